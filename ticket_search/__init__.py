@@ -1,0 +1,32 @@
+"""Search for subnetworks: `search`, `resume` and what they return. Importing this does not import torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .problems import Interrupted as Interrupted
+    from .problems import RequestError as RequestError
+    from .runs import Run as Run
+    from .searches import resume as resume
+    from .searches import search as search
+
+_HOME = {
+    "search": "searches",
+    "resume": "searches",
+    "Run": "runs",
+    "RequestError": "problems",
+    "Interrupted": "problems",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ticket_search' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

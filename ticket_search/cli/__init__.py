@@ -1,0 +1,75 @@
+"""The command `ticket`: one file per command, over the functions of `ticket_search`. Starts without torch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ..problems import Interrupted, RequestError, RunError
+from . import catalog, compare, evaluate, inspect, resume, runs, search
+from .terminal import errors
+
+app = typer.Typer(
+    name="ticket",
+    help="Find subnetworks inside neural networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"supermask {version('supermask')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _ticket(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+search.add_to(app)
+resume.add_to(app)
+runs.add_to(app)
+evaluate.add_to(app)
+inspect.add_to(app)
+compare.add_to(app)
+catalog.add_to(app)
+
+
+def main() -> None:
+    """Run the command line: exit 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted."""
+    try:
+        app()
+    except RequestError as error:
+        for problem in error.problems:
+            errors().print(f"error: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except Interrupted as stop:
+        errors().print(
+            f"\nstopped; go on with:\n  ticket resume {stop.path}", markup=False, highlight=False, soft_wrap=True
+        )
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (RunError, OSError) as error:
+        _complain(error, 1)
+    except ValueError as error:
+        if type(error).__name__ != "TicketError":
+            raise
+        _complain(error, 2)
+
+
+def _complain(error: Exception, code: int) -> None:
+    errors().print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)

@@ -1,0 +1,43 @@
+"""`ticket evaluate`: the accuracy of a ticket."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..problems import RequestError
+from .terminal import percent, print_json, print_table
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("evaluate")(evaluate)
+
+
+def evaluate(
+    ticket: Annotated[str, typer.Argument(help="The ticket file, or a run.")],
+    data: Annotated[str | None, typer.Option(help="Another data set than the ticket was found on.")] = None,
+    state: Annotated[str, typer.Option(help="The network at its start, or final.")] = "final",
+    data_dir: Annotated[str | None, typer.Option(help="Folder to look for data in first.")] = None,
+    runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a ticket's accuracy on the test and validation splits, in fp32."""
+    from .tickets import read_ticket
+
+    found = read_ticket(ticket, runs)
+    from ..evaluation import evaluate_ticket
+
+    name = data or found.meta.get("data")
+    if not isinstance(name, str):
+        raise RequestError(f"{ticket} does not say what data it was found on; name it by --data")
+    measured = evaluate_ticket(found, name, data_dir, state)
+    if as_json:
+        print_json({"ticket": ticket, "data": name, "state": state, "density": found.density, **measured})
+        return
+    accuracies = (percent(measured["test_accuracy"]), percent(measured["val_accuracy"]))
+    print_table(
+        ("data", "state", "density", "test %", "validation %", "test loss"),
+        [(name, state, f"{found.density:.4g}", *accuracies, f"{measured['test_loss']:.4f}")],
+    )

@@ -1,0 +1,83 @@
+"""`ticket runs list|rm`: the runs on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..config import read_toml
+from ..problems import RequestError
+from .terminal import duration, output, percent, print_json, print_table
+
+commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List runs, or remove them.")
+RunsOption = Annotated[str, typer.Option("--runs", help="The folder of all runs.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(commands, name="runs")
+
+
+@commands.command("list")
+def list_all(
+    runs: RunsOption = "runs", as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """List all runs, finished or not."""
+    rows = [describe(folder) for folder in sorted(path.parent for path in Path(runs).glob("*/config.toml"))]
+    if as_json:
+        print_json({"runs": rows})
+    elif not rows:
+        output().print(f"no runs in {runs}; `ticket search` makes one", highlight=False)
+    else:
+        print_table(
+            ("run", "state", "density", "test %", "time"),
+            [
+                (
+                    row["name"],
+                    row["state"],
+                    f"{row['density']:.4g}",
+                    percent(row.get("test_accuracy")),
+                    duration(row["seconds"]) if "seconds" in row else "",
+                )
+                for row in rows
+            ],
+        )
+
+
+@commands.command("rm")
+def remove(
+    names: Annotated[list[str], typer.Argument(help="Folders or names of runs.")],
+    runs: RunsOption = "runs",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete runs, with all that is in their folders."""
+    from ..runs import find_run, remove_run
+
+    folders, problems = [], []
+    for name in names:
+        try:
+            folders.append(find_run(name, runs))
+        except RequestError as error:
+            problems += error.problems
+    if problems:
+        raise RequestError(problems)
+    for folder in folders:
+        if yes or typer.confirm(f"delete {folder} and all that is in it?", err=True):
+            remove_run(folder)
+            output().print(f"deleted {folder}", highlight=False)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """A run's name, state, configuration's main values, and results if it has them."""
+    import json
+
+    config = read_toml(folder / "config.toml")
+    summary_file = folder / "summary.json"
+    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.exists() else {}
+    row: dict[str, Any] = {"name": folder.name, "path": str(folder), "state": "finished" if summary else "unfinished"}
+    row |= {key: config.get(key) for key in ("method", "model", "data", "density", "seed")}
+    return row | {
+        key: summary[key] for key in ("density", "test_accuracy", "val_accuracy", "seconds") if key in summary
+    }

@@ -1,0 +1,197 @@
+"""`ticket search`: find a subnetwork."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+
+import pydantic
+import typer
+
+from ..config import Config, flag, public_fields, recipes
+from ..methods import find_method, method_names
+from ..requests import LAUNCH_FLAGS, read_request
+from .terminal import duration, output, percent, print_definitions, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..runs import Run
+    from ..searches import Plan
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command. Its words are parsed by `read_request`: Typer would stop at the first wrong one."""
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command("search", context_settings=settings, add_help_option=False)(search)
+
+
+def search(context: typer.Context) -> None:
+    """Find a subnetwork: --method X and X's flags (--method X --help shows them)."""
+    words = list(context.args)
+    if "--help" in words:
+        print_help(_method_in(words))
+        return
+    request = read_request(words)
+    from ..progress import Progress
+    from ..runs import Run, choose_folder
+    from ..searches import carry_out, make_plan, prepare
+
+    flags = {key: value for key, value in request.values.items() if key not in ("model", "data")}
+    config, setup = prepare(request.method, request.model, request.data, flags)
+    if request.asks("--dry-run"):
+        print_plan(make_plan(config, setup), request.asks("--json"))
+        return
+    runs = request.launch.get("--runs", "runs")
+    folder = choose_folder(config, runs, request.launch.get("--name"), setup.method.traits.dense)
+    run = carry_out(Run(folder, config, setup, Progress()))
+    if request.asks("--json"):
+        print_json(run.summary)
+    else:
+        print_summary(run)
+
+
+def _method_in(words: list[str]) -> str | None:
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == "--method" and (equals or index + 1 < len(words)):
+            return value if equals else words[index + 1]
+    return None
+
+
+def print_help(name: str | None) -> None:
+    """The flags: of one method with its paper, or those that all share and the list of methods."""
+    console = output()
+    if name is None:
+        console.print("Usage: ticket search [--method NAME] [FLAGS]\n\nFind a subnetwork.", highlight=False)
+        rows = [(method, find_method(method).idea) for method in method_names()]
+        print_table(("method", "idea"), rows)
+        console.print("Flags of a method: ticket search --method NAME --help", highlight=False)
+        _print_flags("shared flags", public_fields(Config))
+    else:
+        method = find_method(name)
+        console.print(f"Usage: ticket search --method {name} [FLAGS]\n\n{method.idea}\n{method.paper}", highlight=False)
+        fields = public_fields(method.Config)
+        own = {key: entry for key, entry in fields.items() if key not in Config.model_fields}
+        if own:
+            _print_flags(f"flags of {name}", own)
+        _print_flags("shared flags", {key: entry for key, entry in fields.items() if key not in own})
+    print_definitions(
+        "launch", [(f"{key} {placeholder or ''}".strip(), text) for key, (placeholder, text) in LAUNCH_FLAGS.items()]
+    )
+    console.print(f"recipes for --config: {', '.join(recipes()) or 'none'}", highlight=False, soft_wrap=True)
+
+
+def _print_flags(title: str, fields: dict[str, pydantic.fields.FieldInfo]) -> None:
+    rows = []
+    for key, entry in fields.items():
+        value, choices = _values(entry.annotation)
+        name = f"{flag(key)}/--no-{flag(key)[2:]}" if entry.annotation is bool else f"{flag(key)} {value}"
+        notes = [entry.description or "", f"one of {', '.join(choices)}" if choices else "", _default(entry.default)]
+        rows.append((name, "; ".join(note for note in notes if note)))
+    print_definitions(title, rows)
+
+
+def _values(annotation: Any) -> tuple[str, tuple[str, ...]]:
+    """How a flag's value is written in help, and its choices."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return "NAME", get_args(annotation)
+    if origin in (types.UnionType, Union):
+        return _values(next(part for part in get_args(annotation) if part is not type(None)))
+    if origin is tuple:
+        return "A,B,...", ()
+    if hasattr(annotation, "__metadata__"):
+        return _values(get_args(annotation)[0])
+    return {bool: "", int: "N", float: "X"}.get(annotation, "TEXT"), ()
+
+
+def _default(value: Any) -> str:
+    if value is None or value == ():
+        return ""
+    text = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    return f"default {text}"
+
+
+def print_plan(plan: Plan, as_json: bool) -> None:
+    """What a search would do."""
+    targets = plan.targets
+    if as_json:
+        print_json(
+            {
+                "config": plan.config.model_dump(mode="json"),
+                "targets": {name: list(target.parameter.shape) for name, target in targets.items()},
+                "weights": targets.size,
+                "left_out": {reason: size for reason, (_, size) in targets.left_out_by_reason().items()},
+                "stages": [vars(stage) for stage in plan.stages],
+                "steps": sum(stage.steps for stage in plan.stages),
+                "seconds": plan.seconds,
+            }
+        )
+        return
+    rows = [
+        (name, target.kind, "x".join(map(str, target.parameter.shape)), target.size) for name, target in targets.items()
+    ]
+    print_table(("maskable tensor", "kind", "shape", "weights"), rows)
+    _print_left_out(targets.left_out_by_reason().items())
+    print_table(
+        ("training", "density", "weights kept", "steps"),
+        [
+            (stage.name, f"{stage.density:.4f}", round(stage.density * targets.size), stage.steps)
+            for stage in plan.stages
+        ],
+    )
+    steps = sum(stage.steps for stage in plan.stages)
+    output().print(
+        f"{plan.config.method} on {plan.config.model} and {plan.config.data}: {steps:,} steps, about "
+        f"{duration(plan.seconds)} on {plan.config.device} with {plan.config.threads} threads. Nothing was written.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_left_out(left_out: Iterable[tuple[str, tuple[int, int]]]) -> None:
+    for reason, (tensors, size) in left_out:
+        output().print(f"left out: {size:,} entries of {tensors} tensors ({reason})", highlight=False)
+
+
+def print_summary(run: Run) -> None:
+    """The result in short, and what to type next."""
+    summary = run.summary
+    if levels := summary.get("levels"):
+        print_table(
+            ("level", "density", "kept", "test %", "validation %", "test % at min. val. loss", "at step"),
+            [
+                (
+                    row["level"],
+                    f"{row['density']:.4f}",
+                    row["kept"],
+                    percent(row["test_accuracy"]),
+                    percent(row["val_accuracy"]),
+                    percent(row["min_validation_loss"]["test_accuracy"]),
+                    row["min_validation_loss"]["step"],
+                )
+                for row in levels
+            ],
+        )
+    cost = summary["cost"]
+    print_table(
+        ("result", ""),
+        [
+            ("test accuracy", f"{percent(summary['test_accuracy'])} %"),
+            ("validation accuracy", f"{percent(summary['val_accuracy'])} %"),
+            ("weights kept", f"{summary['kept']:,} of {summary['weights']:,} (density {summary['density']:.4g})"),
+            (
+                "cost",
+                f"{cost['dense_trainings']:.1f} dense trainings, {cost['steps']:,} steps, {duration(cost['seconds'])}",
+            ),
+        ],
+    )
+    output().print(
+        f"the ticket: {run.path}/ticket.safetensors\n"
+        f"next:\n  ticket inspect {run.path}\n  ticket compare {run.path.parent}/*\n"
+        f"  tensorboard --logdir {run.path.parent}\n"
+        f"  python -c \"import supermask; print(supermask.load('{run.path}/ticket.safetensors'))\"",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )

@@ -1,0 +1,77 @@
+"""Tables, errors and JSON on a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+
+def output() -> Console:
+    """The console on standard output. What is written to a file or a pipe is not folded at 80 columns."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def errors() -> Console:
+    """The console on standard error."""
+    return Console(stderr=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output and nothing else."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+    """A table; numbers stand right."""
+    rows = [[_text(cell) for cell in row] for row in rows]
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+    for row in rows:
+        table.add_row(*row)
+    output().print(table, highlight=False, markup=False)
+
+
+def print_definitions(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Names with their explanations, for help texts."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(f"  {name}", text)
+    output().print(f"\n{title}", style="bold", highlight=False)
+    output().print(table, highlight=False, markup=False)
+
+
+def _text(cell: Any) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell)
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"(-?[\d,]*\.?\d+( (s|to|min|h)\b.*)?)?", text) is not None
+
+
+def percent(value: float | None) -> str:
+    """An accuracy in percent with two decimals."""
+    return "" if value is None else f"{value:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `8.4 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return (
+        f"{int(seconds // 60)} min {int(seconds % 60)} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    )

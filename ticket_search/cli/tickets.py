@@ -1,0 +1,42 @@
+"""Tickets named on the command line: a file, a run's folder, or a run's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..problems import RequestError
+
+if TYPE_CHECKING:
+    from supermask import Ticket
+
+
+def ticket_path(name: str, runs: str) -> Path:
+    """The ticket file that a path or a run's name means.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    from ..runs import TICKET, find_run
+
+    try:
+        folder = find_run(name, runs)
+    except RequestError as error:
+        raise RequestError(f"{name} is neither a ticket file nor a run; {error}") from None
+    if not (folder / TICKET).exists():
+        raise RequestError(f"the run {folder} is not finished; `ticket resume {folder}` goes on")
+    return folder / TICKET
+
+
+def read_ticket(name: str, runs: str) -> Ticket:
+    """Load the ticket that a path or a run's name means.
+
+    Raises:
+        RequestError: there is none.
+        TicketError: the file is no whole ticket.
+    """
+    import supermask
+
+    return supermask.load(ticket_path(name, runs))

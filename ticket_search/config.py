@@ -1,0 +1,185 @@
+"""What a run is told: the flags that all methods share, their checks, and TOML in and out. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from .problems import RequestError, nearest_hint, unknown
+
+DURATION = re.compile(r"(\d+)(it|ep)?")
+Init = Literal["kaiming-normal", "kaiming-uniform", "signed-constant", "unsigned-constant", "xavier-normal", "keep"]
+
+
+def _check_duration(text: str) -> str:
+    match = DURATION.fullmatch(text)
+    if match is None or (match[2] is None and int(match[1]) != 0):
+        raise ValueError("expected steps or epochs, like 500it or 2ep, or 0")
+    return text
+
+
+def _split(value: Any) -> Any:
+    return tuple(word for word in value.split(",") if word) if isinstance(value, str) else value
+
+
+Duration = Annotated[
+    str, BeforeValidator(lambda value: str(value) if value == 0 else value), AfterValidator(_check_duration)
+]
+Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Epochs = Annotated[tuple[pydantic.PositiveInt, ...], BeforeValidator(_split)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """The shared flags. Each method adds its own and sets its own defaults."""
+
+    method: str = Field("", description="the search method (`ticket methods` lists them)")
+    model: str = Field("lenet-300-100", description="the network (`ticket models` lists them)")
+    data: str = Field("digits", description="the data set (`ticket data` lists them)")
+    data_dir: str | None = Field(None, description="folder to look for data in first")
+    density: float = Field(0.5, gt=0, le=1, allow_inf_nan=False, description="fraction of the maskable weights to keep")
+    epochs: int = Field(12, ge=1, description="epochs of one training")
+    batch_size: int = Field(128, ge=1, description="samples per step")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="update rule")
+    lr: Positive = Field(0.1, description="learning rate at its highest")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    nesterov: bool = Field(False, description="Nesterov's momentum for sgd")
+    weight_decay: NotNegative = Field(0.0, description="weight decay")
+    schedule: Literal["constant", "cosine", "step"] = Field("constant", description="learning rate over time")
+    milestones: Epochs = Field((), description="epochs at which the step schedule drops, as 80,120")
+    drop: Positive = Field(0.1, description="factor of each drop of the step schedule")
+    warmup: Duration = Field("0", description="linear rise of the learning rate from 0, as 500it or 2ep")
+    init: Init = Field("kaiming-normal", description="how weights are drawn; keep: as the model comes")
+    evaluate_every: Duration = Field("1ep", description="how often to measure on validation, as 100it or 1ep")
+    include: Words = Field((), description="globs of parameters to mask instead of the default set")
+    exclude: Words = Field((), description="globs of parameters or layers to leave dense")
+    seed: Seed = Field(0, description="of init, data order and masks, where those are not given")
+    init_seed: Seed | None = Field(None, description="of the initial weights")
+    order_seed: Seed | None = Field(None, description="of the data order")
+    mask_seed: Seed | None = Field(None, description="of scores and random masks")
+    split_seed: Seed = Field(0, description="of the validation split; the test split is fixed")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
+    threads: int | None = Field(None, ge=1, description="CPU threads; part of the result, bit for bit")
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """The seeds of init, data order and masks, each `seed` unless it was given."""
+        given = {"init": self.init_seed, "order": self.order_seed, "mask": self.mask_seed}
+        return {name: self.seed if seed is None else seed for name, seed in given.items()}
+
+    def problems(self) -> list[str]:
+        """What is wrong with the combination of flags; methods add to it."""
+        found = []
+        if self.schedule == "step" and not self.milestones:
+            found.append("--schedule step needs --milestones, as 80,120")
+        if self.milestones and self.schedule != "step":
+            found.append(f"--milestones goes with --schedule step, not {self.schedule}")
+        if self.nesterov and not (self.optimizer == "sgd" and self.momentum > 0):
+            found.append("--nesterov needs --optimizer sgd with --momentum above 0")
+        if is_zero(self.evaluate_every):
+            found.append("--evaluate-every 0: expected steps or epochs, like 100it or 1ep")
+        return found
+
+
+def flag(field: str) -> str:
+    """A field's name as a flag: `batch_size` -> `--batch-size`."""
+    return "--" + field.replace("_", "-")
+
+
+def is_zero(duration: str) -> bool:
+    """Whether a duration is 0 steps."""
+    return int(DURATION.fullmatch(duration)[1]) == 0  # type: ignore[index]
+
+
+def steps_of(duration: str, steps_per_epoch: int) -> int:
+    """A duration in steps: `500it` -> 500, `2ep` -> twice the steps of an epoch."""
+    match = DURATION.fullmatch(duration)
+    assert match is not None, duration
+    return int(match[1]) * (steps_per_epoch if match[2] == "ep" else 1)
+
+
+def make_config(config_class: type[Config], values: Mapping[str, Any]) -> Config:
+    """Validate values, text or typed, into a method's configuration.
+
+    Raises:
+        RequestError: every unknown flag, wrong value and impossible combination.
+    """
+    try:
+        config = config_class.model_validate(dict(values))
+    except pydantic.ValidationError as error:
+        raise RequestError([_sentence(item, config_class) for item in error.errors()]) from None
+    if problems := config.problems():
+        raise RequestError(problems)
+    return config
+
+
+def _sentence(item: Any, config_class: type[Config]) -> str:
+    name = str(item["loc"][0]) if item["loc"] else ""
+    if item["type"] == "extra_forbidden":
+        return f"unknown flag {flag(name)}{nearest_hint(flag(name), map(flag, public_fields(config_class)))}"
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    expected = message if message.startswith("expected") else f"expected {message}"
+    return f"{flag(name)} {item['input']}: {expected}"
+
+
+def public_fields(config_class: type[Config]) -> dict[str, pydantic.fields.FieldInfo]:
+    """The fields that are flags: all but the method's name."""
+    return {name: field for name, field in config_class.model_fields.items() if name != "method"}
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The table of a TOML file.
+
+    Raises:
+        RequestError: a file that cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RequestError(f"{path} cannot be read as TOML: {error}") from None
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The configuration as plain values, without those that are not set."""
+    return config.model_dump(mode="json", exclude_none=True)
+
+
+def config_folders() -> list[Path]:
+    """Where the recipes are: in the installed package, or beside it in a source checkout."""
+    package = Path(__file__).parent
+    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that ship with the package: `{name: file}`."""
+    return {path.stem: path for folder in config_folders() for path in sorted(folder.glob("*.toml"))}
+
+
+def find_recipe(name: str) -> dict[str, Any]:
+    """The values of a recipe by its name or its file.
+
+    Raises:
+        RequestError: neither a recipe nor a file.
+    """
+    known = recipes()
+    if name in known:
+        return read_toml(known[name])
+    if name.endswith(".toml") or Path(name).is_file():
+        return read_toml(name)
+    raise RequestError(unknown("recipe", name, known) + ", or the path of a .toml file")
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str] = ()) -> list[str]:
+    """`--lr 0.1 there, 0.2 here` for each value that differs."""
+    keys = names or sorted({*one, *other})
+    return [
+        f"{flag(key)} {one.get(key)} there, {other.get(key)} here" for key in keys if one.get(key) != other.get(key)
+    ]

@@ -1,0 +1,76 @@
+"""Edge-popup: freeze random weights and learn, by a score each, which of them to use.
+
+Ramanujan et al., What's Hidden in a Randomly Weighted Neural Network?, 2020.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from ..config import Config as SharedConfig
+from ..config import Init
+from ..problems import RequestError
+from . import Stage, Traits
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from supermask import Targets, Ticket
+
+    from ..data.dataset import Data
+    from ..runs import Run
+
+
+class Config(SharedConfig):
+    """Flags of edge-popup."""
+
+    method: str = "edge-popup"
+    epochs: int = Field(60, ge=1, description="epochs of training the scores")
+    weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False, description="weight decay, on the scores")
+    schedule: Literal["constant", "cosine", "step"] = Field("cosine", description="learning rate over time")
+    init: Init = Field("signed-constant", description="how the frozen weights are drawn; keep: as the model comes")
+    scaled: bool = Field(True, description="multiply drawn weights by sqrt(1/density)")
+    allocation: Literal["layerwise", "global"] = Field(
+        "layerwise", description="rank scores layer by layer or together"
+    )
+    train_norms: bool = Field(False, description="train the scale and shift of norms")
+
+
+TRAITS = Traits(frozen_weights=True)
+
+
+def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
+    """One training of the scores.
+
+    Raises:
+        RequestError: a density that leaves a tensor without weights.
+    """
+    from supermask.selection import count_kept
+
+    empty = [name for name, target in targets.items() if count_kept(config.density, target.size) == 0]
+    if config.allocation == "layerwise" and empty:
+        raise RequestError(f"--density {config.density:g} keeps none of {', '.join(empty)}: raise it or --exclude them")
+    return [Stage("training", config.density, config.epochs * steps_per_epoch)]
+
+
+def search(model: nn.Module, data: Data, config: Config, run: Run) -> Ticket:
+    """Learn which of the frozen weights of `model` to use."""
+    import supermask
+
+    from ..score_training import train_scores
+
+    supermask.learn(
+        model,
+        config.density,
+        weights=config.init,
+        scaled=config.scaled,
+        allocation=config.allocation,
+        include=config.include or None,
+        exclude=config.exclude or None,
+        seed=config.seeds["init"],
+        score_seed=config.seeds["mask"],
+        train_norms=config.train_norms,
+    )
+    return train_scores(model, data, config, run)

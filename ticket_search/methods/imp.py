@@ -1,0 +1,281 @@
+"""Iterative magnitude pruning: train, drop the smallest weights, rewind the rest, repeat.
+
+Frankle & Carbin, The Lottery Ticket Hypothesis, 2018; rewinding to a later step: Frankle et al., Linear Mode
+Connectivity and the Lottery Ticket Hypothesis, 2020.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from ..config import Config as SharedConfig
+from ..config import Duration, is_zero, steps_of
+from ..problems import RequestError
+from ..tensorboard import densities
+from . import Stage, Traits
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from supermask import Masks, Targets, Ticket
+
+    from ..data.dataset import Data
+    from ..runs import Run
+    from ..training import Trained
+
+Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class Config(SharedConfig):
+    """Flags of iterative magnitude pruning."""
+
+    method: str = "imp"
+    density: float = Field(0.1, gt=0, le=1, allow_inf_nan=False, description="fraction of the weights kept at the end")
+    batch_size: int = Field(60, ge=1, description="samples per step")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="update rule")
+    lr: float = Field(1.2e-3, gt=0, allow_inf_nan=False, description="learning rate at its highest")
+    evaluate_every: Duration = Field("100it", description="how often to measure on validation, as 100it or 1ep")
+    allocation: Literal["global", "layerwise"] = Field("global", description="rank weights together or layer by layer")
+    fraction: float = Field(0.2, gt=0, lt=1, description="fraction of the remaining weights dropped per level")
+    conv_fraction: Rate | None = Field(None, description="the same for convolutions (layerwise)")
+    output_fraction: Rate | None = Field(None, description="the same for the last layer (layerwise)")
+    rewind: Duration = Field("0", description="step to go back to, as 0, 500it or 2ep")
+    rewind_optimizer: Literal["fresh", "restore"] = Field("fresh", description="optimizer moments after rewinding")
+    data_order: Literal["fresh", "same"] = Field("fresh", description="batches of each level: drawn anew or repeated")
+
+    def problems(self) -> list[str]:
+        """Per-layer rates need layerwise ranking, and some training must be left after the rewind point."""
+        found = super().problems()
+        if self.allocation == "global":
+            given = {"--conv-fraction": self.conv_fraction, "--output-fraction": self.output_fraction}
+            found += [f"{name} goes with --allocation layerwise" for name, value in given.items() if value is not None]
+        if self.rewind.endswith("ep") and steps_of(self.rewind, 1) >= self.epochs:
+            found.append(f"--rewind {self.rewind}: expected less than the {self.epochs} epochs of a training")
+        if self.rewind_optimizer == "restore" and is_zero(self.rewind):
+            found.append("--rewind-optimizer restore needs --rewind after step 0: before it there are no moments")
+        return found
+
+
+TRAITS = Traits(nested=True)
+
+
+def rates(config: Config, targets: Targets) -> dict[str, float]:
+    """The fraction dropped per level of each tensor. The last linear layer is the output."""
+    found = {}
+    last = [name for name, target in targets.items() if target.kind == "linear"][-1:]
+    for name, target in targets.items():
+        special = config.conv_fraction if target.kind == "conv" else None
+        if name in last and config.output_fraction is not None:
+            special = config.output_fraction
+        found[name] = config.fraction if special is None else special
+    return found
+
+
+def level_counts(config: Config, targets: Targets) -> list[dict[str, int]]:
+    """Weights kept in each tensor at every level after the dense one, if each tensor is pruned at its own rate.
+
+    After t levels a tensor keeps the share (1 - rate)^t. The last level is where the total is exactly that of the
+    density asked; a last step of less than a tenth of a level is joined to the one before it.
+
+    Raises:
+        RequestError: a density that the rates never reach.
+    """
+    from supermask.allocation import largest_remainder
+    from supermask.selection import count_kept
+
+    rate = rates(config, targets)
+    sizes = {name: target.size for name, target in targets.items()}
+    total = count_kept(config.density, targets.size)
+
+    def shares(level: float) -> dict[str, float]:
+        return {name: sizes[name] * (1.0 - rate[name]) ** level for name in sizes}
+
+    never = sum(size for name, size in sizes.items() if rate[name] == 0)
+    if total <= never and total < targets.size:
+        raise RequestError(
+            f"--density {config.density}: {never} weights are in layers of rate 0, {total} are to be kept"
+        )
+    low, high = 0.0, 1.0
+    while sum(shares(high).values()) > total and high < 1e6:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(shares(middle).values()) > total else (low, middle)
+    number = max(1, math.ceil(high - 0.1))
+    counts: list[dict[str, int]] = []
+    for level in range(1, number):
+        before = counts[-1] if counts else sizes
+        counts.append({name: min(before[name], math.floor(share + 0.5)) for name, share in shares(level).items()})
+    before = counts[-1] if counts else sizes
+    if config.allocation == "layerwise" and len(set(rate.values())) == 1:
+        counts.append({name: min(before[name], count_kept(config.density, size)) for name, size in sizes.items()})
+    else:
+        counts.append(largest_remainder(shares(high), total, before))
+    return counts
+
+
+def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
+    """The dense training, then one training per level from the rewind point on.
+
+    Raises:
+        RequestError: a rewind point at or after the end of training.
+    """
+    whole = config.epochs * steps_per_epoch
+    rewind = steps_of(config.rewind, steps_per_epoch)
+    if rewind >= whole:
+        raise RequestError(f"--rewind {config.rewind}: expected less than the {whole} steps of a training")
+    stages = [Stage("level-00", 1.0, whole)] if config.density < 1 else []
+    stages += [
+        Stage(f"level-{level:02d}", sum(counts.values()) / targets.size, whole - rewind if level else whole)
+        for level, counts in enumerate(level_counts(config, targets), start=len(stages))
+    ]
+    return stages
+
+
+def search(model: nn.Module, data: Data, config: Config, run: Run) -> Ticket:
+    """Run every level; each one keeps its ticket under `levels/`, and `rewind.safetensors` the step rewound to."""
+    targets = run.setup.targets(config, model)
+    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    first = run.stage("level-00", partial(_train_dense, model, data, config, run, initial))
+    run.rows.append(first["row"])
+    levels = level_counts(config, targets) if config.density < 1 else []
+    for level, counts in enumerate(levels, start=1):
+        start = run.load_rewind_point().state_dict() if first["rewound_to"] else initial
+        work = partial(_train_level, model, data, config, run, level, counts, start, first)
+        run.rows.append(run.stage(f"level-{level:02d}", work)["row"])
+    return run.load_level(len(levels))
+
+
+def _train_dense(
+    model: nn.Module, data: Data, config: Config, run: Run, initial: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    import supermask
+
+    from ..training import steps_per_epoch, train
+
+    rewind = steps_of(config.rewind, steps_per_epoch(len(data.train_y), config.batch_size))
+    hook = RewindPoint(rewind)
+    masks = supermask.prune(model, 1.0, include=config.include or None, exclude=config.exclude or None)
+    trained = train(model, data, config, run, hook=hook, order=_order(config, 0))
+    if hook.tensors:
+        states = {"start": supermask.make_state(initial, masks, run.setup.draws)}
+        states["final"] = supermask.make_state(hook.tensors, masks)
+        run.save_rewind_point(supermask.Ticket(masks, states, {"step": rewind}))
+    result = _finish_level(model, data, run, 0, masks, initial, trained)
+    keep_moments = config.rewind_optimizer == "restore"
+    return {**result, "rewound_to": rewind, "optimizer": hook.optimizer if keep_moments else {}}
+
+
+def _train_level(
+    model: nn.Module,
+    data: Data,
+    config: Config,
+    run: Run,
+    level: int,
+    counts: Mapping[str, int],
+    start: Mapping[str, Tensor],
+    first: Mapping[str, Any],
+) -> dict[str, Any]:
+    import supermask
+
+    from ..training import train
+
+    before = run.load_level(level - 1)
+    masks = _prune(before.apply_to(model), config, before.masks, counts)
+    model.load_state_dict(start)
+    supermask.hold(model, masks)
+    moments = _mask_moments(first["optimizer"], model, masks) if first["optimizer"] else None
+    trained = train(
+        model, data, config, run, start=first["rewound_to"], order=_order(config, level), optimizer_state=moments
+    )
+    supermask.check(model)
+    result = _finish_level(model, data, run, level, masks, start, trained)
+    supermask.detach(model)
+    return result
+
+
+def _finish_level(
+    model: nn.Module, data: Data, run: Run, level: int, masks: Masks, start: Mapping[str, Tensor], trained: Trained
+) -> dict[str, Any]:
+    from ..reports import describe_training, make_ticket
+
+    ticket = make_ticket(run, masks, start, model.state_dict(), trained, run.setup.draws, level=level)
+    run.save_level(level, ticket)
+    row = {"level": level, **describe_training(model, data, trained, ticket)}
+    run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **densities(masks)})
+    return {"steps": trained.steps, "row": row}
+
+
+def _order(config: Config, level: int) -> str:
+    return "order/0" if config.data_order == "same" else f"order/{level}"
+
+
+def _prune(model: nn.Module, config: Config, previous: Masks, counts: Mapping[str, int]) -> Masks:
+    import supermask
+    from supermask.allocation import global_
+
+    total = sum(counts.values())
+
+    def allocate(scores: Mapping[str, Tensor], density: float) -> dict[str, int]:
+        return dict(counts) if config.allocation == "layerwise" else global_(scores, density)
+
+    return supermask.prune(
+        model,
+        total / previous.size,
+        allocation=allocate,
+        include=config.include or None,
+        exclude=config.exclude or None,
+        previous=previous,
+    )
+
+
+def _mask_moments(state: Mapping[str, Any], model: nn.Module, masks: Masks) -> dict[str, Any]:
+    """An optimizer's state with the moments of dropped weights at 0."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    moments = {}
+    for index, entries in state["state"].items():
+        mask = masks.get(names[index])
+        moments[index] = {
+            key: value.masked_fill(~mask.to(value.device), 0)
+            if mask is not None and value.shape == mask.shape
+            else value
+            for key, value in entries.items()
+        }
+    return {**state, "state": moments}
+
+
+class RewindPoint:
+    """Hook that keeps the weights, the buffers and the optimizer's moments of one step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.tensors: dict[str, Tensor] = {}
+        self.optimizer: dict[str, Any] = {}
+
+    def on_step(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
+        """Copy everything at the step to come back to."""
+        if step == self.step:
+            self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            self.optimizer = copy.deepcopy(optimizer.state_dict())
+
+    def on_epoch(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
+        """Nothing."""
+
+    def done(self) -> bool:
+        """Never: training goes to its end."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The copies."""
+        return {"tensors": self.tensors, "optimizer": self.optimizer}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The copies of a stopped training."""
+        self.tensors, self.optimizer = state["tensors"], state["optimizer"]

@@ -1,0 +1,12 @@
+"""Networks: plain modules, one family a file. Their names are declared in the entry-point group `supermask.models`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+GROUP = "supermask.models"
+
+
+def model_names() -> list[str]:
+    """The names of all models that installed packages declare."""
+    return sorted({point.name for point in importlib.metadata.entry_points(group=GROUP)})

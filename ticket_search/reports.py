@@ -1,0 +1,143 @@
+"""From a trained network to a ticket and to the numbers that a run reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import supermask
+from supermask import Draw, Masks, Ticket
+
+from .config import to_plain
+from .data.dataset import Data
+from .evaluation import evaluate
+from .runs import Run
+from .training import Moment, Trained, steps_per_epoch
+
+# Of a training step's multiply-adds a third is the forward pass; the gradients of weights and inputs take one each.
+_PASSES_PER_STEP = 3
+
+
+def make_ticket(
+    run: Run,
+    masks: Masks,
+    start: Mapping[str, Tensor],
+    final: Mapping[str, Tensor],
+    trained: Trained,
+    draws: Mapping[str, Draw],
+    **meta: Any,
+) -> Ticket:
+    """Build a ticket and measure it: both states, as read back from the ticket's own bytes, in fp32 on the test split.
+
+    Args:
+        run: whose configuration the ticket records.
+        masks: True = kept.
+        start: the state dict that training began from.
+        final: the state dict at the end.
+        trained: for the validation accuracy.
+        draws: how tensors of `start` were drawn.
+        meta: more to record.
+    """
+    masks = masks.to("cpu")
+    states = {"start": supermask.make_state(start, masks, draws), "final": supermask.make_state(final, masks, draws)}
+    data, config = run.setup.data, run.config
+    recorded = to_plain(config)
+    recorded.pop("data_dir", None)
+    described: dict[str, Any] = {
+        "method": config.method,
+        "paper": run.setup.method.paper,
+        "model": config.model,
+        "data": config.data,
+        "density": config.density,
+        "seed": config.seed,
+        "config": recorded,
+        "architecture": run.setup.architecture,
+        "normalization": {"mean": list(data.mean), "std": list(data.std)},
+        **meta,
+    }
+    read_back = supermask.unpack(supermask.pack(Ticket(masks, states, described)))
+    accuracy: dict[str, dict[str, float]] = {state: {"test": measure(read_back, run, state)} for state in states}
+    accuracy["final"]["validation"] = trained.final.accuracy
+    return Ticket(masks, states, {**described, "accuracy": accuracy})
+
+
+def measure(ticket: Ticket, run: Run, state: str) -> float:
+    """Test accuracy in percent of a ticket's state."""
+    model = ticket.apply_to(run.setup.build(), state).to(run.config.device)
+    return evaluate(model, run.setup.data.test_x, run.setup.data.test_y).accuracy
+
+
+def describe_training(model: nn.Module, data: Data, trained: Trained, ticket: Ticket) -> dict[str, Any]:
+    """The numbers of one training: at its final step, at minimum validation loss and at best validation accuracy.
+
+    The last two steps were chosen on validation; the test accuracy there is only reported.
+    """
+    row: dict[str, Any] = {
+        "density": ticket.density,
+        "kept": ticket.masks.kept,
+        "test_accuracy": ticket.meta["accuracy"]["final"]["test"],
+        "val_accuracy": trained.final.accuracy,
+        "val_loss": trained.final.loss,
+    }
+    for name, moment in trained.moments.items():
+        row[name] = {
+            "step": moment.step,
+            "val_loss": moment.loss,
+            "val_accuracy": moment.accuracy,
+            "test_accuracy": _test_moment(model, data, moment),
+        }
+    return row
+
+
+@torch.no_grad()
+def _test_moment(model: nn.Module, data: Data, moment: Moment) -> float:
+    now = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(moment.tensors)
+    accuracy = evaluate(model, data.test_x, data.test_y).accuracy
+    model.load_state_dict(now)
+    return accuracy
+
+
+def forward_flops(model: nn.Module, data: Data) -> int:
+    """Floating-point operations of one sample's forward pass, two for a multiply-add."""
+    counter = FlopCounterMode(display=False)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), counter:
+        model(data.train_x[:1])
+    model.train(was_training)
+    return int(counter.get_total_flops())
+
+
+def summarize(run: Run, ticket: Ticket, model: nn.Module) -> dict[str, Any]:
+    """What `summary.json` holds: what was run, accuracies in percent, sizes, and the cost of the whole search.
+
+    `cost.flops` counts the operations of the dense network: masks save none while training. `dense_trainings` is the
+    number of whole trainings that the search's steps would pay for.
+    """
+    config, data = run.config, run.setup.data
+    per_epoch = steps_per_epoch(len(data.train_y), config.batch_size)
+    batch = min(config.batch_size, len(data.train_y))
+    seconds = round(run.seconds, 3)
+    summary = {
+        "name": run.path.name,
+        "method": config.method,
+        "model": config.model,
+        "data": config.data,
+        "seed": config.seed,
+        **{key: value for key, value in run.rows[-1].items() if key != "level"},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weights": ticket.masks.size,
+        "seconds": seconds,
+        "cost": {
+            "steps": run.steps_done,
+            "flops": forward_flops(model, data) * _PASSES_PER_STEP * batch * run.steps_done,
+            "seconds": seconds,
+            "dense_trainings": run.steps_done / (config.epochs * per_epoch),
+        },
+    }
+    return summary | {"levels": run.rows} if any("level" in row for row in run.rows) else summary

@@ -1,0 +1,195 @@
+"""A search as asked for, in words or in Python, checked before anything heavy is imported or anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .config import Config, find_recipe, flag, make_config, public_fields
+from .data import SOURCES
+from .methods import Method, find_method, method_names
+from .models import model_names
+from .problems import RequestError, nearest_hint, unknown
+
+DEFAULT_METHOD = "edge-popup"
+
+# What is not part of a run's configuration: `flag: (placeholder or None where it takes no value, help)`.
+LAUNCH_FLAGS: dict[str, tuple[str | None, str]] = {
+    "--method": ("NAME", f"the search method; {DEFAULT_METHOD} if not given"),
+    "--config": ("NAME|FILE", "a recipe of this package or a .toml file; flags beside it win"),
+    "--sparsity": ("S", "the same as --density 1-S"),
+    "--runs": ("DIR", "the folder of all runs; ./runs if not given"),
+    "--name": ("NAME", "the run's name; METHOD-MODEL-DATA-dDENSITY-sSEED if not given"),
+    "--dry-run": (None, "say what would be done and how long it would take; write nothing"),
+    "--json": (None, "print the summary (or the plan) as one JSON object"),
+    "--help": (None, "show the flags, with --method those of that method too"),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for: a method, values of its flags, and how to launch it."""
+
+    method: str
+    values: dict[str, Any]
+    launch: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.values.get("model", Config.model_fields["model"].default))
+
+    @property
+    def data(self) -> str:
+        """The data set's name."""
+        return str(self.values.get("data", Config.model_fields["data"].default))
+
+    def asks(self, launch_flag: str) -> bool:
+        """Whether a flag without a value was given."""
+        return launch_flag in self.launch
+
+
+def read_request(words: Sequence[str]) -> Request:
+    """Parse and check the words after `ticket search`.
+
+    Raises:
+        RequestError: every problem of the request at once.
+    """
+    problems: list[str] = []
+    given = _read_words(words, problems)
+    launch = {key: given.pop(key) for key in LAUNCH_FLAGS if key in given}
+    recipe: dict[str, Any] = {}
+    if "--config" in launch:
+        try:
+            recipe = find_recipe(launch["--config"])
+        except RequestError as error:
+            problems += error.problems
+    method = launch.get("--method") or str(recipe.pop("method", DEFAULT_METHOD))
+    recipe.pop("method", None)
+    typed = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
+    density = _density(launch, typed, problems)
+    request = Request(method, {**_without_notes(recipe), **typed, **density}, launch)
+    try:
+        validate(method, request.model, request.data, request.values)
+    except RequestError as error:
+        problems += error.problems
+    if problems:
+        raise RequestError(problems)
+    return request
+
+
+def validate(
+    method: str, model: str | Callable[..., Any], data: Any, flags: Mapping[str, Any], model_name: str | None = None
+) -> tuple[Method, Config]:
+    """The method and its checked configuration.
+
+    Args:
+        method: its name.
+        model: a name, or a callable that `model_name` describes.
+        data: a name, or arrays.
+        flags: values by field name, text or typed.
+        model_name: what the configuration says of a callable.
+
+    Raises:
+        RequestError: every unknown name, unknown flag, wrong value and impossible combination.
+    """
+    problems = []
+    chosen: Method | None = None
+    config: Config | None = None
+    try:
+        chosen = find_method(method)
+    except RequestError as error:
+        problems += error.problems
+    problems += name_problems(model, data)
+    config_class = Config if chosen is None else chosen.Config
+    strangers = [key for key in flags if key not in public_fields(config_class)]
+    problems += [_stranger(key, chosen) for key in strangers if chosen is not None]
+    values = {key: value for key, value in flags.items() if key not in strangers}
+    values |= {"method": method, "model": model_name or model, "data": data if isinstance(data, str) else "arrays"}
+    if chosen is not None and not isinstance(model, str) and not chosen.traits.frozen_weights:
+        values.setdefault("init", "keep")
+    try:
+        config = make_config(config_class, values)
+    except RequestError as error:
+        problems += error.problems
+    if problems or chosen is None or config is None:
+        raise RequestError(problems)
+    return chosen, config
+
+
+def name_problems(model: Any, data: Any) -> list[str]:
+    """What is wrong with the names of model and data."""
+    problems = []
+    if isinstance(model, str) and model not in model_names():
+        problems.append(unknown("model", model, model_names()))
+    if isinstance(data, str) and data not in SOURCES:
+        problems.append(unknown("data set", data, SOURCES))
+    return problems
+
+
+def _read_words(words: Sequence[str], problems: list[str]) -> dict[str, str]:
+    switches = {key for key, (placeholder, _) in LAUNCH_FLAGS.items() if placeholder is None}
+    booleans = {
+        flag(name)
+        for method in method_names()
+        for name, entry in public_fields(find_method(method).Config).items()
+        if entry.annotation is bool
+    }
+    given: dict[str, str] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        negated = "--" + name.removeprefix("--no-")
+        if not name.startswith("--"):
+            problems.append(f"'{word}' is not a flag; flags start with --")
+            continue
+        if (name in switches and not equals) or (name in booleans and not equals):
+            value = "true"
+        elif name.startswith("--no-") and negated in booleans and not equals:
+            name, value = negated, "false"
+        elif not equals:
+            if not rest or rest[0].startswith("--"):
+                problems.append(f"{name} needs a value, as {name} {_example(name)}")
+                continue
+            value = rest.pop(0)
+        if name in given and given[name] != value:
+            problems.append(f"{name} is given twice: {given[name]} and {value}")
+        given[name] = value
+    return given
+
+
+def _example(name: str) -> str:
+    return LAUNCH_FLAGS.get(name, ("VALUE", ""))[0] or "VALUE"
+
+
+def _density(launch: Mapping[str, str], typed: Mapping[str, str], problems: list[str]) -> dict[str, float]:
+    if "--sparsity" not in launch:
+        return {}
+    if "density" in typed:
+        problems.append(f"--density {typed['density']} and --sparsity {launch['--sparsity']}: give one of them")
+        return {}
+    try:
+        sparsity = float(launch["--sparsity"])
+    except ValueError:
+        sparsity = -1.0
+    if not 0 <= sparsity < 1:
+        problems.append(f"--sparsity {launch['--sparsity']}: expected a number in [0, 1), the fraction dropped")
+        return {}
+    # 1 - 0.9 is 0.09999999999999998 in floating point; nobody means that.
+    return {"density": round(1.0 - sparsity, 12)}
+
+
+def _without_notes(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in recipe.items() if key != "about"}
+
+
+def _stranger(key: str, chosen: Method) -> str:
+    others = [name for name in method_names() if key in find_method(name).Config.model_fields]
+    if key == "method":
+        return "method is given by --method, not as a flag"
+    if others:
+        return f"{flag(key)} is a flag of {', '.join(others)}, not of {chosen.name}"
+    known = [*map(flag, public_fields(chosen.Config)), *LAUNCH_FLAGS]
+    return f"unknown flag {flag(key)}{nearest_hint(flag(key), known)}"

@@ -1,0 +1,359 @@
+"""The run folder: configuration, stages, metrics, the state that a stopped run resumes from."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy
+import tomli_w
+import torch
+
+import supermask
+from supermask import Ticket
+from supermask.ticket_file import write_atomically
+
+from .config import Config, differences, make_config, read_toml, to_plain
+from .methods import find_method
+from .problems import Interrupted, RequestError
+from .progress import Progress
+from .setup import Setup
+from .tensorboard import EventFile
+
+TICKET = "ticket.safetensors"
+REWIND_POINT = "rewind.safetensors"
+_STATE = "state.pt"
+# A state is written at the end of an epoch, at most this often: a kill costs an epoch, or a second of short epochs.
+_SECONDS_BETWEEN_STATES = 1.0
+
+
+class Run:
+    """One search: its folder and what has been done in it.
+
+    `path` is the folder, `ticket` the result, `summary` what `summary.json` holds, `levels` its rows per level,
+    `metrics` all logged rows. A method works in stages, appends what each one reports to `rows`, and saves tickets.
+    """
+
+    def __init__(
+        self, path: Path, config: Config, setup: Setup | None = None, progress: Progress | None = None
+    ) -> None:
+        self.path = path
+        self.config = config
+        self._setup = setup
+        self.progress = progress or Progress(shown=False)
+        self.interrupted = False
+        self.steps_done = 0
+        self.training_stage = ""
+        self.rows: list[dict[str, Any]] = []
+        self._stages: dict[str, Any] = {}
+        self._training: dict[str, Any] | None = None
+        self._seconds = 0.0
+        self._opened = time.monotonic()
+        self._saved = time.monotonic()
+        self._events = EventFile(path)
+        self._rows: Any = None
+
+    @property
+    def setup(self) -> Setup:
+        """Model and data of the run while it is searched."""
+        assert self._setup is not None, "a run that was only opened has no model and no data"
+        return self._setup
+
+    @property
+    def ticket(self) -> Ticket:
+        """The run's result, read from its file."""
+        return supermask.load(self.path / TICKET)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the finished run reports."""
+        return read_json(self.path / "summary.json")
+
+    @property
+    def levels(self) -> list[dict[str, Any]]:
+        """One row per level, level 0 the dense network; empty for methods without levels."""
+        rows: list[dict[str, Any]] = self.summary.get("levels", [])
+        return rows
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """All logged rows: `step` over the whole search, `stage`, and the values by tag."""
+        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its result."""
+        return (self.path / "summary.json").exists()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent on the run, over all its sessions."""
+        return self._seconds + time.monotonic() - self._opened
+
+    def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of a stage: what was saved when it is done, else what `work()` returns.
+
+        Results are tensors and plain data; `steps` in them moves the origin of the following stages' steps.
+        """
+        if name not in self._stages:
+            self.stop_if_asked()
+            self.training_stage = name
+            self.progress.label(f"{self.config.method}  {name}")
+            self._stages[name] = work()
+            self._training = None
+            self.save_state()
+        result: dict[str, Any] = self._stages[name]
+        self.steps_done = sum(done.get("steps", 0) for done in self._stages.values())
+        return result
+
+    def training_state(self) -> dict[str, Any] | None:
+        """The saved state of the current stage's training, if it was stopped in the middle."""
+        state = self._training
+        return state if state is not None and state["stage"] == self.training_stage else None
+
+    def save_training(self, state: dict[str, Any], force: bool = False) -> None:
+        """Save the state of a training in progress, at most once a second unless `force`."""
+        if force or time.monotonic() - self._saved >= _SECONDS_BETWEEN_STATES:
+            self._training = {**state, "stage": self.training_stage}
+            self.save_state()
+
+    def save_state(self) -> None:
+        """Write `state.pt`: stage results, training in progress, and where the logs end."""
+        self._rows.flush()
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "stages": self._stages,
+                "training": self._training,
+                "seconds": self.seconds,
+                "metrics_bytes": (self.path / "metrics.jsonl").stat().st_size,
+                "event_bytes": self._events.sizes(),
+            },
+            buffer,
+        )
+        write_atomically(self.path / _STATE, buffer.getvalue())
+        self._saved = time.monotonic()
+
+    def stop_if_asked(self) -> None:
+        """Raise Interrupted when a signal came."""
+        if self.interrupted:
+            raise Interrupted(str(self.path))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a row of scalars at a step of the current stage to `metrics.jsonl` and TensorBoard."""
+        row = {"step": self.steps_done + step, "stage": self.training_stage, **values}
+        self._rows.write(json.dumps(row) + "\n")
+        self._events.write(self.steps_done + step, dict(values))
+
+    def save_level(self, level: int, ticket: Ticket) -> None:
+        """Keep a level's ticket as `levels/NN/ticket.safetensors`."""
+        path = self._level(level)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        supermask.save(ticket, path, overwrite=True)
+
+    def load_level(self, level: int) -> Ticket:
+        """A level's ticket."""
+        return supermask.load(self._level(level))
+
+    def save_rewind_point(self, ticket: Ticket) -> None:
+        """Keep the dense network at the step that levels rewind to, as `rewind.safetensors`."""
+        supermask.save(ticket, self.path / REWIND_POINT, overwrite=True)
+
+    def load_rewind_point(self) -> Ticket:
+        """The dense network at the step that levels rewind to: its `final` state."""
+        return supermask.load(self.path / REWIND_POINT)
+
+    def _level(self, level: int) -> Path:
+        return self.path / "levels" / f"{level:02d}" / TICKET
+
+    def save_ticket(self, ticket: Ticket) -> None:
+        """Keep the run's result as `ticket.safetensors`."""
+        supermask.save(ticket, self.path / TICKET, overwrite=True)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary, which says that the run is done, and drop the state."""
+        write_json(self.path / "summary.json", summary)
+        (self.path / _STATE).unlink(missing_ok=True)
+
+    @contextmanager
+    def opened(self) -> Iterator[Run]:
+        """Work on the run: its folder made and locked, its logs cut back to the saved state, signals caught.
+
+        Raises:
+            RequestError: another process works on this run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RequestError(f"another process is working on {self.path}") from None
+        try:
+            if not (self.path / "config.toml").exists():
+                write_atomically(self.path / "config.toml", tomli_w.dumps(to_plain(self.config)).encode())
+                write_json(self.path / "environment.json", describe_environment(self.config))
+            self._restore()
+            with (
+                (self.path / "metrics.jsonl").open("a", encoding="utf-8") as self._rows,
+                self._catching_signals(),
+                self.progress,
+            ):
+                yield self
+        finally:
+            self._events.close()
+            lock.release()
+            (self.path / ".lock").unlink(missing_ok=True)
+
+    def _restore(self) -> None:
+        self._opened = self._saved = time.monotonic()
+        state_file = self.path / _STATE
+        state: dict[str, Any] = {"metrics_bytes": 0, "event_bytes": {}, "stages": {}, "training": None, "seconds": 0.0}
+        if state_file.exists():
+            state = torch.load(state_file, weights_only=True, map_location="cpu")
+        self._stages, self._training, self._seconds = state["stages"], state["training"], state["seconds"]
+        self._events.cut_back(state["event_bytes"])
+        rows = self.path / "metrics.jsonl"
+        if rows.exists():
+            with rows.open("r+b") as file:
+                file.truncate(state["metrics_bytes"])
+
+    @contextmanager
+    def _catching_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask_to_stop(number: int, frame: Any) -> None:
+            self.interrupted = True
+            # A second signal does what it would do without us.
+            signal.signal(number, previous[signal.Signals(number)])
+
+        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for number in previous:
+                signal.signal(number, ask_to_stop)
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as a JSON file, whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def describe_environment(config: Config) -> dict[str, Any]:
+    """Versions, device and command: what one needs to know to repeat a run, beside its configuration."""
+    device = torch.cuda.get_device_name() if config.device == "cuda" else platform.processor() or platform.machine()
+    return {
+        "supermask": supermask.__version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": config.threads,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def default_name(config: Config, dense: bool) -> str:
+    """METHOD-MODEL-DATA-dDENSITY-sSEED."""
+    parts = (config.method, config.model, config.data, f"d{1 if dense else config.density:g}", f"s{config.seed}")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
+
+
+def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None, dense: bool = False) -> Path:
+    """The folder for a run of this configuration: new, or that of an unfinished run to resume.
+
+    Raises:
+        RequestError: a name that was asked for is taken by a finished run or by one of another configuration.
+    """
+    if name is not None and (not name or Path(name).name != name):
+        raise RequestError(f"--name {name!r}: expected the name of a folder inside --runs, without separators")
+    base = name or default_name(config, dense)
+    number = 1
+    while True:
+        folder = Path(runs) / (base if number == 1 else f"{base}-{number}")
+        if not folder.exists() or not any(folder.iterdir()):
+            return folder
+        problem = _why_taken(folder, config)
+        if problem is None:
+            return folder
+        if name is not None:
+            raise RequestError(f"--name {name}: {problem}; choose another name, or `ticket runs rm {folder}`")
+        number += 1
+
+
+def _why_taken(folder: Path, config: Config) -> str | None:
+    if not (folder / "config.toml").exists():
+        return f"{folder} is not a run"
+    if (folder / "summary.json").exists():
+        return f"the run {folder} is finished"
+    other = differences(read_toml(folder / "config.toml"), to_plain(config))
+    return f"the unfinished run {folder} is another one ({', '.join(other)})" if other else None
+
+
+def find_run(name: str, runs: str | os.PathLike[str] = "runs") -> Path:
+    """The folder of a run by its path or its name under `runs`.
+
+    Raises:
+        RequestError: there is none; the nearest name is given.
+    """
+    for folder in (Path(name), Path(runs) / name):
+        if (folder / "config.toml").exists():
+            return folder
+    there = [path.name for path in list_runs(runs)]
+    near = supermask.targets.nearest(Path(name).name, there)
+    raise RequestError(f"there is no run '{name}', neither here nor in {runs}{near}")
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of the run in a folder.
+
+    Raises:
+        RequestError: it is damaged or of an unknown method.
+    """
+    values = read_toml(folder / "config.toml")
+    return make_config(find_method(str(values.get("method", ""))).Config, values)
+
+
+def list_runs(runs: str | os.PathLike[str] = "runs") -> list[Path]:
+    """The folders of all runs under `runs`, by name."""
+    return sorted(path.parent for path in Path(runs).glob("*/config.toml"))
+
+
+def remove_run(folder: Path) -> None:
+    """Delete a run's folder.
+
+    Raises:
+        RequestError: another process works on this run.
+    """
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            shutil.rmtree(folder)
+    except filelock.Timeout:
+        raise RequestError(f"another process is working on {folder}") from None

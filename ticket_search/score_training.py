@@ -1,0 +1,88 @@
+"""What the methods share that train scores over frozen weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+import supermask
+from supermask import Masks, Ticket
+from supermask.edge_popup import EdgePopup
+from supermask.live import program_of
+from supermask.targets import SCORES_SUFFIX
+
+from .config import Config
+from .data.dataset import Data
+from .problems import RunError
+from .reports import describe_training, make_ticket
+from .runs import Run
+from .tensorboard import densities
+from .training import train
+
+
+class MaskWatch:
+    """Hook that logs densities and churn once an epoch, and refuses a network that its masks have cut."""
+
+    def __init__(self, run: Run, model: nn.Module) -> None:
+        self.run = run
+        self.masks = supermask.masks_of(model)
+
+    def on_step(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
+        """Nothing: reading the masks costs a selection."""
+
+    def on_epoch(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
+        """Log densities and the share of mask entries that changed.
+
+        Raises:
+            RunError: a tensor keeps none of its weights.
+        """
+        try:
+            supermask.check(model)
+        except ValueError as error:
+            raise RunError(f"{error} (at step {step})") from None
+        masks = supermask.masks_of(model)
+        self.run.log(step, {"mask/changed": masks.changed(self.masks), **densities(masks)})
+        self.masks = masks
+
+    def done(self) -> bool:
+        """Never: training goes to its end."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks of the last epoch."""
+        return {"masks": dict(self.masks)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The masks of the last epoch before a stop."""
+        self.masks = Masks(state["masks"])
+
+
+def train_scores(model: nn.Module, data: Data, config: Config, run: Run) -> Ticket:
+    """Train the scores of a model that `supermask.learn` has prepared; its weights stay frozen, which is checked."""
+    program = program_of(model)
+    assert isinstance(program, EdgePopup)
+    start = plain_state(model)
+
+    def work() -> dict[str, Any]:
+        trained = train(model, data, config, run, hook=MaskWatch(run, model))
+        supermask.check(model)
+        masks = supermask.masks_of(model)
+        ticket = make_ticket(
+            run, masks, start, plain_state(model), trained, program.draws, frozen_fingerprint=program.fingerprint
+        )
+        run.save_ticket(ticket)
+        row = describe_training(model, data, trained, ticket)
+        run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **densities(masks)})
+        return {"steps": trained.steps, "row": {**row, "frozen_fingerprint": program.fingerprint}}
+
+    run.rows.append(run.stage("training", work)["row"])
+    return run.ticket
+
+
+def plain_state(model: nn.Module) -> dict[str, Any]:
+    """A copy of the state dict without the scores."""
+    return {
+        name: tensor.detach().clone() for name, tensor in model.state_dict().items() if not name.endswith(SCORES_SUFFIX)
+    }

@@ -1,0 +1,276 @@
+"""The only training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from supermask.inits import permutation, random_words
+
+from .config import Config, is_zero, steps_of
+from .data.dataset import Data
+from .evaluation import Evaluation, evaluate
+from .problems import RunError
+from .runs import Run
+
+StateDict = dict[str, Any]
+
+
+class Hook(Protocol):
+    """What a method does between steps: the only way into the loop."""
+
+    def on_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """After the optimizer's step; `step` counts the steps done."""
+
+    def on_epoch(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """After an epoch's last step."""
+
+    def done(self) -> bool:
+        """Whether to stop here."""
+        ...
+
+    def state_dict(self) -> StateDict:
+        """What must survive a stop: tensors and plain data."""
+        ...
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Go on from a saved state."""
+
+
+@dataclass
+class Moment:
+    """The network at one step chosen on validation: at minimum validation loss, or at best validation accuracy."""
+
+    step: int
+    loss: float
+    accuracy: float
+    tensors: dict[str, Tensor]
+
+
+@dataclass
+class Trained:
+    """What a training leaves beside the model itself, which is at its final step."""
+
+    steps: int
+    seconds: float
+    final: Evaluation
+    moments: dict[str, Moment] = field(default_factory=dict)
+    optimizer: StateDict = field(default_factory=dict)
+
+
+def steps_per_epoch(samples: int, batch_size: int) -> int:
+    """Whole batches in an epoch; what is left over waits for the next epoch's order. A small set is one batch."""
+    return max(1, samples // batch_size)
+
+
+def learning_rate(config: Config, step: int, total: int, per_epoch: int) -> float:
+    """The learning rate of a step counted from 0, out of `total`."""
+    warmup = steps_of(config.warmup, per_epoch)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    return config.lr * config.drop ** sum(step >= epoch * per_epoch for epoch in config.milestones)
+
+
+def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """The configured optimizer over all trainable parameters, in one fused or foreach call per step."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            config.lr,
+            config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+            fused=True,
+        )
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def train(
+    model: nn.Module,
+    data: Data,
+    config: Config,
+    run: Run,
+    *,
+    hook: Hook | None = None,
+    start: int = 0,
+    order: str = "order/0",
+    optimizer_state: Mapping[str, Any] | None = None,
+) -> Trained:
+    """Train `model` in place from step `start` to the end of the configured epochs, as a part of the run's stage.
+
+    A stopped training goes on where its state was saved, as if never stopped.
+
+    Args:
+        model: on the data's device; what requires a gradient is trained.
+        data: the samples.
+        config: optimizer, schedule, epochs, seeds.
+        run: where to log and to save state.
+        hook: what to do between steps.
+        start: the step to begin at, of the schedule and of the data order.
+        order: name of the data order; the same name and order seed give the same batches.
+        optimizer_state: moments to begin with; the learning rate is the schedule's.
+
+    Raises:
+        RunError: the loss became NaN or infinite.
+        Interrupted: a signal came; the state is saved.
+    """
+    torch.manual_seed(int(random_words(1, config.seeds["order"], f"dropout/{order}")[0] >> numpy.uint64(1)))
+    loop = _Loop(model, data, config, run, hook, start, order)
+    if optimizer_state is not None:
+        loop.optimizer.load_state_dict(dict(optimizer_state))
+    saved = run.training_state()
+    if saved is not None:
+        loop.load_state_dict(saved)
+    loop.run_to_end()
+    return loop.trained()
+
+
+class _Loop:
+    def __init__(
+        self, model: nn.Module, data: Data, config: Config, run: Run, hook: Hook | None, start: int, order: str
+    ) -> None:
+        self.model, self.data, self.config, self.run, self.hook, self.order = model, data, config, run, hook, order
+        self.batch_size = min(config.batch_size, len(data.train_y))
+        self.per_epoch = steps_per_epoch(len(data.train_y), config.batch_size)
+        self.total = config.epochs * self.per_epoch
+        self.evaluate_every = steps_of(config.evaluate_every, self.per_epoch)
+        self.optimizer = make_optimizer(model, config)
+        device = data.train_y.device
+        self.step = self.logged_step = self.start = start
+        self.loss = torch.zeros((), device=device)
+        self.right = torch.zeros((), dtype=torch.int64, device=device)
+        self.seconds = self.logged_seconds = 0.0
+        self.final: Evaluation | None = None
+        self.moments: dict[str, Moment] = {}
+
+    def run_to_end(self) -> None:
+        epoch_order = None
+        clock = time.perf_counter()
+        self.model.train()
+        while self.step < self.total and not (self.hook and self.hook.done()):
+            if self.run.interrupted:
+                self.seconds += time.perf_counter() - clock
+                self.run.save_training(self.state_dict(), force=True)
+                self.run.stop_if_asked()
+            epoch, position = divmod(self.step, self.per_epoch)
+            if epoch_order is None or position == 0:
+                epoch_order = self._order_of(epoch)
+            self._train_on(epoch_order[position * self.batch_size : (position + 1) * self.batch_size])
+            self.step += 1
+            if self.hook:
+                self.hook.on_step(self.step, self.model, self.optimizer)
+            if self.step % self.evaluate_every == 0 or self.step == self.total:
+                self.seconds += time.perf_counter() - clock
+                self._evaluate()
+                clock = time.perf_counter()
+            if self.step % self.per_epoch == 0:
+                if self.hook:
+                    self.hook.on_epoch(self.step, self.model, self.optimizer)
+                self.seconds += time.perf_counter() - clock
+                self.run.save_training(self.state_dict())
+                clock = time.perf_counter()
+            self.run.progress.advance_to(self.run.steps_done + self.step - self.start)
+
+    def _order_of(self, epoch: int) -> Tensor:
+        order = permutation(len(self.data.train_y), self.config.seeds["order"], f"{self.order}/{epoch}")
+        return torch.from_numpy(order).to(self.data.train_y.device)
+
+    def _train_on(self, index: Tensor) -> None:
+        rate = learning_rate(self.config, self.step, self.total, self.per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        x, y = self.data.train_x[index], self.data.train_y[index]
+        logits = self.model(x)
+        loss = functional.cross_entropy(logits, y)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.loss += loss.detach()
+        self.right += (logits.detach().argmax(1) == y).sum()
+
+    def _evaluate(self) -> None:
+        steps = self.step - self.logged_step
+        loss = self.loss.item() / steps
+        validation = evaluate(self.model, self.data.validation_x, self.data.validation_y)
+        if not (math.isfinite(loss) and math.isfinite(validation.loss)):
+            raise RunError(
+                f"the loss is {loss} on training and {validation.loss} on validation data at step {self.step} of "
+                f"{self.run.training_stage}: lower --lr (now {self.config.lr:g}) or add --warmup"
+            )
+        values = {
+            "loss/train": loss,
+            "accuracy/train": 100.0 * self.right.item() / (steps * self.batch_size),
+            "loss/validation": validation.loss,
+            "accuracy/validation": validation.accuracy,
+            "learning-rate": learning_rate(self.config, self.step - 1, self.total, self.per_epoch),
+            "speed/images-per-second": steps * self.batch_size / max(1e-9, self.seconds - self.logged_seconds),
+        }
+        self.run.log(self.step - self.start, values)
+        self.run.progress.numbers(values)
+        self._remember("min_validation_loss", validation, -validation.loss)
+        self._remember("best_validation", validation, validation.accuracy)
+        self.final = validation
+        self.logged_step, self.logged_seconds = self.step, self.seconds
+        self.loss.zero_()
+        self.right.zero_()
+
+    def _remember(self, name: str, validation: Evaluation, merit: float) -> None:
+        best = self.moments.get(name)
+        if best is not None and merit <= (-best.loss if name == "min_validation_loss" else best.accuracy):
+            return
+        tensors = {key: tensor.detach().clone() for key, tensor in self.model.state_dict().items()}
+        self.moments[name] = Moment(self.step, validation.loss, validation.accuracy, tensors)
+
+    def trained(self) -> Trained:
+        if self.final is None or self.logged_step != self.step:
+            self.final = evaluate(self.model, self.data.validation_x, self.data.validation_y)
+        return Trained(self.step - self.start, self.seconds, self.final, self.moments, self.optimizer.state_dict())
+
+    def state_dict(self) -> StateDict:
+        return {
+            "step": self.step,
+            "logged_step": self.logged_step,
+            "seconds": self.seconds,
+            "logged_seconds": self.logged_seconds,
+            "loss": self.loss,
+            "right": self.right,
+            "final": tuple(self.final) if self.final else None,
+            "moments": {name: vars(moment) for name, moment in self.moments.items()},
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "hook": self.hook.state_dict() if self.hook else None,
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state() if self.loss.is_cuda else None,
+        }
+
+    def load_state_dict(self, state: StateDict) -> None:
+        self.step, self.logged_step = state["step"], state["logged_step"]
+        self.seconds, self.logged_seconds = state["seconds"], state["logged_seconds"]
+        self.loss.copy_(state["loss"])
+        self.right.copy_(state["right"])
+        self.final = Evaluation(*state["final"]) if state["final"] else None
+        self.moments = {name: Moment(**values) for name, values in state["moments"].items()}
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.hook:
+            self.hook.load_state_dict(state["hook"])
+        torch.set_rng_state(state["random"])
+        if state["cuda_random"] is not None:
+            torch.cuda.set_rng_state(state["cuda_random"])
+
+
+def total_steps(config: Config, per_epoch: int, start: str = "0") -> int:
+    """Steps of one training that begins at `start`, a duration."""
+    return config.epochs * per_epoch - (0 if is_zero(start) else steps_of(start, per_epoch))
