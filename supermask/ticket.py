@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .inits import Draw, fingerprint
 from .live import Model
 from .masks import Masks, mismatches
-from .targets import nearest, plain_name, unwrap
+from .targets import SCORES_SUFFIX, nearest, plain_name, unwrap
 
 STATES = ("start", "final")
 MODEL_GROUP = "supermask.models"
@@ -44,10 +44,7 @@ def make_state(tensors: Mapping[str, Tensor], masks: Masks, draws: Mapping[str, 
         draws: how tensors were drawn; each is compared with its tensor, and a tensor that has changed is stored.
     """
     draws = draws or {}
-    full = {
-        plain_name(name): _masked(tensor.detach().cpu(), masks.get(plain_name(name)))
-        for name, tensor in tensors.items()
-    }
+    full = {name: _masked(tensor.detach().cpu(), masks.get(name)) for name, tensor in _first_names(tensors).items()}
     stored: dict[str, Tensor] = {}
     drawn: dict[str, Draw] = {}
     for name, tensor in full.items():
@@ -142,22 +139,7 @@ class Ticket:
             ValueError: tensors that are missing from the model, that the ticket does not have, or that have another
                 shape; all of them are named.
         """
-        tensors = self.state_dict(state)
-        plain = unwrap(model)
-        there = {plain_name(name): tensor for name, tensor in plain.state_dict(keep_vars=True).items()}
-        shapes = {name: tuple(tensor.shape) for name, tensor in there.items()}
-        problems = mismatches(tensors, shapes)
-        aliases = _aliases(plain)
-        problems += [
-            f"the ticket has no tensor '{name}'"
-            for name in shapes
-            if name not in tensors and aliases.get(name) not in tensors
-        ]
-        if problems:
-            raise ValueError("the ticket does not fit the model: " + "; ".join(problems))
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                there[name].copy_(tensor)
+        set_state(model, self.state_dict(state))
         return model
 
     def model(self, state: str = "final") -> nn.Module:
@@ -178,17 +160,43 @@ class Ticket:
         return self.apply_to(build(**architecture.get("arguments", {})), state).eval()
 
 
-def _aliases(model: nn.Module) -> dict[str, str]:
-    """Further names of tied tensors, and the first name of each."""
-    first: dict[int, str] = {}
-    aliases: dict[str, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        key = id(tensor)
-        if key in first:
-            aliases[plain_name(name)] = first[key]
-        else:
-            first[key] = plain_name(name)
-    return aliases
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of a model's state dict under plain names: without learned scores, tied tensors under their first name."""
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in _first_names(unwrap(model).state_dict(keep_vars=True)).items()
+        if not name.endswith(SCORES_SUFFIX)
+    }
+
+
+def set_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy the tensors of `state_of` into a model, in place.
+
+    Raises:
+        ValueError: tensors that are missing from the model or not given, or that have another shape; all are named.
+    """
+    there = _first_names(unwrap(model).state_dict(keep_vars=True))
+    problems = mismatches(tensors, {name: tuple(tensor.shape) for name, tensor in there.items()})
+    problems += [
+        f"the ticket has no tensor '{name}'"
+        for name in there
+        if name not in tensors and not name.endswith(SCORES_SUFFIX)
+    ]
+    if problems:
+        raise ValueError("the ticket does not fit the model: " + "; ".join(problems))
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            there[name].copy_(tensor)
+
+
+def _first_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Plain names; of several names for the same memory, the first."""
+    first: dict[tuple[Any, ...], str] = {}
+    for name, tensor in tensors.items():
+        # An empty tensor has no memory to share.
+        where = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
+        first.setdefault(where, name)
+    return {plain_name(name): tensors[name] for name in first.values()}
 
 
 def find_architecture(name: str) -> Callable[..., nn.Module]:

@@ -11,7 +11,7 @@ import supermask
 from supermask import Masks, Ticket
 from supermask.edge_popup import EdgePopup
 from supermask.live import program_of
-from supermask.targets import SCORES_SUFFIX
+from supermask.ticket import state_of
 
 from .config import Config
 from .data.dataset import Data
@@ -63,14 +63,14 @@ def train_scores(model: nn.Module, data: Data, config: Config, run: Run) -> Tick
     """Train the scores of a model that `supermask.learn` has prepared; its weights stay frozen, which is checked."""
     program = program_of(model)
     assert isinstance(program, EdgePopup)
-    start = plain_state(model)
+    start = state_of(model)
 
     def work() -> dict[str, Any]:
         trained = train(model, data, config, run, hook=MaskWatch(run, model))
         supermask.check(model)
         masks = supermask.masks_of(model)
         ticket = make_ticket(
-            run, masks, start, plain_state(model), trained, program.draws, frozen_fingerprint=program.fingerprint
+            run, masks, start, state_of(model), trained, program.draws, frozen_fingerprint=program.fingerprint
         )
         run.save_ticket(ticket)
         row = describe_training(model, data, trained, ticket)
@@ -79,10 +79,3 @@ def train_scores(model: nn.Module, data: Data, config: Config, run: Run) -> Tick
 
     run.rows.append(run.stage("training", work)["row"])
     return run.ticket
-
-
-def plain_state(model: nn.Module) -> dict[str, Any]:
-    """A copy of the state dict without the scores."""
-    return {
-        name: tensor.detach().clone() for name, tensor in model.state_dict().items() if not name.endswith(SCORES_SUFFIX)
-    }

@@ -18,12 +18,13 @@ from supermask import Targets
 
 from .config import Config, differences, to_plain
 from .data.dataset import Data
+from .folders import choose_folder, find_run, read_config
 from .methods import Method, Stage
 from .problems import RequestError
 from .progress import Progress
 from .reports import summarize
 from .requests import name_problems, validate
-from .runs import Run, choose_folder, find_run, read_config
+from .runs import Run
 from .setup import Setup, describe_model, load_data, make_setup, own_random_numbers, resolve
 from .training import make_optimizer, steps_per_epoch
 

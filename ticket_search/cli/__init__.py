@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..problems import Interrupted, RequestError, RunError
+from ..problems import RequestError, RunError
 from . import catalog, compare, evaluate, inspect, resume, runs, search
 from .terminal import errors
 
@@ -55,13 +55,6 @@ def main() -> None:
         for problem in error.problems:
             errors().print(f"error: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except Interrupted as stop:
-        errors().print(
-            f"\nstopped; go on with:\n  ticket resume {stop.path}", markup=False, highlight=False, soft_wrap=True
-        )
-        sys.exit(130)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except (RunError, OSError) as error:
         _complain(error, 1)
     except ValueError as error:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .search import print_summary
-from .terminal import output, print_json
+from .terminal import output, print_json, stop_told
 
 
 def add_to(app: typer.Typer) -> None:
@@ -21,12 +21,13 @@ def resume(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Go on with a stopped run, as if it had never been stopped."""
-    from ..runs import find_run
+    from ..folders import find_run
     from ..searches import resume as resume_run
 
     folder = find_run(run, runs)
     done = (folder / "summary.json").exists()
-    finished = resume_run(folder)
+    with stop_told():
+        finished = resume_run(folder)
     if as_json:
         print_json(finished.summary)
         return

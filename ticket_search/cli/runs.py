@@ -53,7 +53,7 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete runs, with all that is in their folders."""
-    from ..runs import find_run, remove_run
+    from ..folders import find_run, remove_run
 
     folders, problems = [], []
     for name in names:

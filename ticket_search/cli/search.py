@@ -12,7 +12,7 @@ import typer
 from ..config import Config, flag, public_fields, recipes
 from ..methods import find_method, method_names
 from ..requests import LAUNCH_FLAGS, read_request
-from .terminal import duration, output, percent, print_definitions, print_json, print_table
+from .terminal import duration, output, percent, print_definitions, print_json, print_table, stop_told
 
 if TYPE_CHECKING:
     from ..runs import Run
@@ -32,8 +32,9 @@ def search(context: typer.Context) -> None:
         print_help(_method_in(words))
         return
     request = read_request(words)
+    from ..folders import choose_folder
     from ..progress import Progress
-    from ..runs import Run, choose_folder
+    from ..runs import Run
     from ..searches import carry_out, make_plan, prepare
 
     flags = {key: value for key, value in request.values.items() if key not in ("model", "data")}
@@ -43,7 +44,8 @@ def search(context: typer.Context) -> None:
         return
     runs = request.launch.get("--runs", "runs")
     folder = choose_folder(config, runs, request.launch.get("--name"), setup.method.traits.dense)
-    run = carry_out(Run(folder, config, setup, Progress()))
+    with stop_told():
+        run = carry_out(Run(folder, config, setup, Progress()))
     if request.asks("--json"):
         print_json(run.summary)
     else:

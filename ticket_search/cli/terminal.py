@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from ..problems import Interrupted
 
 
 def output() -> Console:
@@ -22,6 +25,18 @@ def output() -> Console:
 def errors() -> Console:
     """The console on standard error."""
     return Console(stderr=True)
+
+
+@contextmanager
+def stop_told() -> Iterator[None]:
+    """When a run is stopped by a signal, print the line that resumes it and exit with 130."""
+    try:
+        yield
+    except Interrupted as stop:
+        errors().print(
+            f"\nstopped; go on with:\n  ticket resume {stop.path}", markup=False, highlight=False, soft_wrap=True
+        )
+        raise typer.Exit(130) from None
 
 
 def print_json(value: Any) -> None:

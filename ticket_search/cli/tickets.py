@@ -19,7 +19,8 @@ def ticket_path(name: str, runs: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    from ..runs import TICKET, find_run
+    from ..folders import find_run
+    from ..runs import TICKET
 
     try:
         folder = find_run(name, runs)

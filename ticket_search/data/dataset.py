@@ -74,7 +74,7 @@ def _normalize(x: npt.NDArray[Any], mean: tuple[float, ...], std: tuple[float, .
     if x.dtype != np.uint8:
         return torch.from_numpy(x.astype(np.float32))
     shape = (1, -1, *[1] * (x.ndim - 2))
-    pixels = torch.from_numpy(np.ascontiguousarray(x)).to(torch.float32).div_(255)
+    pixels = torch.from_numpy(x.astype(np.float32)).div_(255)
     return pixels.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
 
 

@@ -42,16 +42,17 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
 def search(model: nn.Module, data: Data, config: Config, run: Run) -> Ticket:
     """Train `model` and keep all of it."""
     import supermask
+    from supermask.ticket import state_of
 
     from ..reports import describe_training, make_ticket
     from ..training import train
 
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    start = state_of(model)
     masks = supermask.prune(model, 1.0, include=config.include or None, exclude=config.exclude or None)
 
     def work() -> dict[str, Any]:
         trained = train(model, data, config, run)
-        ticket = make_ticket(run, masks, start, model.state_dict(), trained, run.setup.draws)
+        ticket = make_ticket(run, masks, start, state_of(model), trained, run.setup.draws)
         run.save_ticket(ticket)
         return {"steps": trained.steps, "row": describe_training(model, data, trained, ticket)}
 

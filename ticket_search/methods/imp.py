@@ -141,8 +141,10 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
 
 def search(model: nn.Module, data: Data, config: Config, run: Run) -> Ticket:
     """Run every level; each one keeps its ticket under `levels/`, and `rewind.safetensors` the step rewound to."""
+    from supermask.ticket import state_of
+
     targets = run.setup.targets(config, model)
-    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    initial = state_of(model)
     first = run.stage("level-00", partial(_train_dense, model, data, config, run, initial))
     run.rows.append(first["row"])
     levels = level_counts(config, targets) if config.density < 1 else []
@@ -184,12 +186,13 @@ def _train_level(
     first: Mapping[str, Any],
 ) -> dict[str, Any]:
     import supermask
+    from supermask.ticket import set_state
 
     from ..training import train
 
     before = run.load_level(level - 1)
     masks = _prune(before.apply_to(model), config, before.masks, counts)
-    model.load_state_dict(start)
+    set_state(model, start)
     supermask.hold(model, masks)
     moments = _mask_moments(first["optimizer"], model, masks) if first["optimizer"] else None
     trained = train(
@@ -204,9 +207,11 @@ def _train_level(
 def _finish_level(
     model: nn.Module, data: Data, run: Run, level: int, masks: Masks, start: Mapping[str, Tensor], trained: Trained
 ) -> dict[str, Any]:
+    from supermask.ticket import state_of
+
     from ..reports import describe_training, make_ticket
 
-    ticket = make_ticket(run, masks, start, model.state_dict(), trained, run.setup.draws, level=level)
+    ticket = make_ticket(run, masks, start, state_of(model), trained, run.setup.draws, level=level)
     run.save_level(level, ticket)
     row = {"level": level, **describe_training(model, data, trained, ticket)}
     run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **densities(masks)})
@@ -262,7 +267,9 @@ class RewindPoint:
     def on_step(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
         """Copy everything at the step to come back to."""
         if step == self.step:
-            self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            from supermask.ticket import state_of
+
+            self.tensors = state_of(model)
             self.optimizer = copy.deepcopy(optimizer.state_dict())
 
     def on_epoch(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,7 +21,7 @@ class LeNet300100(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [n, classes] of samples [n, ...]."""
-        x = functional.relu(self.fc1(x.flatten(1)))
+        x = functional.relu(self.fc1(rearrange(x, "n ... -> n (...)")))
         x = functional.relu(self.fc2(x))
         logits: Tensor = self.fc3(x)
         return logits

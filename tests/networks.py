@@ -1,0 +1,64 @@
+"""Small networks for tests, each with something that trips masks up."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Tied(nn.Module):
+    """An embedding tied with the output layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.body = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.body(self.embedding(x))))
+
+
+class Residual(nn.Module):
+    """Convolutions with batch norm, a residual sum, a grouped convolution and a linear head."""
+
+    def __init__(self, width: int = 8, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.block = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, groups=2), nn.ReLU(), nn.Dropout(0.1))
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = x + self.block(x)
+        return self.head(x.mean((2, 3)))
+
+
+class Attention(nn.Module):
+    """Multi-head attention, whose output projection is read without being called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        return self.head(self.norm(self.attention(x, x, x, need_weights=False)[0])[:, 0])
+
+
+def perceptron() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3))
+
+
+# Each network with an input for it.
+NETWORKS = {
+    "perceptron": (perceptron, lambda: torch.randn(5, 12)),
+    "tied": (Tied, lambda: torch.randint(0, 11, (5, 4))),
+    "residual": (Residual, lambda: torch.randn(5, 1, 6, 6)),
+    "attention": (Attention, lambda: torch.randn(5, 4, 8)),
+}

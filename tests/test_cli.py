@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import supermask
+from ticket_search.cli import app, main
+from ticket_search.config import Config, flag, public_fields, recipes
+from ticket_search.methods import find_method, method_names
+
+EDGE_POPUP = "edge-popup-lenet-300-100-digits-d0.5-s0"
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def ticket(capsys, monkeypatch, tmp_path):
+    """Run `ticket WORDS` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["ticket", *words])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Answer(code, *capsys.readouterr())
+
+    return run
+
+
+def test_search_inspect_evaluate_compare_and_remove(ticket, tmp_path):
+    done = ticket("search", "--method", "edge-popup", "--epochs", "5", "--threads", "1")
+    assert done.code == 0, done.err
+    assert "test accuracy" in done.out
+    for line in (f"ticket inspect runs/{EDGE_POPUP}", "ticket compare runs/*", "tensorboard --logdir runs"):
+        assert line in done.out
+    code = done.out.partition('python -c "')[2].partition('"\n')[0]
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "density 0.5" in shown.stdout
+
+    assert ticket("search", "--epochs", "5", "--threads", "1", "--seed", "1").code == 0
+    assert ticket("search", "--method", "dense", "--epochs", "2", "--threads", "1").code == 0
+    found = json.loads(ticket("compare", *(f"runs/{p.name}" for p in Path("runs").iterdir()), "--json").out)
+    assert [(g["method"], g["density"], g["n"]) for g in found["groups"]] == [("dense", 1.0, 1), ("edge-popup", 0.5, 2)]
+    pair = found["groups"][1]
+    runs = [json.loads((Path(r) / "summary.json").read_text())["test_accuracy"] for r in pair["runs"]]
+    assert pair["mean"] == pytest.approx(sum(runs) / 2)
+    assert pair["std"] == pytest.approx(abs(runs[0] - runs[1]) / 2**0.5)
+    half = 12.706204736 * pair["std"] / 2**0.5
+    assert pair["interval"] == pytest.approx([pair["mean"] - half, pair["mean"] + half])
+    assert found["groups"][0]["std"] is None
+    table = ticket("compare", f"runs/{EDGE_POPUP}", "runs/none")
+    assert "one seed" in table.out
+    assert "runs/none: not a run" in table.err
+
+    evaluated = json.loads(ticket("evaluate", EDGE_POPUP, "--json").out)
+    assert (
+        evaluated["test_accuracy"] == json.loads(Path(f"runs/{EDGE_POPUP}/summary.json").read_text())["test_accuracy"]
+    )
+    inspected = json.loads(ticket("inspect", f"runs/{EDGE_POPUP}/ticket.safetensors", "--json").out)
+    assert [layer["kept"] for layer in inspected["layers"]] == [9600, 15000, 500]
+    assert inspected["times_smaller"] > 15
+    assert "signed-constant (seed 0, scale 1.414)" in ticket("inspect", EDGE_POPUP).out
+
+    listed = json.loads(ticket("runs", "list", "--json").out)["runs"]
+    assert [row["state"] for row in listed] == ["finished"] * 3
+    assert ticket("runs", "rm", EDGE_POPUP, "nothing", "--yes").code == 2
+    assert Path(f"runs/{EDGE_POPUP}").exists(), "a wrong name removes nothing"
+    assert ticket("runs", "rm", EDGE_POPUP, "--yes").code == 0
+    assert not Path(f"runs/{EDGE_POPUP}").exists()
+
+
+def test_json_is_one_object_and_nothing_else(ticket):
+    summary = json.loads(ticket("search", "--json", "--epochs", "1", "--density=0.3", "--no-scaled").out)
+    assert summary["density"] == pytest.approx(0.3, abs=1e-4)
+    for kind in ("methods", "models", "data"):
+        assert json.loads(ticket(kind, "--json").out)[kind]
+
+
+def test_sparsity_is_one_minus_density(ticket):
+    plan = json.loads(ticket("search", "--sparsity", "0.9", "--dry-run", "--json").out)
+    assert plan["config"]["density"] == 0.1
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_dry_run_tells_and_writes_nothing(method, ticket, tmp_path):
+    told = ticket("search", "--method", method, "--dry-run")
+    assert told.code == 0, told.err
+    for part in ("fc1.weight", "19,200", "410 entries of 3 tensors (bias)", "steps", "Nothing was written"):
+        assert part in told.out
+    plan = json.loads(ticket("search", "--method", method, "--dry-run", "--json").out)
+    assert plan["steps"] == sum(stage["steps"] for stage in plan["stages"])
+    assert plan["seconds"] > 0
+    assert plan["weights"] == 50200
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD = {
+    "method": (["--method", "edge-pop"], ["unknown method 'edge-pop'; did you mean 'edge-popup'?"]),
+    "model": (["--model", "lenet"], ["unknown model 'lenet'; did you mean 'lenet-300-100'?"]),
+    "data": (["--data", "fashion"], ["unknown data set 'fashion'; did you mean 'fashion-mnist'?"]),
+    "density 0": (["--density", "0"], ["--density 0: expected greater than 0"]),
+    "density 1.5": (["--density", "1.5"], ["--density 1.5: expected less than or equal to 1"]),
+    "density half": (["--density", "half"], ["--density half: expected a valid number"]),
+    "density nan": (["--density", "nan"], ["--density nan: expected"]),
+    "density and sparsity": (["--density", "0.5", "--sparsity", "0.5"], ["--density 0.5 and --sparsity 0.5: give one"]),
+    "sparsity 1": (["--sparsity", "1"], ["--sparsity 1: expected a number in [0, 1)"]),
+    "epochs": (["--epochs", "0"], ["--epochs 0: expected greater than or equal to 1"]),
+    "another method's flag": (["--rewind", "2ep"], ["--rewind is a flag of imp, not of edge-popup"]),
+    "unknown flag": (["--densty", "0.5"], ["unknown flag --densty; did you mean '--density'?"]),
+    "no value": (["--epochs", "--seed", "1"], ["--epochs needs a value"]),
+    "no flag": (["fast"], ["'fast' is not a flag"]),
+    "twice": (["--seed", "1", "--seed", "2"], ["--seed is given twice: 1 and 2"]),
+    "recipe": (["--config", "lenet-imp"], ["unknown recipe 'lenet-imp'; did you mean 'lenet-imp-2018'?"]),
+    "schedule": (["--schedule", "step"], ["--schedule step needs --milestones"]),
+    "choice": (["--optimizer", "adm"], ["--optimizer adm: expected 'sgd', 'adam' or 'adamw'"]),
+    "glob": (["--exclude", "fc9"], ["no parameter fits 'fc9'"]),
+    "too few": (["--density", "0.0001"], ["keeps none of fc3.weight"]),
+    "device": (["--device", "mps"], ["--device mps: this machine has cpu"]),
+    "name": (["--name", "a/b"], ["--name 'a/b': expected the name of a folder"]),
+    "everything at once": (
+        ["--method", "imp", "--model", "lnet", "--data", "x", "--density", "2", "--sparsity", "0.5", "--epochs", "-1", "--scaled", "--foo", "1"],
+        ["unknown model", "unknown data set", "--density 2:", "give one of them", "--epochs -1", "--scaled is a flag of edge-popup", "unknown flag --foo"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_request_exits_2_names_every_problem_and_writes_nothing(case, ticket, tmp_path):
+    words, problems = BAD[case]
+    answer = ticket("search", *words)
+    assert answer.code == 2
+    assert answer.out == ""
+    for problem in problems:
+        assert problem in answer.err
+    assert answer.err.count("error: ") == len(problems)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recipe_files_are_checked(ticket, tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('method = "imp"\nfractoin = 0.2\nepochs = "many"\nlr = [1]\n')
+    answer = ticket("search", "--config", str(recipe))
+    assert answer.code == 2
+    for problem in ("unknown flag --fractoin; did you mean '--fraction'", "--epochs many", "--lr [1]"):
+        assert problem in answer.err
+    recipe.write_text("epochs = = 3")
+    assert "cannot be read as TOML" in ticket("search", "--config", str(recipe)).err
+    assert "cannot be read" in ticket("search", "--config", "none.toml").err
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_a_flag_beside_a_recipe_wins(ticket, tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('method = "imp"\ndensity = 0.2\nepochs = 7\n')
+    plan = json.loads(ticket("search", "--config", str(recipe), "--epochs", "2", "--dry-run", "--json").out)
+    assert (plan["config"]["method"], plan["config"]["density"], plan["config"]["epochs"]) == ("imp", 0.2, 2)
+
+
+def test_a_taken_name(ticket):
+    words = ("search", "--method", "dense", "--epochs", "1", "--name", "mine")
+    assert ticket(*words).code == 0
+    before = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*")}
+    again = ticket(*words)
+    assert again.code == 2
+    assert "the run runs/mine is finished; choose another name, or `ticket runs rm runs/mine`" in again.err
+    assert {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*")} == before
+
+
+def test_ticket_files_that_are_none(ticket, tmp_path):
+    assert ticket("search", "--epochs", "1").code == 0
+    whole = (Path("runs") / EDGE_POPUP / "ticket.safetensors").read_bytes()
+    (tmp_path / "cut").write_bytes(whole[:-100])
+    (tmp_path / "none").write_bytes(b"hello")
+    (tmp_path / "newer").write_bytes(whole.replace(b'\\"format\\":1,', b'\\"format\\":9,'))
+    for command in ("inspect", "evaluate"):
+        for name, problem in {
+            "cut": "not a whole ticket file", "none": "not a ticket file", "newer": "format 9, this version reads up to 1",
+            "nothing": "neither a ticket file nor a run", EDGE_POPUP[:-3]: f"did you mean '{EDGE_POPUP}'",
+        }.items():  # fmt: skip
+            answer = ticket(command, name)
+            assert answer.code == 2, (command, name)
+            assert problem in answer.err, (command, name)
+    assert "unknown state 'begin'" in ticket("evaluate", EDGE_POPUP, "--state", "begin").err
+    assert "unknown data set 'digit'" in ticket("evaluate", EDGE_POPUP, "--data", "digit").err
+    ours = supermask.load(tmp_path / "runs" / EDGE_POPUP / "ticket.safetensors")
+    foreign = supermask.Ticket(ours.masks, ours.states, {"architecture": {"name": "a:b"}, "data": "digits"})
+    supermask.save(foreign, tmp_path / "foreign")
+    assert "supermask.load(path).apply_to(your_model)" in ticket("evaluate", str(tmp_path / "foreign")).err
+
+
+def test_unfinished_runs_are_said_to_be(ticket):
+    from ticket_search.progress import Progress
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stop(self, step):
+            raise KeyboardInterrupt
+
+        patch.setattr(Progress, "advance_to", stop)
+        assert ticket("search").code == 130
+    assert json.loads(ticket("runs", "list", "--json").out)["runs"][0]["state"] == "unfinished"
+    assert f"ticket resume runs/{EDGE_POPUP}` goes on" in ticket("inspect", EDGE_POPUP).err
+    compared = ticket("compare", f"runs/{EDGE_POPUP}")
+    assert compared.code == 2
+    assert "not finished" in compared.err
+
+
+@pytest.mark.parametrize("method", [None, *method_names()])
+def test_help_shows_every_flag_and_the_paper(method, ticket):
+    answer = ticket("search", *(["--method", method] if method else []), "--help")
+    assert answer.code == 0
+    for name in public_fields(find_method(method).Config if method else Config):
+        assert flag(name) in answer.out
+    if method:
+        assert find_method(method).paper in " ".join(answer.out.split())
+    for name in recipes():
+        assert name in answer.out
+
+
+def test_every_command_has_help(ticket):
+    commands = [command.name for command in app.registered_commands]
+    assert sorted(commands) == ["compare", "data", "evaluate", "inspect", "methods", "models", "resume", "search"]
+    for command in [*commands, "runs"]:
+        assert ticket(command, "--help").code == 0
+        assert command in ticket("--help").out
+
+
+def test_version(ticket):
+    assert ticket("--version").out == f"supermask {supermask.__version__}\n"
+
+
+def test_wrong_words_for_other_commands(ticket):
+    assert ticket("serch").code == 2
+    assert ticket("inspect").code == 2
+    assert ticket("resume", "nothing").code == 2
+    assert ticket("methods", "--jsn").code == 2
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["search", "--method", "imp", "--help"], ["search", "--density", "7"], ["methods"]]
+)
+def test_help_and_errors_do_not_wait_for_torch(words):
+    code = f"import sys; sys.argv = ['ticket', *{words}]\nfrom ticket_search.cli import main\ntry: main()\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    began = time.perf_counter()
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.endswith("False\n")
+    assert time.perf_counter() - began < 20

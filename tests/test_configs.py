@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from ticket_search.config import find_recipe, make_config, recipes
+from ticket_search.methods import find_method
+from ticket_search.requests import read_request, validate
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_is_valid_and_cites_its_paper(name):
+    values = find_recipe(name)
+    about = values.pop("about")
+    assert re.search(r"\d{4}", about["paper"])
+    assert len(about["expected"]) > 20
+    request = read_request(["--config", name])
+    method, config = validate(request.method, request.model, request.data, request.values)
+    assert method.name == values["method"]
+    for key, value in values.items():
+        found = getattr(config, key)
+        assert list(found) == value if isinstance(found, tuple) else found == value
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_runs_dry(name):
+    from supermask import find_targets
+    from supermask.ticket import find_architecture
+
+    values = find_recipe(name)
+    del values["about"]
+    method = find_method(values["method"])
+    config = make_config(method.Config, values)
+    model = find_architecture(config.model)()
+    stages = method.plan(config, find_targets(model), 400)
+    assert stages[-1].density == pytest.approx(config.density, rel=1e-4)

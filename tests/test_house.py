@@ -1,0 +1,112 @@
+"""The house rules that a program can check."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import warnings
+from pathlib import Path
+
+import pytest
+
+import supermask
+import ticket_search
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted([*ROOT.glob("supermask/**/*.py"), *ROOT.glob("ticket_search/**/*.py")])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports"]],
+    ids=lambda command: " ".join(command),
+)
+def test_checkers(command):
+    tool = Path(sys.executable).parent / command[0]
+    answer = subprocess.run([tool, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_methods_do_not_import_each_other():
+    names = {path.stem for path in (ROOT / "ticket_search" / "methods").glob("[!_]*.py")}
+    for path in (ROOT / "ticket_search" / "methods").glob("[!_]*.py"):
+        imported = set(re.findall(r"from \.(\w+) import|methods\.(\w+)", path.read_text()))
+        assert not names & {name for pair in imported for name in pair}, path
+
+
+def test_files_stay_small():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: length for name, length in lengths.items() if length > 350} == {}
+
+
+def test_the_public_api_is_one_list():
+    code = (ROOT / "supermask" / "__init__.py").read_text()
+    listed = re.findall(r"import (\w+) as \1$", code, re.MULTILINE)
+    assert len(listed) > 15
+    for name in listed:
+        assert getattr(supermask, name).__doc__
+    for name in ticket_search._HOME:
+        assert getattr(ticket_search, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'serch'"):
+        ticket_search.serch  # noqa: B018
+
+
+def test_our_own_warnings_are_errors():
+    for module in ("supermask.masks", "ticket_search.training"):
+        with pytest.raises(UserWarning, match="ours"):
+            warnings.warn_explicit("ours", UserWarning, "file.py", 1, module=module)
+
+
+def test_the_readme():
+    text = (ROOT / "README.md").read_text()
+    lines = text.splitlines()
+    assert len(lines) <= 150
+    assert "```" in "\n".join(lines[:20])
+    for path in [*ROOT.glob("supermask/*.py"), *ROOT.glob("ticket_search/*"), *ROOT.glob("*/")]:
+        if not path.name.startswith((".", "__")) and path.name not in ("runs", "dist", "build"):
+            assert path.name in text, f"{path.name} is missing from the tree"
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 50
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_readme_commands(tmp_path):
+    """Every `ticket` line of the README runs, in order, in one folder, and then every Python block."""
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "COLUMNS": "200", "HOME": str(tmp_path)}
+    lines = [line.partition("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    lines = [part.strip() for line in lines for part in line.split("&&")]
+    commands = [line for line in lines if line.startswith("ticket ")]
+    assert len(commands) >= 6
+    for command in commands:
+        answer = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert answer.returncode == 0, command + answer.stdout + answer.stderr
+    code = blocks("python")
+    assert code
+    for block in code:
+        answer = subprocess.run(
+            [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert answer.returncode == 0, block + answer.stderr
+
+
+def test_ci_runs_what_the_readme_says():
+    script = (ROOT / ".ci" / "run").read_text()
+    commands = [line for block in blocks("bash") for line in block.splitlines() if "pip install" in line]
+    assert len(commands) == 2
+    assert 'pip install -e ".[dev]" && pytest' in commands[1]
+    assert 'pip install -e ".[dev]" && pytest' in script
+
+
+def test_every_dependency_is_used():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    imports = {"scikit-learn": "sklearn", "tomli-w": "tomli_w"}
+    code = "\n".join(path.read_text() for path in SOURCES)
+    for requirement in project["dependencies"]:
+        name = re.split(r"[<>=~!]", requirement)[0]
+        assert re.search(rf"(import|from|find_spec\(\W) ?{imports.get(name, name)}", code), name

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from networks import NETWORKS
+from scipy.special import ndtri
+from torch import nn
+
+import supermask
+from supermask import draw, initialize
+from supermask.inits import INITS, WEIGHT_INITS, _log, normal, permutation, signs, uniform
+
+SHAPE = (257, 19, 3)
+
+# SHA-256 of draw(init, SHAPE, seed=7, name="layer.weight", scale=1.5): the file format relies on these never changing.
+GOLDEN = {
+    "kaiming-normal": "6909e6d456874a5a",
+    "kaiming-uniform": "b7b12e0ab05b7a86",
+    "signed-constant": "83f537afd86e4064",
+    "unsigned-constant": "dbf45d58e4daa28e",
+    "xavier-normal": "8297d0d4b3e539aa",
+    "zeros": "c46619b971a07233",
+    "ones": "69076e7a0f25a401",
+}
+
+
+def digest(init: str) -> str:
+    tensor = draw(init, SHAPE, 7, "layer.weight", 1.5)
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_golden_fingerprints(init):
+    assert digest(init) == GOLDEN[init]
+
+
+@pytest.mark.slow
+def test_fingerprints_without_vector_instructions():
+    features = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR AVX2 FMA3 X86_V3 X86_V4"
+    code = "import sys; sys.path.insert(0, 'tests'); import test_inits as t; [print(i, t.digest(i)) for i in t.INITS]"
+    env = {**os.environ, "NPY_DISABLE_CPU_FEATURES": features}
+    answer = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+    assert dict(line.split() for line in answer.stdout.splitlines()) == GOLDEN
+
+
+def test_draws_depend_on_seed_and_name():
+    one = draw("kaiming-normal", (20, 30), 0, "a")
+    assert torch.equal(one, draw("kaiming-normal", (20, 30), 0, "a"))
+    assert not torch.equal(one, draw("kaiming-normal", (20, 30), 1, "a"))
+    assert not torch.equal(one, draw("kaiming-normal", (20, 30), 0, "b"))
+
+
+@pytest.mark.parametrize("init", WEIGHT_INITS)
+def test_moments(init):
+    tensor = draw(init, (400, 500), 0, "w", scale=2.0).double()
+    expected = math.sqrt(2 / 900) if init == "xavier-normal" else math.sqrt(2 / 500)
+    assert torch.sqrt((tensor**2).mean()) == pytest.approx(2 * expected, rel=0.01)
+    if init != "unsigned-constant":
+        assert abs(tensor.mean()) < 0.01 * expected * 2
+    if "constant" in init:
+        assert tensor.abs().unique().numel() == 1
+
+
+def test_normal_follows_the_exact_quantiles():
+    u = uniform(200_000, 3, "q")
+    assert np.abs(normal(200_000, 3, "q") - ndtri(u)).max() < 1e-14
+    assert 0 < u.min() < u.max() < 1
+
+
+def test_log_of_extreme_numbers():
+    x = np.array([5e-324, 2.0**-53, 0.1, 0.5, 0.7071, 1.0, 1.5, 1e300])
+    assert np.allclose(_log(x), np.log(x), rtol=4e-16, atol=1e-16)
+
+
+def test_signs_are_balanced_and_permutation_is_one():
+    assert abs(signs(100_000, 0, "s").sum()) < 1000
+    assert sorted(permutation(1000, 0, "p")) == list(range(1000))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_initialize_sets_weights_biases_and_norms(name):
+    model = NETWORKS[name][0]()
+    token = model.token.clone() if name == "attention" else None
+    draws = initialize(model, "signed-constant", seed=5, scale=3.0)
+    assert "token" not in draws
+    for parameter_name, how in draws.items():
+        assert torch.equal(model.get_parameter(parameter_name), how.tensor(parameter_name))
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
+            assert bool((module.weight == 1).all())
+            assert bool((module.bias == 0).all())
+    assert token is None or torch.equal(model.token, token)
+
+
+def test_unscaled_layers():
+    model = NETWORKS["perceptron"][0]()
+    draws = initialize(model, "kaiming-normal", 0, scale=2.0, unscaled=["4"])
+    assert {name: how.scale for name, how in draws.items() if "weight" in name} == {
+        "0.weight": 2.0, "2.weight": 2.0, "4.weight": 1.0,
+    }  # fmt: skip
+
+
+def test_unknown_init_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'signed-constant'"):
+        draw("signed_constant", (2, 2), 0, "w")
+    with pytest.raises(ValueError, match="the inits are"):
+        initialize(NETWORKS["perceptron"][0](), "zeros", 0)
+
+
+def test_fingerprint_sees_every_bit():
+    tensors = {"a": torch.zeros(3), "b": torch.ones(2, 2)}
+    base = supermask.fingerprint(tensors)
+    assert base == supermask.fingerprint(dict(reversed(tensors.items())))
+    assert base != supermask.fingerprint({**tensors, "a": -torch.zeros(3)})
+    assert base != supermask.fingerprint({**tensors, "b": torch.ones(4)})
+    assert base != supermask.fingerprint({"a": tensors["a"], "c": tensors["b"]})

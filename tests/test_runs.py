@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import filelock
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+import supermask
+from ticket_search import Interrupted, RequestError, resume, search
+from ticket_search.folders import find_run
+from ticket_search.methods.imp import Config, level_counts
+from ticket_search.runs import read_json
+
+TICKET = [sys.executable, "-m", "ticket_search"]
+
+
+def test_the_folder_of_a_finished_run(quick):
+    run = quick("imp", density=0.6, evaluate_every="20it")
+    assert run.path.name == "imp-lenet-300-100-digits-d0.6-s0"
+    files = {str(p.relative_to(run.path)) for p in run.path.rglob("*") if p.is_file()}
+    events = {name for name in files if name.startswith("events.out.tfevents")}
+    levels = {f"levels/{level:02d}/ticket.safetensors" for level in range(4)}
+    assert files - events == levels | {
+        "config.toml", "environment.json", "metrics.jsonl", "summary.json", "ticket.safetensors",
+    }  # fmt: skip
+    assert len(events) == 1
+    config = tomllib.loads((run.path / "config.toml").read_text())
+    assert config["threads"] == 1
+    assert config["device"] == "cpu"
+    assert config["density"] == 0.6
+    for key in (
+        "method",
+        "model",
+        "data",
+        "seed",
+        "density",
+        "test_accuracy",
+        "val_accuracy",
+        "parameters",
+        "kept",
+        "seconds",
+    ):
+        assert key in run.summary
+    assert run.summary["cost"]["dense_trainings"] == 4.0
+    assert run.summary["cost"]["steps"] == 4 * 3 * (1293 // 60)
+    forward = 2 * 50200
+    assert run.summary["cost"]["flops"] == 3 * forward * 60 * run.summary["cost"]["steps"]
+    assert [row["level"] for row in run.levels] == [0, 1, 2, 3]
+    assert run.levels[0]["density"] == 1.0
+    assert run.levels[-1]["test_accuracy"] == run.summary["test_accuracy"]
+
+
+def scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize("method", ["imp", "edge-popup"])
+def test_tensorboard_and_metrics_hold_the_same_numbers(method, quick):
+    run = quick(method, density=0.5, evaluate_every="20it" if method == "imp" else "1ep")
+    written = scalars(run.path)
+    rows: dict[str, list[tuple[int, float]]] = {}
+    for row in run.metrics:
+        for tag, value in row.items():
+            if tag not in ("step", "stage"):
+                rows.setdefault(tag, []).append((row["step"], value))
+    assert written.keys() == rows.keys()
+    for tag, points in rows.items():
+        assert [s for s, _ in points] == [s for s, _ in written[tag]]
+        assert np.allclose([v for _, v in points], [v for _, v in written[tag]], rtol=1e-6)
+    expected = {
+        "loss/train", "loss/validation", "accuracy/train", "accuracy/validation", "accuracy/test", "learning-rate",
+        "density/total", "density/fc1.weight", "density/fc2.weight", "density/fc3.weight", "speed/images-per-second",
+    }  # fmt: skip
+    assert set(rows) == expected | ({"mask/changed"} if method == "edge-popup" else set())
+    assert rows["loss/train"][-1][0] == run.summary["cost"]["steps"]
+    steps = [step for step, _ in rows["loss/validation"]]
+    assert steps == sorted(set(steps)), "no step twice"
+
+
+def test_a_resumed_run_has_no_doubled_and_no_missing_steps(tmp_path, monkeypatch):
+    from ticket_search.progress import Progress
+
+    count = 0
+
+    def advance_to(self, step):
+        nonlocal count
+        count += 1
+        if count in (17, 40, 55):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "advance_to", advance_to)
+    flags = {"density": 0.6, "epochs": 3, "threads": 1, "evaluate_every": "5it", "runs": tmp_path, "progress": False}
+    for _ in range(3):
+        with pytest.raises(Interrupted):
+            search("imp", **flags)
+    run = search("imp", **flags)
+    written = scalars(run.path)["loss/validation"]
+    stages = {row["stage"] for row in run.metrics}
+    assert len(stages) == 4
+    per_level = [*range(5, 64, 5), 63]
+    assert [s for s, _ in written] == [63 * level + s for level in range(4) for s in per_level]
+    assert run.summary["cost"]["steps"] == 4 * 63
+
+
+def test_names_taken_and_numbers(quick, tmp_path):
+    first = quick("dense")
+    second = quick("dense")
+    assert (first.path.name, second.path.name) == (
+        "dense-lenet-300-100-digits-d1-s0",
+        "dense-lenet-300-100-digits-d1-s0-2",
+    )
+    with pytest.raises(RequestError, match="finished; choose another name"):
+        quick("dense", name=first.path.name)
+    (tmp_path / "runs" / "mine").mkdir()
+    assert quick("dense", name="mine").path.name == "mine"
+    (tmp_path / "runs" / "photos").mkdir()
+    (tmp_path / "runs" / "photos" / "cat.png").write_bytes(b"x")
+    with pytest.raises(RequestError, match="is not a run"):
+        quick("dense", name="photos")
+    for name in ("../x", "a/b", "", ".."):
+        with pytest.raises(RequestError, match="expected the name of a folder"):
+            quick("dense", name=name)
+
+
+def test_an_unfinished_run_of_another_configuration_is_left_alone(quick, monkeypatch):
+    from ticket_search.progress import Progress
+
+    monkeypatch.setattr(Progress, "advance_to", lambda self, step: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted) as stop:
+        quick("dense")
+    monkeypatch.undo()
+    with pytest.raises(RequestError, match=r"is another one \(--lr 0.0012 there, 0.01 here\)"):
+        quick("dense", lr=0.01, name=Path(stop.value.path).name)
+    other = quick("dense", lr=0.01)
+    assert other.path.name.endswith("-2")
+    assert str(quick("dense").path) == stop.value.path
+
+
+def test_two_processes_do_not_work_on_one_run(quick, tmp_path):
+    folder = tmp_path / "runs" / "dense-lenet-300-100-digits-d1-s0"
+    folder.mkdir(parents=True)
+    with filelock.FileLock(folder / ".lock"), pytest.raises(RequestError, match="another process is working"):
+        quick("dense", name=folder.name)
+    assert quick("dense").path == folder
+
+
+def test_find_run_names_the_nearest(quick, tmp_path):
+    run = quick("dense")
+    assert find_run(str(run.path)) == run.path
+    assert find_run(run.path.name, tmp_path / "runs") == run.path
+    with pytest.raises(RequestError, match="did you mean 'dense-lenet-300-100-digits-d1-s0'"):
+        find_run("dense-lenet-digits", tmp_path / "runs")
+
+
+class Mine(nn.Module):
+    def __init__(self, hidden: int = 16) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, hidden), nn.ReLU(), nn.Linear(hidden, 3))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def make_mine() -> Mine:
+    return Mine()
+
+
+def own_data(kind=np.asarray):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(400, 5)).astype(np.float32)
+    return kind(x), kind((x @ generator.normal(size=(5, 3))).argmax(1))
+
+
+@pytest.mark.parametrize("method", ["imp", "edge-popup", "dense"])
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_ones_own_model_and_data(method, kind, tmp_path):
+    flags = {} if method == "dense" else {"density": 0.5}
+    run = search(
+        method, make_mine, own_data(kind), runs=tmp_path, progress=False, epochs=8, batch_size=20, lr=0.01, **flags
+    )
+    assert run.summary["test_accuracy"] > 50
+    x, y = (torch.as_tensor(part) for part in own_data())
+    net = run.ticket.apply_to(Mine()).eval()
+    assert (net(x).argmax(1) == y).float().mean() > 0.5
+    with pytest.raises(ValueError, match="not known here by name"):
+        run.ticket.model()
+    start = run.ticket.state_dict("start")
+    if method != "edge-popup":
+        torch.manual_seed(0)
+        mine = Mine()
+        for name, mask in run.ticket.masks.items():
+            assert torch.equal(start[name], torch.where(mask, mine.get_parameter(name).detach(), 0.0)), (
+                "weights as they came"
+            )
+
+
+def test_resuming_ones_own_needs_the_same_objects(tmp_path, monkeypatch):
+    from ticket_search.progress import Progress
+
+    monkeypatch.setattr(Progress, "advance_to", lambda self, step: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted) as stop:
+        search("dense", make_mine, own_data(), runs=tmp_path, progress=False, epochs=2, batch_size=20)
+    monkeypatch.undo()
+    with pytest.raises(RequestError, match=r"resume\(.*model=\.\.\., data=\.\.\.\) goes on"):
+        resume(stop.value.path, progress=False)
+    x, y = own_data()
+    with pytest.raises(RequestError, match="started otherwise: --data arrays"):
+        resume(stop.value.path, make_mine, (x + 1, y), progress=False)
+    assert resume(stop.value.path, make_mine, (x, y), progress=False).finished
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (3, "expected \\(x, y\\)"),
+        ((np.zeros((20, 3)), np.zeros(20)), "y is float64, expected whole class numbers"),
+        ((np.zeros((20, 3), int), np.zeros(19, int)), "x has shape \\(20, 3\\) and y \\(19,\\).*x is int64"),
+        ((np.full((20, 3), np.nan), np.zeros(20, int)), "60 values that are NaN"),
+        ((np.zeros((20, 3)), np.arange(20) - 5), "class number -5"),
+        ((np.zeros((5, 3)), np.zeros(5, int)), "5 samples, expected at least 10"),
+    ],
+)
+def test_data_that_is_none(data, problem, tmp_path):
+    with pytest.raises(RequestError, match=problem):
+        search("dense", make_mine, data, runs=tmp_path, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_that_are_none(tmp_path):
+    with pytest.raises(RequestError, match="expected a name or a callable"):
+        search("dense", Mine(), own_data(), runs=tmp_path, progress=False)
+    with pytest.raises(RequestError, match="gave int, expected a torch.nn.Module"):
+        search("dense", lambda: 3, own_data(), runs=tmp_path, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_python_reports_every_problem(tmp_path):
+    with pytest.raises(RequestError) as caught:
+        search("imp", "lenet", "digts", runs=tmp_path, progress=False, density=2, epochs=0, frobnicate=1, scaled=True)
+    assert len(caught.value.problems) == 6
+    assert list(tmp_path.iterdir()) == []
+
+
+def levels_of(density: float, **flags) -> list[dict[str, int]]:
+    model = nn.Sequential(nn.Conv2d(1, 10, 3, bias=False), nn.Linear(50, 20), nn.Linear(20, 10))
+    return level_counts(Config(density=density, **flags), supermask.find_targets(model))
+
+
+def test_levels_follow_the_rates_and_end_on_the_density():
+    counts = levels_of(0.3, allocation="layerwise", fraction=0.2, conv_fraction=0.15, output_fraction=0.1)
+    sizes = {"0.weight": 90, "1.weight": 1000, "2.weight": 200}
+    rates = {"0.weight": 0.15, "1.weight": 0.2, "2.weight": 0.1}
+    for level, row in enumerate(counts[:-1], start=1):
+        assert row == {n: int(sizes[n] * (1 - rates[n]) ** level + 0.5) for n in sizes}
+    assert sum(counts[-1].values()) == int(0.3 * 1290 + 0.5)
+    assert all(a[n] >= b[n] for a, b in itertools.pairwise(counts) for n in sizes)
+    assert [sum(row.values()) for row in levels_of(0.512)] == [1032, 826, 660]
+    assert len(levels_of(0.51)) == 3, "a last step of a twentieth of a level is joined to the one before"
+    assert len(levels_of(0.45)) == 4
+    with pytest.raises(RequestError, match="90 weights are in layers of rate 0"):
+        levels_of(0.05, allocation="layerwise", conv_fraction=0.0)
+    assert levels_of(0.1, allocation="layerwise", conv_fraction=0.0)[-1]["0.weight"] == 90
+
+
+def test_rewinding_restores_the_step_and_the_schedule(quick):
+    run = quick(
+        "imp", density=0.6, rewind="10it", schedule="cosine", epochs=2, rewind_optimizer="restore", data_order="same"
+    )
+    point = run.load_rewind_point()
+    assert point.meta["step"] == 10
+    late, initial = point.state_dict("final"), point.state_dict("start")
+    assert not torch.equal(late["fc1.weight"], initial["fc1.weight"])
+    for level in (1, 2, 3):
+        ticket = run.load_level(level)
+        for name, mask in ticket.masks.items():
+            assert torch.equal(ticket.state_dict("start")[name], torch.where(mask, late[name], 0.0))
+    assert torch.equal(run.load_level(0).state_dict("start")["fc1.weight"], initial["fc1.weight"])
+    rows = [row for row in run.metrics if "learning-rate" in row]
+    assert len({row["learning-rate"] for row in rows if row["stage"] == "level-00"}) == 1
+    assert rows[-1]["learning-rate"] == rows[0]["learning-rate"], "the last step's rate is the schedule's end again"
+    assert run.summary["cost"]["steps"] == 42 + 3 * 32
+
+
+def test_restored_moments_of_dropped_weights_are_zero():
+    from ticket_search.methods.imp import _mask_moments
+
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    masks = supermask.prune(model, 0.5)
+    moments = _mask_moments(optimizer.state_dict(), model, masks)["state"]
+    assert not moments[0]["exp_avg"][~masks["weight"]].any()
+    assert moments[0]["exp_avg"][masks["weight"]].any()
+    assert torch.equal(moments[1]["exp_avg"], optimizer.state_dict()["state"][1]["exp_avg"])
+    assert moments[0]["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ({"rewind": "3ep"}, "less than the 3 epochs"),
+        ({"rewind": "63it"}, "less than the 63 steps"),
+        ({"rewind": "soon"}, "expected steps or epochs"),
+        ({"rewind": "5"}, "expected steps or epochs"),
+        ({"rewind_optimizer": "restore"}, "needs --rewind"),
+        ({"output_fraction": 0.1}, "goes with --allocation layerwise"),
+    ],
+)
+def test_rewind_points_that_are_none(flags, problem, quick, tmp_path):
+    with pytest.raises(RequestError, match=problem):
+        quick("imp", **flags)
+    assert not (tmp_path / "runs").exists()
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*TICKET, "search", "--runs", str(folder), "--threads", "1", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def stage_started(run: Path, stage: str):
+    rows = run / "metrics.jsonl"
+    events = run / "state.pt"
+    return lambda: events.exists() and (f'"{stage}"' in rows.read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("words", "run_name", "stage"),
+    [
+        (("--method", "imp", "--density", "0.5", "--epochs", "60"), "imp-lenet-300-100-digits-d0.5-s0", "level-02"),
+        (("--epochs", "400"), "edge-popup-lenet-300-100-digits-d0.5-s0", "training"),
+    ],
+)
+def test_a_killed_process_resumes_to_the_same_bytes(words, run_name, stage, number, tmp_path):
+    process = start(tmp_path, *words)
+    run = tmp_path / run_name
+    # Rows are written when the state is, so the stage is under way; then into the middle of it.
+    wait_for(stage_started(run, stage), process)
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert not (run / "summary.json").exists(), "killed too late to tell anything"
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130, err
+        assert f"ticket resume {run}" in err
+    again = subprocess.run([*TICKET, "resume", str(run), "--json"], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    whole = start(tmp_path / "whole", *words)
+    whole.communicate(timeout=300)
+    other = tmp_path / "whole" / run_name
+    assert (run / "ticket.safetensors").read_bytes() == (other / "ticket.safetensors").read_bytes()
+    assert json.loads(again.stdout)["test_accuracy"] == read_json(other / "summary.json")["test_accuracy"]

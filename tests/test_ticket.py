@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from networks import Residual, Tied, perceptron
+
+import supermask
+from supermask import Masks, Ticket, TicketError, make_state
+from supermask.ticket_file import FORMAT
+
+
+@pytest.fixture
+def ticket() -> Ticket:
+    model = Residual()
+    draws = supermask.initialize(model, "kaiming-normal", seed=3)
+    start = {n: t.clone() for n, t in model.state_dict().items()}
+    masks = supermask.prune(model, 0.3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.norm.running_mean.add_(0.5)
+        model.norm.num_batches_tracked.add_(7)
+    states = {"start": make_state(start, masks, draws), "final": make_state(model.state_dict(), masks, draws)}
+    return Ticket(masks, states, {"method": "imp", "level": 3, "nested": {"list": [1, 2.5, None, "ä"]}})
+
+
+def test_save_and_load_give_the_same_ticket(ticket, tmp_path):
+    path = tmp_path / "t.safetensors"
+    supermask.save(ticket, path)
+    assert supermask.load(path) == ticket
+    assert supermask.load(path.read_bytes()) == ticket
+    assert supermask.pack(supermask.load(path)) == path.read_bytes() == supermask.pack(ticket)
+    again = supermask.load(path)
+    assert again.meta == ticket.meta
+    for state in ("start", "final"):
+        one, other = again.state_dict(state), ticket.state_dict(state)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[n], other[n]) and one[n].dtype == other[n].dtype for n in one)
+
+
+def test_the_start_is_drawn_and_the_survivors_are_stored(ticket):
+    assert set(ticket.states["start"].drawn) >= {"stem.weight", "block.0.weight", "head.weight", "head.bias"}
+    assert set(ticket.states["start"].stored) == {"norm.num_batches_tracked"}
+    assert "stem.weight" in ticket.states["final"].stored
+    size = len(supermask.pack(ticket))
+    dense = sum(t.numel() * 4 for t in ticket.state_dict().values())
+    with_dense_masks = Ticket(
+        Masks({n: torch.ones_like(m) for n, m in ticket.masks.items()}), ticket.states, ticket.meta
+    )
+    assert size < dense + 4000
+    assert size < len(supermask.pack(with_dense_masks))
+
+
+def test_apply_to_a_model_of_ones_own(ticket):
+    model = ticket.apply_to(Residual())
+    for name, mask in ticket.masks.items():
+        assert not model.get_parameter(name).detach()[~mask].any()
+    assert int(model.norm.num_batches_tracked) == 7
+    supermask.hold(model, ticket.masks)
+    supermask.check(model)
+    assert torch.equal(
+        ticket.apply_to(torch.compile(Residual())).get_parameter("_orig_mod.stem.weight"), model.stem.weight
+    )
+
+
+def test_apply_to_a_tied_model():
+    model = Tied()
+    masks = supermask.prune(model, 0.5)
+    ticket = Ticket(masks, {"final": make_state(model.state_dict(), masks)})
+    again = supermask.unpack(supermask.pack(ticket)).apply_to(Tied())
+    assert torch.equal(again.head.weight, torch.where(masks["embedding.weight"], model.head.weight, 0))
+
+
+def test_misfits_are_all_named(ticket):
+    class Other(Residual):
+        def __init__(self):
+            super().__init__()
+            self.haed = self.head
+            del self.head
+            self.extra = torch.nn.Linear(2, 2)
+            self.stem = torch.nn.Conv2d(1, 9, 3)
+
+    with pytest.raises(ValueError) as caught:
+        ticket.apply_to(Other())
+    for part in (
+        "no parameter 'head.weight'; did you mean 'haed.weight'?", "stem.weight has shape [9, 1, 3, 3]",
+        "the ticket has no tensor 'extra.weight'", "the ticket has no tensor 'stem.bias'",
+    ):  # fmt: skip
+        assert part in str(caught.value)
+
+
+def test_model_needs_a_known_architecture(ticket):
+    with pytest.raises(ValueError, match=r"names no architecture.*apply_to"):
+        ticket.model()
+    named = Ticket(ticket.masks, ticket.states, {"architecture": {"name": "lenet-300", "arguments": {}}})
+    with pytest.raises(ValueError, match="did you mean 'lenet-300-100'"):
+        named.model()
+    code = Ticket(ticket.masks, ticket.states, {"architecture": {"name": "os:system", "arguments": {}}})
+    with pytest.raises(ValueError, match="not known here by name"):
+        code.model()
+    with pytest.raises(ValueError, match="no state 'finale'; did you mean 'final'"):
+        ticket.state_dict("finale")
+
+
+def test_a_wrong_draw_is_found(ticket):
+    state = ticket.states["start"]
+    wrong = {**state.drawn, "stem.weight": supermask.Draw("kaiming-normal", 4, 1.0, (8, 1, 3, 3))}
+    broken = Ticket(ticket.masks, {"start": supermask.State(state.stored, wrong, state.fingerprint)})
+    with pytest.raises(TicketError, match="start weights are not those that were saved"):
+        broken.state_dict("start")
+
+
+def rewrite(data: bytes, change) -> bytes:
+    """The file with its description changed; the checksum is mended, so that only the change is wrong."""
+    (length,) = struct.unpack("<Q", data[:8])
+    description = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["supermask"])
+    payload = safetensors.torch.load(data)
+    change(description, payload)
+    from supermask.ticket_file import _checksum, _json
+
+    description["checksum"] = _checksum(description, payload)
+    return safetensors.torch.save(payload, {"supermask": _json(description)})
+
+
+@pytest.mark.parametrize("length", [0, 5, 8, 100, 1000, -1])
+def test_truncated_files(ticket, length):
+    with pytest.raises(TicketError):
+        supermask.unpack(supermask.pack(ticket)[:length])
+
+
+def test_every_flipped_byte_is_found_or_harmless(ticket):
+    data = supermask.pack(ticket)
+    for position in range(0, len(data), 7):
+        broken = bytearray(data)
+        broken[position] ^= 0x10
+        try:
+            found = supermask.unpack(bytes(broken))
+        except TicketError:
+            continue
+        assert found == ticket, position
+
+
+def test_what_is_no_ticket(tmp_path, ticket):
+    plain = safetensors.torch.save({"a": torch.zeros(3)})
+    for data in (plain, b"PK\x03\x04" * 10, b"\0" * 64, json.dumps({}).encode() * 10):
+        with pytest.raises(TicketError, match="not a"):
+            supermask.unpack(data)
+    with pytest.raises(TicketError, match="is a directory"):
+        supermask.load(tmp_path)
+    supermask.save(ticket, tmp_path / "ticket.safetensors")
+    with pytest.raises(TicketError, match=r"did you mean .*ticket.safetensors"):
+        supermask.load(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        supermask.load(tmp_path / "none")
+
+
+def test_newer_format_and_wrong_descriptions(ticket):
+    data = supermask.pack(ticket)
+
+    def newer(description, payload):
+        description["format"] = FORMAT + 1
+
+    with pytest.raises(TicketError, match=f"format {FORMAT + 1}, this version reads up to {FORMAT}: upgrade"):
+        supermask.unpack(rewrite(data, newer))
+    changes = {
+        "extra keys": lambda d, p: d.update(surprise=1),
+        "kept": lambda d, p: d["masks"]["stem.weight"].update(kept=1),
+        "shape": lambda d, p: d["masks"]["stem.weight"].update(shape=[2**60, 2**60]),
+        "negative shape": lambda d, p: d["masks"]["stem.weight"].update(shape=[-8, -9]),
+        "unknown init": lambda d, p: d["states"]["start"]["drawn"][0].update(init="os.system"),
+        "unknown state": lambda d, p: d["states"].update(middle=d["states"]["start"]),
+        "lacks a tensor": lambda d, p: p.pop("final/norm.weight"),
+        "one too many": lambda d, p: p.update(more=torch.zeros(1)),
+        "other type": lambda d, p: p.update({"mask/stem.weight": torch.zeros(9)}),
+        "shape of survivors": lambda d, p: d["states"]["final"]["stored"].update({"stem.weight": [9, 8]}),
+    }
+    for what, change in changes.items():
+        with pytest.raises(TicketError):
+            supermask.unpack(rewrite(data, change))
+            pytest.fail(what)
+
+
+def test_metadata_is_json(ticket):
+    for meta in ({"a": float("nan")}, {"a": object()}):
+        with pytest.raises(ValueError, match="plain JSON"):
+            supermask.pack(Ticket(ticket.masks, ticket.states, meta))
+
+
+def test_saving_overwrites_nothing_unasked_and_leaves_the_old_file_when_it_fails(ticket, tmp_path, monkeypatch):
+    path = tmp_path / "t.safetensors"
+    supermask.save(ticket, path)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        supermask.save(ticket, path)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        supermask.save(ticket, path, overwrite=True)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]
+
+
+def test_same_ticket_same_bytes(ticket):
+    shuffled = Ticket(
+        Masks(dict(reversed(list(ticket.masks.items())))),
+        dict(reversed(ticket.states.items())),
+        dict(reversed(ticket.meta.items())),
+    )
+    assert hashlib.sha256(supermask.pack(shuffled)).digest() == hashlib.sha256(supermask.pack(ticket)).digest()
+
+
+def test_negative_zero_is_stored_and_not_taken_for_zero():
+    model = perceptron()
+    model[0].bias.data.fill_(-0.0)
+    masks = supermask.prune(model, 1.0)
+    ticket = supermask.unpack(supermask.pack(Ticket(masks, {"final": make_state(model.state_dict(), masks)})))
+    assert torch.signbit(ticket.state_dict()["0.bias"]).all()
+
+
+def test_file_permissions_are_ordinary(ticket, tmp_path):
+    supermask.save(ticket, tmp_path / "a")
+    (tmp_path / "b").write_bytes(b"")
+    assert (tmp_path / "a").stat().st_mode == Path(tmp_path / "b").stat().st_mode

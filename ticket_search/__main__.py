@@ -1,0 +1,5 @@
+"""`python -m ticket_search` is `ticket`."""
+
+from .cli import main
+
+main()
