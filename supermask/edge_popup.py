@@ -19,7 +19,7 @@ from .inits import WEIGHT_INITS, Draw, density_scale, fingerprint, initialize, u
 from .live import Program
 from .masks import Masks
 from .selection import count_kept, top_k
-from .targets import SCORES_SUFFIX, Targets, fan_in_and_out, find_targets, nearest, unwrap
+from .targets import SCORES_SUFFIX, Targets, fan_in_and_out, find_targets, literal_globs, nearest, unwrap
 
 RANKINGS = ("layerwise", "global")
 
@@ -82,8 +82,12 @@ class EdgePopup(Program):
         return {name: part.view(key.shape) for (name, key), part in zip(keys.items(), parts, strict=True)}
 
     def check(self) -> None:
-        """Raise ValueError where a tensor keeps none of its weights or frozen weights have changed."""
-        empty = [f"{row.name} keeps 0 of {row.size} weights" for row in self.masks().report() if row.kept == 0]
+        """Raise ValueError where a tensor keeps no weight, scores are no numbers, or frozen weights have changed."""
+        masks = self.masks()
+        lost = [name for name in self.owners if not bool(torch.isfinite(self.score(name)).all())]
+        if lost:
+            raise ValueError(f"the scores of {', '.join(lost)} are NaN or infinite: lower the learning rate")
+        empty = [f"{row.name} keeps 0 of {row.size} weights" for row in masks.report() if row.kept == 0]
         if empty:
             raise ValueError(
                 "the learned masks cut the network: " + "; ".join(empty) + "; ask for a higher density, "
@@ -117,7 +121,7 @@ class EdgePopup(Program):
             module, attribute = self.owners[name][0]
             del module._parameters[attribute + SCORES_SUFFIX]
         for name, parameter in self.root.named_parameters():
-            parameter.requires_grad_(self.trained[name])
+            parameter.requires_grad_(self.trained.get(name, parameter.requires_grad))
 
 
 def learn(
@@ -176,11 +180,14 @@ def learn(
     empty = [f"{name} ({targets[name].size})" for name, count in program.counts.items() if count == 0]
     if empty and allocation == "layerwise":
         raise ValueError(f"density {density} keeps none of the weights of {', '.join(empty)}: raise it or exclude them")
+    if program.total == 0:
+        raise ValueError(f"density {density} keeps none of the {targets.size} weights")
     scores = draw_scores(targets, allocation, seed if score_seed is None else score_seed)
     program.install()
     if weights != "keep":
-        dense = [name for name in find_targets(model) if name not in targets]
-        program.draws = initialize(model, weights, seed, density_scale(density) if scaled else 1.0, unscaled=dense)
+        dense = [name for name in _weights_of(model) if name not in targets]
+        scale = density_scale(density) if scaled else 1.0
+        program.draws = initialize(model, weights, seed, scale, unscaled=literal_globs(dense))
     norms = {id(t.parameter) for t in find_targets(model, include="*").values() if t.kind == "norm"}
     for parameter in model.parameters():
         parameter.requires_grad_(train_norms and id(parameter) in norms)
@@ -190,6 +197,11 @@ def learn(
         module.register_parameter(attribute + SCORES_SUFFIX, score)
     program.fingerprint = fingerprint(program.weights())
     return targets
+
+
+def _weights_of(model: nn.Module) -> list[str]:
+    """The tensors that would be masked by default; none is no mistake where others were asked for by glob."""
+    return [name for name, t in find_targets(model, include="*").items() if t.kind in ("linear", "conv", "attention")]
 
 
 def draw_scores(targets: Targets, allocation: str, seed: int) -> dict[str, Tensor]:

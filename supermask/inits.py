@@ -224,13 +224,12 @@ def initialize(
     """
     if init not in WEIGHT_INITS:
         raise ValueError(f"unknown init '{init}'{nearest(init, WEIGHT_INITS)}; the inits are {', '.join(WEIGHT_INITS)}")
-    weights = find_targets(model)
     globs = as_globs(unscaled)
     draws: dict[str, Draw] = {}
     for name, target in find_targets(model, include="*").items():
         shape = tuple(target.parameter.shape)
-        if name in weights:
-            draws[name] = Draw(init, seed, 1.0 if matches(name, globs) else scale, shape)
+        if target.kind in ("linear", "conv", "attention"):
+            draws[name] = Draw(init, seed, 1.0 if matches(name, globs) else float(scale), shape)
         elif target.kind in ("bias", "norm"):
             is_scale = target.kind == "norm" and target.owners[0][1] == "weight"
             draws[name] = Draw("ones" if is_scale else "zeros", 0, 1.0, shape)

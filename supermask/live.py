@@ -8,8 +8,9 @@ work, so a call of the whole model, of a part of it, and a recomputation of a pa
 from __future__ import annotations
 
 import copy
+import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .masks import Masks
-from .targets import Target, Targets, find_targets, unwrap
+from .targets import Target, Targets, find_targets, literal_globs, unwrap
 
 Model = TypeVar("Model", bound=nn.Module)
 _ATTRIBUTE = "_supermask_program"
@@ -31,6 +32,7 @@ class Program:
         self.root = model
         self.owners = {name: target.owners for name, target in targets.items()}
         self.depth = 0
+        self.thread = 0
         self.handles: list[Any] = []
 
     def install(self) -> None:
@@ -52,6 +54,7 @@ class Program:
         for module in hooked.values():
             self.handles.append(module.register_forward_pre_hook(self._enter, prepend=True))
             self.handles.append(module.register_forward_hook(self._leave, always_call=True))
+        self.handles.append(self.root.register_state_dict_pre_hook(self._before_state_dict))
         self.root.__dict__[_ATTRIBUTE] = self
 
     def remove(self) -> None:
@@ -60,6 +63,12 @@ class Program:
             handle.remove()
         self.handles = []
         self.root.__dict__.pop(_ATTRIBUTE, None)
+
+    def settle(self) -> None:
+        """Put back what a pass that was broken off by a KeyboardInterrupt has left: PyTorch skips its hooks then."""
+        if self.depth:
+            self.depth = 0
+            self.end()
 
     def parameter(self, name: str) -> nn.Parameter:
         """The masked parameter as it is now: a checkpoint loaded by assignment may have replaced it."""
@@ -91,18 +100,27 @@ class Program:
             raise RuntimeError(
                 "nn.DataParallel copies modules without their masks: use torch.nn.parallel.DistributedDataParallel"
             )
-        if module is self.root and self.depth:
-            # A KeyboardInterrupt in the middle of an earlier pass skips PyTorch's hooks on the way out.
-            self.end()
-            self.depth = 0
+        if self.depth and not torch.compiler.is_compiling() and self.thread != threading.get_ident():
+            raise RuntimeError(
+                "two threads run one masked model at once: give each thread its own copy.deepcopy(model)"
+            )
+        if module is self.root:
+            self.settle()
         self.depth += 1
         if self.depth == 1:
+            if not torch.compiler.is_compiling():
+                self.thread = threading.get_ident()
             self.begin()
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.depth -= 1
-        if self.depth == 0:
-            self.end()
+        # Already 0 where the model has called itself: the inner pass was taken for a new one.
+        if self.depth:
+            self.depth -= 1
+            if self.depth == 0:
+                self.end()
+
+    def _before_state_dict(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
+        self.settle()
 
 
 _HELD: weakref.WeakSet[Hold] = weakref.WeakSet()
@@ -121,23 +139,33 @@ class Hold(Program):
         # A deep copy of the model gets a copy of this program, which optimizers must find too.
         self.__dict__.update(state)
         _HELD.add(self)
+        _hook_optimizers()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "bits": {}}
 
     def install(self) -> None:
         """Hook the forward passes, `load_state_dict` and, once per process, all optimizers."""
         super().install()
-        self.handles.append(self.root.register_load_state_dict_post_hook(self._loaded))
+        for module in {id(module): module for owners in self.owners.values() for module, _ in owners}.values():
+            self.handles.append(module.register_load_state_dict_post_hook(self._loaded))
         _hook_optimizers()
         self.zero()
 
+    def remove(self) -> None:
+        """Take all hooks off; optimizers leave the model alone from now on."""
+        super().remove()
+        _HELD.discard(self)
+
     @torch.no_grad()
-    def zero(self) -> None:
-        """Set the dropped weights to exactly +0.
+    def zero(self, names: Iterable[str] | None = None) -> None:
+        """Set the dropped weights, of these tensors or of all, to exactly +0.
 
         The bits are and-ed with all ones or all zeros: what is NaN or -0.0 becomes +0.0, which a product would not do,
         at the speed of a product, which masked_fill has not. Through `.data`, because the autograd graph of a pass that
         is still to be differentiated must not see a new version of weights that do not change.
         """
-        for name in self.owners:
+        for name in self.owners if names is None else names:
             weight = self.parameter(name).data
             weight.view(_integer(weight)).bitwise_and_(self._bits(name, weight))
 
@@ -169,7 +197,7 @@ class Hold(Program):
         self.zero()
 
     def _loaded(self, module: nn.Module, keys: Any) -> None:
-        self.zero()
+        self.zero(name for name, owners in self.owners.items() if any(owner is module for owner, _ in owners))
 
     def _bits(self, name: str, weight: Tensor) -> Tensor:
         bits = self.bits.get(name)
@@ -238,15 +266,13 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> Targets:
     """
     model = unwrap(model)
     masks = masks if isinstance(masks, Masks) else Masks(masks)
+    if not masks:
+        raise ValueError("there are no masks to hold: expected {parameter name: bool tensor}")
     masks.check(model)
-    targets = find_targets(model, include=[_literal(name) for name in masks])
+    targets = find_targets(model, include=literal_globs(masks))
     kept = Masks({name: masks[name] for name in targets})
     Hold(model, targets, kept).install()
     return targets
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
 def masks_of(model: nn.Module) -> Masks:
@@ -265,7 +291,9 @@ def check(model: nn.Module) -> None:
         ValueError: names each tensor whose dropped weights are not 0 (or whose frozen weights have changed) with the
             number of them; or the model carries no masks.
     """
-    _program(model).check()
+    program = _program(model)
+    program.settle()
+    program.check()
 
 
 def detach(model: Model) -> Model:
@@ -275,6 +303,7 @@ def detach(model: Model) -> Model:
         ValueError: the model carries none.
     """
     program = _program(model)
+    program.settle()
     program.bake()
     program.remove()
     return model
@@ -286,5 +315,5 @@ def bake(model: Model) -> Model:
     Raises:
         ValueError: the model carries no masks.
     """
-    _program(model)
+    _program(model).settle()
     return detach(copy.deepcopy(model))

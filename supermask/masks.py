@@ -90,7 +90,7 @@ class Masks(Mapping[str, Tensor]):
     @property
     def density(self) -> float:
         """Fraction of the maskable weights that is kept, in [0, 1]."""
-        return self.kept / self.size
+        return self.kept / max(1, self.size)
 
     @property
     def densities(self) -> dict[str, float]:
@@ -114,7 +114,9 @@ class Masks(Mapping[str, Tensor]):
 
     def changed(self, other: Mapping[str, Tensor]) -> float:
         """Share of all mask entries that differ between the two, in [0, 1]."""
-        return sum(int(torch.count_nonzero(mask ^ theirs)) for _, mask, theirs in self._pairs(other)) / self.size
+        return sum(int(torch.count_nonzero(mask ^ theirs)) for _, mask, theirs in self._pairs(other)) / max(
+            1, self.size
+        )
 
     def within(self, other: Mapping[str, Tensor]) -> bool:
         """Whether every weight kept here is kept by `other` too (masks that only shrink)."""
@@ -143,14 +145,14 @@ class Masks(Mapping[str, Tensor]):
             yield name, mask, other[name].to(mask.device)
 
 
-def mismatches(masks: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """One sentence for each mask whose name is missing from `shapes` or whose shape differs."""
+def mismatches(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], noun: str = "mask") -> list[str]:
+    """One sentence for each tensor given whose name is missing from `shapes` or whose shape differs."""
     problems = []
-    for name, mask in masks.items():
+    for name, tensor in given.items():
         if name not in shapes:
             problems.append(f"there is no parameter '{name}'{nearest(name, shapes)}")
-        elif tuple(mask.shape) != tuple(shapes[name]):
-            problems.append(f"{name} has shape {list(shapes[name])}, its mask {list(mask.shape)}")
+        elif tuple(tensor.shape) != tuple(shapes[name]):
+            problems.append(f"{name} has shape {list(shapes[name])}, its {noun} {list(tensor.shape)}")
     return problems
 
 

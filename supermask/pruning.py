@@ -12,7 +12,7 @@ from .granularity import Granularity, find_granularity
 from .masks import Masks, mismatches
 from .scores import Score, find_score
 from .selection import count_kept, top_k
-from .targets import Targets, find_targets
+from .targets import Targets, find_targets, literal_globs
 
 
 def prune(
@@ -41,24 +41,29 @@ def prune(
         granularity: `weight`, or an object with `reduce` and `expand`.
         include: globs of the parameters to mask instead of the default set (see `find_targets`).
         exclude: globs of parameters or modules to leave dense.
-        previous: masks of an earlier round; what they drop stays dropped, and tensors they name are the targets.
+        previous: masks of an earlier round; what they drop stays dropped. Where neither `include` nor `exclude` is
+            given, the tensors they name are the targets.
         seed: of scores that draw random numbers.
 
     Raises:
         ValueError: a density outside (0, 1], an unknown name, scores that are NaN or of the wrong shape, or previous
-            masks that do not fit the model or keep fewer weights than asked.
+            masks that do not fit the model or keep fewer weights than asked, or a density that keeps nothing.
     """
     count_kept(density, 1)
+    if previous is not None and include is None and exclude is None:
+        include = literal_globs(previous)
     targets = find_targets(model, include, exclude)
     scored = find_score(score)(model, targets, seed)
     _check_scores(scored, targets)
     shape = find_granularity(granularity)
     units = {name: shape.reduce(scored[name]) for name in targets}
     if previous is not None:
-        units = _bar_dropped(units, previous, targets)
+        units = _bar_dropped(units, previous, targets, shape)
     counts = find_allocation(allocation)(units, density)
+    if not any(counts.values()):
+        raise ValueError(f"density {density} keeps none of the {sum(unit.numel() for unit in units.values())} units")
     if previous is not None:
-        _check_shrinks(counts, previous, density)
+        _check_shrinks(counts, units, density)
     return Masks(
         {
             name: shape.expand(top_k(units[name], counts[name]), tuple(target.parameter.shape))
@@ -80,7 +85,9 @@ def _check_scores(scored: Mapping[str, Tensor], targets: Targets) -> None:
         raise ValueError("the scores cannot be ranked: " + "; ".join(problems))
 
 
-def _bar_dropped(units: dict[str, Tensor], previous: Mapping[str, Tensor], targets: Targets) -> dict[str, Tensor]:
+def _bar_dropped(
+    units: dict[str, Tensor], previous: Mapping[str, Tensor], targets: Targets, shape: Granularity
+) -> dict[str, Tensor]:
     problems = mismatches(previous, {name: tuple(target.parameter.shape) for name, target in targets.items()})
     problems += [f"there is no previous mask for {name}" for name in targets if name not in previous]
     if problems:
@@ -90,14 +97,15 @@ def _bar_dropped(units: dict[str, Tensor], previous: Mapping[str, Tensor], targe
         floating = score if score.is_floating_point() else score.to(torch.float64)
         # The lowest finite score, not -inf, for a kept unit: -inf is what says "dropped before".
         floating = floating.clamp_min(torch.finfo(floating.dtype).min)
-        barred[name] = floating.masked_fill(~previous[name].to(score.device), -torch.inf)
+        kept = shape.reduce(previous[name].to(floating)) > 0
+        barred[name] = floating.masked_fill(~kept, -torch.inf)
     return barred
 
 
-def _check_shrinks(counts: Mapping[str, int], previous: Mapping[str, Tensor], density: float) -> None:
+def _check_shrinks(counts: Mapping[str, int], units: Mapping[str, Tensor], density: float) -> None:
     grown = []
     for name, count in counts.items():
-        had = int(torch.count_nonzero(previous[name]))
+        had = int((units[name] != -torch.inf).sum())
         if count > had:
             grown.append(f"{name} keeps {had} and density {density} asks for {count}")
     if grown:

@@ -49,11 +49,17 @@ class LeftOut:
 
 
 class Targets(Mapping[str, Target]):
-    """The targets of a model in definition order, `{parameter name: Target}`, with `left_out` beside them."""
+    """The targets of a model in definition order, `{parameter name: Target}`, with `left_out` beside them.
 
-    def __init__(self, targets: Mapping[str, Target], left_out: Mapping[str, LeftOut]) -> None:
+    `output` names the weight of the model's last linear layer, whether it is a target or not.
+    """
+
+    def __init__(
+        self, targets: Mapping[str, Target], left_out: Mapping[str, LeftOut], output: str | None = None
+    ) -> None:
         self._targets = dict(targets)
         self.left_out = dict(left_out)
+        self.output = output
 
     def __getitem__(self, name: str) -> Target:
         return self._targets[name]
@@ -113,6 +119,11 @@ def matches(name: str, globs: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name.rpartition(".")[0], glob) for glob in globs)
 
 
+def literal_globs(names: Iterable[str]) -> list[str]:
+    """Globs that fit exactly these names."""
+    return ["".join(f"[{character}]" if character in "*?[" else character for character in name) for name in names]
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest of `choices`, or nothing where none is near."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
@@ -151,12 +162,14 @@ def find_targets(
     _check_globs((*included, *excluded), names.values())
     targets: dict[str, Target] = {}
     left_out: dict[str, LeftOut] = {}
+    output: str | None = None
     for key, parameter in parameters.items():
         name = names[key]
         if isinstance(parameter, UninitializedParameter):
             raise ValueError(f"{name} has no shape yet (a lazy module): run the model once on example input first")
         kinds = [_kind(module, attribute) for module, attribute in owners[key]]
         kind = next((kind for kind in kinds if kind in _MASKED_BY_DEFAULT), kinds[0])
+        output = name if kind == "linear" else output
         reason = _reason_to_leave_out(name, parameter, kind, included, excluded)
         if reason is None:
             targets[name] = Target(name, parameter, tuple(owners[key]), kind)
@@ -168,7 +181,7 @@ def find_targets(
             "the model has no tensor that may carry a mask: expected the weight of a linear, convolution or attention "
             f"layer, found {there}"
         )
-    return Targets(targets, left_out)
+    return Targets(targets, left_out, output)
 
 
 def _kind(module: nn.Module, attribute: str) -> str:
@@ -184,7 +197,8 @@ def _kind(module: nn.Module, attribute: str) -> str:
         return "embedding"
     if isinstance(module, nn.RNNBase):
         return "recurrent"
-    return "bias" if "bias" in attribute else "other"
+    biases = {"bias", "in_proj_bias", "bias_k", "bias_v"} if isinstance(module, nn.MultiheadAttention) else {"bias"}
+    return "bias" if attribute in biases else "other"
 
 
 def _reason_to_leave_out(

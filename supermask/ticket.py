@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .inits import Draw, fingerprint
-from .live import Model
+from .live import Hold, Model, program_of
 from .masks import Masks, mismatches
 from .targets import SCORES_SUFFIX, nearest, plain_name, unwrap
 
@@ -33,6 +34,18 @@ class State:
     stored: Mapping[str, Tensor]
     drawn: Mapping[str, Draw]
     fingerprint: str
+
+
+def to_json(value: Any) -> str:
+    """Text that is the same for the same value: keys sorted, no spaces.
+
+    Raises:
+        ValueError: a value that is not plain JSON, such as a NaN.
+    """
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a ticket's metadata is plain JSON without NaN: {error}") from None
 
 
 def make_state(tensors: Mapping[str, Tensor], masks: Masks, draws: Mapping[str, Draw] | None = None) -> State:
@@ -92,6 +105,10 @@ class Ticket:
     states: Mapping[str, State]
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # As it would be read back from a file: tuples become lists, keys text.
+        object.__setattr__(self, "meta", json.loads(to_json(dict(self.meta))))
+
     @property
     def density(self) -> float:
         """Fraction of the maskable weights kept."""
@@ -137,8 +154,11 @@ class Ticket:
 
         Raises:
             ValueError: tensors that are missing from the model, that the ticket does not have, or that have another
-                shape; all of them are named.
+                shape (all of them are named); or a model that carries other masks.
         """
+        program = program_of(model)
+        if program is not None and not (isinstance(program, Hold) and program.masks() == self.masks):
+            raise ValueError("the model carries other masks than the ticket's: supermask.detach(model) takes them off")
         set_state(model, self.state_dict(state))
         return model
 
@@ -150,6 +170,7 @@ class Ticket:
 
         Raises:
             ValueError: an architecture that is not known here by name; the message says what to call instead.
+            TicketError: arguments that the architecture does not take.
         """
         architecture = self.meta.get("architecture")
         if not isinstance(architecture, Mapping) or "name" not in architecture:
@@ -157,15 +178,26 @@ class Ticket:
                 "the ticket names no architecture: build the model yourself and call ticket.apply_to(model)"
             )
         build = find_architecture(str(architecture["name"]))
-        return self.apply_to(build(**architecture.get("arguments", {})), state).eval()
+        try:
+            net = build(**architecture.get("arguments", {}))
+        except TypeError as error:
+            raise TicketError(
+                f"the ticket's arguments do not fit its model '{architecture['name']}': {error}"
+            ) from None
+        return self.apply_to(net, state).eval()
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """A copy of a model's state dict under plain names: without learned scores, tied tensors under their first name."""
+    return {name: tensor.detach().clone() for name, tensor in _plain_state(model).items()}
+
+
+def _plain_state(model: nn.Module) -> dict[str, Tensor]:
+    tensors = _first_names(unwrap(model).state_dict(keep_vars=True))
     return {
-        name: tensor.detach().clone()
-        for name, tensor in _first_names(unwrap(model).state_dict(keep_vars=True)).items()
-        if not name.endswith(SCORES_SUFFIX)
+        name: tensor
+        for name, tensor in tensors.items()
+        if not (name.endswith(SCORES_SUFFIX) and name.removesuffix(SCORES_SUFFIX) in tensors)
     }
 
 
@@ -175,13 +207,9 @@ def set_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: tensors that are missing from the model or not given, or that have another shape; all are named.
     """
-    there = _first_names(unwrap(model).state_dict(keep_vars=True))
-    problems = mismatches(tensors, {name: tuple(tensor.shape) for name, tensor in there.items()})
-    problems += [
-        f"the ticket has no tensor '{name}'"
-        for name in there
-        if name not in tensors and not name.endswith(SCORES_SUFFIX)
-    ]
+    there = _plain_state(model)
+    problems = mismatches(tensors, {name: tuple(tensor.shape) for name, tensor in there.items()}, "ticket")
+    problems += [f"the ticket has no tensor '{name}'" for name in there if name not in tensors]
     if problems:
         raise ValueError("the ticket does not fit the model: " + "; ".join(problems))
     with torch.no_grad():
@@ -193,6 +221,8 @@ def _first_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Plain names; of several names for the same memory, the first."""
     first: dict[tuple[Any, ...], str] = {}
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            continue  # a module's extra state
         # An empty tensor has no memory to share.
         where = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
         first.setdefault(where, name)

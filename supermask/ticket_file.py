@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .inits import INITS, Draw
 from .masks import Masks
-from .ticket import STATES, State, Ticket, TicketError
+from .ticket import STATES, State, Ticket, TicketError, to_json
 
 FORMAT = 1
 _KEY = "supermask"
@@ -78,7 +78,7 @@ def pack(ticket: Ticket) -> bytes:
         "meta": dict(ticket.meta),
     }
     header["checksum"] = _checksum(header, payload)
-    return safetensors.torch.save(payload, {_KEY: _json(header)})
+    return safetensors.torch.save(payload, {_KEY: to_json(header)})
 
 
 def unpack(data: bytes) -> Ticket:
@@ -87,12 +87,12 @@ def unpack(data: bytes) -> Ticket:
     Raises:
         TicketError: bytes that are truncated, are not a ticket, are of a newer format, or do not match their checksum.
     """
-    header = _read_header(data)
+    header, described = _read_header(data)
     try:
         payload = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
         raise TicketError(f"not a whole ticket file: {error}") from None
-    if _checksum(header.model_dump(), payload) != header.checksum:
+    if _checksum(described, payload) != header.checksum:
         raise TicketError("the ticket file is damaged: its content does not match its checksum")
     masks = {name: _unpack_mask(name, entry, payload) for name, entry in header.masks.items()}
     states = {state: _unpack_state(state, entry, masks, payload) for state, entry in header.states.items()}
@@ -160,7 +160,7 @@ def _hint_in(folder: Path) -> str:
     return f"; did you mean {inside}?" if inside.exists() else ""
 
 
-def _read_header(data: bytes) -> _Header:
+def _read_header(data: bytes) -> tuple[_Header, dict[str, Any]]:
     if len(data) < 8:
         raise TicketError(f"not a ticket file: {len(data)} bytes")
     (length,) = struct.unpack("<Q", data[:8])
@@ -184,7 +184,7 @@ def _read_header(data: bytes) -> _Header:
     unknown += [group.init for state in header.states.values() for group in state.drawn if group.init not in INITS]
     if unknown:
         raise TicketError(f"the ticket's description is wrong: unknown state or init {', '.join(unknown)}")
-    return header
+    return header, plain
 
 
 def _pack_mask(mask: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def _unpack_mask(name: str, entry: _Mask, payload: dict[str, Tensor]) -> Tensor:
 def _describe_state(state: State) -> dict[str, Any]:
     groups: dict[tuple[str, int, float], dict[str, list[int]]] = {}
     for name, how in state.drawn.items():
-        groups.setdefault((how.init, how.seed, how.scale), {})[name] = list(how.shape)
+        groups.setdefault((how.init, how.seed, float(how.scale)), {})[name] = list(how.shape)
     drawn = [
         {"init": init, "seed": seed, "scale": scale, "tensors": tensors}
         for (init, seed, scale), tensors in groups.items()
@@ -218,6 +218,11 @@ def _unpack_state(state: str, entry: _State, masks: Mapping[str, Tensor], payloa
         for group in entry.drawn
         for name, shape in group.tensors.items()
     }
+    for name, draw in drawn.items():
+        if name in masks and masks[name].shape != draw.shape:
+            raise TicketError(
+                f"{state} {name} is drawn with shape {list(draw.shape)}, its mask has {list(masks[name].shape)}"
+            )
     stored = {}
     for name, shape in entry.stored.items():
         mask = masks.get(name)
@@ -244,15 +249,8 @@ def _take(payload: dict[str, Tensor], key: str, dtype: torch.dtype | None, count
     return tensor
 
 
-def _json(value: Any) -> str:
-    try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"a ticket's metadata is plain JSON without NaN: {error}") from None
-
-
 def _checksum(header: Mapping[str, Any], payload: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(_json({key: value for key, value in header.items() if key != "checksum"}).encode())
+    digest = hashlib.sha256(to_json({key: value for key, value in header.items() if key != "checksum"}).encode())
     for key in sorted(payload):
         tensor = payload[key].contiguous()
         digest.update(f"{key}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())

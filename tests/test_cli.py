@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from test_data import write_set
 
 import supermask
 from ticket_search.cli import app, main
@@ -62,6 +63,14 @@ def test_search_inspect_evaluate_compare_and_remove(ticket, tmp_path):
     half = 12.706204736 * pair["std"] / 2**0.5
     assert pair["interval"] == pytest.approx([pair["mean"] - half, pair["mean"] + half])
     assert found["groups"][0]["std"] is None
+    assert ticket("search", "--epochs", "5", "--threads", "1", "--name", "again").code == 0
+    again = json.loads(ticket("compare", EDGE_POPUP, f"runs/{EDGE_POPUP}", "again", "--json").out)
+    assert again["groups"][0]["n"] == 1
+    assert again["left_out"] == [f"runs/again: repeats the seeds of runs/{EDGE_POPUP}"]
+    Path("runs/again/config.toml").write_text("method = ")
+    assert "damaged" in ticket("runs", "list").out
+    assert ticket("compare", "again", EDGE_POPUP).code == 0
+    assert ticket("runs", "rm", "again", "--yes").code == 0
     table = ticket("compare", f"runs/{EDGE_POPUP}", "runs/none")
     assert "one seed" in table.out
     assert "runs/none: not a run" in table.err
@@ -129,6 +138,21 @@ BAD = {
     "choice": (["--optimizer", "adm"], ["--optimizer adm: expected 'sgd', 'adam' or 'adamw'"]),
     "glob": (["--exclude", "fc9"], ["no parameter fits 'fc9'"]),
     "too few": (["--density", "0.0001"], ["keeps none of fc3.weight"]),
+    "include a bias": (["--include", "fc1"], ["--include takes fc1.bias too"]),
+    "nothing kept": (["--density", "1e-9", "--allocation", "global"], ["keeps none of the 50,200 weights"]),
+    "idle momentum": (["--optimizer", "adam", "--momentum", "0.5"], ["--momentum goes with --optimizer sgd"]),
+    "idle drop": (["--drop", "0.5"], ["--drop goes with --schedule step"]),
+    "idle seed": (["--method", "imp", "--mask-seed", "1"], ["--mask-seed goes with methods that draw"]),
+    "idle scale": (["--init", "keep", "--no-scaled"], ["--scaled goes with weights that are drawn"]),
+    "late milestones": (["--schedule", "step", "--milestones", "30,60"], ["--milestones 30,60: expected epochs before 60"]),
+    "long warmup": (["--warmup", "600it"], ["--warmup 600it: expected less than the 600 steps"]),
+    "values and combinations": (
+        ["--epochs", "0", "--optimizer", "adam", "--nesterov"], ["--epochs 0", "--nesterov needs --optimizer sgd"],
+    ),
+    "unknown method and flag": (
+        ["--method", "impp", "--frobnicate", "3"], ["unknown method 'impp'", "unknown flag --frobnicate"],
+    ),
+    "a switch with a value": (["--dry-run=false"], ["--dry-run takes no value"]),
     "device": (["--device", "mps"], ["--device mps: this machine has cpu"]),
     "name": (["--name", "a/b"], ["--name 'a/b': expected the name of a folder"]),
     "everything at once": (
@@ -152,10 +176,19 @@ def test_a_bad_request_exits_2_names_every_problem_and_writes_nothing(case, tick
 
 def test_recipe_files_are_checked(ticket, tmp_path):
     recipe = tmp_path / "mine.toml"
-    recipe.write_text('method = "imp"\nfractoin = 0.2\nepochs = "many"\nlr = [1]\n')
+    recipe.write_text(
+        'method = "imp"\nfractoin = 0.2\nepochs = "many"\nlr = [1]\nseed = true\ndensity = "0.5"\nsparsity = 0.1\n'
+    )
     answer = ticket("search", "--config", str(recipe))
     assert answer.code == 2
-    for problem in ("unknown flag --fractoin; did you mean '--fraction'", "--epochs many", "--lr [1]"):
+    for problem in (
+        "unknown flag --fractoin; did you mean '--fraction'",
+        "--epochs 'many'",
+        "--lr [1]",
+        "--seed true",
+        "--density '0.5'",
+        "write density",
+    ):
         assert problem in answer.err
     recipe.write_text("epochs = = 3")
     assert "cannot be read as TOML" in ticket("search", "--config", str(recipe)).err
@@ -181,6 +214,7 @@ def test_a_taken_name(ticket):
 
 
 def test_ticket_files_that_are_none(ticket, tmp_path):
+    write_set(tmp_path / "fashion")
     assert ticket("search", "--epochs", "1").code == 0
     whole = (Path("runs") / EDGE_POPUP / "ticket.safetensors").read_bytes()
     (tmp_path / "cut").write_bytes(whole[:-100])
@@ -194,6 +228,9 @@ def test_ticket_files_that_are_none(ticket, tmp_path):
             answer = ticket(command, name)
             assert answer.code == 2, (command, name)
             assert problem in answer.err, (command, name)
+    refused = ticket("evaluate", EDGE_POPUP, "--data", "fashion-mnist", "--data-dir", str(tmp_path / "fashion"))
+    assert refused.code == 2
+    assert "the ticket's network does not fit fashion-mnist: it was built for input_shape [1, 8, 8]" in refused.err
     assert "unknown state 'begin'" in ticket("evaluate", EDGE_POPUP, "--state", "begin").err
     assert "unknown data set 'digit'" in ticket("evaluate", EDGE_POPUP, "--data", "digit").err
     ours = supermask.load(tmp_path / "runs" / EDGE_POPUP / "ticket.safetensors")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
@@ -182,3 +185,79 @@ def test_wrong_use_is_refused():
     model._is_replica = True
     with pytest.raises(RuntimeError, match="DistributedDataParallel"):
         model(torch.randn(1, 12))
+
+
+def test_a_pickled_model_holds_in_another_process(tmp_path):
+    model = perceptron()
+    supermask.hold(model, supermask.prune(model, 0.3))
+    torch.save(model, tmp_path / "model.pt")
+    code = f"""
+import torch
+model = torch.load({str(tmp_path / "model.pt")!r}, weights_only=False)
+import supermask
+optimizer = torch.optim.AdamW(model.parameters(), 0.1)
+model(torch.randn(5, 12)).sum().backward()
+optimizer.step()
+supermask.check(model)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="tests")
+
+
+def test_loading_a_part_of_a_held_model():
+    model = Residual()
+    masks = supermask.prune(model, 0.2)
+    supermask.hold(model, masks)
+    model.block.load_state_dict(Residual().block.state_dict())
+    supermask.check(model)
+
+
+def test_a_detached_model_is_left_alone():
+    model = perceptron()
+    masks = supermask.prune(model, 0.3)
+    supermask.hold(model, masks)
+    program = program_of(model)
+    supermask.detach(model)
+    step(model, torch.randn(5, 12), torch.optim.AdamW(model.parameters(), 0.1))
+    assert dropped_bits(model, masks).any()
+    assert program is not None
+
+
+def test_a_model_that_calls_itself():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 3)
+
+        def forward(self, x, again=True):
+            x = self(x, again=False) if again else x
+            return self.a(x)
+
+    model = Twice()
+    supermask.learn(model, 0.3)
+    baked, x = supermask.bake(model), torch.randn(2, 3)
+    for _ in range(2):
+        assert torch.equal(model(x), baked(x))
+        assert torch.equal(model.a(x), baked.a(x))
+
+
+def test_two_threads_on_one_model_are_refused():
+    class Waiting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x):
+            if x.sum() > 0:
+                inside.set()
+                assert leave.wait(10)
+            return self.fc(x)
+
+    model, inside, leave = Waiting(), threading.Event(), threading.Event()
+    supermask.learn(model, 0.5)
+    worker = threading.Thread(target=model, args=(torch.ones(1, 3),))
+    worker.start()
+    assert inside.wait(10)
+    with pytest.raises(RuntimeError, match="two threads"):
+        model(-torch.ones(1, 3))
+    leave.set()
+    worker.join()

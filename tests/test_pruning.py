@@ -95,6 +95,14 @@ def test_masks_only_shrink_even_where_scores_would_bring_weights_back():
     assert signed.within(first), "negative scores do not revive dropped weights"
 
 
+def test_previous_masks_name_the_targets():
+    model = perceptron()
+    first = supermask.prune(model, 0.5, exclude="4")
+    second = supermask.prune(model, 0.25, previous=first)
+    assert list(second) == list(first) == ["0.weight", "2.weight"]
+    assert second.within(first)
+
+
 def test_scores_and_allocations_of_ones_own():
     model = perceptron()
     masks = supermask.prune(
@@ -142,4 +150,6 @@ def test_bad_requests_say_what_came_and_what_was_expected():
         )
     with pytest.raises(ValueError, match="no previous mask for 4.weight"):
         previous = supermask.prune(model, 0.5, exclude="4")
-        supermask.prune(model, 0.2, previous=previous)
+        supermask.prune(model, 0.2, previous=previous, include="*.weight")
+    with pytest.raises(ValueError, match="density 0.001 keeps none of the 192 units"):
+        supermask.prune(model, 0.001)

@@ -19,9 +19,10 @@ from torch import nn
 
 import supermask
 from ticket_search import Interrupted, RequestError, resume, search
+from ticket_search.config import read_json
 from ticket_search.folders import find_run
 from ticket_search.methods.imp import Config, level_counts
-from ticket_search.runs import read_json
+from ticket_search.tensorboard import TAGS
 
 TICKET = [sys.executable, "-m", "ticket_search"]
 
@@ -29,7 +30,7 @@ TICKET = [sys.executable, "-m", "ticket_search"]
 def test_the_folder_of_a_finished_run(quick):
     run = quick("imp", density=0.6, evaluate_every="20it")
     assert run.path.name == "imp-lenet-300-100-digits-d0.6-s0"
-    files = {str(p.relative_to(run.path)) for p in run.path.rglob("*") if p.is_file()}
+    files = {str(p.relative_to(run.path)) for p in run.path.rglob("*") if p.is_file() and p.name != ".lock"}
     events = {name for name in files if name.startswith("events.out.tfevents")}
     levels = {f"levels/{level:02d}/ticket.safetensors" for level in range(4)}
     assert files - events == levels | {
@@ -68,9 +69,10 @@ def scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-@pytest.mark.parametrize("method", ["imp", "edge-popup"])
+@pytest.mark.parametrize("method", ["dense", "imp", "edge-popup"])
 def test_tensorboard_and_metrics_hold_the_same_numbers(method, quick):
-    run = quick(method, density=0.5, evaluate_every="20it" if method == "imp" else "1ep")
+    flags = {} if method == "dense" else {"density": 0.5}
+    run = quick(method, evaluate_every="20it" if method == "imp" else "1ep", **flags)
     written = scalars(run.path)
     rows: dict[str, list[tuple[int, float]]] = {}
     for row in run.metrics:
@@ -85,7 +87,9 @@ def test_tensorboard_and_metrics_hold_the_same_numbers(method, quick):
         "loss/train", "loss/validation", "accuracy/train", "accuracy/validation", "accuracy/test", "learning-rate",
         "density/total", "density/fc1.weight", "density/fc2.weight", "density/fc3.weight", "speed/images-per-second",
     }  # fmt: skip
-    assert set(rows) == expected | ({"mask/changed"} if method == "edge-popup" else set())
+    expected |= {"mask/changed"} if method != "dense" else set()
+    assert set(rows) == expected
+    assert {tag for tag in expected if not tag.startswith("density/fc")} | {"mask/changed"} == set(TAGS)
     assert rows["loss/train"][-1][0] == run.summary["cost"]["steps"]
     steps = [step for step, _ in rows["loss/validation"]]
     assert steps == sorted(set(steps)), "no step twice"
@@ -271,9 +275,64 @@ def test_levels_follow_the_rates_and_end_on_the_density():
     assert [sum(row.values()) for row in levels_of(0.512)] == [1032, 826, 660]
     assert len(levels_of(0.51)) == 3, "a last step of a twentieth of a level is joined to the one before"
     assert len(levels_of(0.45)) == 4
+    assert levels_of(0.99999) == []
+    with pytest.raises(RequestError, match="keeps none of the 1,290 weights"):
+        levels_of(1e-5)
     with pytest.raises(RequestError, match="90 weights are in layers of rate 0"):
         levels_of(0.05, allocation="layerwise", conv_fraction=0.0)
     assert levels_of(0.1, allocation="layerwise", conv_fraction=0.0)[-1]["0.weight"] == 90
+
+
+def test_the_output_is_the_models_last_linear_layer_and_rates_need_their_layers():
+    model = nn.Sequential(nn.Linear(50, 20), nn.Linear(20, 10))
+    config = Config(allocation="layerwise", output_fraction=0.1, conv_fraction=0.1)
+    with pytest.raises(
+        RequestError, match="--output-fraction: the last linear layer carries no mask.*--conv-fraction: no conv"
+    ):
+        level_counts(config, supermask.find_targets(model, exclude="1"))
+
+
+def test_a_model_of_other_random_numbers_does_not_resume(tmp_path, monkeypatch):
+    from ticket_search.problems import RunError
+    from ticket_search.progress import Progress
+
+    def unseeded():
+        model = Mine()
+        with torch.no_grad():
+            model.layers[0].weight.copy_(torch.from_numpy(np.random.default_rng().normal(size=(16, 5))))
+        return model
+
+    count = iter(range(10**6))
+    monkeypatch.setattr(
+        Progress, "advance_to", lambda self, step: os.kill(os.getpid(), signal.SIGINT) if next(count) == 30 else None
+    )
+    flags = {"runs": tmp_path, "progress": False, "epochs": 2, "batch_size": 20}
+    with pytest.raises(Interrupted):
+        search("imp", unseeded, own_data(), **flags)
+    with pytest.raises(RunError, match="built with other weights"):
+        search("imp", unseeded, own_data(), **flags)
+
+
+def test_what_a_killed_process_leaves_is_cleared(quick, tmp_path):
+    folder = tmp_path / "runs" / "dense-lenet-300-100-digits-d1-s0"
+    folder.mkdir(parents=True)
+    (folder / ".config.toml.abc").write_bytes(b"half")
+    run = quick("dense")
+    assert run.path == folder
+    assert sorted(p.name for p in folder.glob(".*")) == [".lock"]
+    assert (folder / "environment.json").exists()
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_left_alone(quick):
+    from ticket_search.runs import Run
+    from ticket_search.searches import carry_out, prepare
+
+    run = quick("dense")
+    before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
+    config, setup = prepare("dense", "lenet-300-100", "digits", {"epochs": 3, "threads": 1})
+    with pytest.raises(RequestError, match="has finished"):
+        carry_out(Run(run.path, config, setup))
+    assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before
 
 
 def test_rewinding_restores_the_step_and_the_schedule(quick):
@@ -348,15 +407,31 @@ def stage_started(run: Path, stage: str):
     return lambda: events.exists() and (f'"{stage}"' in rows.read_text())
 
 
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory):
+    """The folder of a run that nobody stopped, made once for each command."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def get(words: tuple[str, ...]) -> Path:
+        if words not in made:
+            made[words] = tmp_path_factory.mktemp("whole")
+            process = start(made[words], *words)
+            _, err = process.communicate(timeout=300)
+            assert process.returncode == 0, err
+        return made[words]
+
+    return get
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize(
     ("words", "run_name", "stage"),
     [
-        (("--method", "imp", "--density", "0.5", "--epochs", "60"), "imp-lenet-300-100-digits-d0.5-s0", "level-02"),
-        (("--epochs", "400"), "edge-popup-lenet-300-100-digits-d0.5-s0", "training"),
+        (("--method", "imp", "--density", "0.5", "--epochs", "40"), "imp-lenet-300-100-digits-d0.5-s0", "level-02"),
+        (("--epochs", "200"), "edge-popup-lenet-300-100-digits-d0.5-s0", "training"),
     ],
 )
-def test_a_killed_process_resumes_to_the_same_bytes(words, run_name, stage, number, tmp_path):
+def test_a_killed_process_resumes_to_the_same_bytes(words, run_name, stage, number, never_stopped, tmp_path):
     process = start(tmp_path, *words)
     run = tmp_path / run_name
     # Rows are written when the state is, so the stage is under way; then into the middle of it.
@@ -372,8 +447,6 @@ def test_a_killed_process_resumes_to_the_same_bytes(words, run_name, stage, numb
         assert f"ticket resume {run}" in err
     again = subprocess.run([*TICKET, "resume", str(run), "--json"], capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    whole = start(tmp_path / "whole", *words)
-    whole.communicate(timeout=300)
-    other = tmp_path / "whole" / run_name
+    other = never_stopped(words) / run_name
     assert (run / "ticket.safetensors").read_bytes() == (other / "ticket.safetensors").read_bytes()
     assert json.loads(again.stdout)["test_accuracy"] == read_json(other / "summary.json")["test_accuracy"]

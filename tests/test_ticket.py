@@ -12,6 +12,7 @@ from networks import Residual, Tied, perceptron
 
 import supermask
 from supermask import Masks, Ticket, TicketError, make_state
+from supermask.ticket import state_of
 from supermask.ticket_file import FORMAT
 
 
@@ -122,10 +123,11 @@ def rewrite(data: bytes, change) -> bytes:
     description = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["supermask"])
     payload = safetensors.torch.load(data)
     change(description, payload)
-    from supermask.ticket_file import _checksum, _json
+    from supermask.ticket import to_json
+    from supermask.ticket_file import _checksum
 
     description["checksum"] = _checksum(description, payload)
-    return safetensors.torch.save(payload, {"supermask": _json(description)})
+    return safetensors.torch.save(payload, {"supermask": to_json(description)})
 
 
 @pytest.mark.parametrize("length", [0, 5, 8, 100, 1000, -1])
@@ -178,6 +180,7 @@ def test_newer_format_and_wrong_descriptions(ticket):
         "lacks a tensor": lambda d, p: p.pop("final/norm.weight"),
         "one too many": lambda d, p: p.update(more=torch.zeros(1)),
         "other type": lambda d, p: p.update({"mask/stem.weight": torch.zeros(9)}),
+        "shape of a draw": lambda d, p: d["states"]["start"]["drawn"][0]["tensors"].update({"stem.weight": [8, 1, 9]}),
         "shape of survivors": lambda d, p: d["states"]["final"]["stored"].update({"stem.weight": [9, 8]}),
     }
     for what, change in changes.items():
@@ -189,7 +192,9 @@ def test_newer_format_and_wrong_descriptions(ticket):
 def test_metadata_is_json(ticket):
     for meta in ({"a": float("nan")}, {"a": object()}):
         with pytest.raises(ValueError, match="plain JSON"):
-            supermask.pack(Ticket(ticket.masks, ticket.states, meta))
+            Ticket(ticket.masks, ticket.states, meta)
+    tuples = Ticket(ticket.masks, ticket.states, {"a": (1, 2), "b": {3: 4}})
+    assert supermask.unpack(supermask.pack(tuples)) == tuples
 
 
 def test_saving_overwrites_nothing_unasked_and_leaves_the_old_file_when_it_fails(ticket, tmp_path, monkeypatch):
@@ -230,3 +235,39 @@ def test_file_permissions_are_ordinary(ticket, tmp_path):
     supermask.save(ticket, tmp_path / "a")
     (tmp_path / "b").write_bytes(b"")
     assert (tmp_path / "a").stat().st_mode == Path(tmp_path / "b").stat().st_mode
+
+
+def test_parameters_that_only_look_like_scores_are_kept():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(3, 3)
+            self.class_scores = torch.nn.Parameter(torch.randn(3))
+
+    model = Net()
+    masks = supermask.prune(model, 0.5)
+    ticket = Ticket(masks, {"final": make_state(state_of(model), masks)})
+    assert torch.equal(ticket.apply_to(Net()).class_scores, model.class_scores)
+    supermask.learn(model, 0.5)
+    assert "class_scores" in state_of(model)
+    assert "fc.weight_scores" not in state_of(model)
+
+
+def test_a_model_with_other_masks_is_refused(ticket):
+    for put_on in (lambda m: supermask.learn(m, 0.5), lambda m: supermask.hold(m, supermask.prune(m, 0.5))):
+        model = Residual()
+        put_on(model)
+        with pytest.raises(ValueError, match="carries other masks"):
+            ticket.apply_to(model)
+    model = Residual()
+    supermask.hold(model, ticket.masks)
+    ticket.apply_to(model)
+    supermask.check(model)
+
+
+def test_a_scale_given_as_a_whole_number_reads_back():
+    model = perceptron()
+    draws = supermask.initialize(model, "signed-constant", 0, scale=2)
+    masks = supermask.prune(model, 0.5)
+    ticket = Ticket(masks, {"start": make_state(model.state_dict(), masks, draws)})
+    assert supermask.unpack(supermask.pack(ticket)) == ticket

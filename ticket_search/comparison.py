@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .config import read_toml
+from .config import read_json, read_toml
 from .problems import RequestError
 
 # What makes two runs the same experiment but for chance: everything that is not a seed or a place.
-_NOT_COMPARED = frozenset({"seed", "init_seed", "order_seed", "mask_seed", "data_dir", "threads"})
+_SEEDS = ("seed", "init_seed", "order_seed", "mask_seed")
+_NOT_COMPARED = frozenset({*_SEEDS, "data_dir", "threads"})
 
 
 def compare(runs: Iterable[str | Path]) -> dict[str, Any]:
@@ -27,21 +28,30 @@ def compare(runs: Iterable[str | Path]) -> dict[str, Any]:
     Raises:
         RequestError: none of the folders holds a finished run.
     """
-    groups: dict[str, list[tuple[dict[str, Any], dict[str, Any], str]]] = {}
+    groups: dict[str, dict[tuple[Any, ...], tuple[dict[str, Any], str]]] = {}
     left_out = []
-    for folder in map(Path, runs):
+    for folder in dict.fromkeys(Path(run).resolve() for run in runs):
+        folder = _short(folder)
         if not (folder / "config.toml").exists():
             left_out.append(f"{folder}: not a run")
         elif not (folder / "summary.json").exists():
             left_out.append(f"{folder}: not finished; `ticket resume {folder}` goes on")
         else:
-            config = read_toml(folder / "config.toml")
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            try:
+                config, summary = read_toml(folder / "config.toml"), read_json(folder / "summary.json")
+            except ValueError as error:
+                left_out.append(f"{folder}: damaged ({error})")
+                continue
             recipe = {key: value for key, value in config.items() if key not in _NOT_COMPARED}
-            groups.setdefault(json.dumps(recipe, sort_keys=True), []).append((config, summary, str(folder)))
+            seeds = tuple(config.get(key) for key in _SEEDS)
+            members = groups.setdefault(json.dumps(recipe, sort_keys=True), {})
+            if seeds in members:
+                left_out.append(f"{folder}: repeats the seeds of {members[seeds][1]}")
+            else:
+                members[seeds] = (summary, str(folder))
     if not groups:
         raise RequestError(["there is no finished run to compare", *left_out])
-    rows = [_describe(members) for members in groups.values()]
+    rows = [_describe(list(members.values())) for members in groups.values()]
     _tell_apart(rows, [json.loads(key) for key in groups])
     order = sorted(
         rows, key=lambda row: (row["data"], row["model"], -row["density"], row["method"], str(row["differs"]))
@@ -49,8 +59,12 @@ def compare(runs: Iterable[str | Path]) -> dict[str, Any]:
     return {"groups": order, "left_out": left_out}
 
 
-def _describe(members: list[tuple[dict[str, Any], dict[str, Any], str]]) -> dict[str, Any]:
-    summaries = [summary for _, summary, _ in members]
+def _short(folder: Path) -> Path:
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def _describe(members: list[tuple[dict[str, Any], str]]) -> dict[str, Any]:
+    summaries = [summary for summary, _ in members]
     accuracies = [float(summary["test_accuracy"]) for summary in summaries]
     first = summaries[0]
     return {
@@ -64,7 +78,7 @@ def _describe(members: list[tuple[dict[str, Any], dict[str, Any], str]]) -> dict
         "kept": first["kept"],
         "dense_trainings": first["cost"]["dense_trainings"],
         "seconds": statistics.fmean(summary["seconds"] for summary in summaries),
-        "runs": [folder for _, _, folder in members],
+        "runs": [folder for _, folder in members],
     }
 
 

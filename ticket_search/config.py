@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+import types
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -25,7 +27,9 @@ def _check_duration(text: str) -> str:
 
 
 def _split(value: Any) -> Any:
-    return tuple(word for word in value.split(",") if word) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return tuple(word for word in value.split(",") if word)
+    return tuple(value) if isinstance(value, list) else value
 
 
 Duration = Annotated[
@@ -40,6 +44,8 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     """The shared flags. Each method adds its own and sets its own defaults."""
+
+    draws_masks: ClassVar[bool] = False
 
     method: str = Field("", description="the search method (`ticket methods` lists them)")
     model: str = Field("lenet-300-100", description="the network (`ticket models` lists them)")
@@ -75,18 +81,25 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
         given = {"init": self.init_seed, "order": self.order_seed, "mask": self.mask_seed}
         return {name: self.seed if seed is None else seed for name, seed in given.items()}
 
-    def problems(self) -> list[str]:
-        """What is wrong with the combination of flags; methods add to it."""
+    def problems(self, given: Set[str] = frozenset()) -> list[str]:
+        """What is wrong with the combination of flags; methods add to it. `given` are those that were asked for."""
         found = []
         if self.schedule == "step" and not self.milestones:
             found.append("--schedule step needs --milestones, as 80,120")
         if self.milestones and self.schedule != "step":
             found.append(f"--milestones goes with --schedule step, not {self.schedule}")
+        if any(epoch >= self.epochs for epoch in self.milestones):
+            found.append(f"--milestones {','.join(map(str, self.milestones))}: expected epochs before {self.epochs}")
         if self.nesterov and not (self.optimizer == "sgd" and self.momentum > 0):
             found.append("--nesterov needs --optimizer sgd with --momentum above 0")
         if is_zero(self.evaluate_every):
             found.append("--evaluate-every 0: expected steps or epochs, like 100it or 1ep")
-        return found
+        idle = {
+            "momentum": self.optimizer != "sgd" and "--optimizer sgd",
+            "drop": self.schedule != "step" and "--schedule step",
+            "mask_seed": not self.draws_masks and "methods that draw scores or masks at random",
+        }
+        return found + [f"{flag(key)} goes with {wanted}" for key, wanted in idle.items() if wanted and key in given]
 
 
 def flag(field: str) -> str:
@@ -106,19 +119,60 @@ def steps_of(duration: str, steps_per_epoch: int) -> int:
     return int(match[1]) * (steps_per_epoch if match[2] == "ep" else 1)
 
 
-def make_config(config_class: type[Config], values: Mapping[str, Any]) -> Config:
+def make_config(
+    config_class: type[Config], values: Mapping[str, Any], given: Iterable[str] = (), typed: Iterable[str] = ()
+) -> Config:
     """Validate values, text or typed, into a method's configuration.
+
+    Args:
+        config_class: the method's.
+        values: by field name.
+        given: the fields that were asked for; one that has no effect is a problem.
+        typed: the fields whose values come from a file or from Python, where text is no number.
 
     Raises:
         RequestError: every unknown flag, wrong value and impossible combination.
     """
+    problems = [
+        f"{flag(name)} {values[name]!r}: expected a number or true or false, without quotes"
+        for name in typed
+        if isinstance(values.get(name), str) and not _takes_text(config_class, name)
+    ]
+    problems += [
+        f"{flag(name)} {str(value).lower()}: expected a number"
+        for name, value in values.items()
+        if isinstance(value, bool) and name in config_class.model_fields and not _takes(config_class, name, bool)
+    ]
+    usable = dict(values)
     try:
-        config = config_class.model_validate(dict(values))
+        config = config_class.model_validate(usable)
     except pydantic.ValidationError as error:
-        raise RequestError([_sentence(item, config_class) for item in error.errors()]) from None
-    if problems := config.problems():
+        problems += [_sentence(item, config_class) for item in error.errors()]
+        wrong = {str(item["loc"][0]) for item in error.errors() if item["loc"]}
+        usable = {key: value for key, value in usable.items() if key not in wrong}
+        config = config_class.model_validate(usable)
+    problems += config.problems(frozenset(given))
+    if problems:
         raise RequestError(problems)
     return config
+
+
+def _takes(config_class: type[Config], name: str, kind: type) -> bool:
+    return kind in _kinds(config_class.model_fields[name].annotation)
+
+
+def _takes_text(config_class: type[Config], name: str) -> bool:
+    return name not in config_class.model_fields or not _kinds(config_class.model_fields[name].annotation) & {
+        bool, int, float,
+    }  # fmt: skip
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    if get_origin(annotation) in (types.UnionType, Union):
+        return set().union(*(_kinds(part) for part in get_args(annotation)))
+    if hasattr(annotation, "__metadata__"):
+        return _kinds(get_args(annotation)[0])
+    return {annotation}
 
 
 def _sentence(item: Any, config_class: type[Config]) -> str:
@@ -145,6 +199,16 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RequestError(f"{path} cannot be read as TOML: {error}") from None
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: a file that is no JSON.
+    """
+    value: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return value
 
 
 def to_plain(config: Config) -> dict[str, Any]:

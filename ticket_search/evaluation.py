@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -53,11 +54,12 @@ def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, stat
     from .models import model_names
     from .problems import RequestError, unknown
 
-    architecture = ticket.meta.get("architecture", {}).get("name")
+    architecture = ticket.meta.get("architecture")
+    name = architecture.get("name") if isinstance(architecture, Mapping) else None
     problems = []
-    if architecture not in model_names():
+    if name not in model_names():
         problems.append(
-            f"the ticket's model '{architecture}' is not known by name here; in Python: "
+            f"the ticket's model '{name}' is not known by name here; in Python: "
             "net = supermask.load(path).apply_to(your_model)"
         )
     if state not in ticket.states:
@@ -68,6 +70,11 @@ def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, stat
         raise RequestError(problems)
     config = ticket.meta.get("config", {})
     samples = split(data, read_arrays(data, data_dir), int(config.get("split_seed", 0)))
+    wanted = ticket.meta["architecture"].get("arguments", {})
+    offered = {"input_shape": list(samples.input_shape), "classes": samples.classes}
+    other = [f"{key} {wanted[key]}, {data} has {has}" for key, has in offered.items() if wanted.get(key, has) != has]
+    if other:
+        raise RequestError(f"the ticket's network does not fit {data}: it was built for {'; '.join(other)}")
     threads = torch.get_num_threads()
     try:
         # The order of sums, and so the last bit of a logit, depends on the number of threads.

@@ -28,11 +28,13 @@ def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None
     """
     if name is not None and (name in ("", "..") or Path(name).name != name):
         raise RequestError(f"--name {name!r}: expected the name of a folder inside --runs, without separators")
+    if Path(runs).exists() and not Path(runs).is_dir():
+        raise RequestError(f"--runs {runs}: expected a folder, this is a file")
     base = name or default_name(config, dense)
     number = 1
     while True:
         folder = Path(runs) / (base if number == 1 else f"{base}-{number}")
-        if not folder.exists() or all(path.name == ".lock" for path in folder.iterdir()):
+        if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
             return folder
         problem = _why_taken(folder, config)
         if problem is None:

@@ -56,6 +56,7 @@ def make_ticket(
         "seed": config.seed,
         "config": recorded,
         "architecture": run.setup.architecture,
+        "parameters": sum(parameter.numel() for parameter in run.setup.build().parameters()),
         "normalization": {"mean": list(data.mean), "std": list(data.std)},
         **meta,
     }
@@ -83,6 +84,8 @@ def describe_training(model: nn.Module, data: Data, trained: Trained, ticket: Ti
         "val_accuracy": trained.final.accuracy,
         "val_loss": trained.final.loss,
     }
+    if empty := [name for name, kept in ticket.masks.kept_per_tensor.items() if kept == 0]:
+        row["empty_layers"] = empty
     for name, moment in trained.moments.items():
         row[name] = {
             "step": moment.step,
@@ -130,7 +133,7 @@ def summarize(run: Run, ticket: Ticket, model: nn.Module) -> dict[str, Any]:
         "data": config.data,
         "seed": config.seed,
         **{key: value for key, value in run.rows[-1].items() if key != "level"},
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": ticket.meta["parameters"],
         "weights": ticket.masks.size,
         "seconds": seconds,
         "cost": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +71,7 @@ def read_request(words: Sequence[str]) -> Request:
     density = _density(launch, typed, problems)
     request = Request(method, {**_without_notes(recipe), **typed, **density}, launch)
     try:
-        validate(method, request.model, request.data, request.values)
+        validate(method, request.model, request.data, request.values, typed=set(recipe) - set(typed) - set(density))
     except RequestError as error:
         problems += error.problems
     if problems:
@@ -80,7 +80,13 @@ def read_request(words: Sequence[str]) -> Request:
 
 
 def validate(
-    method: str, model: str | Callable[..., Any], data: Any, flags: Mapping[str, Any], model_name: str | None = None
+    method: str,
+    model: str | Callable[..., Any],
+    data: Any,
+    flags: Mapping[str, Any],
+    model_name: str | None = None,
+    given: Iterable[str] | None = None,
+    typed: Iterable[str] = (),
 ) -> tuple[Method, Config]:
     """The method and its checked configuration.
 
@@ -90,6 +96,8 @@ def validate(
         data: a name, or arrays.
         flags: values by field name, text or typed.
         model_name: what the configuration says of a callable.
+        given: the flags that were asked for, all of `flags` where None.
+        typed: the flags whose values come from a file, where text is no number.
 
     Raises:
         RequestError: every unknown name, unknown flag, wrong value and impossible combination.
@@ -104,13 +112,14 @@ def validate(
     problems += name_problems(model, data)
     config_class = Config if chosen is None else chosen.Config
     strangers = [key for key in flags if key not in public_fields(config_class)]
-    problems += [_stranger(key, chosen) for key in strangers if chosen is not None]
+    problems += [problem for key in strangers if (problem := _stranger(key, chosen))]
     values = {key: value for key, value in flags.items() if key not in strangers}
+    asked = values.keys() if given is None else given
     values |= {"method": method, "model": model_name or model, "data": data if isinstance(data, str) else "arrays"}
     if chosen is not None and not isinstance(model, str) and not chosen.traits.frozen_weights:
         values.setdefault("init", "keep")
     try:
-        config = make_config(config_class, values)
+        config = make_config(config_class, values, set(asked) if chosen else (), typed)
     except RequestError as error:
         problems += error.problems
     if problems or chosen is None or config is None:
@@ -145,7 +154,9 @@ def _read_words(words: Sequence[str], problems: list[str]) -> dict[str, str]:
         if not name.startswith("--"):
             problems.append(f"'{word}' is not a flag; flags start with --")
             continue
-        if (name in switches and not equals) or (name in booleans and not equals):
+        if name in switches and equals:
+            problems.append(f"{name} takes no value")
+        elif name in switches or (name in booleans and not equals):
             value = "true"
         elif name.startswith("--no-") and negated in booleans and not equals:
             name, value = negated, "false"
@@ -185,11 +196,13 @@ def _without_notes(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in recipe.items() if key != "about"}
 
 
-def _stranger(key: str, chosen: Method) -> str:
+def _stranger(key: str, chosen: Method | None) -> str | None:
     others = [name for name in method_names() if key in find_method(name).Config.model_fields]
     if key == "method":
         return "method is given by --method, not as a flag"
+    if key == "sparsity":
+        return "sparsity is a word of the command line only: write density, the fraction kept"
     if others:
-        return f"{flag(key)} is a flag of {', '.join(others)}, not of {chosen.name}"
-    known = [*map(flag, public_fields(chosen.Config)), *LAUNCH_FLAGS]
+        return f"{flag(key)} is a flag of {', '.join(others)}, not of {chosen.name}" if chosen else None
+    known = [*map(flag, public_fields(chosen.Config if chosen else Config)), *LAUNCH_FLAGS]
     return f"unknown flag {flag(key)}{nearest_hint(flag(key), known)}"

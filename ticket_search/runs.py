@@ -23,8 +23,8 @@ import supermask
 from supermask import Ticket
 from supermask.ticket_file import write_atomically
 
-from .config import Config, to_plain
-from .problems import Interrupted, RequestError
+from .config import Config, differences, read_json, read_toml, to_plain
+from .problems import Interrupted, RequestError, RunError
 from .progress import Progress
 from .setup import Setup
 from .tensorboard import EventFile
@@ -56,6 +56,7 @@ class Run:
         self.rows: list[dict[str, Any]] = []
         self._stages: dict[str, Any] = {}
         self._training: dict[str, Any] | None = None
+        self._start: str | None = None
         self._seconds = 0.0
         self._opened = time.monotonic()
         self._saved = time.monotonic()
@@ -116,15 +117,28 @@ class Run:
         self.steps_done = sum(done.get("steps", 0) for done in self._stages.values())
         return result
 
-    def training_state(self) -> dict[str, Any] | None:
-        """The saved state of the current stage's training, if it was stopped in the middle."""
-        state = self._training
-        return state if state is not None and state["stage"] == self.training_stage else None
+    def expect_start(self, fingerprint: str) -> None:
+        """Check that a resumed run begins with the weights that it began with at first.
 
-    def save_training(self, state: dict[str, Any], force: bool = False) -> None:
+        Raises:
+            RunError: the model is built with other weights now.
+        """
+        if self._start is not None and self._start != fingerprint:
+            raise RunError(
+                f"the model of {self.path} is built with other weights than when the run was started: a model must "
+                "depend on its arguments and on PyTorch's random numbers only"
+            )
+        self._start = fingerprint
+
+    def training_state(self, name: str) -> dict[str, Any] | None:
+        """The saved state of a training of the current stage, if it was stopped in the middle."""
+        state, self._training = self._training, None
+        return state if state is not None and state["name"] == f"{self.training_stage}/{name}" else None
+
+    def save_training(self, name: str, state: dict[str, Any], force: bool = False) -> None:
         """Save the state of a training in progress, at most once a second unless `force`."""
         if force or time.monotonic() - self._saved >= _SECONDS_BETWEEN_STATES:
-            self._training = {**state, "stage": self.training_stage}
+            self._training = {**state, "name": f"{self.training_stage}/{name}"}
             self.save_state()
 
     def save_state(self) -> None:
@@ -135,6 +149,7 @@ class Run:
             {
                 "stages": self._stages,
                 "training": self._training,
+                "start": self._start,
                 "seconds": self.seconds,
                 "metrics_bytes": (self.path / "metrics.jsonl").stat().st_size,
                 "event_bytes": self._events.sizes(),
@@ -199,9 +214,7 @@ class Run:
         except filelock.Timeout:
             raise RequestError(f"another process is working on {self.path}") from None
         try:
-            if not (self.path / "config.toml").exists():
-                write_atomically(self.path / "config.toml", tomli_w.dumps(to_plain(self.config)).encode())
-                write_json(self.path / "environment.json", describe_environment(self.config))
+            self._settle_folder()
             self._restore()
             with (
                 (self.path / "metrics.jsonl").open("a", encoding="utf-8") as self._rows,
@@ -211,16 +224,33 @@ class Run:
                 yield self
         finally:
             self._events.close()
+            # The lock's file stays: removing it while others wait for it would let two of them in.
             lock.release()
-            (self.path / ".lock").unlink(missing_ok=True)
+
+    def _settle_folder(self) -> None:
+        for leftover in self.path.glob(".*"):
+            if leftover.name != ".lock":
+                leftover.unlink()  # a temporary file of a process that was killed while writing
+        if self.finished:
+            raise RequestError(f"another process has finished {self.path} meanwhile")
+        config = self.path / "config.toml"
+        if config.exists():
+            if other := differences(read_toml(config), to_plain(self.config)):
+                raise RequestError(f"another process has begun another run in {self.path}: {', '.join(other)}")
+        else:
+            write_atomically(config, tomli_w.dumps(to_plain(self.config)).encode())
+        if not (self.path / "environment.json").exists():
+            write_json(self.path / "environment.json", describe_environment(self.config))
 
     def _restore(self) -> None:
         self._opened = self._saved = time.monotonic()
         state_file = self.path / _STATE
-        state: dict[str, Any] = {"metrics_bytes": 0, "event_bytes": {}, "stages": {}, "training": None, "seconds": 0.0}
+        state: dict[str, Any] = {"stages": {}, "training": None, "start": None, "seconds": 0.0}
+        state |= {"metrics_bytes": 0, "event_bytes": {}}
         if state_file.exists():
             state = torch.load(state_file, weights_only=True, map_location="cpu")
         self._stages, self._training, self._seconds = state["stages"], state["training"], state["seconds"]
+        self._start = state["start"]
         self._events.cut_back(state["event_bytes"])
         rows = self.path / "metrics.jsonl"
         if rows.exists():
@@ -236,7 +266,7 @@ class Run:
         def ask_to_stop(number: int, frame: Any) -> None:
             self.interrupted = True
             # A second signal does what it would do without us.
-            signal.signal(number, previous[signal.Signals(number)])
+            signal.signal(number, previous[signal.Signals(number)] or signal.SIG_DFL)
 
         previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -245,13 +275,8 @@ class Run:
             yield
         finally:
             for number, handler in previous.items():
-                signal.signal(number, handler)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value
+                if handler is not None:  # one that was not set from Python cannot be put back
+                    signal.signal(number, handler)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

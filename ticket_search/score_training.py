@@ -59,6 +59,23 @@ class MaskWatch:
         self.masks = Masks(state["masks"])
 
 
+def learn_scores(model: nn.Module, config: Config) -> None:
+    """Prepare a model for a method of learned scores: `supermask.learn` with the configured flags."""
+    flags = config.model_dump()
+    supermask.learn(
+        model,
+        config.density,
+        weights=config.init,
+        scaled=flags["scaled"],
+        allocation=flags["allocation"],
+        include=config.include or None,
+        exclude=config.exclude or None,
+        seed=config.seeds["init"],
+        score_seed=config.seeds["mask"],
+        train_norms=flags["train_norms"],
+    )
+
+
 def train_scores(model: nn.Module, data: Data, config: Config, run: Run) -> Ticket:
     """Train the scores of a model that `supermask.learn` has prepared; its weights stay frozen, which is checked."""
     program = program_of(model)

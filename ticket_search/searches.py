@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn import functional
 
 import supermask
 from supermask import Targets
+from supermask.ticket import state_of
 
-from .config import Config, differences, to_plain
+from .config import Config, differences, steps_of, to_plain
 from .data.dataset import Data
+from .evaluation import evaluate
 from .folders import choose_folder, find_run, read_config
 from .methods import Method, Stage
 from .problems import RequestError
@@ -25,7 +26,8 @@ from .progress import Progress
 from .reports import summarize
 from .requests import name_problems, validate
 from .runs import Run
-from .setup import Setup, describe_model, load_data, make_setup, own_random_numbers, resolve
+from .score_training import learn_scores
+from .setup import Setup, describe_model, exact_arithmetic, load_data, make_setup, own_random_numbers, resolve
 from .training import make_optimizer, steps_per_epoch
 
 
@@ -109,6 +111,7 @@ def resume(
         config.model if model is None else model,
         config.data if data is None else data,
         {key: value for key, value in values.items() if key not in ("method", "model", "data")},
+        given=(),
     )
     if other := differences(values, to_plain(again)):
         raise RequestError(f"the run {folder} was started otherwise: {', '.join(other)}")
@@ -116,37 +119,68 @@ def resume(
 
 
 def prepare(
-    method: str, model: str | Callable[..., nn.Module], data: Any, flags: Mapping[str, Any]
+    method: str,
+    model: str | Callable[..., nn.Module],
+    data: Any,
+    flags: Mapping[str, Any],
+    given: Iterable[str] | None = None,
 ) -> tuple[Config, Setup]:
-    """The whole configuration and what it works on.
+    """The whole configuration and what it works on. `given` are the flags that were asked for, all where it is None.
 
     Raises:
         RequestError: every problem of the request at once.
     """
-    chosen, config = validate(method, model, data, flags, describe_model(model))
-    config = resolve(config)
-    loaded = load_data(data, config).to(config.device)
-    return config.model_copy(update={"data": loaded.name}), make_setup(chosen, model, loaded)
+    chosen, config = validate(method, model, data, flags, describe_model(model), given)
+    problems: list[str] = []
+    resolved, loaded = config, None
+    try:
+        resolved = resolve(config)
+    except RequestError as error:
+        problems += error.problems
+    try:
+        loaded = load_data(data, config)
+    except RequestError as error:
+        problems += error.problems
+    if problems or loaded is None:
+        raise RequestError(problems)
+    resolved = resolved.model_copy(update={"data": loaded.name})
+    return resolved, make_setup(chosen, model, loaded.to(resolved.device))
 
 
 def make_plan(config: Config, setup: Setup) -> Plan:
     """What the search would do. Trains a copy for a few steps to estimate the time; writes nothing."""
-    model = setup.make_model(config)
-    targets = setup.targets(config, model)
+    with exact_arithmetic(config), own_random_numbers():
+        model = setup.make_model(config)
+        targets = setup.targets(config, model)
+        per_epoch = steps_per_epoch(len(setup.data.train_y), config.batch_size)
+        stages = plan_stages(config, setup, targets)
+        steps = sum(stage.steps for stage in stages)
+        evaluations = steps // max(1, steps_of(config.evaluate_every, per_epoch)) + len(stages)
+        step, evaluation = time_step(model, setup.data, config, setup.method)
+        return Plan(config, targets, stages, steps * step + evaluations * evaluation)
+
+
+def plan_stages(config: Config, setup: Setup, targets: Targets) -> list[Stage]:
+    """The method's stages.
+
+    Raises:
+        RequestError: what the method cannot do with these targets and this number of steps.
+    """
     per_epoch = steps_per_epoch(len(setup.data.train_y), config.batch_size)
-    stages = setup.method.plan(config, targets, per_epoch)
-    steps = sum(stage.steps for stage in stages)
-    return Plan(config, targets, stages, steps * time_step(model, setup.data, config, setup.method))
+    total = config.epochs * per_epoch
+    if steps_of(config.warmup, per_epoch) >= total:
+        raise RequestError(f"--warmup {config.warmup}: expected less than the {total} steps of a training")
+    return setup.method.plan(config, targets, per_epoch)
 
 
-def time_step(model: nn.Module, data: Data, config: Config, method: Method) -> float:
-    """Seconds of a training step, the median of ten on a copy."""
+def time_step(model: nn.Module, data: Data, config: Config, method: Method) -> tuple[float, float]:
+    """Seconds of a training step (the median of ten, on a copy) and of an evaluation."""
     copied = copy.deepcopy(model)
-    include, exclude = config.include or None, config.exclude or None
     if method.traits.frozen_weights:
-        supermask.learn(copied, config.density, include=include, exclude=exclude)
-    else:
-        supermask.hold(copied, supermask.prune(copied, config.density, "random", include=include, exclude=exclude))
+        learn_scores(copied, config)
+    elif not method.traits.dense:
+        include, exclude = config.include or None, config.exclude or None
+        supermask.hold(copied, supermask.prune(copied, 0.5, score="random", include=include, exclude=exclude))
     optimizer = make_optimizer(copied, config)
     x, y = data.train_x[: config.batch_size], data.train_y[: config.batch_size]
     seconds = []
@@ -158,25 +192,19 @@ def time_step(model: nn.Module, data: Data, config: Config, method: Method) -> f
         optimizer.step()
         loss.item()
         seconds.append(time.perf_counter() - began)
-    return sorted(seconds[2:])[5]
+    began = time.perf_counter()
+    evaluate(copied, data.validation_x, data.validation_y)
+    return sorted(seconds[2:])[5], time.perf_counter() - began
 
 
 def carry_out(run: Run) -> Run:
     """Search in an opened folder until the run is finished."""
     config, setup = run.config, run.setup
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads or threads)
-    try:
-        with own_random_numbers():
-            model = setup.make_model(config)
-            stages = setup.method.plan(
-                config, setup.targets(config, model), steps_per_epoch(len(setup.data.train_y), config.batch_size)
-            )
-            run.progress.total = sum(stage.steps for stage in stages)
-            with run.opened():
-                ticket = setup.method.search(model, setup.data, config, run)
-                run.save_ticket(ticket)
-                run.finish(summarize(run, ticket, setup.make_model(config)))
-    finally:
-        torch.set_num_threads(threads)
+    with exact_arithmetic(config), own_random_numbers():
+        model = setup.make_model(config)
+        run.progress.total = sum(stage.steps for stage in plan_stages(config, setup, setup.targets(config, model)))
+        with run.opened():
+            run.expect_start(supermask.fingerprint(state_of(model)))
+            ticket = setup.method.search(model, setup.data, config, run)
+            run.finish(summarize(run, ticket, setup.make_model(config)))
     return run

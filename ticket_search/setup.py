@@ -63,6 +63,21 @@ def own_random_numbers() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def exact_arithmetic(config: Config) -> Iterator[None]:
+    """The configured number of threads, and fp32 that is fp32: no TF32, no algorithm chosen by timing."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = (torch.get_num_threads(), cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+    try:
+        torch.set_num_threads(config.threads or before[0])
+        cudnn.allow_tf32 = matmul.allow_tf32 = cudnn.benchmark = False
+        cudnn.deterministic = True
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic = before[1:]
+
+
 def resolve(config: Config) -> Config:
     """The configuration with `auto` and defaults of the machine replaced by what they mean here.
 

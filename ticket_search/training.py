@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy
@@ -60,10 +60,8 @@ class Trained:
     """What a training leaves beside the model itself, which is at its final step."""
 
     steps: int
-    seconds: float
     final: Evaluation
-    moments: dict[str, Moment] = field(default_factory=dict)
-    optimizer: StateDict = field(default_factory=dict)
+    moments: dict[str, Moment]
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
@@ -130,7 +128,7 @@ def train(
     loop = _Loop(model, data, config, run, hook, start, order)
     if optimizer_state is not None:
         loop.optimizer.load_state_dict(dict(optimizer_state))
-    saved = run.training_state()
+    saved = run.training_state(order)
     if saved is not None:
         loop.load_state_dict(saved)
     loop.run_to_end()
@@ -162,7 +160,7 @@ class _Loop:
         while self.step < self.total and not (self.hook and self.hook.done()):
             if self.run.interrupted:
                 self.seconds += time.perf_counter() - clock
-                self.run.save_training(self.state_dict(), force=True)
+                self.run.save_training(self.order, self.state_dict(), force=True)
                 self.run.stop_if_asked()
             epoch, position = divmod(self.step, self.per_epoch)
             if epoch_order is None or position == 0:
@@ -179,7 +177,7 @@ class _Loop:
                 if self.hook:
                     self.hook.on_epoch(self.step, self.model, self.optimizer)
                 self.seconds += time.perf_counter() - clock
-                self.run.save_training(self.state_dict())
+                self.run.save_training(self.order, self.state_dict())
                 clock = time.perf_counter()
             self.run.progress.advance_to(self.run.steps_done + self.step - self.start)
 
@@ -236,7 +234,7 @@ class _Loop:
     def trained(self) -> Trained:
         if self.final is None or self.logged_step != self.step:
             self.final = evaluate(self.model, self.data.validation_x, self.data.validation_y)
-        return Trained(self.step - self.start, self.seconds, self.final, self.moments, self.optimizer.state_dict())
+        return Trained(self.step - self.start, self.final, self.moments)
 
     def state_dict(self) -> StateDict:
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,13 +16,14 @@ def add_to(app: typer.Typer) -> None:
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Folders of runs, as runs/*.")],
+    names: Annotated[list[str], typer.Argument(help="Runs, by folder or by name, as runs/*.")],
+    runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare runs: seeds of the same configuration are grouped."""
     from ..comparison import compare as compare_runs
 
-    found = compare_runs(runs)
+    found = compare_runs(name if Path(name).exists() else Path(runs) / name for name in names)
     if as_json:
         print_json(found)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,11 +53,6 @@ def inspect(
 def describe(ticket: Ticket, path: Path) -> dict[str, Any]:
     """What `ticket inspect` shows, without building the model."""
     meta = ticket.meta
-    final = ticket.states.get("final")
-    dense = 0
-    if final is not None:
-        dense = sum(tensor.numel() for tensor in final.stored.values())
-        dense += sum(math.prod(draw.shape) for draw in final.drawn.values())
     file_bytes = path.stat().st_size
     described: dict[str, Any] = {
         key: meta[key] for key in ("method", "paper", "model", "data", "seed", "level") if key in meta
@@ -69,7 +63,8 @@ def describe(ticket: Ticket, path: Path) -> dict[str, Any]:
     for state, source in ticket.states.items():
         described[f"{state}_weights"] = _sources(source.drawn.values(), source.stored)
     described["file_bytes"] = file_bytes
-    if dense:
+    # Parameters only: statistics of norms are stored, but are not weights that a mask could have dropped.
+    if isinstance(dense := meta.get("parameters"), int) and dense:
         described["dense_bytes"] = 4 * dense
         described["times_smaller"] = round(4 * dense / file_bytes, 2)
         described["density_of_all_parameters"] = (dense - ticket.masks.size + ticket.masks.kept) / dense

@@ -26,7 +26,7 @@ def resume(
 
     folder = find_run(run, runs)
     done = (folder / "summary.json").exists()
-    with stop_told():
+    with stop_told(folder):
         finished = resume_run(folder)
     if as_json:
         print_json(finished.summary)

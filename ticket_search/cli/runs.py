@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config import read_toml
+from ..config import read_json, read_toml
+from ..folders import find_run, list_runs, remove_run
 from ..problems import RequestError
 from .terminal import duration, output, percent, print_json, print_table
 
@@ -25,7 +26,7 @@ def list_all(
     runs: RunsOption = "runs", as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
     """List all runs, finished or not."""
-    rows = [describe(folder) for folder in sorted(path.parent for path in Path(runs).glob("*/config.toml"))]
+    rows = [describe(folder) for folder in list_runs(runs)]
     if as_json:
         print_json({"runs": rows})
     elif not rows:
@@ -37,7 +38,7 @@ def list_all(
                 (
                     row["name"],
                     row["state"],
-                    f"{row['density']:.4g}",
+                    f"{row['density']:.4g}" if "density" in row else "",
                     percent(row.get("test_accuracy")),
                     duration(row["seconds"]) if "seconds" in row else "",
                 )
@@ -53,8 +54,6 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete runs, with all that is in their folders."""
-    from ..folders import find_run, remove_run
-
     folders, problems = [], []
     for name in names:
         try:
@@ -71,12 +70,13 @@ def remove(
 
 def describe(folder: Path) -> dict[str, Any]:
     """A run's name, state, configuration's main values, and results if it has them."""
-    import json
-
-    config = read_toml(folder / "config.toml")
-    summary_file = folder / "summary.json"
-    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.exists() else {}
-    row: dict[str, Any] = {"name": folder.name, "path": str(folder), "state": "finished" if summary else "unfinished"}
+    row: dict[str, Any] = {"name": folder.name, "path": str(folder)}
+    try:
+        config = read_toml(folder / "config.toml")
+        summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+    except ValueError as error:
+        return {**row, "state": f"damaged: {error}"}
+    row |= {"state": "finished" if summary else "unfinished"}
     row |= {key: config.get(key) for key in ("method", "model", "data", "density", "seed")}
     return row | {
         key: summary[key] for key in ("density", "test_accuracy", "val_accuracy", "seconds") if key in summary

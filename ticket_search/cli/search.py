@@ -12,7 +12,7 @@ import typer
 from ..config import Config, flag, public_fields, recipes
 from ..methods import find_method, method_names
 from ..requests import LAUNCH_FLAGS, read_request
-from .terminal import duration, output, percent, print_definitions, print_json, print_table, stop_told
+from .terminal import duration, errors, output, percent, print_definitions, print_json, print_table, stop_told
 
 if TYPE_CHECKING:
     from ..runs import Run
@@ -44,7 +44,7 @@ def search(context: typer.Context) -> None:
         return
     runs = request.launch.get("--runs", "runs")
     folder = choose_folder(config, runs, request.launch.get("--name"), setup.method.traits.dense)
-    with stop_told():
+    with stop_told(folder):
         run = carry_out(Run(folder, config, setup, Progress()))
     if request.asks("--json"):
         print_json(run.summary)
@@ -175,6 +175,8 @@ def print_summary(run: Run) -> None:
                 for row in levels
             ],
         )
+    if empty := summary.get("empty_layers"):
+        errors().print(f"warning: nothing is kept of {', '.join(empty)}: no signal passes there", style="yellow")
     cost = summary["cost"]
     print_table(
         ("result", ""),

@@ -6,14 +6,13 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-
-from ..problems import Interrupted
 
 
 def output() -> Console:
@@ -28,14 +27,13 @@ def errors() -> Console:
 
 
 @contextmanager
-def stop_told() -> Iterator[None]:
+def stop_told(folder: Path) -> Iterator[None]:
     """When a run is stopped by a signal, print the line that resumes it and exit with 130."""
     try:
         yield
-    except Interrupted as stop:
-        errors().print(
-            f"\nstopped; go on with:\n  ticket resume {stop.path}", markup=False, highlight=False, soft_wrap=True
-        )
+    except KeyboardInterrupt:
+        line = f"\nstopped; go on with:\n  ticket resume {folder}"
+        errors().print(line, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
 
 
@@ -44,10 +42,10 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table; numbers stand right."""
     rows = [[_text(cell) for cell in row] for row in rows]
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)

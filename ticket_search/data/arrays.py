@@ -1,14 +1,17 @@
-"""Arrays as read from disk, and where on disk data is looked for."""
+"""Arrays as read from disk, and where on disk data is looked for before it is downloaded."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import platformdirs
+
+from ..problems import RequestError
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,20 @@ class Arrays:
     std: tuple[float, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Files:
+    """The files of a data set: `{folder as torchvision names it: file names}`, and the class that downloads them.
+
+    Files may also lie in a folder of the data set's name, or in the folder that is searched itself, gzipped or not.
+    """
+
+    torchvision: str
+    layouts: Mapping[str, tuple[str, ...]]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    by_split: bool = False
+    hint: str = ""
+
+
 def cache_dir() -> Path:
     """The user's cache, where downloads go."""
     return Path(platformdirs.user_cache_dir("supermask"))
@@ -39,3 +56,53 @@ def search_path(data_dir: str | None) -> list[Path]:
     """The folders in which data is looked for, in order."""
     places = [data_dir, os.environ.get("TICKET_DATA"), cache_dir(), "/usr/share/datasets"]
     return [Path(place) for place in places if place]
+
+
+def locate(name: str, files: Files, data_dir: str | None) -> list[Path]:
+    """The paths of a data set's files: from the first folder that holds them all, or downloaded into the user's cache.
+
+    Raises:
+        RequestError: they are nowhere and cannot be downloaded, with what to do about it.
+    """
+    folders = search_path(data_dir)
+    found = _find(folders, name, files)
+    if found is None:
+        _download(name, files, folders)
+        found = _find([cache_dir()], name, files)
+    if found is None:
+        raise RequestError(f"torchvision downloaded {name}, but its files are not in {cache_dir()}")
+    return found
+
+
+def _find(folders: list[Path], name: str, files: Files) -> list[Path] | None:
+    for folder in folders:
+        for layout, names in files.layouts.items():
+            for place in (folder / layout, folder / name, folder):
+                paths = [_there(place / file) for file in names]
+                if all(paths):
+                    return [path for path in paths if path is not None]
+    return None
+
+
+def _there(path: Path) -> Path | None:
+    zipped = path.with_name(path.name + ".gz")
+    return path if path.is_file() else zipped if zipped.is_file() else None
+
+
+def _download(name: str, files: Files, folders: list[Path]) -> None:
+    import torchvision
+
+    dataset = getattr(torchvision.datasets, files.torchvision)
+    parts: list[dict[str, Any]] = [{"train": True}, {"train": False}]
+    if files.by_split:
+        parts = [{"split": "train"}, {"split": "test"}]
+    try:
+        for part in parts:
+            dataset(root=str(cache_dir()), download=True, **part, **files.arguments)
+    except (OSError, RuntimeError) as error:
+        looked = ", ".join(str(folder) for folder in folders)
+        wanted = " or ".join(", ".join(names) for names in files.layouts.values())
+        raise RequestError(
+            f"the data set {name} is not on disk (looked in {looked}) and cannot be downloaded: {error}. Put {wanted} "
+            f"into {cache_dir() / name}, or name their folder by --data-dir or $TICKET_DATA.{files.hint}"
+        ) from None

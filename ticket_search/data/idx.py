@@ -11,35 +11,51 @@ import numpy as np
 import numpy.typing as npt
 
 from ..problems import RequestError
-from .arrays import Arrays, cache_dir, search_path
+from .arrays import Arrays, Files, locate
 
-_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _VALIDATION = 5000
+_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_EMNIST_NAMES = tuple(
+    f"emnist-balanced-{part}-{kind}-ubyte" for part in ("train", "test") for kind in ("images-idx3", "labels-idx1")
+)
 
-# torchvision's class and folder name, then mean and standard deviation of the training pixels / 255.
 _SETS = {
-    "fashion-mnist": ("FashionMNIST", (0.2860,), (0.3530,)),
-    "mnist": ("MNIST", (0.1307,), (0.3081,)),
+    "fashion-mnist": Files(
+        torchvision="FashionMNIST",
+        layouts={"FashionMNIST/raw": _NAMES},
+        hint=" On Debian and Ubuntu: apt-get install dataset-fashion-mnist.",
+    ),
+    "mnist": Files(torchvision="MNIST", layouts={"MNIST/raw": _NAMES}),
+    "kmnist": Files(torchvision="KMNIST", layouts={"KMNIST/raw": _NAMES}),
+    "emnist": Files(torchvision="EMNIST", layouts={"EMNIST/raw": _EMNIST_NAMES}, arguments={"split": "balanced"}),
 }
-_HINTS = {"fashion-mnist": " On Debian and Ubuntu: apt-get install dataset-fashion-mnist."}
+# Mean and standard deviation of the training pixels / 255.
+_MOMENTS = {
+    "fashion-mnist": (0.2860, 0.3530),
+    "mnist": (0.1307, 0.3081),
+    "kmnist": (0.1918, 0.3483),
+    "emnist": (0.1751, 0.3332),
+}
 
 
 def read(name: str, data_dir: str | None = None) -> Arrays:
-    """Read the four files from the first folder that holds them all, or download them into the user's cache.
+    """Read the four files.
 
     Raises:
         RequestError: the files are nowhere and cannot be downloaded, or one of them is damaged.
     """
-    torchvision_name, mean, std = _SETS[name]
-    places = [folder / sub for folder in search_path(data_dir) for sub in (".", name, f"{torchvision_name}/raw")]
-    files = _find_files(places) or _download(name, torchvision_name, places)
+    files = locate(name, _SETS[name], data_dir)
     train_x, train_y, test_x, test_y = (read_idx(file) for file in files)
     for images, labels in ((train_x, train_y), (test_x, test_y)):
         if len(images) != len(labels) or images.ndim != 3 or labels.ndim != 1:
             raise RequestError(f"{files[0].parent}: images {images.shape} and labels {labels.shape} do not match")
+    if name == "emnist":
+        # Its images are stored with rows and columns exchanged.
+        train_x, test_x = train_x.transpose(0, 2, 1), test_x.transpose(0, 2, 1)
+    mean, std = _MOMENTS[name]
     return Arrays(
         train_x[:, None], train_y.astype(np.int64), test_x[:, None], test_y.astype(np.int64),
-        classes=10, validation=min(_VALIDATION, len(train_y) // 10), mean=mean, std=std,
+        47 if name == "emnist" else 10, min(_VALIDATION, len(train_y) // 10), (mean,), (std,),
     )  # fmt: skip
 
 
@@ -60,29 +76,3 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     if len(data) - offset != math.prod(shape):
         raise RequestError(f"{path} is truncated: {len(data) - offset} bytes of data, its shape {shape} says otherwise")
     return np.frombuffer(data, np.uint8, offset=offset).reshape(shape)
-
-
-def _find_files(places: list[Path]) -> list[Path] | None:
-    for place in places:
-        found = [next((p for p in (place / name, place / f"{name}.gz") if p.is_file()), None) for name in _FILES]
-        if all(found):
-            return [path for path in found if path is not None]
-    return None
-
-
-def _download(name: str, torchvision_name: str, places: list[Path]) -> list[Path]:
-    import torchvision
-
-    try:
-        getattr(torchvision.datasets, torchvision_name)(root=str(cache_dir()), train=True, download=True)
-    except (OSError, RuntimeError) as error:
-        looked = ", ".join(str(place) for place in places)
-        raise RequestError(
-            f"the data set {name} is not on disk (looked in {looked}) and cannot be downloaded: {error}. Put "
-            f"{', '.join(_FILES)} (or the same with .gz) into {cache_dir() / name}, or name their folder by --data-dir "
-            f"or $TICKET_DATA.{_HINTS.get(name, '')}"
-        ) from None
-    files = _find_files([cache_dir() / torchvision_name / "raw"])
-    if files is None:
-        raise RequestError(f"torchvision downloaded {name}, but its files are not in {cache_dir() / torchvision_name}")
-    return files

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ..config import Config as SharedConfig
+from ..tensorboard import densities
 from . import Stage, Traits
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def search(model: nn.Module, data: Data, config: Config, run: Run) -> Ticket:
         trained = train(model, data, config, run)
         ticket = make_ticket(run, masks, start, state_of(model), trained, run.setup.draws)
         run.save_ticket(ticket)
-        return {"steps": trained.steps, "row": describe_training(model, data, trained, ticket)}
+        row = describe_training(model, data, trained, ticket)
+        run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **densities(masks)})
+        return {"steps": trained.steps, "row": row}
 
     run.rows.append(run.stage("training", work)["row"])
     return run.ticket

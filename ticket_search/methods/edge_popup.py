@@ -5,7 +5,8 @@ Ramanujan et al., What's Hidden in a Randomly Weighted Neural Network?, 2020.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Set
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 class Config(SharedConfig):
     """Flags of edge-popup."""
 
+    draws_masks: ClassVar[bool] = True
     method: str = "edge-popup"
     epochs: int = Field(60, ge=1, description="epochs of training the scores")
     weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False, description="weight decay, on the scores")
@@ -37,6 +39,13 @@ class Config(SharedConfig):
     )
     train_norms: bool = Field(False, description="train the scale and shift of norms")
 
+    def problems(self, given: Set[str] = frozenset()) -> list[str]:
+        """Weights that are kept as they are cannot be scaled."""
+        found = super().problems(given)
+        if self.init == "keep" and "scaled" in given:
+            found.append("--scaled goes with weights that are drawn, not with --init keep")
+        return found
+
 
 TRAITS = Traits(frozen_weights=True)
 
@@ -45,32 +54,27 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     """One training of the scores.
 
     Raises:
-        RequestError: a density that leaves a tensor without weights.
+        RequestError: a density that leaves a tensor without weights, or a target that is no weight.
     """
     from supermask.selection import count_kept
 
+    problems = []
+    flat = [name for name, target in targets.items() if target.parameter.dim() < 2]
+    if flat:
+        problems.append(f"--include takes {', '.join(flat)} too: scores need the fan-in of a weight; exclude them")
     empty = [name for name, target in targets.items() if count_kept(config.density, target.size) == 0]
     if config.allocation == "layerwise" and empty:
-        raise RequestError(f"--density {config.density:g} keeps none of {', '.join(empty)}: raise it or --exclude them")
+        problems.append(f"--density {config.density:g} keeps none of {', '.join(empty)}: raise it or --exclude them")
+    if count_kept(config.density, targets.size) == 0:
+        problems.append(f"--density {config.density:g} keeps none of the {targets.size:,} weights")
+    if problems:
+        raise RequestError(problems)
     return [Stage("training", config.density, config.epochs * steps_per_epoch)]
 
 
 def search(model: nn.Module, data: Data, config: Config, run: Run) -> Ticket:
     """Learn which of the frozen weights of `model` to use."""
-    import supermask
+    from ..score_training import learn_scores, train_scores
 
-    from ..score_training import train_scores
-
-    supermask.learn(
-        model,
-        config.density,
-        weights=config.init,
-        scaled=config.scaled,
-        allocation=config.allocation,
-        include=config.include or None,
-        exclude=config.exclude or None,
-        seed=config.seeds["init"],
-        score_seed=config.seeds["mask"],
-        train_norms=config.train_norms,
-    )
+    learn_scores(model, config)
     return train_scores(model, data, config, run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -50,12 +50,12 @@ class Config(SharedConfig):
     rewind_optimizer: Literal["fresh", "restore"] = Field("fresh", description="optimizer moments after rewinding")
     data_order: Literal["fresh", "same"] = Field("fresh", description="batches of each level: drawn anew or repeated")
 
-    def problems(self) -> list[str]:
+    def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """Per-layer rates need layerwise ranking, and some training must be left after the rewind point."""
-        found = super().problems()
+        found = super().problems(given)
         if self.allocation == "global":
-            given = {"--conv-fraction": self.conv_fraction, "--output-fraction": self.output_fraction}
-            found += [f"{name} goes with --allocation layerwise" for name, value in given.items() if value is not None]
+            rates = {"--conv-fraction": self.conv_fraction, "--output-fraction": self.output_fraction}
+            found += [f"{name} goes with --allocation layerwise" for name, value in rates.items() if value is not None]
         if self.rewind.endswith("ep") and steps_of(self.rewind, 1) >= self.epochs:
             found.append(f"--rewind {self.rewind}: expected less than the {self.epochs} epochs of a training")
         if self.rewind_optimizer == "restore" and is_zero(self.rewind):
@@ -67,12 +67,22 @@ TRAITS = Traits(nested=True)
 
 
 def rates(config: Config, targets: Targets) -> dict[str, float]:
-    """The fraction dropped per level of each tensor. The last linear layer is the output."""
+    """The fraction dropped per level of each tensor.
+
+    Raises:
+        RequestError: a rate for a kind of layer that carries no mask.
+    """
+    problems = []
+    if config.output_fraction is not None and targets.output not in targets:
+        problems.append("--output-fraction: the last linear layer carries no mask")
+    if config.conv_fraction is not None and all(target.kind != "conv" for target in targets.values()):
+        problems.append("--conv-fraction: no convolution carries a mask")
+    if problems:
+        raise RequestError(problems)
     found = {}
-    last = [name for name, target in targets.items() if target.kind == "linear"][-1:]
     for name, target in targets.items():
         special = config.conv_fraction if target.kind == "conv" else None
-        if name in last and config.output_fraction is not None:
+        if name == targets.output and config.output_fraction is not None:
             special = config.output_fraction
         found[name] = config.fraction if special is None else special
     return found
@@ -93,6 +103,10 @@ def level_counts(config: Config, targets: Targets) -> list[dict[str, int]]:
     rate = rates(config, targets)
     sizes = {name: target.size for name, target in targets.items()}
     total = count_kept(config.density, targets.size)
+    if total == targets.size:
+        return []
+    if total == 0:
+        raise RequestError(f"--density {config.density:g} keeps none of the {targets.size:,} weights")
 
     def shares(level: float) -> dict[str, float]:
         return {name: sizes[name] * (1.0 - rate[name]) ** level for name in sizes}
@@ -131,12 +145,10 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     rewind = steps_of(config.rewind, steps_per_epoch)
     if rewind >= whole:
         raise RequestError(f"--rewind {config.rewind}: expected less than the {whole} steps of a training")
-    stages = [Stage("level-00", 1.0, whole)] if config.density < 1 else []
-    stages += [
-        Stage(f"level-{level:02d}", sum(counts.values()) / targets.size, whole - rewind if level else whole)
-        for level, counts in enumerate(level_counts(config, targets), start=len(stages))
+    return [Stage("level-00", 1.0, whole)] + [
+        Stage(f"level-{level:02d}", sum(counts.values()) / targets.size, whole - rewind)
+        for level, counts in enumerate(level_counts(config, targets), start=1)
     ]
-    return stages
 
 
 def search(model: nn.Module, data: Data, config: Config, run: Run) -> Ticket:
@@ -147,12 +159,16 @@ def search(model: nn.Module, data: Data, config: Config, run: Run) -> Ticket:
     initial = state_of(model)
     first = run.stage("level-00", partial(_train_dense, model, data, config, run, initial))
     run.rows.append(first["row"])
-    levels = level_counts(config, targets) if config.density < 1 else []
+    # What the first level started from, not what the model is now: a resumed run built it anew.
+    initial = run.load_level(0).state_dict("start")
+    levels = level_counts(config, targets)
     for level, counts in enumerate(levels, start=1):
         start = run.load_rewind_point().state_dict() if first["rewound_to"] else initial
         work = partial(_train_level, model, data, config, run, level, counts, start, first)
         run.rows.append(run.stage(f"level-{level:02d}", work)["row"])
-    return run.load_level(len(levels))
+    ticket = run.load_level(len(levels))
+    run.save_ticket(ticket)
+    return ticket
 
 
 def _train_dense(
@@ -170,7 +186,7 @@ def _train_dense(
         states = {"start": supermask.make_state(initial, masks, run.setup.draws)}
         states["final"] = supermask.make_state(hook.tensors, masks)
         run.save_rewind_point(supermask.Ticket(masks, states, {"step": rewind}))
-    result = _finish_level(model, data, run, 0, masks, initial, trained)
+    result = _finish_level(model, data, run, 0, masks, masks, initial, trained)
     keep_moments = config.rewind_optimizer == "restore"
     return {**result, "rewound_to": rewind, "optimizer": hook.optimizer if keep_moments else {}}
 
@@ -199,13 +215,20 @@ def _train_level(
         model, data, config, run, start=first["rewound_to"], order=_order(config, level), optimizer_state=moments
     )
     supermask.check(model)
-    result = _finish_level(model, data, run, level, masks, start, trained)
+    result = _finish_level(model, data, run, level, before.masks, masks, start, trained)
     supermask.detach(model)
     return result
 
 
 def _finish_level(
-    model: nn.Module, data: Data, run: Run, level: int, masks: Masks, start: Mapping[str, Tensor], trained: Trained
+    model: nn.Module,
+    data: Data,
+    run: Run,
+    level: int,
+    before: Masks,
+    masks: Masks,
+    start: Mapping[str, Tensor],
+    trained: Trained,
 ) -> dict[str, Any]:
     from supermask.ticket import state_of
 
@@ -214,7 +237,8 @@ def _finish_level(
     ticket = make_ticket(run, masks, start, state_of(model), trained, run.setup.draws, level=level)
     run.save_level(level, ticket)
     row = {"level": level, **describe_training(model, data, trained, ticket)}
-    run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **densities(masks)})
+    changed = {"mask/changed": masks.changed(before)}
+    run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **changed, **densities(masks)})
     return {"steps": trained.steps, "row": row}
 
 

@@ -1,0 +1,26 @@
+"""Activations by name, so that every network can be asked what its ReLU is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "leaky-relu": nn.LeakyReLU,
+    "tanh": nn.Tanh,
+    "identity": nn.Identity,
+}
+
+
+def make_activation(name: str) -> nn.Module:
+    """The module of a name.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation '{name}'; the activations are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
