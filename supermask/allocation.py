@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .selection import count_kept, top_k
-from .targets import nearest
+from .targets import find_named
 
 Counts = dict[str, int]
 Allocation = Callable[[Mapping[str, Tensor], float], Counts]
@@ -39,14 +39,7 @@ def find_allocation(allocation: str | Allocation) -> Allocation:
     Raises:
         ValueError: an unknown name.
     """
-    if callable(allocation):
-        return allocation
-    if allocation not in ALLOCATIONS:
-        raise ValueError(
-            f"unknown allocation '{allocation}'{nearest(allocation, ALLOCATIONS)}; "
-            f"the allocations are {', '.join(ALLOCATIONS)}"
-        )
-    return ALLOCATIONS[allocation]
+    return find_named("allocation", allocation, ALLOCATIONS) if isinstance(allocation, str) else allocation
 
 
 def largest_remainder(shares: Mapping[str, float], total: int, limits: Mapping[str, int]) -> Counts:

@@ -19,7 +19,7 @@ from .inits import WEIGHT_INITS, Draw, density_scale, fingerprint, initialize, u
 from .live import Program
 from .masks import Masks
 from .selection import count_kept, top_k
-from .targets import SCORES_SUFFIX, Targets, fan_in_and_out, find_targets, literal_globs, nearest, unwrap
+from .targets import SCORES_SUFFIX, Targets, fan_in_and_out, find_named, find_targets, literal_globs, unwrap
 
 RANKINGS = ("layerwise", "global")
 
@@ -170,11 +170,8 @@ def learn(
     """
     model = unwrap(model)
     count_kept(density, 1)
-    if allocation not in RANKINGS:
-        raise ValueError(f"unknown allocation '{allocation}'{nearest(allocation, RANKINGS)}; {' or '.join(RANKINGS)}")
-    if weights != "keep" and weights not in WEIGHT_INITS:
-        choices = [*WEIGHT_INITS, "keep"]
-        raise ValueError(f"unknown weights '{weights}'{nearest(weights, choices)}; they are {', '.join(choices)}")
+    find_named("allocation", allocation, dict.fromkeys(RANKINGS))
+    find_named("init", weights, {**WEIGHT_INITS, "keep": None})
     targets = find_targets(model, include, exclude)
     program = EdgePopup(model, targets, density, allocation)
     empty = [f"{name} ({targets[name].size})" for name, count in program.counts.items() if count == 0]

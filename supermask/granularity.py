@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .targets import nearest
+from .targets import find_named
 
 
 class Granularity(Protocol):
@@ -42,11 +42,4 @@ def find_granularity(granularity: str | Granularity) -> Granularity:
     Raises:
         ValueError: an unknown name.
     """
-    if not isinstance(granularity, str):
-        return granularity
-    if granularity not in GRANULARITIES:
-        raise ValueError(
-            f"unknown granularity '{granularity}'{nearest(granularity, GRANULARITIES)}; "
-            f"the granularities are {', '.join(GRANULARITIES)}"
-        )
-    return GRANULARITIES[granularity]()
+    return find_named("granularity", granularity, GRANULARITIES)() if isinstance(granularity, str) else granularity

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .targets import as_globs, fan_in_and_out, find_targets, matches, nearest
+from .targets import as_globs, fan_in_and_out, find_named, find_targets, matches
 
 Array = npt.NDArray[np.float64]
 
@@ -182,10 +182,8 @@ def draw(init: str, shape: Iterable[int], seed: int, name: str, scale: float = 1
     Raises:
         ValueError: an unknown init, or a weight init of fewer than two dimensions.
     """
-    if init not in INITS:
-        raise ValueError(f"unknown init '{init}'{nearest(init, INITS)}; the inits are {', '.join(INITS)}")
     sizes = tuple(int(size) for size in shape)
-    values = INITS[init](sizes, seed, "init/" + name) * scale
+    values = find_named("init", init, INITS)(sizes, seed, "init/" + name) * scale
     return torch.from_numpy(values.astype(np.float32)).reshape(sizes)
 
 
@@ -222,8 +220,7 @@ def initialize(
     Raises:
         ValueError: an unknown init.
     """
-    if init not in WEIGHT_INITS:
-        raise ValueError(f"unknown init '{init}'{nearest(init, WEIGHT_INITS)}; the inits are {', '.join(WEIGHT_INITS)}")
+    find_named("init", init, WEIGHT_INITS)
     globs = as_globs(unscaled)
     draws: dict[str, Draw] = {}
     for name, target in find_targets(model, include="*").items():

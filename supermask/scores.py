@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .inits import uniform
-from .targets import Targets, nearest
+from .targets import Targets, find_named
 
 Scores = dict[str, Tensor]
 Score = Callable[[nn.Module, Targets, int], Scores]
@@ -38,8 +38,4 @@ def find_score(score: str | Score) -> Score:
     Raises:
         ValueError: an unknown name.
     """
-    if callable(score):
-        return score
-    if score not in SCORES:
-        raise ValueError(f"unknown score '{score}'{nearest(score, SCORES)}; the scores are {', '.join(SCORES)}")
-    return SCORES[score]
+    return find_named("score", score, SCORES) if isinstance(score, str) else score

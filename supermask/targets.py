@@ -6,7 +6,7 @@ import difflib
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
@@ -14,6 +14,8 @@ from torch.nn.parameter import UninitializedParameter
 # What wrappers put into a parameter's name. A ticket must fit the plain model, so they are dropped.
 WRAPPER_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 SCORES_SUFFIX = "_scores"
+
+Found = TypeVar("Found")
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -128,6 +130,17 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest of `choices`, or nothing where none is near."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def find_named(kind: str, name: str, table: Mapping[str, Found]) -> Found:
+    """The entry of a table by its name.
+
+    Raises:
+        ValueError: an unknown name; the nearest and all of them are given.
+    """
+    if name not in table:
+        raise ValueError(f"unknown {kind} '{name}'{nearest(name, table)}; the {kind}s are {', '.join(table)}")
+    return table[name]
 
 
 def find_targets(

@@ -245,7 +245,7 @@ def test_bad_requests():
         supermask.learn(perceptron(), 0)
     with pytest.raises(ValueError, match="unknown allocation 'globl'; did you mean 'global'"):
         supermask.learn(perceptron(), 0.5, allocation="globl")
-    with pytest.raises(ValueError, match="unknown weights 'signed'"):
+    with pytest.raises(ValueError, match="unknown init 'signed'"):
         supermask.learn(perceptron(), 0.5, weights="signed")
     model = perceptron()
     with pytest.raises(ValueError, match=r"keeps none of the weights of 4.weight \(21\)"):

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
+from supermask.targets import find_named
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -21,6 +23,4 @@ def make_activation(name: str) -> nn.Module:
     Raises:
         ValueError: an unknown name.
     """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation '{name}'; the activations are {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]()
+    return find_named("activation", name, ACTIVATIONS)()
