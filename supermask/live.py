@@ -296,6 +296,16 @@ def check(model: nn.Module) -> None:
     program.check()
 
 
+@torch.no_grad()
+def mask_gradients(model: nn.Module) -> None:
+    """Zero the gradients of weights that a model holds at 0, for what reads gradients as a whole, such as clipping."""
+    program = program_of(model)
+    if isinstance(program, Hold):
+        for name, mask in program.kept.items():
+            if (gradient := program.parameter(name).grad) is not None:
+                gradient.masked_fill_(~mask.to(gradient.device), 0)
+
+
 def detach(model: Model) -> Model:
     """Take the masks off in place: an ordinary module again, its weights those that the masks left.
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .architectures import find_architecture
 from .inits import Draw, fingerprint
 from .live import Hold, Model, program_of
 from .masks import Masks, mismatches
 from .targets import SCORES_SUFFIX, nearest, plain_name, unwrap
 
 STATES = ("start", "final")
-MODEL_GROUP = "supermask.models"
 
 
 class TicketError(ValueError):
@@ -227,21 +226,3 @@ def _first_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         where = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
         first.setdefault(where, name)
     return {plain_name(name): tensors[name] for name in first.values()}
-
-
-def find_architecture(name: str) -> Callable[..., nn.Module]:
-    """The factory that an installed package declares under `name` in the entry-point group `supermask.models`.
-
-    Raises:
-        ValueError: no package declares it.
-    """
-    points = importlib.metadata.entry_points(group=MODEL_GROUP)
-    for point in points:
-        if point.name == name:
-            factory: Callable[..., nn.Module] = point.load()
-            return factory
-    known = sorted({point.name for point in points})
-    raise ValueError(
-        f"the model '{name}' is not known here by name{nearest(name, known)}; known are {', '.join(known) or 'none'}. "
-        "Build it yourself and call ticket.apply_to(model)"
-    )

@@ -26,7 +26,7 @@ def test_every_recipe_is_valid_and_cites_its_paper(name):
 @pytest.mark.parametrize("name", recipes())
 def test_every_recipe_runs_dry(name):
     from supermask import find_targets
-    from supermask.ticket import find_architecture
+    from supermask.architectures import find_architecture
 
     values = find_recipe(name)
     del values["about"]

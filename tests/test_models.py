@@ -2,21 +2,96 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import supermask
-from supermask.ticket import find_architecture
+from supermask.architectures import find_architecture
 from ticket_search.models import model_names
+from ticket_search.models.activations import ACTIVATIONS
 
-# Maskable weights on 28x28 grey pixels and 10 classes, as published.
-WEIGHTS = {"lenet-300-100": 266_200}
+# Maskable weights as published: on 28x28 grey pixels for the perceptron, on 40 numbers for MNIST-1D, else on CIFAR-10.
+WEIGHTS = {
+    "lenet-300-100": 266_200,
+    "conv2": 4_300_992,
+    "conv4": 2_425_024,
+    "conv6": 2_261_184,
+    "conv8": 5_275_840,
+    "vgg11": 9_222_848,
+    "vgg16": 14_715_584,
+    "resnet18": 11_164_352,
+    "resnet20": 268_336 + 2_560,
+    "resnet56": 848_944 + 2_560,
+    "wide-resnet-28-10": 36_461_232,
+    "vit-tiny": 5_319_552,
+    "mnist1d-mlp": 275_000,
+}
+CONVOLUTIONS = {"conv2": 38_592, "conv4": 259_776, "conv6": 1_144_512}
+LARGE = {"wide-resnet-28-10", "vgg16", "resnet18", "vgg11", "resnet56"}
 
 
 @pytest.mark.parametrize("name", model_names())
 def test_weights_as_published(name):
-    assert supermask.find_targets(find_architecture(name)((1, 28, 28), 10)).size == WEIGHTS[name]
+    targets = supermask.find_targets(find_architecture(name)())
+    assert targets.size == WEIGHTS[name]
+    if name in CONVOLUTIONS:
+        assert sum(t.size for t in targets.values() if t.kind == "conv") == CONVOLUTIONS[name]
+
+
+def test_shortcuts_and_head_of_resnet20():
+    targets = supermask.find_targets(find_architecture("resnet20")())
+    assert sum(t.size for n, t in targets.items() if "shortcut" in n) == 2_560
+    assert targets["head.weight"].size == 640
 
 
 @pytest.mark.parametrize("name", model_names())
-@pytest.mark.parametrize(("shape", "classes"), [((1, 8, 8), 10), ((3, 32, 32), 7)])
+@pytest.mark.parametrize(("shape", "classes"), [((1, 8, 8), 10), ((3, 28, 28), 7)])
 def test_any_input_size_and_number_of_classes(name, shape, classes):
-    assert find_architecture(name)(shape, classes)(torch.randn(2, *shape)).shape == (2, classes)
+    model = find_architecture(name)(shape, classes).eval()
+    assert model(torch.randn(2, *shape)).shape == (2, classes)
+
+
+@pytest.mark.parametrize("name", sorted(set(model_names()) - LARGE))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_in_every_network(name, activation):
+    model = find_architecture(name)((1, 8, 8), 4, activation=activation)
+    kinds = {type(ACTIVATIONS[activation]())}
+    assert any(type(module) in kinds for module in model.modules())
+    if activation != "relu":
+        assert not any(isinstance(module, nn.ReLU) for module in model.modules())
+    model(torch.randn(2, 1, 8, 8)).sum().backward()
+
+
+def test_identity_makes_a_perceptron_linear():
+    model = find_architecture("lenet-300-100")((6,), 3, activation="identity")
+    with torch.no_grad():
+        x, y = torch.randn(2, 5, 6)
+        assert torch.allclose(model(x) + model(y), model(x + y) + model(torch.zeros(5, 6)), atol=1e-5)
+
+
+def test_unknown_activation():
+    with pytest.raises(ValueError, match="unknown activation 'rleu'; did you mean 'relu'"):
+        find_architecture("conv2")(activation="rleu")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "googlenet"])
+def test_networks_of_torchvision(name):
+    model = find_architecture(f"torchvision:{name}")((3, 64, 64), 5)
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 5)
+
+
+def test_torchvision_is_asked_for_what_is_harmless_only():
+    assert find_architecture("torchvision:mobilenet_v2")((3, 32, 32), 5, width_mult=0.5).features[0][0].out_channels == 16
+    assert find_architecture("torchvision:vit_b_16")((3, 32, 32), 5).image_size == 32
+    for arguments, problem in [
+        ({"weights": "DEFAULT"}, "does not take weights"),
+        ({"progress": True}, "does not take progress"),
+        ({"width_mult": "open('x')"}, "expected numbers"),
+    ]:
+        with pytest.raises(ValueError, match=problem):
+            find_architecture("torchvision:mobilenet_v2")((3, 32, 32), 5, **arguments)
+    with pytest.raises(ValueError, match="takes images of 3 channels"):
+        find_architecture("torchvision:resnet18")((1, 28, 28), 5)
+    with pytest.raises(ValueError, match="cannot be built"):
+        find_architecture("torchvision:vit_b_16")((3, 33, 33), 5)
+    with pytest.raises(ValueError, match="did you mean 'resnet18'"):
+        find_architecture("torchvision:resnet81")

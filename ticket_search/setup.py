@@ -14,7 +14,7 @@ from torch import nn
 import supermask
 from supermask import Draw
 from supermask.targets import Targets
-from supermask.ticket import find_architecture
+from supermask.architectures import find_architecture
 
 from .config import Config
 from .data import read_arrays
