@@ -80,7 +80,9 @@ def test_networks_of_torchvision(name):
 
 
 def test_torchvision_is_asked_for_what_is_harmless_only():
-    assert find_architecture("torchvision:mobilenet_v2")((3, 32, 32), 5, width_mult=0.5).features[0][0].out_channels == 16
+    assert (
+        find_architecture("torchvision:mobilenet_v2")((3, 32, 32), 5, width_mult=0.5).features[0][0].out_channels == 16
+    )
     assert find_architecture("torchvision:vit_b_16")((3, 32, 32), 5).image_size == 32
     for arguments, problem in [
         ({"weights": "DEFAULT"}, "does not take weights"),

@@ -13,8 +13,8 @@ from torch import nn
 
 import supermask
 from supermask import Draw
-from supermask.targets import Targets
 from supermask.architectures import find_architecture
+from supermask.targets import Targets
 
 from .config import Config
 from .data import read_arrays
