@@ -128,7 +128,10 @@ def literal_globs(names: Iterable[str]) -> list[str]:
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest of `choices`, or nothing where none is near."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    names = list(choices)
+    # What begins with the word is what was meant, however long it is.
+    close = sorted((name for name in names if word and name.startswith(word)), key=len)
+    close = close or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 

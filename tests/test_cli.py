@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from test_data import write_set
+from test_data_formats import write_set
 
 import supermask
 from ticket_search.cli import app, main
@@ -270,7 +270,18 @@ def test_help_shows_every_flag_and_the_paper(method, ticket):
 
 def test_every_command_has_help(ticket):
     commands = [command.name for command in app.registered_commands]
-    assert sorted(commands) == ["compare", "data", "evaluate", "inspect", "methods", "models", "resume", "search"]
+    assert sorted(commands) == [
+        "compare",
+        "data",
+        "evaluate",
+        "export",
+        "inspect",
+        "methods",
+        "models",
+        "resume",
+        "search",
+        "train",
+    ]
     for command in [*commands, "runs"]:
         assert ticket(command, "--help").code == 0
         assert command in ticket("--help").out

@@ -186,16 +186,16 @@ def test_stopped_and_resumed_is_never_stopped(name, stop_at, finished, tmp_path,
 @pytest.mark.parametrize("name", METHODS)
 def test_test_data_chooses_nothing(name, tmp_path, monkeypatch):
     """With other test data, everything but the reported test accuracy is the same."""
-    from ticket_search import setup
+    from ticket_search import data as sources
 
     plain = search(name, runs=tmp_path / "plain", progress=False, **flags_of(name))
-    read = setup.read_arrays
+    read = sources.read_arrays
 
     def scrambled(*args):
         arrays = read(*args)
         return type(arrays)(**{**vars(arrays), "test_y": (arrays.test_y + 1) % 10})
 
-    monkeypatch.setattr(setup, "read_arrays", scrambled)
+    monkeypatch.setattr(sources, "read_arrays", scrambled)
     other = search(name, runs=tmp_path / "other", progress=False, **flags_of(name))
     assert other.ticket.masks == plain.ticket.masks
     for state in ("start", "final"):

@@ -13,11 +13,12 @@ from ticket_search import search
 from ticket_search.config import make_config, steps_of
 from ticket_search.data import read_arrays
 from ticket_search.data.dataset import split
+from ticket_search.data.samples import whole_batches
 from ticket_search.evaluation import evaluate
 from ticket_search.methods import find_method
 from ticket_search.models.lenet import lenet_300_100
+from ticket_search.optimization import learning_rate, make_optimizer
 from ticket_search.problems import RunError
-from ticket_search.training import learning_rate, make_optimizer, steps_per_epoch
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -45,7 +46,7 @@ def test_durations():
 
 
 def test_epochs_are_whole_batches_of_distinct_samples():
-    assert [steps_per_epoch(n, 60) for n in (55_000, 60, 59, 1)] == [916, 1, 1, 1]
+    assert [whole_batches(n, 60) for n in (55_000, 60, 59, 1)] == [916, 1, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
@@ -76,11 +77,11 @@ def test_evaluation_equals_the_mean_over_single_samples():
     data = split("digits", read_arrays("digits"), 0)
     model = lenet_300_100((1, 8, 8), 10)
     model.train()
-    found = evaluate(model, data.train_x, data.train_y)
-    logits = torch.cat([model(data.train_x[i : i + 1]) for i in range(len(data.train_y))]).detach()
-    losses = -torch.log_softmax(logits.double(), 1)[range(len(logits)), data.train_y]
+    found = evaluate(model, data, "test")
+    logits = torch.cat([model(data.test_x[i : i + 1]) for i in range(len(data.test_y))]).detach()
+    losses = -torch.log_softmax(logits.double(), 1)[range(len(logits)), data.test_y]
     assert found.loss == pytest.approx(losses.mean().item(), rel=1e-6)
-    assert found.accuracy == pytest.approx(100 * (logits.argmax(1) == data.train_y).double().mean().item())
+    assert found.accuracy == pytest.approx(100 * (logits.argmax(1) == data.test_y).double().mean().item())
     assert model.training
 
 
@@ -104,7 +105,7 @@ def test_training_equals_a_loop_written_by_hand(quick):
         optimizer.step()
     for name, tensor in run.ticket.state_dict().items():
         torch.testing.assert_close(tensor, model.get_parameter(name).detach(), rtol=1e-4, atol=1e-6)
-    assert run.summary["test_accuracy"] == evaluate(model, data.test_x, data.test_y).accuracy
+    assert run.summary["test_accuracy"] == evaluate(model, data, "test").accuracy
 
 
 def test_loss_that_is_no_number_stops_with_advice(quick):

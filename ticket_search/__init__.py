@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from .runs import Run as Run
     from .searches import resume as resume
     from .searches import search as search
+    from .searches import train as train
 
 _HOME = {
     "search": "searches",
     "resume": "searches",
+    "train": "searches",
     "Run": "runs",
     "RequestError": "problems",
     "Interrupted": "problems",

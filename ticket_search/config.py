@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from .problems import RequestError, nearest_hint, unknown
 
 DURATION = re.compile(r"(\d+)(it|ep)?")
+Activation = Literal["relu", "gelu", "leaky-relu", "tanh", "identity"]
 Init = Literal["kaiming-normal", "kaiming-uniform", "signed-constant", "unsigned-constant", "xavier-normal", "keep"]
 
 
@@ -48,8 +49,13 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     draws_masks: ClassVar[bool] = False
 
     method: str = Field("", description="the search method (`ticket methods` lists them)")
-    model: str = Field("lenet-300-100", description="the network (`ticket models` lists them)")
-    data: str = Field("digits", description="the data set (`ticket data` lists them)")
+    model: str = Field(
+        "lenet-300-100", description="the network (`ticket models`), torchvision:NAME, or package.module:function"
+    )
+    model_args: Words = Field((), description="arguments of the network, as width_mult=0.5,dropout=0.1")
+    activation: Activation | None = Field(None, description="activation of a built-in network, its own if not given")
+    weights: str | None = Field(None, description="checkpoint to start from: a state dict or safetensors file")
+    data: str = Field("digits", description="the data set (`ticket data` lists them), or package.module:function")
     data_dir: str | None = Field(None, description="folder to look for data in first")
     density: float = Field(0.5, gt=0, le=1, allow_inf_nan=False, description="fraction of the maskable weights to keep")
     epochs: int = Field(12, ge=1, description="epochs of one training")
@@ -63,6 +69,22 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     milestones: Epochs = Field((), description="epochs at which the step schedule drops, as 80,120")
     drop: Positive = Field(0.1, description="factor of each drop of the step schedule")
     warmup: Duration = Field("0", description="linear rise of the learning rate from 0, as 500it or 2ep")
+    image_size: int = Field(224, ge=1, description="side of the images of an image folder, in pixels")
+    workers: int | None = Field(None, ge=0, description="processes that read an image folder")
+    crop: int = Field(0, ge=0, description="augmentation: random crop after padding by so many pixels")
+    flip: bool = Field(False, description="augmentation: mirror images at random")
+    loss: str | None = Field(None, description="package.module:function of (logits, targets), else cross-entropy")
+    metric: str | None = Field(
+        None, description="package.module:function of (logits, targets) giving a score in [0, 1] each"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of cross-entropy")
+    clip: Positive | None = Field(None, description="clip the norm of the gradient")
+    accumulate: int = Field(1, ge=1, description="parts of a batch whose gradients are summed, to save memory")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32", description="of the forward pass; auto: what this device is made for"
+    )
+    channels_last: bool | None = Field(None, description="memory format of images; if not given, with bf16 only")
+    compile: bool = Field(False, description="compile the training step with torch.compile")
     init: Init = Field("kaiming-normal", description="how weights are drawn; keep: as the model comes")
     evaluate_every: Duration = Field("1ep", description="how often to measure on validation, as 100it or 1ep")
     include: Words = Field((), description="globs of parameters to mask instead of the default set")
@@ -94,7 +116,13 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
             found.append("--nesterov needs --optimizer sgd with --momentum above 0")
         if is_zero(self.evaluate_every):
             found.append("--evaluate-every 0: expected steps or epochs, like 100it or 1ep")
+        if self.accumulate > self.batch_size:
+            found.append(f"--accumulate {self.accumulate}: expected at most the {self.batch_size} samples of a batch")
+        found += [f"--model-args {word}: expected NAME=VALUE" for word in self.model_args if "=" not in word]
+        if self.weights and "init" in given and self.init != "keep":
+            found.append(f"--weights starts from a checkpoint, --init {self.init} would draw over it: give one of them")
         idle = {
+            "label_smoothing": self.loss is not None and "cross-entropy, not --loss",
             "momentum": self.optimizer != "sgd" and "--optimizer sgd",
             "drop": self.schedule != "step" and "--schedule step",
             "mask_seed": not self.draws_masks and "methods that draw scores or masks at random",
@@ -155,6 +183,11 @@ def make_config(
     if problems:
         raise RequestError(problems)
     return config
+
+
+def is_switch(entry: pydantic.fields.FieldInfo) -> bool:
+    """Whether a field is a flag without a value, as `--flip` and `--no-flip`."""
+    return bool in _kinds(entry.annotation)
 
 
 def _takes(config_class: type[Config], name: str, kind: type) -> bool:

@@ -6,39 +6,51 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from supermask import Ticket
+
+from .arithmetic import EXACT, Arithmetic
+from .data.samples import HeldOut, Samples
+from .objective import CLASSIFICATION, Objective
 
 # One size everywhere: the last bits of a sum, and so a tie in an argmax, may depend on it.
 BATCH = 512
 
 
 class Evaluation(NamedTuple):
-    """Mean cross-entropy, and accuracy in percent."""
+    """Mean loss (cross-entropy), and mean score (accuracy) in percent."""
 
     loss: float
     accuracy: float
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> Evaluation:
-    """Mean cross-entropy and accuracy of `model` on samples x [n, ...] with classes y [n].
+def evaluate(
+    model: nn.Module,
+    data: Samples,
+    split: HeldOut,
+    objective: Objective = CLASSIFICATION,
+    arithmetic: Arithmetic = EXACT,
+) -> Evaluation:
+    """Mean loss and score of `model` on the validation or test split.
 
     The model is put into evaluation mode and back.
     """
     was_training = model.training
     model.eval()
-    loss = torch.zeros((), device=x.device, dtype=torch.float64)
-    right = torch.zeros((), device=x.device, dtype=torch.int64)
-    for start in range(0, len(y), BATCH):
-        logits = model(x[start : start + BATCH])
-        labels = y[start : start + BATCH]
-        loss += functional.cross_entropy(logits, labels, reduction="sum")
-        right += (logits.argmax(1) == labels).sum()
+    count = 0
+    loss = torch.zeros((), device=data.device, dtype=torch.float64)
+    score = torch.zeros((), device=data.device, dtype=torch.float64)
+    for x, y in data.batches(split, BATCH):
+        with arithmetic.forward():
+            outputs = model(arithmetic.lay_out(x))
+        outputs = outputs.float()
+        loss += objective.loss(outputs, y) * len(y)
+        score += objective.score(outputs, y).sum()
+        count += len(y)
     model.train(was_training)
-    return Evaluation(loss.item() / len(y), 100.0 * right.item() / len(y))
+    return Evaluation(loss.item() / count, 100.0 * score.item() / count)
 
 
 def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, state: str = "final") -> dict[str, float]:
@@ -49,8 +61,7 @@ def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, stat
     Raises:
         RequestError: an unknown data set, state or model, or data that cannot be had.
     """
-    from .data import SOURCES, read_arrays
-    from .data.dataset import split
+    from .data import SOURCES, read_samples
     from .models import model_names
     from .problems import RequestError, unknown
 
@@ -69,7 +80,7 @@ def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, stat
     if problems:
         raise RequestError(problems)
     config = ticket.meta.get("config", {})
-    samples = split(data, read_arrays(data, data_dir), int(config.get("split_seed", 0)))
+    samples = read_samples(data, data_dir, int(config.get("split_seed", 0)))
     wanted = ticket.meta["architecture"].get("arguments", {})
     offered = {"input_shape": list(samples.input_shape), "classes": samples.classes}
     other = [f"{key} {wanted[key]}, {data} has {has}" for key, has in offered.items() if wanted.get(key, has) != has]
@@ -80,8 +91,7 @@ def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, stat
         # The order of sums, and so the last bit of a logit, depends on the number of threads.
         torch.set_num_threads(int(config.get("threads") or threads))
         model = ticket.model(state)
-        test = evaluate(model, samples.test_x, samples.test_y)
-        validation = evaluate(model, samples.validation_x, samples.validation_y)
+        test, validation = evaluate(model, samples, "test"), evaluate(model, samples, "validation")
     finally:
         torch.set_num_threads(threads)
     return {

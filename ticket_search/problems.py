@@ -35,5 +35,8 @@ def unknown(kind: str, word: str, choices: Iterable[str]) -> str:
 
 def nearest_hint(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest of `choices`, or nothing where none is near."""
-    close = get_close_matches(word, list(choices), n=1, cutoff=0.4)
+    names = list(choices)
+    # What begins with the word is what was meant, however long it is.
+    close = sorted((name for name in names if word and name.startswith(word)), key=len)
+    close = close or get_close_matches(word, names, n=1, cutoff=0.4)
     return f"; did you mean '{close[0]}'?" if close else ""

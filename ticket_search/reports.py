@@ -13,10 +13,11 @@ import supermask
 from supermask import Draw, Masks, Ticket
 
 from .config import to_plain
-from .data.dataset import Data
+from .data.samples import Samples, whole_batches
 from .evaluation import evaluate
+from .objective import Objective, make_objective
 from .runs import Run
-from .training import Moment, Trained, steps_per_epoch
+from .training import Moment, Trained
 
 # Of a training step's multiply-adds a third is the forward pass; the gradients of weights and inputs take one each.
 _PASSES_PER_STEP = 3
@@ -27,7 +28,6 @@ def make_ticket(
     masks: Masks,
     start: Mapping[str, Tensor],
     final: Mapping[str, Tensor],
-    trained: Trained,
     draws: Mapping[str, Draw],
     **meta: Any,
 ) -> Ticket:
@@ -38,7 +38,6 @@ def make_ticket(
         masks: True = kept.
         start: the state dict that training began from.
         final: the state dict at the end.
-        trained: for the validation accuracy.
         draws: how tensors of `start` were drawn.
         meta: more to record.
     """
@@ -46,7 +45,8 @@ def make_ticket(
     states = {"start": supermask.make_state(start, masks, draws), "final": supermask.make_state(final, masks, draws)}
     data, config = run.setup.data, run.config
     recorded = to_plain(config)
-    recorded.pop("data_dir", None)
+    for place in ("data_dir", "weights", "ticket", "workers"):
+        recorded.pop(place, None)
     described: dict[str, Any] = {
         "method": config.method,
         "paper": run.setup.method.paper,
@@ -61,18 +61,21 @@ def make_ticket(
         **meta,
     }
     read_back = supermask.unpack(supermask.pack(Ticket(masks, states, described)))
-    accuracy: dict[str, dict[str, float]] = {state: {"test": measure(read_back, run, state)} for state in states}
-    accuracy["final"]["validation"] = trained.final.accuracy
+    accuracy = {state: measure(read_back, run, state) for state in states}
     return Ticket(masks, states, {**described, "accuracy": accuracy})
 
 
-def measure(ticket: Ticket, run: Run, state: str) -> float:
-    """Test accuracy in percent of a ticket's state."""
+def measure(ticket: Ticket, run: Run, state: str) -> dict[str, float]:
+    """Test and validation accuracy in percent of a ticket's state, in fp32."""
     model = ticket.apply_to(run.setup.build(), state).to(run.config.device)
-    return evaluate(model, run.setup.data.test_x, run.setup.data.test_y).accuracy
+    objective, data = make_objective(run.config), run.setup.data
+    return {
+        "test": evaluate(model, data, "test", objective).accuracy,
+        "validation": evaluate(model, data, "validation", objective).accuracy,
+    }
 
 
-def describe_training(model: nn.Module, data: Data, trained: Trained, ticket: Ticket) -> dict[str, Any]:
+def describe_training(run: Run, model: nn.Module, trained: Trained, ticket: Ticket) -> dict[str, Any]:
     """The numbers of one training: at its final step, at minimum validation loss and at best validation accuracy.
 
     The last two steps were chosen on validation; the test accuracy there is only reported.
@@ -81,37 +84,38 @@ def describe_training(model: nn.Module, data: Data, trained: Trained, ticket: Ti
         "density": ticket.density,
         "kept": ticket.masks.kept,
         "test_accuracy": ticket.meta["accuracy"]["final"]["test"],
-        "val_accuracy": trained.final.accuracy,
+        "val_accuracy": ticket.meta["accuracy"]["final"]["validation"],
         "val_loss": trained.final.loss,
     }
     if empty := [name for name, kept in ticket.masks.kept_per_tensor.items() if kept == 0]:
         row["empty_layers"] = empty
+    data, objective = run.setup.data, make_objective(run.config)
     for name, moment in trained.moments.items():
         row[name] = {
             "step": moment.step,
             "val_loss": moment.loss,
             "val_accuracy": moment.accuracy,
-            "test_accuracy": _test_moment(model, data, moment),
+            "test_accuracy": _test_moment(model, data, moment, objective),
         }
     return row
 
 
 @torch.no_grad()
-def _test_moment(model: nn.Module, data: Data, moment: Moment) -> float:
+def _test_moment(model: nn.Module, data: Samples, moment: Moment, objective: Objective) -> float:
     now = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(moment.tensors)
-    accuracy = evaluate(model, data.test_x, data.test_y).accuracy
+    accuracy = evaluate(model, data, "test", objective).accuracy
     model.load_state_dict(now)
     return accuracy
 
 
-def forward_flops(model: nn.Module, data: Data) -> int:
+def forward_flops(model: nn.Module, data: Samples) -> int:
     """Floating-point operations of one sample's forward pass, two for a multiply-add."""
     counter = FlopCounterMode(display=False)
     was_training = model.training
     model.eval()
     with torch.no_grad(), counter:
-        model(data.train_x[:1])
+        model(next(data.batches("test", 1))[0])
     model.train(was_training)
     return int(counter.get_total_flops())
 
@@ -123,8 +127,8 @@ def summarize(run: Run, ticket: Ticket, model: nn.Module) -> dict[str, Any]:
     number of whole trainings that the search's steps would pay for.
     """
     config, data = run.config, run.setup.data
-    per_epoch = steps_per_epoch(len(data.train_y), config.batch_size)
-    batch = min(config.batch_size, len(data.train_y))
+    per_epoch = whole_batches(data.train_size, config.batch_size)
+    batch = min(config.batch_size, data.train_size)
     seconds = round(run.seconds, 3)
     summary = {
         "name": run.path.name,

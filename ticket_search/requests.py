@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .config import Config, find_recipe, flag, make_config, public_fields
+from .config import Config, find_recipe, flag, is_switch, make_config, public_fields
 from .data import SOURCES
-from .methods import Method, find_method, method_names
+from .methods import OTHER_RUNS, Method, find_method, method_names
 from .models import model_names
 from .problems import RequestError, nearest_hint, unknown
 
@@ -57,7 +57,7 @@ def read_request(words: Sequence[str]) -> Request:
         RequestError: every problem of the request at once.
     """
     problems: list[str] = []
-    given = _read_words(words, problems)
+    given = read_flags(words, problems)
     launch = {key: given.pop(key) for key in LAUNCH_FLAGS if key in given}
     recipe: dict[str, Any] = {}
     if "--config" in launch:
@@ -116,7 +116,8 @@ def validate(
     values = {key: value for key, value in flags.items() if key not in strangers}
     asked = values.keys() if given is None else given
     values |= {"method": method, "model": model_name or model, "data": data if isinstance(data, str) else "arrays"}
-    if chosen is not None and not isinstance(model, str) and not chosen.traits.frozen_weights:
+    own = not isinstance(model, str) or (":" in model and not model.startswith("torchvision:"))
+    if (own and chosen is not None and not chosen.traits.frozen_weights) or flags.get("weights"):
         values.setdefault("init", "keep")
     try:
         config = make_config(config_class, values, set(asked) if chosen else (), typed)
@@ -130,20 +131,22 @@ def validate(
 def name_problems(model: Any, data: Any) -> list[str]:
     """What is wrong with the names of model and data."""
     problems = []
-    if isinstance(model, str) and model not in model_names():
+    # What code has to be imported for is looked up later: torchvision's networks, functions of the user's own.
+    if isinstance(model, str) and ":" not in model and model not in model_names():
         problems.append(unknown("model", model, model_names()))
-    if isinstance(data, str) and data not in SOURCES:
+    if isinstance(data, str) and ":" not in data and data not in SOURCES:
         problems.append(unknown("data set", data, SOURCES))
     return problems
 
 
-def _read_words(words: Sequence[str], problems: list[str]) -> dict[str, str]:
+def read_flags(words: Sequence[str], problems: list[str]) -> dict[str, str]:
+    """The flags in a list of words with their values as text; what is wrong is added to `problems`."""
     switches = {key for key, (placeholder, _) in LAUNCH_FLAGS.items() if placeholder is None}
     booleans = {
         flag(name)
-        for method in method_names()
+        for method in (*method_names(), *OTHER_RUNS)
         for name, entry in public_fields(find_method(method).Config).items()
-        if entry.annotation is bool
+        if is_switch(entry)
     }
     given: dict[str, str] = {}
     rest = list(words)

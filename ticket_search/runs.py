@@ -18,16 +18,17 @@ import filelock
 import numpy
 import tomli_w
 import torch
+from torch import Tensor, nn
 
 import supermask
-from supermask import Ticket
+from supermask import Masks, Ticket
 from supermask.ticket_file import write_atomically
 
 from .config import Config, differences, read_json, read_toml, to_plain
 from .problems import Interrupted, RequestError, RunError
 from .progress import Progress
 from .setup import Setup
-from .tensorboard import EventFile
+from .tensorboard import EventFile, picture_first_layer, surviving_weights
 
 TICKET = "ticket.safetensors"
 REWIND_POINT = "rewind.safetensors"
@@ -166,9 +167,22 @@ class Run:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add a row of scalars at a step of the current stage to `metrics.jsonl` and TensorBoard."""
+        # Only where the loss is: of two rows of one step the second would be a point twice.
+        if self.config.device == "cuda" and "loss/train" in values:
+            values = {**values, "memory/allocated-megabytes": torch.cuda.max_memory_allocated() / 1e6}
         row = {"step": self.steps_done + step, "stage": self.training_stage, **values}
         self._rows.write(json.dumps(row) + "\n")
-        self._events.write(self.steps_done + step, dict(values))
+        self._events.write(self.steps_done + step, values)
+
+    def log_histograms(self, step: int, values: Mapping[str, Tensor]) -> None:
+        """Add a histogram of each tensor, by tag, at a step of the current stage to TensorBoard."""
+        self._events.write_histograms(self.steps_done + step, values)
+
+    def log_masks(self, step: int, model: nn.Module, masks: Masks) -> None:
+        """Show in TensorBoard what a finished training keeps: surviving weights, and the first layer in pictures."""
+        self.log_histograms(step, surviving_weights(model, masks))
+        step += self.steps_done
+        self._events.write_pictures(step, picture_first_layer(masks, self.setup.data.input_shape, step))
 
     def save_level(self, level: int, ticket: Ticket) -> None:
         """Keep a level's ticket as `levels/NN/ticket.safetensors`."""
@@ -197,6 +211,9 @@ class Run:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, which says that the run is done, and drop the state."""
+        # Before the summary: a process killed between the two resumes, and cuts this off.
+        self._events.write_end(self.steps_done, summary)
+        self._events.close()
         write_json(self.path / "summary.json", summary)
         (self.path / _STATE).unlink(missing_ok=True)
 
@@ -252,6 +269,10 @@ class Run:
         self._stages, self._training, self._seconds = state["stages"], state["training"], state["seconds"]
         self._start = state["start"]
         self._events.cut_back(state["event_bytes"])
+        if not state["event_bytes"]:
+            self._events.write_start(self.config)
+        if self.config.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         rows = self.path / "metrics.jsonl"
         if rows.exists():
             with rows.open("r+b") as file:

@@ -14,7 +14,7 @@ from supermask.live import program_of
 from supermask.ticket import state_of
 
 from .config import Config
-from .data.dataset import Data
+from .data.samples import Samples
 from .problems import RunError
 from .reports import describe_training, make_ticket
 from .runs import Run
@@ -23,7 +23,7 @@ from .training import train
 
 
 class MaskWatch:
-    """Hook that logs densities and churn once an epoch, and refuses a network that its masks have cut."""
+    """Hook that logs densities, churn and scores once an epoch, and refuses a network that its masks have cut."""
 
     def __init__(self, run: Run, model: nn.Module) -> None:
         self.run = run
@@ -33,7 +33,7 @@ class MaskWatch:
         """Nothing: reading the masks costs a selection."""
 
     def on_epoch(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
-        """Log densities and the share of mask entries that changed.
+        """Log densities, the share of mask entries that changed, and the scores.
 
         Raises:
             RunError: a tensor keeps none of its weights.
@@ -42,8 +42,11 @@ class MaskWatch:
             supermask.check(model)
         except ValueError as error:
             raise RunError(f"{error} (at step {step})") from None
-        masks = supermask.masks_of(model)
+        program = program_of(model)
+        assert isinstance(program, EdgePopup)
+        masks = program.masks()
         self.run.log(step, {"mask/changed": masks.changed(self.masks), **densities(masks)})
+        self.run.log_histograms(step, {f"scores/{name}": program.score(name) for name in masks})
         self.masks = masks
 
     def done(self) -> bool:
@@ -76,7 +79,7 @@ def learn_scores(model: nn.Module, config: Config) -> None:
     )
 
 
-def train_scores(model: nn.Module, data: Data, config: Config, run: Run) -> Ticket:
+def train_scores(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     """Train the scores of a model that `supermask.learn` has prepared; its weights stay frozen, which is checked."""
     program = program_of(model)
     assert isinstance(program, EdgePopup)
@@ -86,12 +89,11 @@ def train_scores(model: nn.Module, data: Data, config: Config, run: Run) -> Tick
         trained = train(model, data, config, run, hook=MaskWatch(run, model))
         supermask.check(model)
         masks = supermask.masks_of(model)
-        ticket = make_ticket(
-            run, masks, start, state_of(model), trained, program.draws, frozen_fingerprint=program.fingerprint
-        )
+        ticket = make_ticket(run, masks, start, state_of(model), program.draws, frozen_fingerprint=program.fingerprint)
         run.save_ticket(ticket)
-        row = describe_training(model, data, trained, ticket)
-        run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **densities(masks)})
+        row = describe_training(run, model, trained, ticket)
+        run.log(trained.steps, {"accuracy/test": row["test_accuracy"]})
+        run.log_masks(trained.steps, model, masks)
         return {"steps": trained.steps, "row": {**row, "frozen_fingerprint": program.fingerprint}}
 
     run.rows.append(run.stage("training", work)["row"])

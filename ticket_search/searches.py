@@ -7,28 +7,42 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
-from torch.nn import functional
 
 import supermask
 from supermask import Targets
 from supermask.ticket import state_of
 
+from .arithmetic import make_arithmetic
 from .config import Config, differences, steps_of, to_plain
-from .data.dataset import Data
+from .data.samples import Samples, whole_batches
 from .evaluation import evaluate
 from .folders import choose_folder, find_run, read_config
 from .methods import Method, Stage
-from .problems import RequestError
+from .models import is_factory
+from .objective import make_objective
+from .optimization import make_optimizer
+from .problems import RequestError, unknown
 from .progress import Progress
 from .reports import summarize
 from .requests import name_problems, validate
-from .runs import Run
+from .runs import TICKET, Run
 from .score_training import learn_scores
-from .setup import Setup, describe_model, exact_arithmetic, load_data, make_setup, own_random_numbers, resolve
-from .training import make_optimizer, steps_per_epoch
+from .setup import (
+    Setup,
+    describe_model,
+    exact_arithmetic,
+    find_model,
+    load_data,
+    make_setup,
+    own_random_numbers,
+    resolve,
+)
+from .ticket_training import REPEATED
 
 
 @dataclass(frozen=True)
@@ -118,6 +132,75 @@ def resume(
     return carry_out(Run(folder, config, setup, Progress(progress)))
 
 
+def train(
+    ticket: str | os.PathLike[str],
+    model: str | Callable[..., nn.Module] | None = None,
+    data: Any = None,
+    *,
+    runs: str | os.PathLike[str] = "runs",
+    name: str | None = None,
+    progress: bool = True,
+    **flags: Any,
+) -> Run:
+    """Train a ticket, its masks held: the hypothesis itself.
+
+        run = train("ticket.safetensors", seed=1)                  # the winning start, other batches
+        run = train("ticket.safetensors", data="kmnist")           # transferred to other data
+        run = train("ticket.safetensors", state="final", epochs=2) # continued
+
+    Args:
+        ticket: the ticket file, or a run's folder.
+        model: a callable, where the ticket's network is not known by name.
+        data: a name or arrays, where it is not the ticket's data set by name.
+        runs: the folder of all runs.
+        name: of the run's folder.
+        progress: show a progress line on stderr.
+        flags: `state` (`start` or `final`) and those of any run; what is not given is as the ticket was trained.
+
+    Raises:
+        RequestError: every problem of the request at once; nothing is written.
+        TicketError: the file is no whole ticket.
+    """
+    own = {"model": model, "data": data}
+    values, known = describe_ticket(ticket, flags, [key for key, value in own.items() if value is not None])
+    config, setup = prepare("train", model or known["model"], known["data"] if data is None else data, values, flags)
+    return carry_out(Run(choose_folder(config, runs, name), config, setup, Progress(progress)))
+
+
+def describe_ticket(
+    ticket: str | os.PathLike[str], flags: Mapping[str, Any], given: Iterable[str] = ()
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of a run that trains a ticket, and the names of its model and data.
+
+    `given` says which of model and data the caller has of its own.
+
+    Raises:
+        RequestError: no such file, a state that the ticket does not have, or a model or data that are code.
+        TicketError: the file is no whole ticket.
+    """
+    path = Path(ticket) / TICKET if (Path(ticket) / TICKET).is_file() else Path(ticket)
+    if not path.exists():
+        raise RequestError(f"there is no ticket {path}")
+    found = supermask.load(path)
+    state = str(flags.get("state", "start"))
+    if state not in found.states:
+        raise RequestError(unknown("state", state, found.states))
+    recorded = found.meta.get("config", {})
+    repeated = {key: recorded[key] for key in REPEATED if key in recorded}
+    fixed = {"ticket": str(path.resolve()), "density": found.density, "init": "keep"}
+    names = {key: str(found.meta.get(key, "")) for key in ("model", "data")}
+    code = {"model": is_factory(names["model"]), "data": ":" in names["data"] or names["data"].startswith("arrays-")}
+    missing = [key for key, needed in code.items() if needed and key not in given]
+    if missing:
+        raise RequestError(
+            [
+                f"the ticket's {key} is {names[key]}, which no file may name as code: give it by --{key}"
+                for key in missing
+            ]
+        )
+    return {**repeated, **flags, **fixed}, names
+
+
 def prepare(
     method: str,
     model: str | Callable[..., nn.Module],
@@ -132,27 +215,31 @@ def prepare(
     """
     chosen, config = validate(method, model, data, flags, describe_model(model), given)
     problems: list[str] = []
-    resolved, loaded = config, None
-    try:
-        resolved = resolve(config)
-    except RequestError as error:
-        problems += error.problems
-    try:
-        loaded = load_data(data, config)
-    except RequestError as error:
-        problems += error.problems
-    if problems or loaded is None:
+
+    def attempt(work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except RequestError as error:
+            problems.extend(error.problems)
+            return None
+
+    resolved = attempt(lambda: resolve(config))
+    loaded = attempt(lambda: load_data(data, config))
+    attempt(lambda: find_model(model))
+    attempt(lambda: make_objective(config))
+    if problems:
         raise RequestError(problems)
     resolved = resolved.model_copy(update={"data": loaded.name})
-    return resolved, make_setup(chosen, model, loaded.to(resolved.device))
+    return resolved, make_setup(chosen, model, loaded.to(resolved.device), resolved)
 
 
 def make_plan(config: Config, setup: Setup) -> Plan:
     """What the search would do. Trains a copy for a few steps to estimate the time; writes nothing."""
     with exact_arithmetic(config), own_random_numbers():
         model = setup.make_model(config)
+        setup.check_outputs(config, model)
         targets = setup.targets(config, model)
-        per_epoch = steps_per_epoch(len(setup.data.train_y), config.batch_size)
+        per_epoch = whole_batches(setup.data.train_size, config.batch_size)
         stages = plan_stages(config, setup, targets)
         steps = sum(stage.steps for stage in stages)
         evaluations = steps // max(1, steps_of(config.evaluate_every, per_epoch)) + len(stages)
@@ -166,14 +253,14 @@ def plan_stages(config: Config, setup: Setup, targets: Targets) -> list[Stage]:
     Raises:
         RequestError: what the method cannot do with these targets and this number of steps.
     """
-    per_epoch = steps_per_epoch(len(setup.data.train_y), config.batch_size)
+    per_epoch = whole_batches(setup.data.train_size, config.batch_size)
     total = config.epochs * per_epoch
     if steps_of(config.warmup, per_epoch) >= total:
         raise RequestError(f"--warmup {config.warmup}: expected less than the {total} steps of a training")
     return setup.method.plan(config, targets, per_epoch)
 
 
-def time_step(model: nn.Module, data: Data, config: Config, method: Method) -> tuple[float, float]:
+def time_step(model: nn.Module, data: Samples, config: Config, method: Method) -> tuple[float, float]:
     """Seconds of a training step (the median of ten, on a copy) and of an evaluation."""
     copied = copy.deepcopy(model)
     if method.traits.frozen_weights:
@@ -182,18 +269,21 @@ def time_step(model: nn.Module, data: Data, config: Config, method: Method) -> t
         include, exclude = config.include or None, config.exclude or None
         supermask.hold(copied, supermask.prune(copied, 0.5, score="random", include=include, exclude=exclude))
     optimizer = make_optimizer(copied, config)
-    x, y = data.train_x[: config.batch_size], data.train_y[: config.batch_size]
+    objective, arithmetic = make_objective(config), make_arithmetic(config)
+    x, y = next(data.train_batches(np.arange(data.train_size), config.batch_size))
     seconds = []
     for _ in range(12):
         began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        loss = functional.cross_entropy(copied(x), y)
+        with arithmetic.forward():
+            outputs = copied(arithmetic.lay_out(x))
+        loss = objective.training_loss(outputs.float(), y)
         loss.backward()
         optimizer.step()
         loss.item()
         seconds.append(time.perf_counter() - began)
     began = time.perf_counter()
-    evaluate(copied, data.validation_x, data.validation_y)
+    evaluate(copied, data, "validation", objective, arithmetic)
     return sorted(seconds[2:])[5], time.perf_counter() - began
 
 
@@ -202,6 +292,7 @@ def carry_out(run: Run) -> Run:
     config, setup = run.config, run.setup
     with exact_arithmetic(config), own_random_numbers():
         model = setup.make_model(config)
+        setup.check_outputs(config, model)
         run.progress.total = sum(stage.steps for stage in plan_stages(config, setup, setup.targets(config, model)))
         with run.opened():
             run.expect_start(supermask.fingerprint(state_of(model)))

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 import supermask
 from supermask import Draw
 from supermask.architectures import find_architecture
 from supermask.targets import Targets
 
+from .arithmetic import bf16_is_native
+from .checkpoints import load_checkpoint
 from .config import Config
-from .data import read_arrays
-from .data.dataset import Data, from_arrays, split
+from .data import read_samples
+from .data.augmentation import Augmentation
+from .data.dataset import Data, from_arrays, from_dataset
+from .data.factories import find_factory, load_factory
+from .data.samples import Samples
 from .methods import Method
+from .models import is_factory
 from .problems import RequestError
 
 
@@ -28,7 +38,7 @@ class Setup:
     """A search's network and data. `build()` gives the network as it comes; `draws` says how it was initialized."""
 
     method: Method
-    data: Data
+    data: Samples
     architecture: dict[str, Any]
     build: Callable[[], nn.Module]
     draws: dict[str, Draw] = field(default_factory=dict)
@@ -39,9 +49,35 @@ class Setup:
         with own_random_numbers():
             torch.manual_seed(seed)
             model = self.build()
+        if config.weights:
+            load_checkpoint(model, config.weights)
         if config.init != "keep" and not self.method.traits.frozen_weights:
             self.draws = supermask.initialize(model, config.init, seed)
         return model.to(config.device)
+
+    @torch.no_grad()
+    def check_outputs(self, config: Config, model: nn.Module) -> None:
+        """Check that the network takes the samples and, for cross-entropy, gives a number for each class.
+
+        Raises:
+            RequestError: it does not.
+        """
+        name, shape = self.architecture["name"], list(self.data.input_shape)
+        x, _ = next(self.data.batches("validation", 2))
+        model.eval()
+        try:
+            outputs = model(x)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise RequestError(f"the network {name} does not take samples of shape {shape}: {error}") from None
+        finally:
+            model.train()
+        if config.loss is None and (outputs.dim() != 2 or outputs.shape[1] < self.data.classes):
+            gives = (
+                outputs.shape[1] if outputs.dim() == 2 else f"{list(outputs.shape)} for {len(x)} samples, not that many"
+            )
+            raise RequestError(
+                f"the network {name} gives {gives} numbers per sample, {self.data.name} has {self.data.classes} classes"
+            )
 
     def targets(self, config: Config, model: nn.Module) -> Targets:
         """The tensors that may carry a mask.
@@ -82,7 +118,7 @@ def resolve(config: Config) -> Config:
     """The configuration with `auto` and defaults of the machine replaced by what they mean here.
 
     Raises:
-        RequestError: a device that this machine does not have.
+        RequestError: a device or a compiler that this machine does not have.
     """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     device = config.device
@@ -91,7 +127,18 @@ def resolve(config: Config) -> Config:
     if not available[device]:
         there = ", ".join(name for name, is_there in available.items() if is_there)
         raise RequestError(f"--device {device}: this machine has {there}")
-    return config.model_copy(update={"device": device, "threads": config.threads or torch.get_num_threads()})
+    compiler = os.environ.get("CXX", "g++")
+    if config.compile and shutil.which(compiler) is None:
+        raise RequestError(
+            f"--compile needs a C++ compiler, and {compiler} is not on the PATH: install g++, or set CXX"
+        )
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if bf16_is_native(device) else "fp32"
+    channels_last = precision == "bf16" if config.channels_last is None else config.channels_last
+    threads = config.threads or torch.get_num_threads()
+    found = {"device": device, "threads": threads, "precision": precision, "channels_last": channels_last}
+    return config.model_copy(update=found)
 
 
 def describe_model(model: str | Callable[..., nn.Module]) -> str:
@@ -107,32 +154,81 @@ def describe_model(model: str | Callable[..., nn.Module]) -> str:
     return f"{owner}:{getattr(model, '__qualname__', type(model).__qualname__)}"
 
 
-def load_data(data: Any, config: Config) -> Data:
-    """Data of a built-in set's name, or of the caller's arrays.
+def load_data(data: Any, config: Config) -> Samples:
+    """Samples of a built-in set's name, of what `package.module:function` gives, or of the caller's arrays or Dataset.
 
     Raises:
-        RequestError: an unknown name, data that cannot be had, or arrays that do not fit.
+        RequestError: an unknown name, data that cannot be had, or that does not fit.
     """
-    if not isinstance(data, str):
-        return data if isinstance(data, Data) else from_arrays(data, config.split_seed)
-    return split(data, read_arrays(data, config.data_dir), config.split_seed)
+    augmentation = Augmentation(config.crop, config.flip)
+    if isinstance(data, str) and ":" not in data:
+        return read_samples(
+            data, config.data_dir, config.split_seed,
+            augmentation=augmentation, image_size=config.image_size, workers=config.workers,
+        )  # fmt: skip
+    given = load_factory(data) if isinstance(data, str) else data
+    if isinstance(given, Data):
+        found = given
+    elif isinstance(given, Dataset) or (
+        isinstance(given, Mapping) and all(isinstance(part, Dataset) for part in given.values())
+    ):
+        found = from_dataset(given, config.split_seed)
+    else:
+        found = from_arrays(given, config.split_seed)
+    return replace(found, augmentation=augmentation, name=data if isinstance(data, str) else found.name)
 
 
-def make_setup(method: Method, model: str | Callable[..., nn.Module], data: Data) -> Setup:
+def find_model(model: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The factory of a network: by name, by `package.module:function`, or the callable itself.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if not isinstance(model, str):
+        return model
+    if is_factory(model):
+        return find_factory(model)
+    try:
+        return find_architecture(model)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+
+
+def make_setup(method: Method, model: str | Callable[..., nn.Module], data: Samples, config: Config) -> Setup:
     """Join a method, a model and data.
 
-    A callable gets `input_shape` and `classes` if it takes arguments of these names.
+    A factory gets `input_shape`, `classes` and `activation` if it takes arguments of these names, and all model
+    arguments.
+
+    Raises:
+        RequestError: an activation or an argument that the network does not take.
     """
-    name = describe_model(model)
-    factory = find_architecture(model) if isinstance(model, str) else model
-    offered: dict[str, Any] = {"input_shape": list(data.input_shape), "classes": data.classes}
+    name, factory = describe_model(model), find_model(model)
     takes = inspect.signature(factory).parameters
-    arguments = {key: value for key, value in offered.items() if key in takes}
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
+    asked: dict[str, Any] = dict(map(_read_argument, config.model_args))
+    if config.activation:
+        asked["activation"] = config.activation
+    if refused := [key for key in asked if not (takes_all or key in takes)]:
+        raise RequestError(f"the network {name} does not take {', '.join(refused)}; it takes {', '.join(takes)}")
+    offered: dict[str, Any] = {"input_shape": list(data.input_shape), "classes": data.classes}
+    arguments = {key: value for key, value in offered.items() if key in takes} | asked
 
     def build() -> nn.Module:
-        network = factory(**arguments)
+        try:
+            network = factory(**arguments)
+        except Exception as error:
+            raise RequestError(f"the network {name} cannot be built: {type(error).__name__}: {error}") from error
         if not isinstance(network, nn.Module):
             raise RequestError(f"the model {name} gave {type(network).__name__}, expected a torch.nn.Module")
         return network
 
     return Setup(method, data, {"name": name, "arguments": arguments}, build)
+
+
+def _read_argument(word: str) -> tuple[str, Any]:
+    name, _, value = word.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

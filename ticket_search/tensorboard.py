@@ -2,56 +2,312 @@
 
 from __future__ import annotations
 
+import io
+import math
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from numpy import bool_, float64
+    from numpy.typing import NDArray
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    from torch import Tensor, nn
 
     from supermask import Masks
 
-# Written through TensorBoard's own writer: torch.utils.tensorboard takes longer to import than a short search to run.
+    from .config import Config
+
+# TensorBoard shows the meanings beside the tags. `{}` stands for the name of each masked tensor.
 TAGS = {
-    "loss/train": "mean cross-entropy of the steps since the last row",
-    "loss/validation": "mean cross-entropy on the validation split",
-    "accuracy/train": "percent of the samples of the steps since the last row",
-    "accuracy/validation": "percent of the validation split",
-    "accuracy/test": "percent of the test split, once for each finished ticket",
-    "learning-rate": "of the step",
-    "density/total": "fraction of the maskable weights kept",
-    "mask/changed": "share of the mask entries that changed since the last row",
-    "speed/images-per-second": "training samples per second since the last row, evaluation not counted",
+    "scalars": {
+        "loss/train": "mean cross-entropy of the steps since the last row",
+        "loss/validation": "mean cross-entropy on the validation split",
+        "accuracy/train": "percent of the samples of the steps since the last row",
+        "accuracy/validation": "percent of the validation split",
+        "accuracy/test": "percent of the test split, once for each finished ticket",
+        "learning-rate": "of the step",
+        "density/total": "fraction of the maskable weights kept",
+        "density/{}": "fraction of the tensor's weights kept",
+        "mask/changed": "share of the mask entries that changed since the last row",
+        "speed/images-per-second": "training samples per second since the last row, evaluation not counted",
+        "memory/allocated-megabytes": "10^6 bytes on the GPU at the highest since the process took up the run",
+        "level/accuracy-test": "percent of the test split by kept weights: a level's ticket at the step of that number",
+        "level/accuracy-validation": "percent of the validation split by kept weights",
+        "level/accuracy-test-at-min-validation-loss": "percent of the test split by kept weights, stopped early",
+        "accuracy/final-test": "percent of the test split, of the run's ticket",
+        "accuracy/final-validation": "percent of the validation split, of the run's ticket",
+        "density/kept": "number of weights that the run's ticket keeps",
+    },
+    "histograms": {
+        "weights/{}": "the tensor's surviving weights at the end of a training",
+        "scores/{}": "the tensor's learned scores after an epoch",
+    },
+    "images": {
+        "first-layer/kept-per-pixel": "number of weights that the first layer keeps of each input pixel",
+        "first-layer/masks": "masks of the first layer's first units or filters, white = kept",
+    },
 }
-DENSITY_TAG = "density/{}"  # of each tensor
+_CLASSES = {"scalars": "DATA_CLASS_SCALAR", "histograms": "DATA_CLASS_TENSOR", "images": "DATA_CLASS_BLOB_SEQUENCE"}
+# The columns of the HPARAMS tab: any method's, because TensorBoard takes the list of one run for all. It shows five at
+# first, and those before others that are said to differ.
+HPARAMS = dict.fromkeys(("method", "model", "data", "init", "allocation"), "DATA_TYPE_STRING")
+HPARAMS |= dict.fromkeys(("density", "seed", "lr", "epochs", "batch_size"), "DATA_TYPE_FLOAT64")
+SHOWN_HPARAMS = ("method", "model", "data", "density", "seed")
+METRICS = {
+    "test_accuracy": "accuracy/final-test",
+    "val_accuracy": "accuracy/final-validation",
+    "kept": "density/kept",
+}
+BUCKETS = 30
+SHOWN = 64
+_COLUMNS = 8
+# In pixels: the longer side of a picture's frame, at least, and what stands beside it and above and below it.
+_FRAME, _BESIDE, _ABOVE, _DPI = 360, 80, 50, 100
 
 
 def densities(masks: Masks) -> dict[str, float]:
     """The density of the whole and of each tensor, by tag."""
-    return {
-        "density/total": masks.density,
-        **{DENSITY_TAG.format(name): density for name, density in masks.densities.items()},
-    }
+    tensors = {f"density/{name}": density for name, density in masks.densities.items()}
+    return {"density/total": masks.density, **tensors}
+
+
+def surviving_weights(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
+    """The kept weights of each masked tensor as a vector, by tag."""
+    from supermask.targets import unwrap
+
+    weights = {name: unwrap(model).get_parameter(name).detach() for name in masks}
+    return {f"weights/{name}": weight[masks[name].to(weight.device)] for name, weight in weights.items()}
+
+
+def level_curve(levels: Sequence[Mapping[str, Any]]) -> list[tuple[int, dict[str, float]]]:
+    """Accuracies by tag for each number of kept weights, the fewest first.
+
+    TensorBoard's reader drops what it has of a tag when a smaller step comes, so the curve is written at once, upwards.
+    """
+    curve = []
+    for row in sorted(levels, key=lambda row: int(row["kept"])):
+        values = {"level/accuracy-test": row["test_accuracy"], "level/accuracy-validation": row["val_accuracy"]}
+        if "min_validation_loss" in row:
+            values["level/accuracy-test-at-min-validation-loss"] = row["min_validation_loss"]["test_accuracy"]
+        curve.append((int(row["kept"]), values))
+    return curve
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Numbers to be drawn, the first row on top; NaN is a gap. Labels and ticks are of x and y; `bar` names counts."""
+
+    pixels: NDArray[float64]
+    title: str
+    labels: tuple[str, str]
+    ticks: tuple[dict[float, str], dict[float, str]]
+    bar: str = ""
+
+
+def kept_per_pixel(mask: NDArray[bool_], input_shape: Sequence[int]) -> NDArray[float64]:
+    """The number of kept weights from each input pixel, laid out as the image is, channels side by side.
+
+        kept_per_pixel(mask, (1, 28, 28))  # [28, 28] from a mask [units, 784]
+
+    Args:
+        mask: [units, channels * height * width], True = kept.
+        input_shape: (channels, height, width).
+
+    Returns:
+        [height, channels * (width + 1) - 1], NaN between channels.
+    """
+    return _tile(mask.sum(axis=0).reshape(tuple(input_shape)), input_shape[0], gap=1)
+
+
+def mask_grid(mask: NDArray[bool_], shape: Sequence[int]) -> NDArray[float64]:
+    """The masks of the first 64 units in rows of 8, each laid out as `shape`, channels side by side; 1 = kept.
+
+    Args:
+        mask: [units, ...] of prod(shape) entries per unit, True = kept.
+        shape: (channels, height, width) of what a unit sees: the input, or a filter's window.
+
+    Returns:
+        NaN between channels (1 pixel) and between units (1 pixel, 2 where there are several channels).
+    """
+    import numpy
+
+    units = mask[:SHOWN].reshape(-1, *shape)
+    cells = numpy.stack([_tile(unit, shape[0], gap=1) for unit in units])
+    return _tile(cells, min(_COLUMNS, len(cells)), gap=1 if shape[0] == 1 else 2)
+
+
+def _tile(cells: NDArray[Any], columns: int, gap: int) -> NDArray[float64]:
+    import numpy
+
+    number, height, width = cells.shape
+    rows = math.ceil(number / columns)
+    grid = numpy.full((rows * columns, height + gap, width + gap), numpy.nan)
+    grid[:number, :height, :width] = cells
+    joined = grid.reshape(rows, columns, height + gap, width + gap).transpose(0, 2, 1, 3)
+    tiled: NDArray[float64] = joined.reshape(rows * (height + gap), columns * (width + gap))[:-gap, :-gap]
+    return tiled
+
+
+def picture_first_layer(masks: Masks, input_shape: Sequence[int], step: int) -> dict[str, Picture]:
+    """Pictures of the first masked tensor, by tag: of a linear layer over the pixels, or of a convolution over them.
+
+    Args:
+        masks: in the order of the network.
+        input_shape: (channels, height, width); anything else is no image, and there is no picture.
+        step: for the titles.
+    """
+    name, mask = next(iter(masks.items()))
+    shape, kept = tuple(input_shape), mask.cpu().numpy()
+    linear = mask.dim() == 2 and mask.shape[1] == math.prod(shape)
+    if len(shape) != 3 or not (linear or (mask.dim() == 4 and mask.shape[1] == shape[0])):
+        return {}
+    below = f"density {masks.densities[name]:.4g}, step {step}"
+    what, seen = ("unit", shape) if linear else ("filter", kept.shape[1:])
+    grid, shown = mask_grid(kept, seen), min(SHOWN, len(kept))
+    columns, rows = min(_COLUMNS, shown), math.ceil(shown / _COLUMNS)
+    across = {(column + 0.5) * grid.shape[1] / columns - 0.5: f"+{column}" for column in range(columns)}
+    down = {(row + 0.5) * grid.shape[0] / rows - 0.5: f"{row * _COLUMNS}" for row in range(rows)}
+    title = f"{name}: masks of the first {shown} of {len(kept)} {what}s, white = kept\n{below}"
+    masks_picture = Picture(grid, title, (f"{what} after it", f"first {what} of the row"), (across, down))
+    if not linear:
+        return {"first-layer/masks": masks_picture}
+    channels, height, width = shape
+    named = {channel * (width + 1) + (width - 1) / 2: f"channel {channel}" for channel in range(channels)}
+    counts_picture = Picture(
+        kept_per_pixel(kept, shape),
+        f"{name}: weights kept of each input pixel\n{below}",
+        ("column of the image", "row of the image"),
+        (_positions(width) if channels == 1 else named, _positions(height)),
+        bar=f"weights kept, of {len(kept)}",
+    )
+    return {"first-layer/masks": masks_picture, "first-layer/kept-per-pixel": counts_picture}
+
+
+def _positions(size: int) -> dict[float, str]:
+    return {position: f"{position}" for position in range(0, size, math.ceil(size / 8))}
+
+
+def draw(picture: Picture) -> tuple[bytes, int, int]:
+    """A PNG with title, axes and, for counts, a bar of colours; its width and height in pixels.
+
+    Every number gets the same whole number of pixels, so that none is lost.
+    """
+    import numpy
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    height, width = picture.pixels.shape
+    scale = math.ceil(_FRAME / max(height, width))
+    wide, high = width * scale, height * scale
+    full_wide, full_high = max(wide, _FRAME) + 2 * _BESIDE, high + 2 * _ABOVE
+    figure = Figure(figsize=(full_wide / _DPI, full_high / _DPI), dpi=_DPI)
+    left, bottom = (full_wide - wide) // 2 / full_wide, _ABOVE / full_high
+    axes = figure.add_axes((left, bottom, wide / full_wide, high / full_high))
+    axes.set_facecolor("white" if picture.bar else "tab:blue")
+    image = axes.imshow(
+        picture.pixels,
+        cmap="viridis" if picture.bar else "gray",
+        vmin=0,
+        vmax=max(1.0, float(numpy.nanmax(picture.pixels))),
+        origin="upper",
+        interpolation="nearest",
+        aspect="auto",
+        zorder=3,  # over the frame, whose line would hide the outermost pixels
+    )
+    if picture.bar:
+        beside = figure.add_axes((left + (wide + 10) / full_wide, bottom, 10 / full_wide, high / full_high))
+        figure.colorbar(image, cax=beside, ticks=MaxNLocator(integer=True)).set_label(picture.bar, fontsize=8)
+        beside.tick_params(labelsize=8)
+    for axis, label, ticks in zip((axes.xaxis, axes.yaxis), picture.labels, picture.ticks, strict=True):
+        axis.set_ticks(list(ticks), labels=list(ticks.values()), fontsize=8)
+        axis.set_label_text(label, fontsize=8)
+    axes.set_title(picture.title, fontsize=9)
+    canvas, file = FigureCanvasAgg(figure), io.BytesIO()
+    canvas.print_png(file)
+    return file.getvalue(), *canvas.get_width_height()
 
 
 class EventFile:
-    """The run's event files: one per start of the process, cut back to the saved step when a run resumes."""
+    """The run's event files: one per start of the process, cut back to the saved step when a run resumes.
+
+    Written through TensorBoard's own writer: torch.utils.tensorboard takes longer to import than a short search to run.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.writer: EventFileWriter | None = None
+        self.described: set[str] = set()
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Add scalars at a step."""
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add scalars at a step, by tag."""
+        self._add("scalars", step, {tag: {"simple_value": value} for tag, value in values.items()})
+
+    def write_histograms(self, step: int, values: Mapping[str, Tensor]) -> None:
+        """Add histograms at a step, by tag, each of all finite values of a tensor in 30 buckets of equal width."""
+        self._add("histograms", step, {tag: {"histo": _count(value)} for tag, value in values.items()})
+
+    def write_pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
+        """Add pictures at a step, by tag, drawn."""
+        images = {}
+        for tag, picture in pictures.items():
+            png, width, height = draw(picture)
+            images[tag] = {"image": {"encoded_image_string": png, "width": width, "height": height, "colorspace": 4}}
+        self._add("images", step, images)
+
+    def write_start(self, config: Config) -> None:
+        """Add what the HPARAMS tab shows of the run in its columns, and which columns and metrics there are."""
+        from tensorboard.plugins.hparams.plugin_data_pb2 import SessionStartInfo
+
+        names = [{"name": name, "type": kind, "differs": name in SHOWN_HPARAMS} for name, kind in HPARAMS.items()]
+        metrics = [{"name": {"tag": tag}, "display_name": name} for name, tag in METRICS.items()]
+        self._add_session("experiment", {"hparam_infos": names, "metric_infos": metrics})
+        start = SessionStartInfo(start_time_secs=time.time())
+        for name, value in config.model_dump(mode="json", include=set(HPARAMS), exclude_none=True).items():
+            setattr(start.hparams[name], "string_value" if isinstance(value, str) else "number_value", value)
+        self._add_session("session_start_info", start)
+
+    def write_end(self, step: int, summary: Mapping[str, Any]) -> None:
+        """Add the numbers of a finished run: the metrics of the HPARAMS tab, and the curve of its levels."""
+        for kept, values in level_curve(summary.get("levels", [])):
+            self.write(kept, values)
+        for end in (0, step):  # a line: charts leave out a single point that lies above those of other runs
+            self.write(end, {tag: summary[name] for name, tag in METRICS.items()})
+        self._add_session("session_end_info", {"status": "STATUS_SUCCESS", "end_time_secs": time.time()})
+
+    def _add_session(self, kind: str, content: Any) -> None:
+        from tensorboard.plugins.hparams import metadata
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+        data = metadata.create_summary_metadata(HParamsPluginData(**{kind: content}))
+        self._send(0, [{"tag": f"_hparams_/{kind}", "metadata": data, "tensor": metadata.NULL_TENSOR}])
+
+    def _add(self, plugin: str, step: int, values: Mapping[str, Mapping[str, Any]]) -> None:
+        summary = []
+        for tag, value in values.items():
+            added = {"tag": tag, **value}
+            if tag not in self.described:
+                self.described.add(tag)
+                meaning = TAGS[plugin].get(tag) or TAGS[plugin].get(tag.partition("/")[0] + "/{}", "")
+                added["metadata"] = {
+                    "summary_description": meaning,
+                    "plugin_data": {"plugin_name": plugin},
+                    "data_class": _CLASSES[plugin],
+                }
+            summary.append(added)
+        self._send(step, summary)
+
+    def _send(self, step: int, values: Sequence[Mapping[str, Any]]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
 
         if self.writer is None:
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
             self.writer = EventFileWriter(str(self.folder))
-        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-        self.writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self.writer.add_event(Event(wall_time=time.time(), step=step, summary={"value": values}))
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each event file, with everything written so far on disk."""
@@ -73,3 +329,22 @@ class EventFile:
         if self.writer is not None:
             self.writer.close()
             self.writer = None
+
+
+def _count(values: Tensor) -> dict[str, Any]:
+    import numpy
+
+    numbers = values.detach().cpu().double().numpy().ravel()
+    numbers = numbers[numpy.isfinite(numbers)]
+    if not numbers.size:
+        return {}
+    counts, edges = numpy.histogram(numbers, BUCKETS)
+    return {
+        "min": numbers.min(),
+        "max": numbers.max(),
+        "num": numbers.size,
+        "sum": numbers.sum(),
+        "sum_squares": numpy.square(numbers).sum(),
+        "bucket_limit": edges[1:],
+        "bucket": counts,
+    }

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from supermask.inits import permutation, random_words
+from supermask.live import mask_gradients
 
-from .config import Config, is_zero, steps_of
-from .data.dataset import Data
+from .arithmetic import make_arithmetic
+from .config import Config, steps_of
+from .data.samples import Samples, whole_batches
 from .evaluation import Evaluation, evaluate
+from .objective import make_objective
+from .optimization import learning_rate, make_optimizer
 from .problems import RunError
 from .runs import Run
 
@@ -64,40 +67,9 @@ class Trained:
     moments: dict[str, Moment]
 
 
-def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """Whole batches in an epoch; what is left over waits for the next epoch's order. A small set is one batch."""
-    return max(1, samples // batch_size)
-
-
-def learning_rate(config: Config, step: int, total: int, per_epoch: int) -> float:
-    """The learning rate of a step counted from 0, out of `total`."""
-    warmup = steps_of(config.warmup, per_epoch)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    if config.schedule == "cosine":
-        return config.lr * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-    return config.lr * config.drop ** sum(step >= epoch * per_epoch for epoch in config.milestones)
-
-
-def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """The configured optimizer over all trainable parameters, in one fused or foreach call per step."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            config.lr,
-            config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
-            fused=True,
-        )
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
-
-
 def train(
     model: nn.Module,
-    data: Data,
+    data: Samples,
     config: Config,
     run: Run,
     *,
@@ -125,7 +97,7 @@ def train(
         Interrupted: a signal came; the state is saved.
     """
     torch.manual_seed(int(random_words(1, config.seeds["order"], f"dropout/{order}")[0] >> numpy.uint64(1)))
-    loop = _Loop(model, data, config, run, hook, start, order)
+    loop = _Loop(model, data.with_seed(config.seeds["order"]), config, run, hook, start, order)
     if optimizer_state is not None:
         loop.optimizer.load_state_dict(dict(optimizer_state))
     saved = run.training_state(order)
@@ -137,35 +109,40 @@ def train(
 
 class _Loop:
     def __init__(
-        self, model: nn.Module, data: Data, config: Config, run: Run, hook: Hook | None, start: int, order: str
+        self, model: nn.Module, data: Samples, config: Config, run: Run, hook: Hook | None, start: int, order: str
     ) -> None:
         self.model, self.data, self.config, self.run, self.hook, self.order = model, data, config, run, hook, order
-        self.batch_size = min(config.batch_size, len(data.train_y))
-        self.per_epoch = steps_per_epoch(len(data.train_y), config.batch_size)
+        self.objective, self.arithmetic = make_objective(config), make_arithmetic(config)
+        self.batch_size = min(config.batch_size, data.train_size)
+        self.per_epoch = whole_batches(data.train_size, config.batch_size)
         self.total = config.epochs * self.per_epoch
         self.evaluate_every = steps_of(config.evaluate_every, self.per_epoch)
+        if self.arithmetic.channels_last:
+            model.to(memory_format=torch.channels_last)
+        self.forward = torch.compile(model) if config.compile else model
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(model, config)
-        device = data.train_y.device
         self.step = self.logged_step = self.start = start
-        self.loss = torch.zeros((), device=device)
-        self.right = torch.zeros((), dtype=torch.int64, device=device)
+        self.loss = torch.zeros((), device=data.device)
+        self.score = torch.zeros((), device=data.device)
         self.seconds = self.logged_seconds = 0.0
         self.final: Evaluation | None = None
         self.moments: dict[str, Moment] = {}
 
     def run_to_end(self) -> None:
-        epoch_order = None
+        batches: Iterator[tuple[Tensor, Tensor]] = iter(())
         clock = time.perf_counter()
         self.model.train()
+        begun = False
         while self.step < self.total and not (self.hook and self.hook.done()):
             if self.run.interrupted:
                 self.seconds += time.perf_counter() - clock
                 self.run.save_training(self.order, self.state_dict(), force=True)
                 self.run.stop_if_asked()
             epoch, position = divmod(self.step, self.per_epoch)
-            if epoch_order is None or position == 0:
-                epoch_order = self._order_of(epoch)
-            self._train_on(epoch_order[position * self.batch_size : (position + 1) * self.batch_size])
+            if position == 0 or not begun:
+                batches, begun = self._batches_of(epoch, position), True
+            self._train_on(*next(batches))
             self.step += 1
             if self.hook:
                 self.hook.on_step(self.step, self.model, self.optimizer)
@@ -181,27 +158,36 @@ class _Loop:
                 clock = time.perf_counter()
             self.run.progress.advance_to(self.run.steps_done + self.step - self.start)
 
-    def _order_of(self, epoch: int) -> Tensor:
-        order = permutation(len(self.data.train_y), self.config.seeds["order"], f"{self.order}/{epoch}")
-        return torch.from_numpy(order).to(self.data.train_y.device)
+    def _batches_of(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = permutation(self.data.train_size, self.config.seeds["order"], f"{self.order}/{epoch}")
+        return self.data.train_batches(order, self.config.batch_size, first, epoch)
 
-    def _train_on(self, index: Tensor) -> None:
+    def _train_on(self, x: Tensor, y: Tensor) -> None:
         rate = learning_rate(self.config, self.step, self.total, self.per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        x, y = self.data.train_x[index], self.data.train_y[index]
-        logits = self.model(x)
-        loss = functional.cross_entropy(logits, y)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        for part_x, part_y in zip(x.chunk(self.config.accumulate), y.chunk(self.config.accumulate), strict=True):
+            self._differentiate(part_x, part_y, len(part_y) / len(y))
+        if self.config.clip is not None:
+            mask_gradients(self.model)
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()
-        self.loss += loss.detach()
-        self.right += (logits.detach().argmax(1) == y).sum()
+
+    def _differentiate(self, x: Tensor, y: Tensor, share: float) -> None:
+        with self.arithmetic.forward():
+            outputs = self.forward(self.arithmetic.lay_out(x))
+        outputs = outputs.float()
+        loss = self.objective.training_loss(outputs, y)
+        (loss if share == 1 else loss * share).backward()
+        detached = outputs.detach()
+        self.loss += (self.objective.loss(detached, y) if self.objective.label_smoothing else loss.detach()) * share
+        self.score += self.objective.score(detached, y).sum()
 
     def _evaluate(self) -> None:
         steps = self.step - self.logged_step
         loss = self.loss.item() / steps
-        validation = evaluate(self.model, self.data.validation_x, self.data.validation_y)
+        validation = self._validate()
         if not (math.isfinite(loss) and math.isfinite(validation.loss)):
             raise RunError(
                 f"the loss is {loss} on training and {validation.loss} on validation data at step {self.step} of "
@@ -209,7 +195,7 @@ class _Loop:
             )
         values = {
             "loss/train": loss,
-            "accuracy/train": 100.0 * self.right.item() / (steps * self.batch_size),
+            "accuracy/train": 100.0 * self.score.item() / (steps * self.batch_size),
             "loss/validation": validation.loss,
             "accuracy/validation": validation.accuracy,
             "learning-rate": learning_rate(self.config, self.step - 1, self.total, self.per_epoch),
@@ -222,7 +208,10 @@ class _Loop:
         self.final = validation
         self.logged_step, self.logged_seconds = self.step, self.seconds
         self.loss.zero_()
-        self.right.zero_()
+        self.score.zero_()
+
+    def _validate(self) -> Evaluation:
+        return evaluate(self.model, self.data, "validation", self.objective, self.arithmetic)
 
     def _remember(self, name: str, validation: Evaluation, merit: float) -> None:
         best = self.moments.get(name)
@@ -233,7 +222,7 @@ class _Loop:
 
     def trained(self) -> Trained:
         if self.final is None or self.logged_step != self.step:
-            self.final = evaluate(self.model, self.data.validation_x, self.data.validation_y)
+            self.final = self._validate()
         return Trained(self.step - self.start, self.final, self.moments)
 
     def state_dict(self) -> StateDict:
@@ -243,7 +232,7 @@ class _Loop:
             "seconds": self.seconds,
             "logged_seconds": self.logged_seconds,
             "loss": self.loss,
-            "right": self.right,
+            "score": self.score,
             "final": tuple(self.final) if self.final else None,
             "moments": {name: vars(moment) for name, moment in self.moments.items()},
             "model": self.model.state_dict(),
@@ -257,7 +246,7 @@ class _Loop:
         self.step, self.logged_step = state["step"], state["logged_step"]
         self.seconds, self.logged_seconds = state["seconds"], state["logged_seconds"]
         self.loss.copy_(state["loss"])
-        self.right.copy_(state["right"])
+        self.score.copy_(state["score"])
         self.final = Evaluation(*state["final"]) if state["final"] else None
         self.moments = {name: Moment(**values) for name, values in state["moments"].items()}
         self.model.load_state_dict(state["model"])
@@ -267,8 +256,3 @@ class _Loop:
         torch.set_rng_state(state["random"])
         if state["cuda_random"] is not None:
             torch.cuda.set_rng_state(state["cuda_random"])
-
-
-def total_steps(config: Config, per_epoch: int, start: str = "0") -> int:
-    """Steps of one training that begins at `start`, a duration."""
-    return config.epochs * per_epoch - (0 if is_zero(start) else steps_of(start, per_epoch))

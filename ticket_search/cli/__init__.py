@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..problems import RequestError, RunError
-from . import catalog, compare, evaluate, inspect, resume, runs, search
+from . import catalog, compare, evaluate, export, inspect, resume, runs, search, train
 from .terminal import errors
 
 app = typer.Typer(
@@ -39,10 +39,12 @@ def _ticket(
 
 
 search.add_to(app)
+train.add_to(app)
 resume.add_to(app)
 runs.add_to(app)
 evaluate.add_to(app)
 inspect.add_to(app)
+export.add_to(app)
 compare.add_to(app)
 catalog.add_to(app)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 import pydantic
 import typer
 
-from ..config import Config, flag, public_fields, recipes
+from ..config import Config, flag, is_switch, public_fields, recipes
 from ..methods import find_method, method_names
 from ..requests import LAUNCH_FLAGS, read_request
 from .terminal import duration, errors, output, percent, print_definitions, print_json, print_table, stop_told
@@ -68,26 +68,27 @@ def print_help(name: str | None) -> None:
         rows = [(method, find_method(method).idea) for method in method_names()]
         print_table(("method", "idea"), rows)
         console.print("Flags of a method: ticket search --method NAME --help", highlight=False)
-        _print_flags("shared flags", public_fields(Config))
+        print_flags("shared flags", public_fields(Config))
     else:
         method = find_method(name)
         console.print(f"Usage: ticket search --method {name} [FLAGS]\n\n{method.idea}\n{method.paper}", highlight=False)
         fields = public_fields(method.Config)
         own = {key: entry for key, entry in fields.items() if key not in Config.model_fields}
         if own:
-            _print_flags(f"flags of {name}", own)
-        _print_flags("shared flags", {key: entry for key, entry in fields.items() if key not in own})
+            print_flags(f"flags of {name}", own)
+        print_flags("shared flags", {key: entry for key, entry in fields.items() if key not in own})
     print_definitions(
         "launch", [(f"{key} {placeholder or ''}".strip(), text) for key, (placeholder, text) in LAUNCH_FLAGS.items()]
     )
     console.print(f"recipes for --config: {', '.join(recipes()) or 'none'}", highlight=False, soft_wrap=True)
 
 
-def _print_flags(title: str, fields: dict[str, pydantic.fields.FieldInfo]) -> None:
+def print_flags(title: str, fields: dict[str, pydantic.fields.FieldInfo]) -> None:
+    """The flags of fields, with their values, choices and defaults."""
     rows = []
     for key, entry in fields.items():
         value, choices = _values(entry.annotation)
-        name = f"{flag(key)}/--no-{flag(key)[2:]}" if entry.annotation is bool else f"{flag(key)} {value}"
+        name = f"{flag(key)}/--no-{flag(key)[2:]}" if is_switch(entry) else f"{flag(key)} {value}"
         notes = [entry.description or "", f"one of {', '.join(choices)}" if choices else "", _default(entry.default)]
         rows.append((name, "; ".join(note for note in notes if note)))
     print_definitions(title, rows)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import http.client
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import platformdirs
 
@@ -74,6 +78,31 @@ def locate(name: str, files: Files, data_dir: str | None) -> list[Path]:
     return found
 
 
+def read_bytes(path: Path) -> bytes:
+    """What is in a file, unpacked where its name ends in .gz.
+
+    Raises:
+        RequestError: a file that cannot be read or unpacked.
+    """
+    try:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise RequestError(f"{path} cannot be read: {error}") from None
+
+
+def check_classes(path: Path, labels: npt.NDArray[Any], classes: int) -> None:
+    """Check class numbers, as read from `path`.
+
+    Raises:
+        RequestError: there are none, or one is not in [0, classes).
+    """
+    if labels.size == 0:
+        raise RequestError(f"{path} holds no samples")
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if outside.size:
+        raise RequestError(f"{path} has the class number {np.min(outside)}, expected 0 to {classes - 1}")
+
+
 def _find(folders: list[Path], name: str, files: Files) -> list[Path] | None:
     for folder in folders:
         for layout, names in files.layouts.items():
@@ -99,7 +128,7 @@ def _download(name: str, files: Files, folders: list[Path]) -> None:
     try:
         for part in parts:
             dataset(root=str(cache_dir()), download=True, **part, **files.arguments)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         looked = ", ".join(str(folder) for folder in folders)
         wanted = " or ".join(", ".join(names) for names in files.layouts.values())
         raise RequestError(

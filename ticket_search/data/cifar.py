@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..problems import RequestError
-from .arrays import Arrays, Files, locate
+from .arrays import Arrays, Files, check_classes, locate, read_bytes
 
 _VALIDATION = 5000
 
@@ -41,7 +41,9 @@ def read(name: str, data_dir: str | None = None) -> Arrays:
         RequestError: the files are nowhere and cannot be downloaded, or one of them is damaged.
     """
     files = locate(name, _SETS[name], data_dir)
-    parts = [_read_binary(path, name) if path.suffix == ".bin" else _read_batch(path, name) for path in files]
+    parts = [_read_binary(path, name) if ".bin" in path.suffixes else _read_batch(path, name) for path in files]
+    for path, (_, labels) in zip(files, parts, strict=True):
+        check_classes(path, labels, _CLASSES[name])
     train_x, train_y = (np.concatenate(arrays) for arrays in zip(*parts[:-1], strict=True))
     test_x, test_y = parts[-1]
     return Arrays(
@@ -59,28 +61,38 @@ def read(name: str, data_dir: str | None = None) -> Arrays:
 class _ArraysOnly(pickle.Unpickler):
     """The Python batches are pickles of 2009; nothing but arrays is taken from them."""
 
-    _ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "encode"})
+    _ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }
+    )
 
     def find_class(self, module: str, name: str) -> Any:
-        if name in self._ALLOWED and module.split(".")[0] in ("numpy", "_codecs"):
+        if (module, name) in self._ALLOWED:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, expected arrays only")
 
 
 def _read_batch(path: Path, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    data = read_bytes(path)
     try:
-        batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        batch = _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
         pixels = np.asarray(batch[b"data"], dtype=np.uint8)
         labels = np.asarray(batch[b"fine_labels" if name == "cifar100" else b"labels"], dtype=np.int64)
         return pixels.reshape(len(labels), 3, 32, 32), labels
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, ImportError) as error:
-        raise RequestError(f"{path} is not a batch of {name}: {error}") from None
+    # A damaged pickle may raise anything at all.
+    except Exception as error:
+        raise RequestError(f"{path} is not a batch of {name}: {type(error).__name__}: {error}") from None
 
 
 def _read_binary(path: Path, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     # A row is the label (for CIFAR-100 the coarse one, then the fine one) and 3,072 pixels, colour by colour.
     labels = 2 if name == "cifar100" else 1
-    data = np.frombuffer(path.read_bytes(), np.uint8)
+    data = np.frombuffer(read_bytes(path), np.uint8)
     if data.size == 0 or data.size % (labels + 3072):
         raise RequestError(f"{path} is not a binary batch of {name}: {data.size} bytes, not rows of {labels + 3072}")
     rows = data.reshape(-1, labels + 3072)

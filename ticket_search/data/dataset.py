@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,11 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 from supermask.inits import permutation
 
 from ..problems import RequestError
 from .arrays import Arrays
+from .augmentation import NO_AUGMENTATION, Augmentation, augment
+from .samples import HeldOut, Order, whole_batches
 
 TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.1
@@ -23,7 +27,13 @@ VALIDATION_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Data:
-    """Training, validation and test samples: `x` float32 [n, *input_shape], normalized; `y` int64 [n]."""
+    """Training, validation and test samples: `x` float32 [n, *input_shape], normalized; `y` int64 [n].
+
+    `augmentation` is what `train_batches` does to images, by random numbers that depend on `seed`.
+
+    Raises:
+        RequestError: an augmentation of samples that are no images.
+    """
 
     name: str
     train_x: Tensor
@@ -35,16 +45,61 @@ class Data:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    augmentation: Augmentation = NO_AUGMENTATION
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.augmentation != NO_AUGMENTATION and len(self.input_shape) != 3:
+            raise RequestError(
+                f"augmentation of {self.name}: its samples have shape {self.input_shape}, "
+                "expected images (channels, height, width)"
+            )
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample, (channels, height, width) for images."""
         return tuple(self.train_x.shape[1:])
 
+    @property
+    def train_size(self) -> int:
+        """How many training samples there are."""
+        return len(self.train_y)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.train_y.device
+
     def to(self, device: torch.device | str) -> Data:
         """The same data on a device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+
+    def with_seed(self, seed: int) -> Data:
+        """The same data, augmented by the random numbers of another seed."""
+        return replace(self, seed=seed)
+
+    def train_batches(
+        self, order: Order, batch_size: int, first: int = 0, epoch: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole batches of one epoch, from the batch number `first` on, augmented (see `Samples`).
+
+        The random numbers of a batch depend on the seed, the epoch and the number of the batch.
+        """
+        index = torch.as_tensor(order).to(self.device)
+        black = _normalize(np.zeros((1, len(self.mean), 1, 1), np.uint8), self.mean, self.std)[0].to(self.device)
+        size = min(batch_size, len(index))
+        for batch in range(first, whole_batches(len(index), batch_size)):
+            rows = index[batch * size : (batch + 1) * size]
+            x = augment(self.train_x[rows], self.augmentation, black, self.seed, f"{epoch}/{batch}")
+            yield x, self.train_y[rows]
+
+    def batches(self, split: HeldOut, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All samples of a held-out split in a fixed order; the last batch may be smaller."""
+        parts = {"validation": (self.validation_x, self.validation_y), "test": (self.test_x, self.test_y)}
+        x, y = parts[split]
+        for start in range(0, len(y), batch_size):
+            yield x[start : start + batch_size], y[start : start + batch_size]
 
 
 def split(name: str, arrays: Arrays, split_seed: int) -> Data:
@@ -105,6 +160,64 @@ def from_arrays(data: Any, split_seed: int) -> Data:
     for array in (train_x, train_y, test_x, test_y):
         digest.update(np.ascontiguousarray(array).data)
     return split(f"arrays-{digest.hexdigest()[:8]}", arrays, split_seed)
+
+
+def from_dataset(dataset: Any, split_seed: int) -> Data:
+    """Data from a map-style torch `Dataset` of pairs (x, y), read once into memory.
+
+    Args:
+        dataset: a `Dataset`, of which a fifth becomes the fixed test split, or `{"train": Dataset, "test": Dataset}`.
+            Each `x` is a tensor or an array of one shape, uint8 pixels or floats (see `from_arrays`); each `y` is a
+            class number from 0.
+        split_seed: of the validation split, a tenth of the training samples.
+
+    Raises:
+        RequestError: anything else, with what came and what was expected.
+    """
+    # The random numbers of a dataset's own transforms; the caller's stream is left as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        if isinstance(dataset, Mapping) and set(dataset) == {"train", "test"}:
+            return from_arrays({part: _collect(dataset[part], part) for part in ("train", "test")}, split_seed)
+        return from_arrays(_collect(dataset, "data"), split_seed)
+
+
+def _collect(dataset: Any, what: str) -> tuple[Tensor, Tensor]:
+    if not isinstance(dataset, Dataset) or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise RequestError(
+            f"{what} is {type(dataset).__name__}, expected a torch Dataset with a length and samples by number, or "
+            "{'train': Dataset, 'test': Dataset}"
+        )
+    count = len(dataset)
+    if count == 0:
+        raise RequestError(f"{what}: the dataset is empty")
+    first = _sample(dataset, 0, what)[0]
+    x, y = torch.empty((count, *first.shape), dtype=first.dtype), torch.empty(count, dtype=torch.int64)
+    for i in range(count):
+        x_i, y[i] = _sample(dataset, i, what)
+        if x_i.shape != first.shape or x_i.dtype != first.dtype:
+            raise RequestError(
+                f"{what}: sample {i} is {x_i.dtype} {tuple(x_i.shape)}, sample 0 is {first.dtype} {tuple(first.shape)}"
+            )
+        x[i] = x_i
+    return x, y
+
+
+def _sample(dataset: Any, i: int, what: str) -> tuple[Tensor, int]:
+    pair = dataset[i]
+    try:
+        x, y = pair
+    except (TypeError, ValueError):
+        raise RequestError(f"{what}: sample {i} is {type(pair).__name__}, expected a pair (x, y)") from None
+    if not isinstance(x, Tensor | np.ndarray):
+        raise RequestError(
+            f"{what}: x of sample {i} is {type(x).__name__}, expected a tensor; for pictures add "
+            "transform=torchvision.transforms.v2.PILToTensor()"
+        )
+    try:
+        return torch.as_tensor(x).detach().cpu(), operator.index(y)
+    except TypeError:
+        raise RequestError(f"{what}: y of sample {i} is {y!r}, expected a whole class number") from None
 
 
 def _pair(pair: Any, what: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ..problems import RequestError
-from .arrays import Arrays, Files, locate
+from .arrays import Arrays, Files, check_classes, locate, read_bytes
 
 _VALIDATION = 5000
 _NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -46,16 +44,19 @@ def read(name: str, data_dir: str | None = None) -> Arrays:
     """
     files = locate(name, _SETS[name], data_dir)
     train_x, train_y, test_x, test_y = (read_idx(file) for file in files)
-    for images, labels in ((train_x, train_y), (test_x, test_y)):
+    classes = 47 if name == "emnist" else 10
+    for i, (images, labels) in enumerate([(train_x, train_y), (test_x, test_y)]):
+        of_images, of_labels = files[2 * i : 2 * i + 2]
         if len(images) != len(labels) or images.ndim != 3 or labels.ndim != 1:
-            raise RequestError(f"{files[0].parent}: images {images.shape} and labels {labels.shape} do not match")
+            raise RequestError(f"{of_images} {images.shape} and {of_labels.name} {labels.shape} do not match")
+        check_classes(of_labels, labels, classes)
     if name == "emnist":
         # Its images are stored with rows and columns exchanged.
         train_x, test_x = train_x.transpose(0, 2, 1), test_x.transpose(0, 2, 1)
     mean, std = _MOMENTS[name]
     return Arrays(
         train_x[:, None], train_y.astype(np.int64), test_x[:, None], test_y.astype(np.int64),
-        47 if name == "emnist" else 10, min(_VALIDATION, len(train_y) // 10), (mean,), (std,),
+        classes, min(_VALIDATION, len(train_y) // 10), (mean,), (std,),
     )  # fmt: skip
 
 
@@ -65,10 +66,7 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     Raises:
         RequestError: a file that is truncated or is not IDX.
     """
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise RequestError(f"{path} cannot be read: {error}") from None
+    data = read_bytes(path)
     if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
         raise RequestError(f"{path} is not an IDX file of unsigned bytes: it starts with {data[:4].hex()}")
     shape = tuple(int(size) for size in np.frombuffer(data, ">u4", count=data[3], offset=4))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ..problems import RequestError
-from .arrays import Arrays, Files, locate
+from .arrays import Arrays, Files, check_classes, locate, read_bytes
 
 _FILES = Files(torchvision="SVHN", layouts={"svhn": ("train_32x32.mat", "test_32x32.mat")}, by_split=True)
 _VALIDATION = 5000
@@ -29,12 +30,19 @@ def read(name: str, data_dir: str | None = None) -> Arrays:
 
 def _read(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
+    data = read_bytes(path)
     try:
-        table = loadmat(path)
-        labels = table["y"].reshape(-1).astype(np.int64) % 10
-        # MATLAB has the image's axes first: height, width, colour, number.
-        return np.ascontiguousarray(table["X"].astype(np.uint8).transpose(3, 2, 0, 1)), labels
-    except (MatReadError, OSError, ValueError, TypeError, KeyError) as error:
-        raise RequestError(f"{path} is not a file of cropped house numbers: {error}") from None
+        table = loadmat(io.BytesIO(data), variable_names=("X", "y"))
+        images, labels = table["X"], table["y"].reshape(-1).astype(np.int64)
+    # A damaged file may raise anything at all.
+    except Exception as error:
+        raise RequestError(f"{path} is not a file of cropped house numbers: {type(error).__name__}: {error}") from None
+    if images.shape != (32, 32, 3, len(labels)) or images.dtype != np.uint8:
+        raise RequestError(
+            f"{path}: X is {images.dtype} {images.shape}, expected uint8 (32, 32, 3, n) for {len(labels)} labels"
+        )
+    labels = np.where(labels == 10, 0, labels)
+    check_classes(path, labels, 10)
+    # MATLAB has the image's axes first: height, width, colour, number.
+    return np.ascontiguousarray(images.transpose(3, 2, 0, 1)), labels

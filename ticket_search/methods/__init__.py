@@ -60,15 +60,19 @@ def method_names() -> list[str]:
     return sorted(path.stem.replace("_", "-") for path in Path(__file__).parent.glob("[!_]*.py"))
 
 
+# What is no search but a run of the same making: a command of its own, not a choice for --method.
+OTHER_RUNS = {"train": "ticket_search.ticket_training"}
+
+
 def find_method(name: str) -> Method:
     """The method of a name. Its file is imported, torch is not.
 
     Raises:
         RequestError: an unknown name; the nearest and all of them are given.
     """
-    if name not in method_names():
+    if name not in method_names() and name not in OTHER_RUNS:
         raise RequestError(unknown("method", name, method_names()))
-    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    module = importlib.import_module(OTHER_RUNS.get(name, f"{__name__}.{name.replace('-', '_')}"))
     idea, _, paper = (module.__doc__ or "").partition("\n")
     return Method(
         name=name,

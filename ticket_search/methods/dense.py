@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from supermask import Targets, Ticket
 
-    from ..data.dataset import Data
+    from ..data.samples import Samples
     from ..runs import Run
 
 
@@ -40,7 +40,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     return [Stage("training", 1.0, config.epochs * steps_per_epoch)]
 
 
-def search(model: nn.Module, data: Data, config: Config, run: Run) -> Ticket:
+def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     """Train `model` and keep all of it."""
     import supermask
     from supermask.ticket import state_of
@@ -53,10 +53,11 @@ def search(model: nn.Module, data: Data, config: Config, run: Run) -> Ticket:
 
     def work() -> dict[str, Any]:
         trained = train(model, data, config, run)
-        ticket = make_ticket(run, masks, start, state_of(model), trained, run.setup.draws)
+        ticket = make_ticket(run, masks, start, state_of(model), run.setup.draws)
         run.save_ticket(ticket)
-        row = describe_training(model, data, trained, ticket)
+        row = describe_training(run, model, trained, ticket)
         run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **densities(masks)})
+        run.log_masks(trained.steps, model, masks)
         return {"steps": trained.steps, "row": row}
 
     run.rows.append(run.stage("training", work)["row"])

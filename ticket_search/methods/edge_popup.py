@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from supermask import Targets, Ticket
 
-    from ..data.dataset import Data
+    from ..data.samples import Samples
     from ..runs import Run
 
 
@@ -72,7 +72,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     return [Stage("training", config.density, config.epochs * steps_per_epoch)]
 
 
-def search(model: nn.Module, data: Data, config: Config, run: Run) -> Ticket:
+def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     """Learn which of the frozen weights of `model` to use."""
     from ..score_training import learn_scores, train_scores
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from supermask import Masks, Targets, Ticket
 
-    from ..data.dataset import Data
+    from ..data.samples import Samples
     from ..runs import Run
     from ..training import Trained
 
@@ -151,7 +151,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     ]
 
 
-def search(model: nn.Module, data: Data, config: Config, run: Run) -> Ticket:
+def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     """Run every level; each one keeps its ticket under `levels/`, and `rewind.safetensors` the step rewound to."""
     from supermask.ticket import state_of
 
@@ -172,13 +172,14 @@ def search(model: nn.Module, data: Data, config: Config, run: Run) -> Ticket:
 
 
 def _train_dense(
-    model: nn.Module, data: Data, config: Config, run: Run, initial: Mapping[str, Tensor]
+    model: nn.Module, data: Samples, config: Config, run: Run, initial: Mapping[str, Tensor]
 ) -> dict[str, Any]:
     import supermask
 
-    from ..training import steps_per_epoch, train
+    from ..data.samples import whole_batches
+    from ..training import train
 
-    rewind = steps_of(config.rewind, steps_per_epoch(len(data.train_y), config.batch_size))
+    rewind = steps_of(config.rewind, whole_batches(data.train_size, config.batch_size))
     hook = RewindPoint(rewind)
     masks = supermask.prune(model, 1.0, include=config.include or None, exclude=config.exclude or None)
     trained = train(model, data, config, run, hook=hook, order=_order(config, 0))
@@ -193,7 +194,7 @@ def _train_dense(
 
 def _train_level(
     model: nn.Module,
-    data: Data,
+    data: Samples,
     config: Config,
     run: Run,
     level: int,
@@ -222,7 +223,7 @@ def _train_level(
 
 def _finish_level(
     model: nn.Module,
-    data: Data,
+    data: Samples,
     run: Run,
     level: int,
     before: Masks,
@@ -234,11 +235,12 @@ def _finish_level(
 
     from ..reports import describe_training, make_ticket
 
-    ticket = make_ticket(run, masks, start, state_of(model), trained, run.setup.draws, level=level)
+    ticket = make_ticket(run, masks, start, state_of(model), run.setup.draws, level=level)
     run.save_level(level, ticket)
-    row = {"level": level, **describe_training(model, data, trained, ticket)}
+    row = {"level": level, **describe_training(run, model, trained, ticket)}
     changed = {"mask/changed": masks.changed(before)}
     run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **changed, **densities(masks)})
+    run.log_masks(trained.steps, model, masks)
     return {"steps": trained.steps, "row": row}
 
 

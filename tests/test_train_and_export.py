@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from test_data_formats import write_set
+
+import supermask
+from ticket_search import RequestError, train
+from ticket_search.export import FORMATS, export
+from ticket_search.models.lenet import lenet_300_100
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    from ticket_search import search
+
+    folder = tmp_path_factory.mktemp("found")
+    return search("imp", runs=folder, progress=False, density=0.5, epochs=4, threads=1)
+
+
+def test_the_same_training_again_gives_the_same_network(found, tmp_path):
+    """The winning start, trained as the last level was, is the ticket."""
+    level = len(found.levels) - 1
+    again = train(found.path, runs=tmp_path, progress=False, threads=1)
+    assert again.ticket.masks == found.ticket.masks
+    start = again.ticket.state_dict("start")
+    assert all(torch.equal(tensor, start[name]) for name, tensor in found.ticket.state_dict("start").items())
+    assert again.ticket.states["start"].drawn.keys() == found.ticket.states["start"].drawn.keys()
+    assert abs(again.summary["test_accuracy"] - found.levels[level]["test_accuracy"]) < 3
+    assert again.ticket.meta["parent"]["fingerprint"] == found.ticket.states["start"].fingerprint
+    assert again.config.epochs == 4
+    assert again.config.optimizer == "adam"
+    assert str(tmp_path) not in json.dumps(dict(again.ticket.meta))
+
+
+def test_another_order_another_network_and_continuing(found, tmp_path):
+    one, other = (train(found.path, runs=tmp_path, progress=False, threads=1, seed=seed) for seed in (1, 2))
+    assert one.ticket != other.ticket
+    assert one.ticket.states["start"].fingerprint == other.ticket.states["start"].fingerprint
+    more = train(found.path / "ticket.safetensors", runs=tmp_path, progress=False, threads=1, state="final", epochs=1)
+    assert more.ticket.states["start"].fingerprint == found.ticket.states["final"].fingerprint
+    assert more.summary["cost"]["steps"] == 21
+    for run in (one, other, more):
+        final = run.ticket.state_dict()
+        assert all(not final[name][~mask].any() for name, mask in found.ticket.masks.items())
+
+
+def test_transfer_to_other_data_of_the_same_shape(tmp_path):
+    from ticket_search import search
+
+    write_set(tmp_path / "fashion-mnist")
+    write_set(tmp_path / "KMNIST" / "raw")
+    flags = {"runs": tmp_path / "runs", "progress": False, "epochs": 2, "batch_size": 9, "data_dir": str(tmp_path)}
+    run = search("imp", data="fashion-mnist", density=0.5, **flags)
+    moved = train(run.path, data="kmnist", **flags)
+    assert moved.summary["data"] == "kmnist"
+    assert moved.ticket.masks == run.ticket.masks
+    x = np.random.default_rng(0).normal(size=(100, 1, 28, 28)).astype("float32")
+    arrays = train(run.path, data=(x, np.arange(100) % 10), **flags)
+    assert arrays.summary["data"].startswith("arrays-")
+    with pytest.raises(RequestError, match="does not fit"):
+        train(run.path, data="digits", **flags)
+
+
+def test_training_an_untrained_ticket(quick, tmp_path):
+    untrained = quick("edge-popup", epochs=5, density=0.5)
+    trained = train(
+        untrained.path,
+        runs=tmp_path / "runs",
+        progress=False,
+        threads=1,
+        epochs=4,
+        optimizer="adam",
+        lr=1e-3,
+        batch_size=60,
+    )
+    assert trained.summary["test_accuracy"] >= untrained.summary["test_accuracy"]
+    assert trained.ticket.masks == untrained.ticket.masks
+
+
+def ticket(*words: str, cwd) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "ticket_search", *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_train_from_the_shell(found, tmp_path):
+    done = ticket("train", str(found.path), "--seed", "4", "--epochs", "1", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["seed"] == 4
+    assert (tmp_path / "runs" / "train-lenet-300-100-digits-d0.5-s4" / "ticket.safetensors").exists()
+    help_text = ticket("train", "--help", cwd=tmp_path).stdout
+    assert "--state" in help_text
+    assert "The Lottery Ticket Hypothesis" in help_text
+    for words, problem in [
+        (["nothing"], "neither a ticket file nor a run"),
+        (["--seed", "1"], "expected the ticket first"),
+        ([str(found.path), "--density", "0.1"], "--density is the ticket's own"),
+        ([str(found.path), "--state", "begin"], "unknown state 'begin'"),
+        ([str(found.path), "--epochs", "0", "--fraction", "0.5"], "--fraction is a flag of imp"),
+    ]:
+        wrong = ticket("train", *words, cwd=tmp_path)
+        assert wrong.returncode == 2
+        assert problem in wrong.stderr
+
+
+@pytest.mark.parametrize("state", ["start", "final"])
+@pytest.mark.parametrize("to", FORMATS)
+def test_exported_files_hold_the_masked_network(to, state, found, tmp_path):
+    path = export(found.ticket, to, tmp_path / "net", state)
+    expected = found.ticket.state_dict(state)
+    if to == "npz":
+        with np.load(path) as arrays:
+            read = {name: torch.from_numpy(arrays[name]) for name in arrays.files if not name.startswith("mask/")}
+            masks = {
+                name.removeprefix("mask/"): torch.from_numpy(arrays[name])
+                for name in arrays.files
+                if name.startswith("mask/")
+            }
+        assert found.ticket.masks == masks
+    elif to == "safetensors":
+        read = safetensors.torch.load_file(path)
+    else:
+        read = torch.load(path, weights_only=True)
+    assert read.keys() == expected.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in expected.items())
+    model = lenet_300_100((1, 8, 8), 10)
+    model.load_state_dict(read)
+    supermask.hold(model, found.ticket.masks)
+    supermask.check(model)
+
+
+def test_export_overwrites_nothing_and_names_every_problem(found, tmp_path):
+    (tmp_path / "there").write_text("mine")
+    with pytest.raises(RequestError) as caught:
+        export(found.ticket, "safetensor", tmp_path / "there", "end")
+    assert len(caught.value.problems) == 3
+    assert "did you mean 'safetensors'" in str(caught.value)
+    assert (tmp_path / "there").read_text() == "mine"
+    done = ticket("export", str(found.path), "--to", "npz", "--output", "net.npz", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "wrote net.npz" in done.stdout
+    assert ticket("export", str(found.path), "--to", "npz", "--output", "net.npz", cwd=tmp_path).returncode == 2
+    assert ticket("export", str(found.path), "--to", "npz", "--output", "no/net.npz", cwd=tmp_path).returncode == 2

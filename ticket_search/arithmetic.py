@@ -1,0 +1,44 @@
+"""In what numbers and memory layout a network is run."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import Config
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """fp32, or bf16 where autocast takes it (weights, gradients and sums stay fp32); channels last for images."""
+
+    device: str = "cpu"
+    bf16: bool = False
+    channels_last: bool = False
+
+    def forward(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        return torch.autocast(self.device, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
+
+    def lay_out(self, x: Tensor) -> Tensor:
+        """Images [n, c, h, w] in the configured memory format; anything else as it is."""
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
+
+
+EXACT = Arithmetic()
+
+
+def make_arithmetic(config: Config) -> Arithmetic:
+    """The configured arithmetic, of a resolved configuration."""
+    return Arithmetic(config.device, config.precision == "bf16", bool(config.channels_last))
+
+
+def bf16_is_native(device: str) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware. By capability, never by timing: a run must repeat."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return device == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())

@@ -1,0 +1,66 @@
+"""`ticket train`: train a ticket."""
+
+from __future__ import annotations
+
+import typer
+
+from ..config import public_fields
+from ..methods import find_method
+from ..problems import RequestError
+from ..requests import LAUNCH_FLAGS, read_flags
+from .search import print_flags, print_summary
+from .terminal import output, print_definitions, print_json, stop_told
+
+_LAUNCH = ("--runs", "--name", "--json", "--help")
+_FIXED = ("ticket", "density", "init")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command. Its words are parsed like those of `ticket search`."""
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command("train", context_settings=settings, add_help_option=False)(train)
+
+
+def train(context: typer.Context) -> None:
+    """Train a ticket: TICKET, --state start|final, --data D, --seed N and the flags of any run."""
+    words = list(context.args)
+    if "--help" in words or not words:
+        _print_help()
+        return
+    if words[0].startswith("--"):
+        raise RequestError(f"expected the ticket first, as ticket train TICKET {' '.join(words[:2])}")
+    problems: list[str] = []
+    given = read_flags(words[1:], problems)
+    launch = {key: given.pop(key) for key in _LAUNCH if key in given}
+    flags = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
+    problems += [f"--{key} is the ticket's own" for key in _FIXED if key in flags]
+    if problems:
+        raise RequestError(problems)
+    from ..folders import choose_folder
+    from ..progress import Progress
+    from ..runs import Run
+    from ..searches import carry_out, describe_ticket, prepare
+    from .tickets import ticket_path
+
+    runs = launch.get("--runs", "runs")
+    model, data = flags.pop("model", None), flags.pop("data", None)
+    own = [key for key, value in (("model", model), ("data", data)) if value is not None]
+    values, known = describe_ticket(ticket_path(words[0], runs), flags, own)
+    config, setup = prepare("train", model or known["model"], data or known["data"], values, flags)
+    folder = choose_folder(config, runs, launch.get("--name"))
+    with stop_told(folder):
+        run = carry_out(Run(folder, config, setup, Progress()))
+    if "--json" in launch:
+        print_json(run.summary)
+    else:
+        print_summary(run)
+
+
+def _print_help() -> None:
+    method = find_method("train")
+    output().print(f"Usage: ticket train TICKET [FLAGS]\n\n{method.idea}\n{method.paper}", highlight=False)
+    fields = {key: entry for key, entry in public_fields(method.Config).items() if key not in _FIXED}
+    print_flags("flags; what is not given is as the ticket was trained", fields)
+    print_definitions(
+        "launch", [(f"{key} {LAUNCH_FLAGS[key][0] or ''}".strip(), LAUNCH_FLAGS[key][1]) for key in _LAUNCH]
+    )

@@ -1,0 +1,72 @@
+"""Tickets as files that other programs read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from supermask import Ticket
+from supermask.ticket_file import write_atomically
+
+from .problems import RequestError, unknown
+
+
+def _to_safetensors(ticket: Ticket, state: str) -> bytes:
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in ticket.state_dict(state).items()})
+
+
+def _to_state_dict(ticket: Ticket, state: str) -> bytes:
+    buffer = BytesIO()
+    torch.save(ticket.state_dict(state), buffer)
+    return buffer.getvalue()
+
+
+def _to_npz(ticket: Ticket, state: str) -> bytes:
+    arrays = {name: tensor.numpy() for name, tensor in ticket.state_dict(state).items()}
+    masks = {f"mask/{name}": mask.numpy() for name, mask in ticket.masks.items()}
+    buffer = BytesIO()
+    np.savez(buffer, **arrays, **masks)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+# Weights with the masks applied; npz holds the masks too, as `mask/NAME`.
+FORMATS: dict[str, Callable[[Ticket, str], bytes]] = {
+    "safetensors": _to_safetensors,
+    "state-dict": _to_state_dict,
+    "npz": _to_npz,
+}
+
+
+def export(ticket: Ticket, to: str, output: str | os.PathLike[str], state: str = "final") -> Path:
+    """Write a ticket's network, masks applied, as a file of another format.
+
+        export(ticket, "state-dict", "net.pt"); net.load_state_dict(torch.load("net.pt"))
+
+    Args:
+        ticket: what to export.
+        to: `safetensors`, `state-dict` (`torch.load` reads it) or `npz` (`numpy.load` reads it, masks beside weights).
+        output: the file, which must not exist.
+        state: `start` or `final`.
+
+    Raises:
+        RequestError: an unknown format or state, or a file that exists; all of them at once.
+    """
+    problems = []
+    if to not in FORMATS:
+        problems.append(unknown("format", to, FORMATS))
+    if state not in ticket.states:
+        problems.append(unknown("state", state, ticket.states))
+    if Path(output).exists():
+        problems.append(f"{output} exists; nothing is overwritten")
+    if not Path(output).parent.is_dir():
+        problems.append(f"there is no folder {Path(output).parent}")
+    if problems:
+        raise RequestError(problems)
+    write_atomically(output, FORMATS[to](ticket, state))
+    return Path(output)
