@@ -401,9 +401,11 @@ def test_damaged_idx_files(tmp_path):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(RequestError, match=name):
             read_idx(tmp_path / name)
-    (tmp_path / "cut.gz").write_bytes(gzip.compress(whole)[:-5])
-    with pytest.raises(RequestError, match="cannot be read"):
-        read_idx(tmp_path / "cut.gz")
+    zipped = gzip.compress(whole)
+    for data in (zipped[:-5], zipped[:10] + b"\xff" * 20, zipped[:-8] + b"\0" * 8, whole):
+        (tmp_path / "bad.gz").write_bytes(data)
+        with pytest.raises(RequestError, match="bad.gz cannot be read"):
+            read_idx(tmp_path / "bad.gz")
     write_set(tmp_path / "set")
     write_idx(tmp_path / "set" / "train-labels-idx1-ubyte", np.zeros(49, np.uint8))
     with pytest.raises(RequestError, match="do not match"):

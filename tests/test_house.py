@@ -105,7 +105,7 @@ def test_ci_runs_what_the_readme_says():
 
 def test_every_dependency_is_used():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    imports = {"scikit-learn": "sklearn", "tomli-w": "tomli_w"}
+    imports = {"scikit-learn": "sklearn", "tomli-w": "tomli_w", "pillow": "PIL"}
     code = "\n".join(path.read_text() for path in SOURCES)
     for requirement in project["dependencies"]:
         name = re.split(r"[<>=~!]", requirement)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -170,6 +171,7 @@ def test_an_unreadable_image_is_named(workers, tmp_path):
     for name in CLASSES:
         write_images(tmp_path / "train" / name, 6)
     data = streamed(tmp_path, workers=workers)
+    others = set(multiprocessing.active_children())
     broken = {}
     for split in ("train", "test"):
         path = paths_of(data, split)[1]
@@ -184,6 +186,7 @@ def test_an_unreadable_image_is_named(workers, tmp_path):
             list(batches)
         assert str(caught.value).startswith(f"the image {broken[split]} cannot be read: ")
         assert "Traceback" not in str(caught.value)
+        assert set(multiprocessing.active_children()) <= others, "no worker is left waiting"
     broken["train"].unlink()
     with pytest.raises(RunError, match=f"{broken['train'].name} cannot be read: FileNotFoundError"):
         list(data.train_batches(np.arange(data.train_size), 4))

@@ -96,8 +96,8 @@ def train(
         RunError: the loss became NaN or infinite.
         Interrupted: a signal came; the state is saved.
     """
-    torch.manual_seed(int(random_words(1, config.seeds["order"], f"dropout/{order}")[0] >> numpy.uint64(1)))
-    loop = _Loop(model, data.with_seed(config.seeds["order"]), config, run, hook, start, order)
+    torch.manual_seed(_derive(config, f"dropout/{order}"))
+    loop = _Loop(model, data.with_seed(_derive(config, f"augmentation/{order}")), config, run, hook, start, order)
     if optimizer_state is not None:
         loop.optimizer.load_state_dict(dict(optimizer_state))
     saved = run.training_state(order)
@@ -105,6 +105,10 @@ def train(
         loop.load_state_dict(saved)
     loop.run_to_end()
     return loop.trained()
+
+
+def _derive(config: Config, name: str) -> int:
+    return int(random_words(1, config.seeds["order"], name)[0] >> numpy.uint64(1))
 
 
 class _Loop:
