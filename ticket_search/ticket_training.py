@@ -80,6 +80,7 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
         run.save_ticket(ticket)
         row = describe_training(run, model, trained, ticket)
         run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **densities(parent.masks)})
+        run.log_masks(trained.steps, model, parent.masks)
         return {"steps": trained.steps, "row": row}
 
     run.rows.append(run.stage("training", work)["row"])
