@@ -24,7 +24,8 @@ def kth_largest(keys: Tensor, k: int) -> Tensor:
     """The k-th largest key, 1 <= k <= number of keys, as a tensor without dimensions on the keys' device."""
     flat = keys.detach().reshape(-1)
     smallest = flat.numel() - k
-    if flat.device.type != "cpu":
+    # NumPy's partition is several times faster on a CPU, but torch.compile cannot trace it.
+    if flat.device.type != "cpu" or torch.compiler.is_compiling():
         return flat.kthvalue(smallest + 1).values
     if flat.dtype == torch.bfloat16:
         flat = flat.float()
@@ -54,7 +55,7 @@ def settle_ties(keys: Tensor, threshold: Tensor, k: int) -> Tensor:
     """Mask of all keys above `threshold`, filled up to k with the first keys equal to it, in row-major order."""
     mask = keys > threshold
     missing = k - mask.sum()
-    if keys.device.type == "cpu" and int(missing) == 0:
+    if keys.device.type == "cpu" and not torch.compiler.is_compiling() and int(missing) == 0:
         return mask
     tied = (keys == threshold).reshape(-1)
     # Running counts stay on the device: no host synchronization on an accelerator.
