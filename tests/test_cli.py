@@ -153,6 +153,11 @@ BAD = {
         ["--method", "impp", "--frobnicate", "3"], ["unknown method 'impp'", "unknown flag --frobnicate"],
     ),
     "a switch with a value": (["--dry-run=false"], ["--dry-run takes no value"]),
+    "idle workers": (["--workers", "2"], ["--workers goes with --data imagefolder"]),
+    "idle image size": (["--image-size", "64"], ["--image-size goes with --data imagefolder"]),
+    "idle flip": (
+        ["--data", "imagefolder", "--flip"], ["--flip goes with data in memory"],
+    ),
     "device": (["--device", "mps"], ["--device mps: this machine has cpu"]),
     "name": (["--name", "a/b"], ["--name 'a/b': expected the name of a folder"]),
     "everything at once": (
@@ -201,6 +206,25 @@ def test_a_flag_beside_a_recipe_wins(ticket, tmp_path):
     recipe.write_text('method = "imp"\ndensity = 0.2\nepochs = 7\n')
     plan = json.loads(ticket("search", "--config", str(recipe), "--epochs", "2", "--dry-run", "--json").out)
     assert (plan["config"]["method"], plan["config"]["density"], plan["config"]["epochs"]) == ("imp", 0.2, 2)
+
+
+def test_a_recipes_value_may_lose_its_effect_and_a_typed_flag_may_not(ticket):
+    words = (
+        "search",
+        "--config",
+        "lenet-edge-popup",
+        "--data",
+        "digits",
+        "--optimizer",
+        "adam",
+        "--lr",
+        "0.01",
+        "--dry-run",
+    )
+    assert ticket(*words).code == 0
+    refused = ticket(*words, "--momentum", "0.9")
+    assert refused.code == 2
+    assert "--momentum goes with --optimizer sgd" in refused.err
 
 
 def test_a_taken_name(ticket):

@@ -329,3 +329,15 @@ def test_a_dataset_in_python(tmp_path):
     )
     assert run.summary["test_accuracy"] > 80
     assert Path(run.path).exists()
+
+
+def test_a_torchvision_ticket_is_rebuilt_and_evaluated_by_name(tmp_path, monkeypatch):
+    from test_data_formats import write_cifar10_binary
+
+    from ticket_search.evaluation import evaluate_ticket
+
+    write_cifar10_binary(tmp_path)
+    flags = {"data": "cifar10", "data_dir": str(tmp_path), "epochs": 1, "batch_size": 2, "threads": 1, "density": 0.5}
+    run = search("edge-popup", "torchvision:squeezenet1_1", runs=tmp_path / "runs", progress=False, **flags)
+    assert isinstance(run.ticket.model(), nn.Module)
+    assert evaluate_ticket(run.ticket, "cifar10", str(tmp_path))["test_accuracy"] == run.summary["test_accuracy"]

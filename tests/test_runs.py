@@ -248,6 +248,21 @@ def test_data_that_is_none(data, problem, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_resuming_a_lambda_says_what_to_call(tmp_path, monkeypatch):
+    from ticket_search.progress import Progress
+
+    def make(input_shape, classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+    monkeypatch.setattr(Progress, "advance_to", lambda self, step: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted) as stop:
+        search("dense", make, runs=tmp_path, progress=False, epochs=2)
+    monkeypatch.undo()
+    with pytest.raises(RequestError, match=r"resume\(.*model=\.\.\., data=\.\.\.\) goes on"):
+        resume(stop.value.path, progress=False)
+    assert resume(stop.value.path, make, progress=False).finished
+
+
 def test_models_that_are_none(tmp_path):
     with pytest.raises(RequestError, match="expected a name or a callable"):
         search("dense", Mine(), own_data(), runs=tmp_path, progress=False)

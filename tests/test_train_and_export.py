@@ -68,6 +68,13 @@ def test_transfer_to_other_data_of_the_same_shape(tmp_path):
         train(run.path, data="digits", **flags)
 
 
+def test_a_ticket_of_other_targets_than_the_default(quick, tmp_path):
+    run = quick("imp", density=0.5, epochs=1, include=["fc1", "fc2.weight"])
+    assert "fc1.bias" in run.ticket.masks
+    again = train(run.path, runs=tmp_path / "runs", progress=False, threads=1)
+    assert again.ticket.masks == run.ticket.masks
+
+
 def test_training_an_untrained_ticket(quick, tmp_path):
     untrained = quick("edge-popup", epochs=5, density=0.5)
     trained = train(
@@ -94,6 +101,8 @@ def test_train_from_the_shell(found, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["seed"] == 4
     assert (tmp_path / "runs" / "train-lenet-300-100-digits-d0.5-s4" / "ticket.safetensors").exists()
+    plan = ticket("train", str(found.path), "--epochs", "2", "--dry-run", "--json", cwd=tmp_path)
+    assert json.loads(plan.stdout)["steps"] == 42, plan.stderr
     help_text = ticket("train", "--help", cwd=tmp_path).stdout
     assert "--state" in help_text
     assert "The Lottery Ticket Hypothesis" in help_text
@@ -101,6 +110,9 @@ def test_train_from_the_shell(found, tmp_path):
         (["nothing"], "neither a ticket file nor a run"),
         (["--seed", "1"], "expected the ticket first"),
         ([str(found.path), "--density", "0.1"], "--density is the ticket's own"),
+        ([str(found.path), "--weights", "net.pt"], "--weights is the ticket's own"),
+        ([str(found.path), "--exclude", "fc3"], "--exclude is the ticket's own"),
+        ([str(found.path), "--config", "x"], "--config is a flag of ticket search"),
         ([str(found.path), "--state", "begin"], "unknown state 'begin'"),
         ([str(found.path), "--epochs", "0", "--fraction", "0.5"], "--fraction is a flag of imp"),
     ]:

@@ -122,6 +122,10 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
         if self.weights and "init" in given and self.init != "keep":
             found.append(f"--weights starts from a checkpoint, --init {self.init} would draw over it: give one of them")
         idle = {
+            "crop": self.data == "imagefolder" and "data in memory: an image folder has crops and flips of its own",
+            "flip": self.data == "imagefolder" and "data in memory: an image folder has crops and flips of its own",
+            "image_size": self.data != "imagefolder" and "--data imagefolder",
+            "workers": self.data != "imagefolder" and "--data imagefolder",
             "label_smoothing": self.loss is not None and "cross-entropy, not --loss",
             "momentum": self.optimizer != "sgd" and "--optimizer sgd",
             "drop": self.schedule != "step" and "--schedule step",

@@ -56,7 +56,7 @@ def make_ticket(
         "seed": config.seed,
         "config": recorded,
         "architecture": run.setup.architecture,
-        "parameters": sum(parameter.numel() for parameter in run.setup.build().parameters()),
+        "parameters": run.setup.parameters,
         "normalization": {"mean": list(data.mean), "std": list(data.std)},
         **meta,
     }

@@ -9,7 +9,7 @@ from typing import Any
 from .config import Config, find_recipe, flag, is_switch, make_config, public_fields
 from .data import SOURCES
 from .methods import OTHER_RUNS, Method, find_method, method_names
-from .models import model_names
+from .models import is_factory, model_names
 from .problems import RequestError, nearest_hint, unknown
 
 DEFAULT_METHOD = "edge-popup"
@@ -29,11 +29,15 @@ LAUNCH_FLAGS: dict[str, tuple[str | None, str]] = {
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: a method, values of its flags, and how to launch it."""
+    """What was asked for: a method, values of its flags, how to launch it, and which flags were typed.
+
+    A recipe's value may lose its effect by a flag beside it (its momentum by --optimizer adam); a typed flag may not.
+    """
 
     method: str
     values: dict[str, Any]
     launch: dict[str, str] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
 
     @property
     def model(self) -> str:
@@ -69,9 +73,11 @@ def read_request(words: Sequence[str]) -> Request:
     recipe.pop("method", None)
     typed = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
     density = _density(launch, typed, problems)
-    request = Request(method, {**_without_notes(recipe), **typed, **density}, launch)
+    values = {**_without_notes(recipe), **typed, **density}
+    request = Request(method, values, launch, frozenset(typed))
+    from_file = set(recipe) - set(typed) - set(density)
     try:
-        validate(method, request.model, request.data, request.values, typed=set(recipe) - set(typed) - set(density))
+        validate(method, request.model, request.data, values, given=request.given, typed=from_file)
     except RequestError as error:
         problems += error.problems
     if problems:
@@ -116,7 +122,7 @@ def validate(
     values = {key: value for key, value in flags.items() if key not in strangers}
     asked = values.keys() if given is None else given
     values |= {"method": method, "model": model_name or model, "data": data if isinstance(data, str) else "arrays"}
-    own = not isinstance(model, str) or (":" in model and not model.startswith("torchvision:"))
+    own = not isinstance(model, str) or is_factory(model)
     if (own and chosen is not None and not chosen.traits.frozen_weights) or flags.get("weights"):
         values.setdefault("init", "keep")
     try:
@@ -205,6 +211,8 @@ def _stranger(key: str, chosen: Method | None) -> str | None:
         return "method is given by --method, not as a flag"
     if key == "sparsity":
         return "sparsity is a word of the command line only: write density, the fraction kept"
+    if flag(key) in LAUNCH_FLAGS:
+        return f"{flag(key)} is a flag of ticket search"
     if others:
         return f"{flag(key)} is a flag of {', '.join(others)}, not of {chosen.name}" if chosen else None
     known = [*map(flag, public_fields(chosen.Config if chosen else Config)), *LAUNCH_FLAGS]

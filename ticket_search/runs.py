@@ -99,7 +99,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Seconds spent on the run, over all its sessions."""
+        """Seconds spent on the run, over all its starts."""
         return self._seconds + time.monotonic() - self._opened
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

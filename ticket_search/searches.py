@@ -117,7 +117,12 @@ def resume(
     if opened.finished:
         return opened
     values = to_plain(config)
-    if problems := name_problems(model or config.model, config.data if data is None else data):
+    problems = name_problems(model or config.model, config.data if data is None else data)
+    try:
+        find_model(model or config.model)
+    except RequestError as error:
+        problems = problems or error.problems
+    if problems:
         call = f'ticket_search.resume("{folder}", model=..., data=...)'
         raise RequestError([f"{problem}; the run was started in Python: {call} goes on" for problem in problems])
     again, setup = prepare(

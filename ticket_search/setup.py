@@ -35,13 +35,17 @@ from .problems import RequestError
 
 @dataclass
 class Setup:
-    """A search's network and data. `build()` gives the network as it comes; `draws` says how it was initialized."""
+    """A search's network and data. `build()` gives the network as it comes.
+
+    `draws` says how the newest network was initialized, `parameters` how many numbers it has.
+    """
 
     method: Method
     data: Samples
     architecture: dict[str, Any]
     build: Callable[[], nn.Module]
     draws: dict[str, Draw] = field(default_factory=dict)
+    parameters: int = 0
 
     def make_model(self, config: Config) -> nn.Module:
         """The network at initialization, on the configured device. The same seed gives the same weights."""
@@ -53,6 +57,7 @@ class Setup:
             load_checkpoint(model, config.weights)
         if config.init != "keep" and not self.method.traits.frozen_weights:
             self.draws = supermask.initialize(model, config.init, seed)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
         return model.to(config.device)
 
     @torch.no_grad()

@@ -5,11 +5,13 @@ Frankle & Carbin, The Lottery Ticket Hypothesis, 2018.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from .config import Config as SharedConfig
+from .config import flag
 from .methods import Stage, Traits
 from .problems import RequestError
 from .tensorboard import densities
@@ -30,15 +32,23 @@ class Config(SharedConfig):
     ticket: str = Field("", description="the ticket file")
     state: Literal["start", "final"] = Field("start", description="the weights to train from")
 
+    def problems(self, given: Set[str] = frozenset()) -> list[str]:
+        """The masks and the weights are the ticket's own."""
+        found = super().problems(given)
+        return found + [f"{flag(key)} is the ticket's own" for key in FIXED if key in given]
+
 
 TRAITS = Traits()
+
+# What a ticket brings with it, so that no flag may say otherwise.
+FIXED = ("ticket", "density", "init", "weights", "include", "exclude")
 
 # Of the training that found the ticket, what another training of it repeats unless told otherwise. No name of a
 # function is among them: a ticket file never names code to import.
 REPEATED = (
     "epochs", "batch_size", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule", "milestones", "drop",
     "warmup", "evaluate_every", "model_args", "activation", "crop", "flip", "image_size", "label_smoothing", "clip",
-    "accumulate", "precision", "channels_last", "split_seed",
+    "accumulate", "precision", "channels_last", "split_seed", "include", "exclude",
 )  # fmt: skip
 
 

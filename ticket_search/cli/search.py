@@ -38,7 +38,7 @@ def search(context: typer.Context) -> None:
     from ..searches import carry_out, make_plan, prepare
 
     flags = {key: value for key, value in request.values.items() if key not in ("model", "data")}
-    config, setup = prepare(request.method, request.model, request.data, flags)
+    config, setup = prepare(request.method, request.model, request.data, flags, request.given)
     if request.asks("--dry-run"):
         print_plan(make_plan(config, setup), request.asks("--json"))
         return

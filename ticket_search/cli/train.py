@@ -8,11 +8,11 @@ from ..config import public_fields
 from ..methods import find_method
 from ..problems import RequestError
 from ..requests import LAUNCH_FLAGS, read_flags
-from .search import print_flags, print_summary
+from ..ticket_training import FIXED
+from .search import print_flags, print_plan, print_summary
 from .terminal import output, print_definitions, print_json, stop_told
 
-_LAUNCH = ("--runs", "--name", "--json", "--help")
-_FIXED = ("ticket", "density", "init")
+_LAUNCH = ("--runs", "--name", "--dry-run", "--json", "--help")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,13 +33,12 @@ def train(context: typer.Context) -> None:
     given = read_flags(words[1:], problems)
     launch = {key: given.pop(key) for key in _LAUNCH if key in given}
     flags = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
-    problems += [f"--{key} is the ticket's own" for key in _FIXED if key in flags]
     if problems:
         raise RequestError(problems)
     from ..folders import choose_folder
     from ..progress import Progress
     from ..runs import Run
-    from ..searches import carry_out, describe_ticket, prepare
+    from ..searches import carry_out, describe_ticket, make_plan, prepare
     from .tickets import ticket_path
 
     runs = launch.get("--runs", "runs")
@@ -47,6 +46,9 @@ def train(context: typer.Context) -> None:
     own = [key for key, value in (("model", model), ("data", data)) if value is not None]
     values, known = describe_ticket(ticket_path(words[0], runs), flags, own)
     config, setup = prepare("train", model or known["model"], data or known["data"], values, flags)
+    if "--dry-run" in launch:
+        print_plan(make_plan(config, setup), "--json" in launch)
+        return
     folder = choose_folder(config, runs, launch.get("--name"))
     with stop_told(folder):
         run = carry_out(Run(folder, config, setup, Progress()))
@@ -59,7 +61,7 @@ def train(context: typer.Context) -> None:
 def _print_help() -> None:
     method = find_method("train")
     output().print(f"Usage: ticket train TICKET [FLAGS]\n\n{method.idea}\n{method.paper}", highlight=False)
-    fields = {key: entry for key, entry in public_fields(method.Config).items() if key not in _FIXED}
+    fields = {key: entry for key, entry in public_fields(method.Config).items() if key not in FIXED}
     print_flags("flags; what is not given is as the ticket was trained", fields)
     print_definitions(
         "launch", [(f"{key} {LAUNCH_FLAGS[key][0] or ''}".strip(), LAUNCH_FLAGS[key][1]) for key in _LAUNCH]

@@ -22,14 +22,12 @@ class Traits:
     exact_density: the masks keep exactly `floor(density * n + 0.5)` weights.
     nested: over levels the masks only shrink.
     frozen_weights: the weights are never trained; `start` and `final` differ in masks and statistics only.
-    trains_from_start: the surviving weights of `start` are those that training started from, bit for bit.
     dense: the method keeps every weight, whatever density is asked.
     """
 
     exact_density: bool = True
     nested: bool = False
     frozen_weights: bool = False
-    trains_from_start: bool = True
     dense: bool = False
 
 
