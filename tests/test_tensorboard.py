@@ -31,19 +31,10 @@ from supermask.live import program_of
 from ticket_search import Interrupted, search
 from ticket_search.config import make_config
 from ticket_search.methods.imp import Config
+from ticket_search.pictures import draw, kept_per_pixel, mask_grid, picture_first_layer
 from ticket_search.progress import Progress
 from ticket_search.runs import Run
-from ticket_search.tensorboard import (
-    BUCKETS,
-    HPARAMS,
-    TAGS,
-    EventFile,
-    draw,
-    kept_per_pixel,
-    level_curve,
-    mask_grid,
-    picture_first_layer,
-)
+from ticket_search.tensorboard import BUCKETS, HPARAMS, TAGS, EventFile, level_curve
 
 IMP = {"density": 0.6, "epochs": 2, "threads": 1, "evaluate_every": "10it", "progress": False}
 EDGE_POPUP = {"density": 0.5, "epochs": 3, "threads": 1, "progress": False}

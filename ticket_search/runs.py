@@ -25,10 +25,11 @@ from supermask import Masks, Ticket
 from supermask.ticket_file import write_atomically
 
 from .config import Config, differences, read_json, read_toml, to_plain
+from .pictures import picture_first_layer
 from .problems import Interrupted, RequestError, RunError
 from .progress import Progress
 from .setup import Setup
-from .tensorboard import EventFile, picture_first_layer, surviving_weights
+from .tensorboard import EventFile, surviving_weights
 
 TICKET = "ticket.safetensors"
 REWIND_POINT = "rewind.safetensors"
