@@ -1,6 +1,15 @@
 """Masks over any PyTorch model: find subnetworks, hold them, learn them, save them, load them."""
 
+from .allocation import by_glob as by_glob
+from .allocation import by_rate as by_rate
+from .allocation import with_floor as with_floor
 from .edge_popup import learn as learn
+from .gradients import Evidence as Evidence
+from .granularity import NM as NM
+from .granularity import Block as Block
+from .granularity import Channel as Channel
+from .granularity import Filter as Filter
+from .granularity import Weight as Weight
 from .inits import Draw as Draw
 from .inits import draw as draw
 from .inits import fingerprint as fingerprint
@@ -12,6 +21,8 @@ from .live import hold as hold
 from .live import masks_of as masks_of
 from .masks import Masks as Masks
 from .pruning import prune as prune
+from .schedules import densities_over as densities_over
+from .scores import Movement as Movement
 from .targets import Targets as Targets
 from .targets import find_targets as find_targets
 from .ticket import State as State

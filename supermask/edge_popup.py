@@ -19,7 +19,7 @@ from .inits import WEIGHT_INITS, Draw, density_scale, fingerprint, initialize, u
 from .live import Program
 from .masks import Masks
 from .selection import count_kept, top_k
-from .targets import SCORES_SUFFIX, Targets, fan_in_and_out, find_named, find_targets, literal_globs, unwrap
+from .targets import MASKED_BY_DEFAULT, SCORES_SUFFIX, Targets, find_named, find_targets, literal_globs, unwrap
 
 RANKINGS = ("layerwise", "global")
 
@@ -104,12 +104,12 @@ class EdgePopup(Program):
             effective = StraightThrough.apply(self.score(name), weight, masks[name])
             for module, attribute in owners:
                 self.frozen.append((module, attribute, weight))
-                module._parameters[attribute] = effective
+                _put(module, attribute, effective)
 
     def end(self) -> None:
         """Put the frozen weights back."""
         for module, attribute, weight in self.frozen:
-            module._parameters[attribute] = weight  # type: ignore[assignment]
+            _put(module, attribute, weight)
         self.frozen = []
 
     @torch.no_grad()
@@ -118,10 +118,20 @@ class EdgePopup(Program):
         for name, mask in self.masks().items():
             weight = self.parameter(name)
             weight.copy_(weight.masked_fill(~mask, 0))
+            for module, attribute in self.owners[name]:
+                _put(module, attribute, weight)  # tied again where a checkpoint loaded by assignment has untied it
             module, attribute = self.owners[name][0]
             del module._parameters[attribute + SCORES_SUFFIX]
         for name, parameter in self.root.named_parameters():
             parameter.requires_grad_(self.trained.get(name, parameter.requires_grad))
+
+
+def _put(module: nn.Module, attribute: str, tensor: Tensor) -> None:
+    """Put a tensor where a module reads its weight."""
+    module._parameters[attribute] = tensor  # type: ignore[assignment]
+    if isinstance(module, nn.RNNBase) and attribute in module._flat_weights_names:
+        # Recurrent layers read a list that is kept beside the parameters.
+        module._flat_weights[module._flat_weights_names.index(attribute)] = tensor
 
 
 def learn(
@@ -144,8 +154,9 @@ def learn(
         ...any training loop...
         net = supermask.bake(model)
 
-    The weights of all linear, convolution and attention layers are drawn anew, biases become 0, norms scale 1 and shift
-    0, and all of them are frozen, as is every other parameter. Excluded layers stay dense: random, frozen, unscaled.
+    The weights of all linear, convolution, attention and recurrent layers are drawn anew, biases become 0, norms scale
+    1 and shift 0 (see `initialize`), and all of them are frozen, as is every other parameter. Excluded layers stay
+    dense: random, frozen, unscaled.
 
     Args:
         model: any module; no layer is replaced and no name changes.
@@ -198,7 +209,7 @@ def learn(
 
 def _weights_of(model: nn.Module) -> list[str]:
     """The tensors that would be masked by default; none is no mistake where others were asked for by glob."""
-    return [name for name, t in find_targets(model, include="*").items() if t.kind in ("linear", "conv", "attention")]
+    return [name for name, t in find_targets(model, include="*").items() if t.kind in MASKED_BY_DEFAULT]
 
 
 def draw_scores(targets: Targets, allocation: str, seed: int) -> dict[str, Tensor]:
@@ -208,7 +219,7 @@ def draw_scores(targets: Targets, allocation: str, seed: int) -> dict[str, Tenso
     together, scores of different scales would empty the layers of large fan-in, so b is one number for all of them:
     1 / sqrt of the fan-in of the average weight.
     """
-    fans = {name: fan_in_and_out(target.parameter.shape)[0] for name, target in targets.items()}
+    fans = {name: target.fans[0] for name, target in targets.items()}
     mean_fan = sum(fans[name] * target.size for name, target in targets.items()) / targets.size
     scores = {}
     for name, target in targets.items():

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .targets import as_globs, fan_in_and_out, find_named, find_targets, matches
+from .targets import MASKED_BY_DEFAULT, NORMS, Target, as_globs, fan_in_and_out, find_named, find_targets, matches
 
 Array = npt.NDArray[np.float64]
 
@@ -209,10 +209,11 @@ def density_scale(density: float) -> float:
 def initialize(
     model: nn.Module, init: str, seed: int, scale: float = 1.0, unscaled: str | Iterable[str] = ()
 ) -> dict[str, Draw]:
-    """Draw the weights of all linear, convolution and attention layers anew, in place.
+    """Draw the weights of all linear, convolution, attention and recurrent layers anew, in place.
 
-    Their biases and those of attention become 0; norms get scale 1 and shift 0. `scale` multiplies the weights, but for
-    the names that fit the globs `unscaled`. Everything else (embeddings, tokens) is left as it is.
+    Biases become 0; the norms of `torch.nn` get scale 1 and shift 0. `scale` multiplies the weights, but for the names
+    that fit the globs `unscaled`. Everything else (embeddings, tokens, parametrized weights, norms of other packages,
+    which may count from 0) is left as it is.
 
     Returns:
         How each of these parameters was drawn.
@@ -225,9 +226,10 @@ def initialize(
     draws: dict[str, Draw] = {}
     for name, target in find_targets(model, include="*").items():
         shape = tuple(target.parameter.shape)
-        if target.kind in ("linear", "conv", "attention"):
-            draws[name] = Draw(init, seed, 1.0 if matches(name, globs) else float(scale), shape)
-        elif target.kind in ("bias", "norm"):
+        if target.kind in MASKED_BY_DEFAULT:
+            factor = 1.0 if matches(name, globs) else float(scale)
+            draws[name] = Draw(init, seed, factor * _fan_correction(init, target), shape)
+        elif target.kind == "bias" or (target.kind == "norm" and isinstance(target.owners[0][0], NORMS)):
             is_scale = target.kind == "norm" and target.owners[0][1] == "weight"
             draws[name] = Draw("ones" if is_scale else "zeros", 0, 1.0, shape)
         else:
@@ -235,6 +237,12 @@ def initialize(
         with torch.no_grad():
             target.parameter.copy_(draws[name].tensor(name))
     return draws
+
+
+def _fan_correction(init: str, target: Target) -> float:
+    """What makes up for a `draw` that goes by (out, in, *kernel) where the output axis is another; else exactly 1."""
+    guess, fans = fan_in_and_out(target.parameter.shape), target.fans
+    return math.sqrt(sum(guess) / sum(fans) if init == "xavier-normal" else guess[0] / fans[0])
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

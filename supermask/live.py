@@ -1,126 +1,28 @@
 """A mask on a live model: hold it through training, read it, check it, bake it in, take it off.
 
 Nothing is parametrized and no layer is replaced: the model keeps its classes, its parameters and their names. A
-program stands beside the model and hooks every module that contains a masked tensor; the outermost one entered does the
-work, so a call of the whole model, of a part of it, and a recomputation of a part all see the masks.
+program (see `program`) stands beside the model.
 """
 
 from __future__ import annotations
 
 import copy
-import threading
 import weakref
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from .bits import dropped_values, integer, local, make_bits, share, zero
 from .masks import Masks
-from .targets import Target, Targets, find_targets, literal_globs, unwrap
+from .program import Program as Program
+from .program import program_of as program_of
+from .targets import Target, Targets, computed_weights, find_targets, literal_globs, refuse_computed, unwrap
 
 Model = TypeVar("Model", bound=nn.Module)
-_ATTRIBUTE = "_supermask_program"
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-class Program:
-    """What masks do on one live model; `Hold` and the learned programs say what happens on entering and leaving."""
-
-    def __init__(self, model: nn.Module, targets: Mapping[str, Target]) -> None:
-        self.root = model
-        self.owners = {name: target.owners for name, target in targets.items()}
-        self.depth = 0
-        self.thread = 0
-        self.handles: list[Any] = []
-
-    def install(self) -> None:
-        """Put the hooks on every module that contains a target.
-
-        Raises:
-            ValueError: the model carries a program already.
-        """
-        if program_of(self.root) is not None:
-            raise ValueError("the model carries masks already: supermask.detach(model) takes them off first")
-        owning = {id(module) for owners in self.owners.values() for module, _ in owners}
-        hooked = {id(self.root): self.root}
-        for path, module in self.root.named_modules(remove_duplicate=False):
-            if id(module) in owning:
-                parts = path.split(".") if path else []
-                for length in range(len(parts) + 1):
-                    above = self.root.get_submodule(".".join(parts[:length]))
-                    hooked[id(above)] = above
-        for module in hooked.values():
-            self.handles.append(module.register_forward_pre_hook(self._enter, prepend=True))
-            self.handles.append(module.register_forward_hook(self._leave, always_call=True))
-        self.handles.append(self.root.register_state_dict_pre_hook(self._before_state_dict))
-        self.root.__dict__[_ATTRIBUTE] = self
-
-    def remove(self) -> None:
-        """Take all hooks off."""
-        for handle in self.handles:
-            handle.remove()
-        self.handles = []
-        self.root.__dict__.pop(_ATTRIBUTE, None)
-
-    def settle(self) -> None:
-        """Put back what a pass that was broken off by a KeyboardInterrupt has left: PyTorch skips its hooks then."""
-        if self.depth:
-            self.depth = 0
-            self.end()
-
-    def parameter(self, name: str) -> nn.Parameter:
-        """The masked parameter as it is now: a checkpoint loaded by assignment may have replaced it."""
-        module, attribute = self.owners[name][0]
-        parameter = module._parameters[attribute]
-        assert isinstance(parameter, nn.Parameter), name
-        return parameter
-
-    def masks(self) -> Masks:
-        """The masks in force now."""
-        raise NotImplementedError
-
-    def check(self) -> None:
-        """Raise ValueError where the masks do not hold."""
-        raise NotImplementedError
-
-    def bake(self) -> None:
-        """Make the weights what the forward pass sees, for good."""
-        raise NotImplementedError
-
-    def begin(self) -> None:
-        """Called when a forward pass enters the model."""
-
-    def end(self) -> None:
-        """Called when it has left, by an exception too."""
-
-    def _enter(self, module: nn.Module, inputs: Any) -> None:
-        if getattr(module, "_is_replica", False):
-            raise RuntimeError(
-                "nn.DataParallel copies modules without their masks: use torch.nn.parallel.DistributedDataParallel"
-            )
-        if self.depth and not torch.compiler.is_compiling() and self.thread != threading.get_ident():
-            raise RuntimeError(
-                "two threads run one masked model at once: give each thread its own copy.deepcopy(model)"
-            )
-        if module is self.root:
-            self.settle()
-        self.depth += 1
-        if self.depth == 1:
-            if not torch.compiler.is_compiling():
-                self.thread = threading.get_ident()
-            self.begin()
-
-    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        # Already 0 where the model has called itself: the inner pass was taken for a new one.
-        if self.depth:
-            self.depth -= 1
-            if self.depth == 0:
-                self.end()
-
-    def _before_state_dict(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
-        self.settle()
 
 
 _HELD: weakref.WeakSet[Hold] = weakref.WeakSet()
@@ -132,7 +34,8 @@ class Hold(Program):
     def __init__(self, model: nn.Module, targets: Mapping[str, Target], masks: Masks) -> None:
         super().__init__(model, targets)
         self.kept = masks
-        self.bits: dict[str, Tensor] = {}
+        self.bits: dict[tuple[str, torch.Size], Tensor] = {}
+        self.borrowed: list[tuple[nn.Module, str, Tensor, Tensor]] = []
         _HELD.add(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -145,10 +48,13 @@ class Hold(Program):
         return {**self.__dict__, "bits": {}}
 
     def install(self) -> None:
-        """Hook the forward passes, `load_state_dict` and, once per process, all optimizers."""
+        """Hook the forward passes, `state_dict`, `load_state_dict` and, once per process, all optimizers."""
         super().install()
-        for module in {id(module): module for owners in self.owners.values() for module, _ in owners}.values():
-            self.handles.append(module.register_load_state_dict_post_hook(self._loaded))
+        for module in self.owning():
+            # Afterwards, when `fully_shard` has put back what is saved, whose memory the state shares. And partial,
+            # because PyTorch marks the hook by an attribute, which a method cannot have.
+            self.handles.append(module.register_state_dict_post_hook(partial(self._zero_own)))
+            self.handles.append(module.register_load_state_dict_post_hook(self._zero_own))
         _hook_optimizers()
         self.zero()
 
@@ -159,19 +65,17 @@ class Hold(Program):
 
     @torch.no_grad()
     def zero(self, names: Iterable[str] | None = None) -> None:
-        """Set the dropped weights, of these tensors or of all, to exactly +0.
-
-        The bits are and-ed with all ones or all zeros: what is NaN or -0.0 becomes +0.0, which a product would not do,
-        at the speed of a product, which masked_fill has not. Through `.data`, because the autograd graph of a pass that
-        is still to be differentiated must not see a new version of weights that do not change.
-        """
+        """Set the dropped weights, of these tensors or of all, to exactly +0."""
         for name in self.owners if names is None else names:
-            weight = self.parameter(name).data
-            weight.view(_integer(weight)).bitwise_and_(self._bits(name, weight))
+            for weight in self.copies(name):
+                if isinstance(weight, nn.Parameter):
+                    zero(weight, self._bits(name, weight))
 
     def touches(self, parameters: set[int]) -> bool:
         """Whether one of the masked parameters is among these ids."""
-        return any(id(self.parameter(name)) in parameters for name in self.owners)
+        return any(
+            id(m._parameters.get(attribute)) in parameters for own in self.owners.values() for m, attribute in own
+        )
 
     def masks(self) -> Masks:
         """The masks that are held."""
@@ -181,10 +85,9 @@ class Hold(Program):
         """Raise ValueError with each tensor in which dropped weights are not 0, and their number."""
         alive = []
         for name, mask in self.kept.items():
-            weight = self.parameter(name).detach()
-            dropped = ~mask.to(weight.device)
-            if count := int(torch.count_nonzero(weight[dropped])):
-                alive.append(f"{name} has {count} of {int(dropped.sum())} dropped weights different from 0")
+            dropped = [dropped_values(mask, weight) for weight in self.copies(name)]
+            if count := sum(int(torch.count_nonzero(values)) for values in dropped):
+                alive.append(f"{name} has {count} of {dropped[0].numel()} dropped weights different from 0")
         if alive:
             raise ValueError("the masks do not hold: " + "; ".join(alive))
 
@@ -193,23 +96,35 @@ class Hold(Program):
         self.zero()
 
     def begin(self) -> None:
-        """Zero whatever was written by hand since the last pass."""
-        self.zero()
+        """Zero whatever was written by hand since the last pass.
 
-    def _loaded(self, module: nn.Module, keys: Any) -> None:
+        What `torch.func.functional_call` lends is the caller's and may be differentiated: the pass reads it masked.
+        """
+        self.zero()
+        for name, mask in self.kept.items():
+            for module, attribute in self.owners[name]:
+                weight: Any = module._parameters[attribute]
+                if not isinstance(weight, nn.Parameter):
+                    masked: Any = torch.where(mask.to(weight.device), weight, torch.zeros_like(weight))
+                    module._parameters[attribute] = masked
+                    self.borrowed.append((module, attribute, weight, masked))
+
+    def end(self) -> None:
+        """Give back what was lent."""
+        for module, attribute, weight, masked in self.borrowed:
+            if module._parameters[attribute] is masked:
+                module._parameters[attribute] = weight  # type: ignore[assignment]
+        self.borrowed = []
+
+    def _zero_own(self, module: nn.Module, *args: Any) -> None:
         self.zero(name for name, owners in self.owners.items() if any(owner is module for owner, _ in owners))
 
     def _bits(self, name: str, weight: Tensor) -> Tensor:
-        bits = self.bits.get(name)
-        if bits is None or bits.device != weight.device or bits.dtype != _integer(weight):
-            # Laid out in memory like the weight, so that the two are walked together.
-            bits = torch.empty_like(weight, dtype=_integer(weight)).copy_(self.kept[name]).neg_()
-            self.bits[name] = bits
+        key = name, local(weight).shape
+        bits = self.bits.get(key)
+        if bits is None or bits.device != weight.device or bits.dtype != integer(weight):
+            bits = self.bits[key] = make_bits(self.kept[name], weight)
         return bits
-
-
-def _integer(weight: Tensor) -> torch.dtype:
-    return _INTEGERS[weight.element_size()]
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -230,13 +145,6 @@ def _hook_optimizers() -> None:
         _optimizer_hook = register_optimizer_step_post_hook(_after_step)
 
 
-def program_of(model: nn.Module) -> Program | None:
-    """The program on a model, if it carries one."""
-    program = unwrap(model).__dict__.get(_ATTRIBUTE)
-    assert program is None or isinstance(program, Program)
-    return program
-
-
 def _program(model: nn.Module) -> Program:
     program = program_of(model)
     if program is None:
@@ -252,7 +160,10 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> Targets:
         ...any training loop...
 
     They are zeroed now, after every step of any `torch.optim` optimizer, before every forward pass and after
-    `load_state_dict`; a deep copy of the model holds them too. The state dict stays that of the plain model.
+    `load_state_dict`, and in what `state_dict` returns, which is that of the plain model. A deep copy holds them too.
+
+    Several processes must hold the same masks: prune once DistributedDataParallel has given them the same weights, or
+    before `fully_shard`. `torch.func.functional_call` reads the weights it is given masked and does not write them.
 
     Args:
         model: any module.
@@ -268,9 +179,10 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> Targets:
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     if not masks:
         raise ValueError("there are no masks to hold: expected {parameter name: bool tensor}")
+    refuse_computed(computed_weights(model), literal_globs(masks))
     masks.check(model)
     targets = find_targets(model, include=literal_globs(masks))
-    kept = Masks({name: masks[name] for name in targets})
+    kept = Masks({name: masks[name] for name in targets}, masks.uncounted)
     Hold(model, targets, kept).install()
     return targets
 
@@ -289,10 +201,16 @@ def check(model: nn.Module) -> None:
 
     Raises:
         ValueError: names each tensor whose dropped weights are not 0 (or whose frozen weights have changed) with the
-            number of them; or the model carries no masks.
+            number of them; or whose layer has been replaced by another; or the model carries no masks.
     """
     program = _program(model)
     program.settle()
+    modules = {id(module) for module in program.root.modules()}
+    if gone := [name for name, own in program.owners.items() if any(id(owner) not in modules for owner, _ in own)]:
+        raise ValueError(
+            f"the masks of {', '.join(gone)} are on layers that the model no longer has: supermask.detach(model), then "
+            "masks for the layers that it has now"
+        )
     program.check()
 
 
@@ -302,8 +220,9 @@ def mask_gradients(model: nn.Module) -> None:
     program = program_of(model)
     if isinstance(program, Hold):
         for name, mask in program.kept.items():
-            if (gradient := program.parameter(name).grad) is not None:
-                gradient.masked_fill_(~mask.to(gradient.device), 0)
+            for gradient in (weight.grad for weight in program.copies(name)):
+                if gradient is not None:
+                    local(gradient).masked_fill_(~share(mask, gradient), 0)
 
 
 def detach(model: Model) -> Model:
@@ -319,6 +238,14 @@ def detach(model: Model) -> Model:
     return model
 
 
+def _copy(model: Model) -> Model:
+    """A deep copy; what layers computed and kept, such as the weight of the old `spectral_norm`, is constant in it."""
+    kept = [value for module in model.modules() for value in vars(module).values()]
+    kept += [value for table in kept if isinstance(table, dict) for value in table.values()]
+    computed = [value for value in kept if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+
+
 def bake(model: Model) -> Model:
     """A copy of the model as an ordinary module, masks applied to its weights; the original keeps working.
 
@@ -326,4 +253,4 @@ def bake(model: Model) -> Model:
         ValueError: the model carries no masks.
     """
     _program(model).settle()
-    return detach(copy.deepcopy(model))
+    return detach(_copy(model))

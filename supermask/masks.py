@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .inits import permutation
 from .targets import find_targets, nearest
 
 
@@ -28,9 +29,11 @@ class Masks(Mapping[str, Tensor]):
     masks.densities["fc1.weight"] # the same of one tensor
     masks.overlap(other)          # intersection over union of what two masks keep
     masks & other, masks | other, ~masks
+
+    `uncounted` names the tensors that no density counts: biases and norm parameters that go with dropped channels.
     """
 
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+    def __init__(self, masks: Mapping[str, Tensor], uncounted: Iterable[str] = ()) -> None:
         """Take the masks as they are, without a copy.
 
         Raises:
@@ -40,6 +43,7 @@ class Masks(Mapping[str, Tensor]):
         if wrong:
             raise ValueError(f"a mask is a bool tensor, True = kept; got {', '.join(wrong)}")
         self._masks = dict(masks)
+        self.uncounted = frozenset(name for name in uncounted if name in self._masks)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
@@ -62,20 +66,20 @@ class Masks(Mapping[str, Tensor]):
 
     def __and__(self, other: Mapping[str, Tensor]) -> Masks:
         """What both keep."""
-        return Masks({name: mask & theirs for name, mask, theirs in self._pairs(other)})
+        return self._like({name: mask & theirs for name, mask, theirs in self._pairs(other)})
 
     def __or__(self, other: Mapping[str, Tensor]) -> Masks:
         """What either keeps."""
-        return Masks({name: mask | theirs for name, mask, theirs in self._pairs(other)})
+        return self._like({name: mask | theirs for name, mask, theirs in self._pairs(other)})
 
     def __invert__(self) -> Masks:
         """What is dropped."""
-        return Masks({name: ~mask for name, mask in self.items()})
+        return self._like({name: ~mask for name, mask in self.items()})
 
     @property
     def size(self) -> int:
         """Number of maskable weights."""
-        return sum(mask.numel() for mask in self.values())
+        return sum(mask.numel() for mask in self.counted().values())
 
     @property
     def kept(self) -> int:
@@ -85,7 +89,7 @@ class Masks(Mapping[str, Tensor]):
     @property
     def kept_per_tensor(self) -> dict[str, int]:
         """Number of weights kept in each tensor."""
-        return {name: int(torch.count_nonzero(mask)) for name, mask in self.items()}
+        return {name: int(torch.count_nonzero(mask)) for name, mask in self.counted().items()}
 
     @property
     def density(self) -> float:
@@ -107,16 +111,15 @@ class Masks(Mapping[str, Tensor]):
     def overlap(self, other: Mapping[str, Tensor]) -> float:
         """Intersection over union of the kept weights, in [0, 1]; 1 where both keep nothing."""
         both = either = 0
-        for _, mask, theirs in self._pairs(other):
+        for _, mask, theirs in self._counted_pairs(other):
             both += int(torch.count_nonzero(mask & theirs))
             either += int(torch.count_nonzero(mask | theirs))
         return both / either if either else 1.0
 
     def changed(self, other: Mapping[str, Tensor]) -> float:
         """Share of all mask entries that differ between the two, in [0, 1]."""
-        return sum(int(torch.count_nonzero(mask ^ theirs)) for _, mask, theirs in self._pairs(other)) / max(
-            1, self.size
-        )
+        differ = (int(torch.count_nonzero(mask ^ theirs)) for _, mask, theirs in self._counted_pairs(other))
+        return sum(differ) / max(1, self.size)
 
     def within(self, other: Mapping[str, Tensor]) -> bool:
         """Whether every weight kept here is kept by `other` too (masks that only shrink)."""
@@ -124,7 +127,25 @@ class Masks(Mapping[str, Tensor]):
 
     def to(self, device: torch.device | str) -> Masks:
         """The same masks on a device."""
-        return Masks({name: mask.to(device) for name, mask in self.items()})
+        return self._like({name: mask.to(device) for name, mask in self.items()})
+
+    def counted(self) -> dict[str, Tensor]:
+        """The masks of the weights that densities count."""
+        return {name: mask for name, mask in self.items() if name not in self.uncounted}
+
+    def shuffled(self, seed: int) -> Masks:
+        """The same number of weights at random places within each tensor: the control of where a mask keeps them.
+
+        What is not counted stays. Source: Frankle et al., Pruning Neural Networks at Initialization: Why Are We Missing
+        the Mark?, 2021.
+        """
+        moved = {
+            name: mask.reshape(-1)[torch.from_numpy(permutation(mask.numel(), seed, f"shuffle/{name}")).to(mask.device)]
+            for name, mask in self.counted().items()
+        }
+        return self._like(
+            {name: moved[name].reshape(mask.shape) if name in moved else mask for name, mask in self.items()}
+        )
 
     def check(self, model: nn.Module) -> None:
         """Check that every mask has a parameter of its name and shape in `model`.
@@ -135,6 +156,12 @@ class Masks(Mapping[str, Tensor]):
         problems = mismatches(self, {name: tuple(p.shape) for name, p in _maskable_parameters(model).items()})
         if problems:
             raise ValueError("the masks do not fit the model: " + "; ".join(problems))
+
+    def _like(self, masks: Mapping[str, Tensor]) -> Masks:
+        return Masks(masks, self.uncounted)
+
+    def _counted_pairs(self, other: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+        return (pair for pair in self._pairs(other) if pair[0] not in self.uncounted)
 
     def _pairs(self, other: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
         shapes = {name: tuple(mask.shape) for name, mask in other.items()}

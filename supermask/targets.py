@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized
 
 # What wrappers put into a parameter's name. A ticket must fit the plain model, so they are dropped.
 WRAPPER_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -17,10 +20,20 @@ SCORES_SUFFIX = "_scores"
 
 Found = TypeVar("Found")
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+MASKED_BY_DEFAULT = frozenset({"linear", "conv", "attention", "recurrent"})
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _ATTENTION_WEIGHTS = frozenset({"in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"})
-_MASKED_BY_DEFAULT = frozenset({"linear", "conv", "attention"})
+_ATTENTION_BIASES = frozenset({"in_proj_bias", "bias_k", "bias_v"})
+# Norms of other packages, such as LlamaRMSNorm and RmsNorm2d.
+_NORM_NAME = re.compile(r"norm(\dd)?$", re.IGNORECASE)
+# Convolutions that subtract the mean from their weight, such as ScaledStdConv2d: a weight of 0 is not 0 in the pass.
+_STANDARDIZED_NAME = re.compile(r"(Std|Standardized)(Conv|Linear)")
+# What weight_norm, spectral_norm and prune of torch.nn.utils store beside the weight that they compute.
+_STORED = re.compile(r"(\w+)_(?:orig|g|v)")
 
 
 @dataclass(frozen=True)
@@ -28,18 +41,27 @@ class Target:
     """One tensor that may carry a mask.
 
     `owners` lists every (module, attribute) that reads the tensor: more than one where it is tied.
-    `kind` is `linear`, `conv` or `attention` for what is masked by default, else what `include` asked for.
+    `kind` is `linear`, `conv`, `attention` or `recurrent` for what is masked by default, else what `include` asked for.
+    `output_axis` is the dimension of the layer's outputs: 0, but 1 in transposed convolutions, whose weight is
+    (in, out / groups, *kernel), and in transformers' Conv1D, (in, out). `groups` is 1 but for grouped convolutions.
     """
 
     name: str
     parameter: nn.Parameter
     owners: tuple[tuple[nn.Module, str], ...]
     kind: str
+    output_axis: int = 0
+    groups: int = 1
 
     @property
     def size(self) -> int:
         """Number of weights."""
         return self.parameter.numel()
+
+    @property
+    def fans(self) -> tuple[int, int]:
+        """Fan-in and fan-out (see `fan_in_and_out`)."""
+        return fan_in_and_out(self.parameter.shape, self.output_axis, self.groups)
 
 
 @dataclass(frozen=True)
@@ -151,70 +173,105 @@ def find_targets(
 ) -> Targets:
     """Find the tensors that may carry a mask.
 
-        find_targets(model)                          # weights of linear, convolution and attention layers
+        find_targets(model)                          # weights of linear, convolution, attention and recurrent layers
         find_targets(model, exclude="head")          # all but the head's
         find_targets(model, include=["blocks.*"])    # any parameter that fits, biases and embeddings too
 
     Globs match a parameter's name (`fc1.weight`) or its module's (`fc1`). `include` replaces the default set and is
-    taken from all floating-point parameters; `exclude` takes away from either. A tied tensor is one target under its
-    first name. Names are those of the plain model: what `torch.compile` and DDP add is dropped.
+    taken from all floating-point parameters; `exclude` takes away from either. Names are those of the plain model: what
+    `torch.compile` and DDP add is dropped.
+
+    A tied tensor is one target under its first name, and its mask holds wherever it is read. It is in the default set
+    if one of its owners is: the output layer of GPT-2, a linear layer tied with the embedding, is masked as
+    `transformer.wte.weight`, and the embedding with it; `exclude="*wte"` leaves both dense.
+
+    Weights that a parametrization computes (`weight_norm`, `spectral_norm`, ...) stay dense: a mask on what they are
+    computed from is not one on the weight. So, unless included, do standardized ones, where 0 stands for another value.
 
     Raises:
-        ValueError: a glob that fits no parameter, a lazy parameter without a shape yet, or no target at all.
+        ValueError: a glob that fits no parameter or only parametrized ones, a lazy parameter without a shape yet, or no
+            target at all.
     """
     model = unwrap(model)
-    owners: dict[int, list[tuple[nn.Module, str]]] = {}
-    names: dict[int, str] = {}
+    computed = computed_weights(model)
     parameters: dict[int, nn.Parameter] = {}
+    places: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    output: tuple[int, str] | None = None
     for path, module in model.named_modules():
+        if _is_linear(module):
+            output = id(module._parameters.get("weight")), plain_name(f"{path}.weight" if path else "weight")
         for attribute, parameter in module._parameters.items():
             if parameter is None or is_score(module, attribute):
                 continue
-            names.setdefault(id(parameter), plain_name(f"{path}.{attribute}" if path else attribute))
+            name = plain_name(f"{path}.{attribute}" if path else attribute)
+            if isinstance(parameter, UninitializedParameter):
+                raise ValueError(f"{name} has no shape yet (a lazy module): run the model once on example input first")
             parameters[id(parameter)] = parameter
-            owners.setdefault(id(parameter), []).append((module, attribute))
+            places.setdefault(id(parameter), []).append((name, module, attribute))
 
+    names = {key: found[0][0] for key, found in places.items()}
+    parametrized = {key for key, found in places.items() if any(name in computed for name, _, _ in found)}
     included, excluded = as_globs(include), as_globs(exclude)
-    _check_globs((*included, *excluded), names.values())
+    plain = [name for key, name in names.items() if key not in parametrized]
+    refuse_computed(computed, (glob for glob in included if not any(matches(name, (glob,)) for name in plain)))
+    _check_globs((*included, *excluded), [*names.values(), *sorted(set(computed.values()))])
     targets: dict[str, Target] = {}
     left_out: dict[str, LeftOut] = {}
-    output: str | None = None
     for key, parameter in parameters.items():
-        name = names[key]
-        if isinstance(parameter, UninitializedParameter):
-            raise ValueError(f"{name} has no shape yet (a lazy module): run the model once on example input first")
-        kinds = [_kind(module, attribute) for module, attribute in owners[key]]
-        kind = next((kind for kind in kinds if kind in _MASKED_BY_DEFAULT), kinds[0])
-        output = name if kind == "linear" else output
+        name, owners = names[key], tuple((module, attribute) for _, module, attribute in places[key])
+        kinds = [_kind(module, attribute, parameter) for module, attribute in owners]
+        place = next((place for place, kind in enumerate(kinds) if kind in MASKED_BY_DEFAULT), 0)
+        kind = "parametrized" if key in parametrized else kinds[place]
         reason = _reason_to_leave_out(name, parameter, kind, included, excluded)
         if reason is None:
-            targets[name] = Target(name, parameter, tuple(owners[key]), kind)
+            targets[name] = Target(name, parameter, owners, kind, *_layout(*owners[place]))
         else:
             left_out[name] = LeftOut(parameter.numel(), reason)
     if not targets:
         there = ", ".join(f"{name} ({entry.reason})" for name, entry in left_out.items()) or "no parameters"
         raise ValueError(
-            "the model has no tensor that may carry a mask: expected the weight of a linear, convolution or attention "
-            f"layer, found {there}"
+            "the model has no tensor that may carry a mask: expected the weight of a linear, convolution, attention or "
+            f"recurrent layer, found {there}"
         )
-    return Targets(targets, left_out, output)
+    return Targets(targets, left_out, None if output is None else names.get(*output))
 
 
-def _kind(module: nn.Module, attribute: str) -> str:
-    if attribute == "weight" and isinstance(module, nn.Linear):
+def _kind(module: nn.Module, attribute: str, parameter: Tensor) -> str:
+    if isinstance(module, _RECURRENT):
+        return "recurrent" if attribute.startswith("weight_") else "bias" if attribute.startswith("bias_") else "other"
+    if attribute == "weight" and _STANDARDIZED_NAME.search(type(module).__name__):
+        return "standardized"
+    if attribute == "weight" and _is_linear(module):
         return "linear"
     if attribute == "weight" and isinstance(module, _CONVOLUTIONS):
         return "conv"
-    if isinstance(module, nn.MultiheadAttention) and attribute in _ATTENTION_WEIGHTS:
-        return "attention"
-    if isinstance(module, _NORMS):
-        return "norm"
+    if isinstance(module, nn.MultiheadAttention) and attribute in _ATTENTION_WEIGHTS | _ATTENTION_BIASES:
+        return "attention" if attribute in _ATTENTION_WEIGHTS else "bias"
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding"
-    if isinstance(module, nn.RNNBase):
-        return "recurrent"
-    biases = {"bias", "in_proj_bias", "bias_k", "bias_v"} if isinstance(module, nn.MultiheadAttention) else {"bias"}
-    return "bias" if attribute in biases else "other"
+    if isinstance(module, NORMS):
+        return "norm"
+    if attribute == "bias" and isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+        return "bias"
+    if parameter.dim() < 2 and _NORM_NAME.search(type(module).__name__):
+        return "norm"
+    return "bias" if attribute == "bias" else "other"
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or _is_transposed_linear(module)
+
+
+def _is_transposed_linear(module: nn.Module) -> bool:
+    """Whether this is the Conv1D of transformers: a linear layer whose weight is (in, out)."""
+    return hasattr(module, "nf") and any(base.__name__ == "Conv1D" for base in type(module).__mro__)
+
+
+def _layout(module: nn.Module, attribute: str) -> tuple[int, int]:
+    """Output axis and groups."""
+    if attribute == "weight" and isinstance(module, _CONVOLUTIONS):
+        return int(isinstance(module, _TRANSPOSED)), int(module.groups)
+    return int(attribute == "weight" and _is_transposed_linear(module)), 1
 
 
 def _reason_to_leave_out(
@@ -222,11 +279,11 @@ def _reason_to_leave_out(
 ) -> str | None:
     if excluded and matches(name, excluded):
         return "excluded"
-    if included:
-        if not matches(name, included):
-            return "not included"
-        return None if parameter.is_floating_point() else "not floating point"
-    return None if kind in _MASKED_BY_DEFAULT else kind
+    if included and not matches(name, included):
+        return "not included"
+    if kind == "parametrized" or not (included or kind in MASKED_BY_DEFAULT):
+        return kind
+    return None if parameter.is_floating_point() else "not floating point"
 
 
 def _check_globs(globs: tuple[str, ...], names: Iterable[str]) -> None:
@@ -237,8 +294,45 @@ def _check_globs(globs: tuple[str, ...], names: Iterable[str]) -> None:
         raise ValueError(f"no parameter fits {' and '.join(hints)}; the parameters are {', '.join(names)}")
 
 
-def fan_in_and_out(shape: Iterable[int]) -> tuple[int, int]:
-    """Fan-in and fan-out of a weight of this shape, by PyTorch's convention `(out, in, *kernel)`.
+def computed_weights(model: nn.Module) -> dict[str, str]:
+    """What stands in for weights that a parametrization or an older hook computes, with the name of that weight.
+
+    computed_weights(model)  # {"conv.parametrizations.weight.original0": "conv.weight", "fc.weight_g": "fc.weight"}
+    """
+    computed = {}
+    for path, module in unwrap(model).named_modules():
+        prefix = f"{path}." if path else ""
+        lists: Any = module.parametrizations if is_parametrized(module) else {}
+        for attribute, stored in lists.items():
+            for name, _ in stored.named_parameters(f"{prefix}parametrizations.{attribute}"):
+                computed[plain_name(name)] = plain_name(prefix + attribute)
+        for name in module._parameters:
+            if (parts := _STORED.fullmatch(name)) and isinstance(module.__dict__.get(parts[1]), Tensor):
+                computed[plain_name(prefix + name)] = plain_name(prefix + parts[1])
+    return computed
+
+
+def refuse_computed(computed: Mapping[str, str], globs: Iterable[str]) -> None:
+    """Refuse what asks for a mask on a weight that is computed (see `computed_weights`).
+
+    Raises:
+        ValueError: each such weight and what it is computed from.
+    """
+    globs = tuple(globs)
+    asked = {weight for stored, weight in computed.items() if matches(stored, globs) or matches(weight, globs)}
+    told = [f"{weight} from {' and '.join(s for s in computed if computed[s] == weight)}" for weight in sorted(asked)]
+    if told:
+        raise ValueError(
+            f"a parametrization computes {', '.join(told)}: a mask needs a plain parameter, which "
+            "torch.nn.utils.parametrize.remove_parametrizations (remove_weight_norm, ... of the older hooks) gives back"
+        )
+
+
+def fan_in_and_out(shape: Iterable[int], output_axis: int = 0, groups: int = 1) -> tuple[int, int]:
+    """Fan-in and fan-out of a weight of this shape: inputs of one output, and outputs that one input would have.
+
+    A weight is (out, in / groups, *kernel); with `output_axis` 1 it is (in, out / groups, *kernel). As in PyTorch the
+    fan-out counts all groups and a stride counts for nothing.
 
     Raises:
         ValueError: fewer than two dimensions.
@@ -246,7 +340,6 @@ def fan_in_and_out(shape: Iterable[int]) -> tuple[int, int]:
     sizes: tuple[Any, ...] = tuple(shape)
     if len(sizes) < 2:
         raise ValueError(f"a weight of shape {list(sizes)} has no fan-in: expected (out, in, *kernel)")
-    kernel = 1
-    for size in sizes[2:]:
-        kernel *= size
-    return sizes[1] * kernel, sizes[0] * kernel
+    inputs, outputs = (sizes[1], sizes[0]) if output_axis == 0 else (sizes[0] // groups, sizes[1] * groups)
+    kernel = math.prod(sizes[2:])
+    return inputs * kernel, outputs * kernel

@@ -56,6 +56,7 @@ class _Header(pydantic.BaseModel, extra="forbid", strict=True):
     masks: dict[str, _Mask]
     states: dict[str, _State]
     meta: dict[str, Any]
+    uncounted: list[str] = []
 
 
 def pack(ticket: Ticket) -> bytes:
@@ -77,6 +78,8 @@ def pack(ticket: Ticket) -> bytes:
         "states": {state: _describe_state(source) for state, source in ticket.states.items()},
         "meta": dict(ticket.meta),
     }
+    if ticket.masks.uncounted:
+        header["uncounted"] = sorted(ticket.masks.uncounted)
     header["checksum"] = _checksum(header, payload)
     return safetensors.torch.save(payload, {_KEY: to_json(header)})
 
@@ -98,7 +101,7 @@ def unpack(data: bytes) -> Ticket:
     states = {state: _unpack_state(state, entry, masks, payload) for state, entry in header.states.items()}
     if payload:
         raise TicketError(f"the ticket file holds tensors that it does not describe: {', '.join(sorted(payload))}")
-    return Ticket(Masks(masks), states, header.meta)
+    return Ticket(Masks(masks, header.uncounted), states, header.meta)
 
 
 def save(ticket: Ticket, path: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -181,9 +184,10 @@ def _read_header(data: bytes) -> tuple[_Header, dict[str, Any]]:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise TicketError(f"the ticket's description is wrong: {problems}") from None
     unknown = [state for state in header.states if state not in STATES]
+    unknown += [name for name in header.uncounted if name not in header.masks]
     unknown += [group.init for state in header.states.values() for group in state.drawn if group.init not in INITS]
     if unknown:
-        raise TicketError(f"the ticket's description is wrong: unknown state or init {', '.join(unknown)}")
+        raise TicketError(f"the ticket's description is wrong: unknown state, init or tensor {', '.join(unknown)}")
     return header, plain
 
 

@@ -51,6 +51,30 @@ class Attention(nn.Module):
         return self.head(self.norm(self.attention(x, x, x, need_weights=False)[0])[:, 0])
 
 
+class Recurrent(nn.Module):
+    """An LSTM in both directions, two layers and a projection, then a GRU cell stepped by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(5, 6, num_layers=2, bidirectional=True, proj_size=4, batch_first=True)
+        self.cell = nn.GRUCell(8, 7)
+        self.head = nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(len(x), 7)
+        for step in self.lstm(x)[0].unbind(1):
+            state = self.cell(step, state)
+        return self.head(state)
+
+
+def transposed() -> nn.Sequential:
+    """Transposed convolutions, one of them grouped: their weights have the outputs in the second dimension."""
+    return nn.Sequential(
+        nn.ConvTranspose2d(3, 8, 2, stride=2), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3, groups=2), nn.Flatten(),
+        nn.Linear(6 * 10 * 10, 3),
+    )  # fmt: skip
+
+
 def perceptron() -> nn.Sequential:
     return nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3))
 
@@ -61,4 +85,6 @@ NETWORKS = {
     "tied": (Tied, lambda: torch.randint(0, 11, (5, 4))),
     "residual": (Residual, lambda: torch.randn(5, 1, 6, 6)),
     "attention": (Attention, lambda: torch.randn(5, 4, 8)),
+    "recurrent": (Recurrent, lambda: torch.randn(5, 4, 5)),
+    "transposed": (transposed, lambda: torch.randn(5, 3, 4, 4)),
 }

@@ -297,7 +297,7 @@ def test_levels_follow_the_rates_and_end_on_the_density():
     assert levels_of(0.99999) == []
     with pytest.raises(RequestError, match="keeps none of the 1,290 weights"):
         levels_of(1e-5)
-    with pytest.raises(RequestError, match="90 weights are in layers of rate 0"):
+    with pytest.raises(RequestError, match="90 units are in tensors of rate 0"):
         levels_of(0.05, allocation="layerwise", conv_fraction=0.0)
     assert levels_of(0.1, allocation="layerwise", conv_fraction=0.0)[-1]["0.weight"] == 90
 
@@ -374,14 +374,14 @@ def test_rewinding_restores_the_step_and_the_schedule(quick):
 
 
 def test_restored_moments_of_dropped_weights_are_zero():
-    from ticket_search.methods.imp import _mask_moments
+    from ticket_search.rewinding import mask_moments
 
     model = nn.Linear(3, 2)
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.randn(4, 3)).sum().backward()
     optimizer.step()
     masks = supermask.prune(model, 0.5)
-    moments = _mask_moments(optimizer.state_dict(), model, masks)["state"]
+    moments = mask_moments(optimizer.state_dict(), model, masks)["state"]
     assert not moments[0]["exp_avg"][~masks["weight"]].any()
     assert moments[0]["exp_avg"][masks["weight"]].any()
     assert torch.equal(moments[1]["exp_avg"], optimizer.state_dict()["state"][1]["exp_avg"])

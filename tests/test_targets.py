@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import NETWORKS, Residual, Tied, perceptron
+from networks import NETWORKS, Recurrent, Residual, Tied, perceptron
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from supermask import find_targets
 from supermask.targets import fan_in_and_out, plain_name
@@ -26,6 +27,44 @@ def test_default_targets_are_the_weights_of_layers_that_multiply():
     assert attention.left_out["token"].reason == "other"
     assert attention.left_out["norm.weight"].reason == "norm"
     assert attention.left_out_by_reason()["bias"] == (3, 24 + 8 + 3)
+
+
+def test_recurrent_weights_are_targets_and_their_biases_are_not():
+    targets = find_targets(Recurrent())
+    assert {target.kind for name, target in targets.items() if name != "head.weight"} == {"recurrent"}
+    assert [name for name in targets if "reverse" not in name and "l1" not in name] == [
+        "lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.weight_hr_l0", "cell.weight_ih", "cell.weight_hh", "head.weight",
+    ]  # fmt: skip
+    assert targets.left_out_by_reason() == {"bias": (8 + 2 + 1, 8 * 24 + 2 * 21 + 3)}
+    assert len(targets) == 3 * 4 + 2 + 1
+
+
+def test_norms_of_other_packages_and_standardized_weights_are_known_by_name():
+    class LlamaRMSNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+    class ScaledStdConv2d(nn.Conv2d):
+        pass
+
+    targets = find_targets(nn.Sequential(LlamaRMSNorm(), ScaledStdConv2d(3, 3, 1), nn.Linear(3, 3, bias=False)))
+    assert list(targets) == ["2.weight"]
+    assert {name: entry.reason for name, entry in targets.left_out.items()} == {
+        "0.weight": "norm", "1.weight": "standardized", "1.bias": "bias",
+    }  # fmt: skip
+
+
+def test_what_is_no_floating_point_number_is_left_out():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = nn.Parameter(torch.ones(3, 3, dtype=torch.int8), requires_grad=False)
+    assert find_targets(model).left_out["1.weight"].reason == "not floating point"
+
+
+def test_output_is_the_last_linear_layer_under_the_name_of_its_tensor():
+    assert find_targets(Tied()).output == "embedding.weight"
+    assert find_targets(Residual(), exclude="head").output == "head.weight"
+    assert find_targets(nn.Sequential(nn.Conv2d(3, 3, 1))).output is None
 
 
 def test_tied_tensor_is_one_target_with_all_owners():
@@ -67,6 +106,27 @@ def test_names_are_those_of_the_plain_model():
     model[2] = torch.compile(model[2])
     assert list(find_targets(model)) == plain
     assert plain_name("a._orig_mod.b.weight") == "a.b.weight"
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Linear, Conv1D, *(getattr(nn, f"Conv{part}{d}d") for part in ("", "Transpose") for d in (1, 2, 3))],
+    ids=lambda layer: layer.__name__,
+)
+def test_fans_are_what_a_layer_of_ones_sums(layer, groups):
+    if layer in (nn.Linear, Conv1D):
+        model, x, groups = (layer(4, 6) if layer is nn.Linear else layer(6, 4)), torch.ones(1, 4), 1
+    else:
+        model, x = layer(4, 6, 3, groups=groups), torch.ones(1, 4, *[7] * int(layer.__name__[-2]))
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, float(parameter.dim() > 1))
+    target = find_targets(model)["weight"]
+    out = model(x.requires_grad_())
+    out.sum().backward()
+    assert target.groups == groups
+    assert target.fans == (out.max(), x.grad.max() * groups)
+    assert target.parameter.shape[target.output_axis] == out.shape[1] // (groups if target.output_axis else 1)
 
 
 def test_fan_in_and_out_follow_pytorch():

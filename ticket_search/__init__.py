@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .problems import Interrupted as Interrupted
     from .problems import RequestError as RequestError
+    from .problems import RunError as RunError
     from .runs import Run as Run
     from .searches import resume as resume
     from .searches import search as search
@@ -18,6 +19,7 @@ _HOME = {
     "train": "searches",
     "Run": "runs",
     "RequestError": "problems",
+    "RunError": "problems",
     "Interrupted": "problems",
 }
 

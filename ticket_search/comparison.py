@@ -14,7 +14,7 @@ from .problems import RequestError
 
 # What makes two runs the same experiment but for chance: everything that is not a seed or a place.
 _SEEDS = ("seed", "init_seed", "order_seed", "mask_seed")
-_NOT_COMPARED = frozenset({*_SEEDS, "data_dir", "threads", "workers"})
+_NOT_COMPARED = frozenset({*_SEEDS, "data_dir", "threads", "workers", "ticket"})
 
 
 def compare(runs: Iterable[str | Path]) -> dict[str, Any]:

@@ -15,8 +15,11 @@ from .problems import RequestError, nearest_hint
 
 
 def default_name(config: Config, dense: bool) -> str:
-    """METHOD-MODEL-DATA-dDENSITY-sSEED."""
-    parts = (config.method, config.model, config.data, f"d{1 if dense else config.density:g}", f"s{config.seed}")
+    """METHOD-MODEL-DATA-dDENSITY-sSEED, with a control's name behind the method."""
+    method = (
+        f"{config.method}-{control}" if (control := getattr(config, "control", "none")) != "none" else config.method
+    )
+    parts = (method, config.model, config.data, f"d{1 if dense else config.density:g}", f"s{config.seed}")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
 
 

@@ -58,6 +58,11 @@ class Progress:
         shown = [f"{short[tag]} {value:.4g}" for tag, value in values.items() if tag in short]
         self._numbers = "  ".join(shown)
 
+    def say(self, text: str) -> None:
+        """Print a line above the bar: what a person should know before the end."""
+        if self.shown:
+            self.console.print(text, highlight=False, markup=False, style="yellow")
+
     def advance_to(self, step: int) -> None:
         """Move to a step of the whole search. Cheap: it looks at the clock and seldom does more."""
         now = time.monotonic()

@@ -192,7 +192,8 @@ def describe_ticket(
         raise RequestError(unknown("state", state, found.states))
     recorded = found.meta.get("config", {})
     repeated = {key: recorded[key] for key in REPEATED if key in recorded}
-    fixed = {"ticket": str(path.resolve()), "density": found.density, "init": "keep"}
+    found_by = str(found.meta.get("method", ""))
+    fixed = {"ticket": str(path.resolve()), "found_by": found_by, "density": found.density, "init": "keep"}
     names = {key: str(found.meta.get(key, "")) for key in ("model", "data")}
     code = {"model": is_factory(names["model"]), "data": ":" in names["data"] or names["data"].startswith("arrays-")}
     missing = [key for key, needed in code.items() if needed and key not in given]

@@ -6,7 +6,6 @@ Connectivity and the Lottery Ticket Hypothesis, 2020.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Set
 from functools import partial
@@ -22,7 +21,6 @@ from . import Stage, Traits
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torch.optim import Optimizer
 
     from supermask import Masks, Targets, Ticket
 
@@ -97,7 +95,7 @@ def level_counts(config: Config, targets: Targets) -> list[dict[str, int]]:
     Raises:
         RequestError: a density that the rates never reach.
     """
-    from supermask.allocation import largest_remainder
+    from supermask.allocation import largest_remainder, shrink_by_rate
     from supermask.selection import count_kept
 
     rate = rates(config, targets)
@@ -111,18 +109,11 @@ def level_counts(config: Config, targets: Targets) -> list[dict[str, int]]:
     def shares(level: float) -> dict[str, float]:
         return {name: sizes[name] * (1.0 - rate[name]) ** level for name in sizes}
 
-    never = sum(size for name, size in sizes.items() if rate[name] == 0)
-    if total <= never and total < targets.size:
-        raise RequestError(
-            f"--density {config.density}: {never} weights are in layers of rate 0, {total} are to be kept"
-        )
-    low, high = 0.0, 1.0
-    while sum(shares(high).values()) > total and high < 1e6:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(shares(middle).values()) > total else (low, middle)
-    number = max(1, math.ceil(high - 0.1))
+    try:
+        end, _ = shrink_by_rate(sizes, rate, total)
+    except ValueError as error:
+        raise RequestError(f"--density {config.density:g}: {error}") from None
+    number = max(1, math.ceil(end - 0.1))
     counts: list[dict[str, int]] = []
     for level in range(1, number):
         before = counts[-1] if counts else sizes
@@ -131,7 +122,7 @@ def level_counts(config: Config, targets: Targets) -> list[dict[str, int]]:
     if config.allocation == "layerwise" and len(set(rate.values())) == 1:
         counts.append({name: min(before[name], count_kept(config.density, size)) for name, size in sizes.items()})
     else:
-        counts.append(largest_remainder(shares(high), total, before))
+        counts.append(largest_remainder(shares(end), total, before))
     return counts
 
 
@@ -177,6 +168,7 @@ def _train_dense(
     import supermask
 
     from ..data.samples import whole_batches
+    from ..rewinding import RewindPoint
     from ..training import train
 
     rewind = steps_of(config.rewind, whole_batches(data.train_size, config.batch_size))
@@ -205,13 +197,14 @@ def _train_level(
     import supermask
     from supermask.ticket import set_state
 
+    from ..rewinding import mask_moments
     from ..training import train
 
     before = run.load_level(level - 1)
     masks = _prune(before.apply_to(model), config, before.masks, counts)
     set_state(model, start)
     supermask.hold(model, masks)
-    moments = _mask_moments(first["optimizer"], model, masks) if first["optimizer"] else None
+    moments = mask_moments(first["optimizer"], model, masks) if first["optimizer"] else None
     trained = train(
         model, data, config, run, start=first["rewound_to"], order=_order(config, level), optimizer_state=moments
     )
@@ -254,8 +247,8 @@ def _prune(model: nn.Module, config: Config, previous: Masks, counts: Mapping[st
 
     total = sum(counts.values())
 
-    def allocate(scores: Mapping[str, Tensor], density: float) -> dict[str, int]:
-        return dict(counts) if config.allocation == "layerwise" else global_(scores, density)
+    def allocate(scores: Mapping[str, Tensor], density: float, targets: Targets) -> dict[str, int]:
+        return dict(counts) if config.allocation == "layerwise" else global_(scores, density, targets)
 
     return supermask.prune(
         model,
@@ -265,50 +258,3 @@ def _prune(model: nn.Module, config: Config, previous: Masks, counts: Mapping[st
         exclude=config.exclude or None,
         previous=previous,
     )
-
-
-def _mask_moments(state: Mapping[str, Any], model: nn.Module, masks: Masks) -> dict[str, Any]:
-    """An optimizer's state with the moments of dropped weights at 0."""
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    moments = {}
-    for index, entries in state["state"].items():
-        mask = masks.get(names[index])
-        moments[index] = {
-            key: value.masked_fill(~mask.to(value.device), 0)
-            if mask is not None and value.shape == mask.shape
-            else value
-            for key, value in entries.items()
-        }
-    return {**state, "state": moments}
-
-
-class RewindPoint:
-    """Hook that keeps the weights, the buffers and the optimizer's moments of one step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-        self.tensors: dict[str, Tensor] = {}
-        self.optimizer: dict[str, Any] = {}
-
-    def on_step(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
-        """Copy everything at the step to come back to."""
-        if step == self.step:
-            from supermask.ticket import state_of
-
-            self.tensors = state_of(model)
-            self.optimizer = copy.deepcopy(optimizer.state_dict())
-
-    def on_epoch(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
-        """Nothing."""
-
-    def done(self) -> bool:
-        """Never: training goes to its end."""
-        return False
-
-    def state_dict(self) -> dict[str, Any]:
-        """The copies."""
-        return {"tensors": self.tensors, "optimizer": self.optimizer}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The copies of a stopped training."""
-        self.tensors, self.optimizer = state["tensors"], state["optimizer"]

@@ -1,0 +1,67 @@
+"""Which layers does pruning at initialization leave empty? SynFlow beside magnitude, on one network.
+
+Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic flow, 2020: at a
+thousandfold compression magnitude empties whole layers, and the network is cut; synflow, in a hundred rounds, none.
+
+    python benchmarks/layer_collapse.py                          # vgg16 for 32x32 images, 0.1 % of the weights
+    python benchmarks/layer_collapse.py --model conv4 --density 0.01 --json collapse.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import supermask
+from supermask.architectures import find_architecture
+from supermask.flow import flow
+
+SCORES = ("magnitude", "synflow")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vgg16")
+    parser.add_argument("--density", type=float, default=0.001)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    shape = [3, 32, 32]
+    model = find_architecture(options.model)(input_shape=shape, classes=10)
+    supermask.initialize(model, "kaiming-normal", options.seed)
+    example = torch.ones(1, *shape)
+    found = {}
+    for score in SCORES:
+        masks = supermask.prune(model, options.density, score, example_input=example)
+        found[score] = (masks, flow(model, masks, example))
+    table = Table(title=f"{options.model} at density {options.density:g}: weights kept, and those on a path")
+    table.add_column("tensor")
+    table.add_column("weights", justify="right")
+    for score in SCORES:
+        table.add_column(f"{score} kept", justify="right")
+        table.add_column("effective", justify="right")
+    for name, mask in found[SCORES[0]][0].items():
+        cells = []
+        for masks, paths in found.values():
+            kept = masks.kept_per_tensor[name]
+            cells += [f"[red]{kept:,}[/red]" if kept == 0 else f"{kept:,}"]
+            cells += [f"{paths.effective.kept_per_tensor[name]:,}"]
+        table.add_row(name, f"{mask.numel():,}", *cells)
+    console = Console()
+    console.print(table)
+    rows = {}
+    for score, (masks, paths) in found.items():
+        empty = [name for name, kept in masks.kept_per_tensor.items() if kept == 0]
+        rows[score] = {"kept": masks.kept, "effective": paths.effective.kept, "empty_layers": empty}
+        console.print(f"{score}: {masks.kept:,} kept, {paths.effective.kept:,} on a path, {len(empty)} layers empty")
+    if options.json:
+        options.json.write_text(json.dumps({"model": options.model, "density": options.density, **rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""How busy this machine is, and what it is: what stands beside every timing."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+# Above any of these, timings say as much about the other programs as about ours.
+LOAD_PER_CORE = 0.3
+STRETCH = 1.1
+WAITED = 0.02
+
+
+@dataclass(frozen=True)
+class Load:
+    """The load of a machine before a measurement."""
+
+    average: float | None  # programs that ran or waited during the last minute; None where the system does not say
+    cores: int
+    stretch: float  # a fixed piece of work: its median time over its shortest
+    waited: float  # share of that time in which the work did not run
+
+    @property
+    def busy(self) -> bool:
+        """Whether a verdict about speed should wait."""
+        crowded = self.average is not None and self.average > LOAD_PER_CORE * self.cores
+        return crowded or self.stretch > STRETCH or self.waited > WAITED
+
+    def __str__(self) -> str:
+        average = "unknown" if self.average is None else f"{self.average:.2f}"
+        return (
+            f"load average {average} on {self.cores} cores, a fixed piece of work takes {self.stretch:.2f} of its "
+            f"shortest time and waits {self.waited:.0%} of it"
+        )
+
+    def as_dict(self) -> dict[str, float | None]:
+        return {**asdict(self), "busy": self.busy}
+
+
+def measure_load(times: int = 30) -> Load:
+    """Load average, and how evenly `times` runs of the same few milliseconds of work go."""
+    average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    walls, works = [], []
+    for _ in range(times):
+        wall, work = time.perf_counter(), time.thread_time()
+        sum(i * i for i in range(50_000))
+        walls.append(time.perf_counter() - wall)
+        works.append(time.thread_time() - work)
+    waited = max(0.0, 1 - sum(works) / sum(walls))
+    return Load(average, os.cpu_count() or 1, statistics.median(walls) / min(walls), waited)
+
+
+def machine() -> dict[str, str | int | list[str]]:
+    """What a timing depends on: processor, versions, threads, the instructions NumPy uses, and the date."""
+    return {
+        "cpu": cpu_name(),
+        "numpy_simd": np.show_config(mode="dicts")["SIMD Extensions"]["found"],
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def interleaved(calls: dict[str, Callable[[int], object]], inputs: int, rounds: int, medians: int) -> dict[str, float]:
+    """Seconds that each call takes, given 0 ... `inputs` - 1: the best of several medians.
+
+    A median is over `rounds` rounds; in each round all calls take turns, with every input once.
+    """
+    best = dict.fromkeys(calls, math.inf)
+    for _ in range(medians):
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(rounds):
+            for name, call in calls.items():
+                times[name] += [seconds(call, i) for i in range(inputs)]
+        best = {name: min(best[name], statistics.median(times[name])) for name in calls}
+    return best
+
+
+def seconds(call: Callable[[int], object], given: int) -> float:
+    start = time.perf_counter()
+    call(given)
+    return time.perf_counter() - start

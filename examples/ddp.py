@@ -1,0 +1,40 @@
+"""Two processes train one masked model with DistributedDataParallel. Prune after wrapping: the weights are equal then.
+
+Run: python examples/ddp.py          (it starts both processes itself)
+"""
+
+import tempfile
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import supermask
+
+
+def train(rank: int, meeting_point: str) -> None:
+    """What each process does, on data of its own."""
+    dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    x = torch.randn(200, 20)
+    net = nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 3))
+    model = nn.parallel.DistributedDataParallel(net)  # the first process gives its weights to the other
+    supermask.hold(model, supermask.prune(model, density=0.2, allocation="layerwise"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    for _ in range(50):
+        loss = nn.functional.cross_entropy(model(x), x[:, :3].argmax(1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    supermask.check(model)
+    size = torch.stack([parameter.detach().norm() for parameter in model.parameters()])
+    sizes = [torch.empty_like(size) for _ in range(2)]
+    dist.all_gather(sizes, size)
+    assert torch.equal(*sizes), "the processes differ"
+    print(f"process {rank}: loss {loss:.3f} with {supermask.masks_of(model)}", flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(train, (f"file://{folder}/meeting",), nprocs=2)

@@ -1,0 +1,63 @@
+"""Masks as bits: what sets dropped weights to exactly +0, in a tensor or in the part of it that this process has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def integer(weight: Tensor) -> torch.dtype:
+    """The integer type as wide as the weight's."""
+    return _INTEGERS[weight.element_size()]
+
+
+def make_bits(mask: Tensor, weight: Tensor) -> Tensor:
+    """All ones where the mask keeps, all zeros where it drops; laid out like the weight: the two are walked together.
+
+    Source of the layout is the stride, not the weight itself, which inside `torch.func.grad` is not an ordinary tensor.
+    """
+    part, mine = share(mask, weight), local(weight)
+    bits = torch.empty_strided(mine.shape, mine.stride(), dtype=integer(weight), device=weight.device)
+    return bits.copy_(part).neg_()
+
+
+def zero(weight: Tensor, bits: Tensor) -> None:
+    """Set the dropped entries to exactly +0, in place.
+
+    The bits are and-ed: what is NaN or -0.0 becomes +0.0, which a product would not do, at the speed of a product,
+    which masked_fill has not. Through `.data`, because the autograd graph of a pass that is still to be differentiated
+    must not see a new version of weights that do not change.
+    """
+    local(weight).data.view(bits.dtype).bitwise_and_(bits)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The tensor, or the part of it that this process has where `fully_shard` has shared it out."""
+    part: Tensor = tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return part
+
+
+def share(mask: Tensor, weight: Tensor) -> Tensor:
+    """The part of a mask that lies over `local(weight)`; no process asks another for it."""
+    mask = mask.to(weight.device)
+    if not _is_sharded(weight):
+        return mask
+    from torch.distributed.tensor import DTensor, Replicate
+
+    sharded: Any = weight
+    everywhere = [Replicate()] * sharded.device_mesh.ndim
+    whole = DTensor.from_local(mask, sharded.device_mesh, everywhere, run_check=False)
+    return whole.redistribute(placements=sharded.placements).to_local()
+
+
+def dropped_values(mask: Tensor, weight: Tensor) -> Tensor:
+    """The values of the weights that the mask drops, as far as this process has them."""
+    return local(weight.detach())[~share(mask, weight)]
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "placements")

@@ -1,0 +1,192 @@
+"""What the methods share that prune a network at initialization: score, mask, train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from .config import Config as SharedConfig
+from .methods import Stage, Traits
+from .problems import RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    import supermask
+    from supermask import Masks, Targets, Ticket
+
+    from .data.samples import Samples
+    from .runs import Run
+
+TRAITS = Traits()
+
+
+class PruningConfig(SharedConfig):
+    """The flags of every method that prunes by a score: how many each tensor keeps, and in what shape."""
+
+    density: float = Field(0.1, gt=0, le=1, allow_inf_nan=False, description="fraction of the weights kept at the end")
+    batch_size: int = Field(60, ge=1, description="samples per step")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="update rule")
+    lr: float = Field(1.2e-3, gt=0, allow_inf_nan=False, description="learning rate at its highest")
+    allocation: Literal["global", "layerwise", "erk", "er", "balanced"] = Field(
+        "global", description="how many weights each tensor keeps"
+    )
+    granularity: str = Field("weight", description="what is dropped as one: weight, filter, channel, block:4x4, 2:4")
+    floor: float = Field(0.0, ge=0, lt=1, description="fraction of its weights that every tensor keeps at least")
+
+    def problems(self, given: Set[str] = frozenset()) -> list[str]:
+        """N:M has a density and an allocation of its own."""
+        found = super().problems(given)
+        kept, _, group = self.granularity.partition(":")
+        if kept.isdecimal() and group.isdecimal() and int(group):
+            if self.density != int(kept) / int(group):
+                found.append(f"--granularity {self.granularity} keeps {int(kept) / int(group):g}: give that --density")
+            if self.allocation != "layerwise":
+                found.append(f"--granularity {self.granularity} goes with --allocation layerwise")
+        return found
+
+
+class AtInitConfig(PruningConfig):
+    """The flags of the methods that prune at initialization."""
+
+    score: ClassVar[str] = ""
+    rounds: int = Field(1, ge=1, description="rounds of scoring and dropping, the density falling exponentially")
+
+
+class DataConfig(AtInitConfig):
+    """The flags of those whose scores look at data."""
+
+    samples_per_class: int = Field(10, ge=1, description="training samples that the score sees, for each class")
+
+
+def plan(config: AtInitConfig, targets: Targets, steps_per_epoch: int) -> list[Stage]:
+    """One training, of the pruned network.
+
+    Raises:
+        RequestError: a granularity that does not fit the targets, or a density that keeps nothing.
+    """
+    check_pruning(config, targets)
+    return [Stage("training", config.density, config.epochs * steps_per_epoch)]
+
+
+def check_pruning(config: PruningConfig, targets: Targets) -> None:
+    """Check that the targets can be pruned in the configured way.
+
+    Raises:
+        RequestError: a granularity that is none or does not fit the targets, or a density that keeps nothing.
+    """
+    from supermask.granularity import find_granularity
+    from supermask.selection import count_kept
+
+    if count_kept(config.density, targets.size) == 0:
+        raise RequestError(f"--density {config.density:g} keeps none of the {targets.size:,} weights")
+    try:
+        shape = find_granularity(config.granularity)
+        shape.reduce({name: target.parameter.detach() for name, target in targets.items()}, targets)
+    except ValueError as error:
+        raise RequestError(f"--granularity {config.granularity}: {error}") from None
+
+
+def prune_and_train(model: nn.Module, data: Samples, config: AtInitConfig, run: Run) -> Ticket:
+    """Choose the masks of `model` at initialization by the method's score, then train what is left."""
+    import supermask
+    from supermask.ticket import state_of
+
+    from .tensorboard import densities
+    from .training import train
+
+    start = state_of(model)
+
+    def choose() -> dict[str, Any]:
+        evidence = {"rounds": config.rounds, "example_input": example_of(data)}
+        if isinstance(config, DataConfig):
+            evidence["batches"] = score_batches(data, config, config.samples_per_class)
+        masks = choose_masks(model, config, config.score, **evidence)
+        run.log(0, densities(masks))
+        return {"masks": dict(masks), "uncounted": sorted(masks.uncounted)}
+
+    chosen = run.stage("pruning", choose)
+    masks = supermask.Masks(chosen["masks"], chosen["uncounted"])
+    warn_of_collapse(model, masks, data, run)
+    supermask.hold(model, masks)
+
+    def work() -> dict[str, Any]:
+        trained = train(model, data, config, run)
+        supermask.check(model)
+        return finish(run, model, masks, start, trained)
+
+    run.rows.append(run.stage("training", work)["row"])
+    return run.ticket
+
+
+def finish(run: Run, model: nn.Module, masks: Masks, start: dict[str, Tensor], trained: Any) -> dict[str, Any]:
+    """Save and measure the ticket of a trained network, and log what it keeps."""
+    from supermask.ticket import state_of
+
+    from .reports import describe_training, make_ticket
+    from .tensorboard import densities
+
+    ticket = make_ticket(run, masks, start, state_of(model), run.setup.draws)
+    run.save_ticket(ticket)
+    row = describe_training(run, model, trained, ticket)
+    run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **densities(masks)})
+    run.log_masks(trained.steps, model, masks)
+    return {"steps": trained.steps, "row": row}
+
+
+def choose_masks(model: nn.Module, config: PruningConfig, score: str, **evidence: Any) -> supermask.Masks:
+    """`supermask.prune` with the configured flags.
+
+    Raises:
+        RunError: what it refuses, such as scores that are NaN.
+    """
+    import supermask
+
+    from .problems import RunError
+
+    coupled = config.granularity == "filter"
+    if not coupled and score != "synflow":
+        evidence.pop("example_input", None)
+    try:
+        return supermask.prune(
+            model,
+            config.density,
+            score,
+            config.allocation,
+            config.granularity,
+            include=config.include or None,
+            exclude=config.exclude or None,
+            floor=config.floor,
+            seed=config.seeds["mask"],
+            **evidence,
+        )
+    except ValueError as error:
+        raise RunError(f"{config.method}: {error}") from None
+
+
+def example_of(data: Samples) -> Tensor:
+    """Two validation samples, for what needs to run the network: their shape is what counts."""
+    return next(data.batches("validation", 2))[0]
+
+
+def score_batches(data: Samples, config: SharedConfig, per_class: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training samples drawn by the mask seed, in batches of the training's size: so many per class on average."""
+    from supermask.inits import permutation
+
+    order = permutation(data.train_size, config.seeds["mask"], "score-samples")
+    count = min(data.train_size, per_class * data.classes)
+    return data.train_batches(order[:count], min(config.batch_size, count))
+
+
+def warn_of_collapse(model: nn.Module, masks: Masks, data: Samples, run: Run) -> None:
+    """Say which tensors are cut off before training is wasted on them."""
+    from supermask.flow import describe, flow
+
+    try:
+        found = flow(model, masks, example_of(data))
+    except ValueError:
+        return  # a network whose paths are not defined, such as a recurrent one
+    for sentence in describe(found):
+        run.progress.say(sentence)

@@ -1,0 +1,23 @@
+"""Before training, keep the weights that the flow of gradients needs most: w (H g).
+
+Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow, 2020.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ..at_init import TRAITS as TRAITS
+from ..at_init import DataConfig, prune_and_train
+from ..at_init import plan as plan
+
+
+class Config(DataConfig):
+    """Flags of grasp."""
+
+    score: ClassVar[str] = "grasp"
+    draws_masks: ClassVar[bool] = True
+    method: str = "grasp"
+
+
+search = prune_and_train

@@ -1,0 +1,22 @@
+"""Before training, keep the largest weights.
+
+Frankle et al., Pruning Neural Networks at Initialization: Why Are We Missing the Mark?, 2021.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ..at_init import TRAITS as TRAITS
+from ..at_init import AtInitConfig, prune_and_train
+from ..at_init import plan as plan
+
+
+class Config(AtInitConfig):
+    """Flags of magnitude-at-init."""
+
+    score: ClassVar[str] = "magnitude"
+    method: str = "magnitude-at-init"
+
+
+search = prune_and_train

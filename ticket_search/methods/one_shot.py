@@ -1,0 +1,145 @@
+"""Train, prune once by any score, then rewind and train again, or fine-tune.
+
+Renda, Frankle & Carbin, Comparing Rewinding and Fine-tuning in Neural Network Pruning, 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ..at_init import TRAITS as TRAITS
+from ..at_init import PruningConfig, check_pruning, choose_masks, example_of, score_batches, warn_of_collapse
+from ..config import Duration, Positive, is_zero, steps_of
+from ..problems import RequestError
+from . import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from supermask import Masks, Targets, Ticket
+
+    from ..data.samples import Samples
+    from ..runs import Run
+    from ..training import Trained
+
+LOOKS_AT_DATA = ("snip", "grasp", "taylor", "movement")
+
+
+class Config(PruningConfig):
+    """Flags of one-shot pruning."""
+
+    draws_masks: ClassVar[bool] = True
+    method: str = "one-shot"
+    score: Literal["magnitude", "l2", "snip", "grasp", "synflow", "taylor", "movement", "bn-scale", "random"] = Field(
+        "magnitude", description="how good each trained weight is"
+    )
+    samples_per_class: int = Field(10, ge=1, description="training samples that a score of gradients sees, per class")
+    then: Literal["rewind", "lr-rewind", "fine-tune"] = Field(
+        "rewind",
+        description="rewind weights and schedule; the schedule only; or train on at a constant rate",
+    )
+    rewind: Duration = Field("0", description="step to go back to, as 0, 500it or 2ep")
+    retrain_epochs: int | None = Field(None, ge=1, description="epochs of fine-tuning; if not given, as of training")
+    retrain_lr: Positive | None = Field(None, description="learning rate of fine-tuning; if not given, the last")
+
+    def problems(self, given: Set[str] = frozenset()) -> list[str]:
+        """Rewinding has a step, fine-tuning a rate and a length."""
+        found = super().problems(given)
+        if self.then == "fine-tune":
+            if "rewind" in given and not is_zero(self.rewind):
+                found.append("--rewind goes with --then rewind or lr-rewind")
+        else:
+            own = {"--retrain-epochs": self.retrain_epochs, "--retrain-lr": self.retrain_lr}
+            found += [f"{name} goes with --then fine-tune" for name, value in own.items() if value is not None]
+        if "samples_per_class" in given and self.score not in LOOKS_AT_DATA:
+            found.append(f"--samples-per-class goes with --score {', '.join(LOOKS_AT_DATA)}")
+        if self.rewind.endswith("ep") and steps_of(self.rewind, 1) >= self.epochs:
+            found.append(f"--rewind {self.rewind}: expected less than the {self.epochs} epochs of a training")
+        return found
+
+
+def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
+    """The dense training, then that of what is left.
+
+    Raises:
+        RequestError: a granularity or density that does not fit, or a rewind point at or after the end of training.
+    """
+    check_pruning(config, targets)
+    whole, rewind = config.epochs * steps_per_epoch, steps_of(config.rewind, steps_per_epoch)
+    if rewind >= whole:
+        raise RequestError(f"--rewind {config.rewind}: expected less than the {whole} steps of a training")
+    again = (config.retrain_epochs or config.epochs) * steps_per_epoch if config.then == "fine-tune" else whole - rewind
+    return [Stage("level-00", 1.0, whole), Stage("level-01", config.density, again)]
+
+
+def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
+    """Train, prune, train again; the dense network is level 0, the ticket level 1."""
+    import supermask
+    from supermask.ticket import set_state, state_of
+
+    from ..data.samples import whole_batches
+    from ..optimization import learning_rate
+    from ..rewinding import RewindPoint
+    from ..training import train
+
+    per_epoch = whole_batches(data.train_size, config.batch_size)
+    rewind, total = steps_of(config.rewind, per_epoch), config.epochs * per_epoch
+    initial = state_of(model)
+
+    def train_dense() -> dict[str, Any]:
+        hook = RewindPoint(rewind)
+        trained = train(model, data, config, run, hook=hook)
+        everything = supermask.prune(model, 1.0, include=config.include or None, exclude=config.exclude or None)
+        result = _finish(run, model, 0, everything, initial, trained)
+        return {**result, "trained": state_of(model), "point": hook.tensors or initial}
+
+    dense = run.stage("level-00", train_dense)
+    run.rows.append(dense["row"])
+
+    def retrain() -> dict[str, Any]:
+        set_state(model, dense["trained"])
+        masks = _prune(model, data, config)
+        warn_of_collapse(model, masks, data, run)
+        start = dense["point"] if config.then == "rewind" else dense["trained"]
+        set_state(model, start)
+        supermask.hold(model, masks)
+        if config.then == "fine-tune":
+            last = learning_rate(config, total - 1, total, per_epoch)
+            length = config.retrain_epochs or config.epochs
+            constant = {"schedule": "constant", "milestones": (), "warmup": "0", "lr": config.retrain_lr or last}
+            trained = train(model, data, config.model_copy(update={"epochs": length, **constant}), run, order="order/1")
+        else:
+            trained = train(model, data, config, run, start=rewind, order="order/1")
+        supermask.check(model)
+        return _finish(run, model, 1, masks, start, trained)
+
+    run.rows.append(run.stage("level-01", retrain)["row"])
+    ticket = run.load_level(1)
+    run.save_ticket(ticket)
+    return ticket
+
+
+def _prune(model: nn.Module, data: Samples, config: Config) -> Masks:
+    evidence: dict[str, Any] = {"example_input": example_of(data)}
+    if config.score in LOOKS_AT_DATA:
+        evidence["batches"] = score_batches(data, config, config.samples_per_class)
+    return choose_masks(model, config, config.score, **evidence)
+
+
+def _finish(
+    run: Run, model: nn.Module, level: int, masks: Masks, start: dict[str, Tensor], trained: Trained
+) -> dict[str, Any]:
+    from supermask.ticket import state_of
+
+    from ..reports import describe_training, make_ticket
+    from ..tensorboard import densities
+
+    ticket = make_ticket(run, masks, start, state_of(model), run.setup.draws, level=level)
+    run.save_level(level, ticket)
+    row = {"level": level, **describe_training(run, model, trained, ticket)}
+    run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **densities(masks)})
+    run.log_masks(trained.steps, model, masks)
+    return {"steps": trained.steps, "row": row}

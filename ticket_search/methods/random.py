@@ -1,0 +1,28 @@
+"""Before training, keep weights at random: the control of every other method.
+
+Gadhikar et al., Why Random Pruning Is All We Need to Start Sparse, 2023.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from ..at_init import TRAITS as TRAITS
+from ..at_init import AtInitConfig, prune_and_train
+from ..at_init import plan as plan
+
+
+class Config(AtInitConfig):
+    """Flags of random."""
+
+    score: ClassVar[str] = "random"
+    draws_masks: ClassVar[bool] = True
+    method: str = "random"
+    allocation: Literal["global", "layerwise", "erk", "er", "balanced"] = Field(
+        "layerwise", description="how many weights each tensor keeps"
+    )
+
+
+search = prune_and_train

@@ -1,0 +1,23 @@
+"""Before training, keep the weights on which the loss depends most: |g w|.
+
+Lee et al., SNIP: Single-shot Network Pruning based on Connection Sensitivity, 2019.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ..at_init import TRAITS as TRAITS
+from ..at_init import DataConfig, prune_and_train
+from ..at_init import plan as plan
+
+
+class Config(DataConfig):
+    """Flags of snip."""
+
+    score: ClassVar[str] = "snip"
+    draws_masks: ClassVar[bool] = True
+    method: str = "snip"
+
+
+search = prune_and_train

@@ -1,0 +1,25 @@
+"""Before training and without data, keep the weights of largest path mass, in 100 rounds.
+
+Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic flow, 2020.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from ..at_init import TRAITS as TRAITS
+from ..at_init import AtInitConfig, prune_and_train
+from ..at_init import plan as plan
+
+
+class Config(AtInitConfig):
+    """Flags of synflow."""
+
+    score: ClassVar[str] = "synflow"
+    method: str = "synflow"
+    rounds: int = Field(100, ge=1, description="rounds of scoring and dropping, the density falling exponentially")
+
+
+search = prune_and_train
