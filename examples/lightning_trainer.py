@@ -13,7 +13,7 @@ import supermask
 
 
 class Digits(lightning.LightningModule):
-    """A classifier whose network holds masks from the start."""
+    """An ordinary classifier, but for one line."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,12 +21,11 @@ class Digits(lightning.LightningModule):
         supermask.hold(self.net, supermask.prune(self.net, density=0.2, allocation="layerwise"))
 
     def training_step(self, batch):
-        """An ordinary step."""
-        x, y = batch
-        return nn.functional.cross_entropy(self.net(x), y)
+        """The loss, as ever."""
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self):
-        """An ordinary optimizer."""
+        """Any optimizer."""
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
@@ -36,7 +35,6 @@ x, model = x.float() / 16, Digits()
 quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 trainer = lightning.Trainer(max_epochs=5, accelerator="cpu", **quiet)
 trainer.fit(model, DataLoader(TensorDataset(x, y), batch_size=60, shuffle=True))
-print(
-    f"accuracy on the training data {(model.net(x).argmax(1) == y).float().mean():.3f}, {supermask.masks_of(model.net)}"
-)
+accuracy = (model.net(x).argmax(1) == y).float().mean()
+print(f"accuracy on the training data {accuracy:.3f} with {supermask.masks_of(model.net)}")
 supermask.check(model.net)

@@ -12,7 +12,7 @@ from torch import nn
 import supermask
 from ticket_search import search
 
-x = np.random.default_rng(0).normal(size=(600, 20)).astype("float32")
+x = np.random.default_rng(0).normal(size=(1000, 20)).astype("float32")
 y = x[:, :3].argmax(1)
 
 
@@ -23,7 +23,7 @@ def make_model() -> nn.Module:
 
 
 folder = sys.argv[1] if len(sys.argv) > 1 else "runs"
-run = search("imp", make_model, (x, y), density=0.3, epochs=5, seed=0, threads=1, runs=folder, progress=False)
+run = search("imp", make_model, (x, y), density=0.4, epochs=10, seed=0, threads=1, runs=folder, progress=False)
 levels = {round(level["density"], 2): round(level["val_accuracy"], 2) for level in run.levels}
 print("accuracy by density", levels, "in", run.path)
 

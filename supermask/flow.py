@@ -149,8 +149,8 @@ def _passing(target: Target, mask: Tensor | None) -> nn.Parameter:
 def _copy(model: nn.Module, parameters: dict[int, Tensor]) -> nn.Module:
     """The model in eval mode with other parameters, without the masks that it or a part of it carries."""
     computed = [x for m in model.modules() for x in vars(m).values() if isinstance(x, Tensor) and not x.is_leaf]
-    memo = {id(x): x.detach().clone() for x in computed}
-    memo |= {id(p): nn.Parameter(torch.ones_like(p, dtype=torch.float64)) for p in model.parameters()} | parameters
+    memo = parameters | {id(x): x.detach().clone() for x in computed}
+    memo |= {id(p): nn.Parameter(torch.ones_like(p).double()) for p in model.parameters() if id(p) not in memo}
     net = copy.deepcopy(model, memo).eval().double()
     for module in list(net.modules()):
         for name, child in module.named_children():

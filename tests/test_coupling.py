@@ -156,10 +156,9 @@ def test_channels_are_scored_by_the_sum_over_all_that_writes_them(name):
     found = coupled.reduce(scores, targets)
     written = {key: list(group.rows) for key, group in coupled.groups.items()}
     if name == "resnet20":
-        assert written["stem.weight"] == ["stem.weight", *sorted(f"stages.0.{i}.conv2.weight" for i in range(3))] or \
-            set(written["stem.weight"]) == {"stem.weight", *(f"stages.0.{i}.conv2.weight" for i in range(3))}  # fmt: skip
-        assert set(written["stages.1.0.conv2.weight"]) == {
-            "stages.1.0.shortcut.0.weight", *(f"stages.1.{i}.conv2.weight" for i in range(3))}  # fmt: skip
+        first, second = ({f"stages.{stage}.{i}.conv2.weight" for i in range(3)} for stage in (0, 1))
+        assert set(written["stem.weight"]) == first | {"stem.weight"}
+        assert set(written["stages.1.0.conv2.weight"]) == second | {"stages.1.0.shortcut.0.weight"}
         assert written["stages.2.1.conv1.weight"] == ["stages.2.1.conv1.weight"]
     for key, rows in written.items():
         expected = sum(scores[row].flatten(1).sum(1) for row in rows)
@@ -247,9 +246,17 @@ def through(layer: nn.Module, width: int, block: type[Block] = Block) -> Callabl
     return lambda: block(lambda self, x: self.layer(x).relu(), width, layer=layer)
 
 
+def conv(outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(6, outputs, 1)
+
+
+def of(block: Callable[[Block, Tensor], Tensor], width: int, outputs: int = 6) -> Callable[[], Block]:
+    return lambda: Block(block, width, layer=conv(outputs))
+
+
 # What is tried, and the tensors of which channels may go ("" for a refusal).
 BLOCKS = {
-    "plain": (through(nn.Conv2d(6, 8, 1), 8), "stem layer"),
+    "plain": (through(conv(8), 8), "stem layer"),
     "transposed": (through(nn.ConvTranspose2d(6, 8, 2), 8), "stem layer"),
     "grouped transposed": (through(nn.ConvTranspose2d(6, 8, 2, groups=2), 8), "stem"),
     "depthwise transposed": (through(nn.ConvTranspose2d(6, 6, 2, groups=6), 6), ""),
@@ -257,21 +264,18 @@ BLOCKS = {
     "depthwise": (through(nn.Conv2d(6, 6, 3, groups=6), 6), "stem+layer"),
     "two filters a channel": (through(nn.Conv2d(6, 12, 3, groups=6), 12), "stem layer"),
     "two channels a filter": (through(nn.Conv2d(6, 3, 3, groups=3), 3), ""),
-    "layer norm of an image": (through(nn.Sequential(nn.Conv2d(6, 8, 1), nn.LayerNorm((8, 5, 5))), 8), "stem"),
-    "group norm": (through(nn.Sequential(nn.Conv2d(6, 8, 1), nn.GroupNorm(2, 8)), 8), "stem layer.0"),
-    "norm without scale": (through(nn.Sequential(nn.Conv2d(6, 8, 1), nn.BatchNorm2d(8, affine=False)), 8), "stem"),
-    "residual": (lambda: Block(lambda self, x: x + self.layer(x), 6, layer=nn.Conv2d(6, 6, 1)), "stem+layer"),
-    "twice": (lambda: Block(lambda self, x: self.layer(self.layer(x).relu()), 6, layer=nn.Conv2d(6, 6, 1)), "stem+layer"),
-    "concatenation": (lambda: Block(lambda self, x: torch.cat([x, self.layer(x)], 1), 10, layer=nn.Conv2d(6, 4, 1)), "stem layer"),
-    "squeeze and excitation": (
-        lambda: Block(lambda self, x: x * self.layer(x.mean((2, 3), keepdim=True)).sigmoid(), 6, layer=nn.Conv2d(6, 6, 1)),
-        "stem+layer",
-    ),
-    "gate": (lambda: Block(lambda self, x: nn.functional.glu(self.layer(x), 1), 4, layer=nn.Conv2d(6, 8, 1)), "stem"),
-    "shuffle": (lambda: Block(lambda self, x: shuffle(x) + self.layer(x), 6, layer=nn.Conv2d(6, 6, 1)), ""),
-    "features": (through(nn.Conv2d(6, 8, 1), 8, Returning), "stem"),
-    "sum over channels": (lambda: Block(lambda self, x: self.layer(x.softmax(1)), 6, layer=nn.Conv2d(6, 6, 1)), "layer"),
-}  # fmt: skip
+    "layer norm of an image": (through(nn.Sequential(conv(8), nn.LayerNorm((8, 5, 5))), 8), "stem"),
+    "group norm": (through(nn.Sequential(conv(8), nn.GroupNorm(2, 8)), 8), "stem layer.0"),
+    "norm without scale": (through(nn.Sequential(conv(8), nn.BatchNorm2d(8, affine=False)), 8), "stem"),
+    "residual": (of(lambda self, x: x + self.layer(x), 6), "stem+layer"),
+    "twice": (of(lambda self, x: self.layer(self.layer(x).relu()), 6), "stem+layer"),
+    "concatenation": (of(lambda self, x: torch.cat([x, self.layer(x)], 1), 10, 4), "stem layer"),
+    "excitation": (of(lambda self, x: x * self.layer(x.mean((2, 3), keepdim=True)).sigmoid(), 6), "stem+layer"),
+    "gate": (of(lambda self, x: nn.functional.glu(self.layer(x), 1), 4, 8), "stem"),
+    "shuffle": (of(lambda self, x: shuffle(x) + self.layer(x), 6), ""),
+    "features": (through(conv(8), 8, Returning), "stem"),
+    "sum over channels": (of(lambda self, x: self.layer(x.softmax(1)), 6), "layer"),
+}
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -337,8 +341,6 @@ def test_example_inputs_that_do_not_fit():
         supermask.prune(model, 0.5, granularity="filter", example_input=x[:, :1])
     uncoupled = supermask.prune(model, 0.5, granularity="filter")
     assert uncoupled.uncounted == set()
-    net = Block(
-        lambda self, x: torch.cat([part.relu() for part in self.layer(x).chunk(2, 1)], 1), 8, layer=nn.Conv2d(6, 8, 1)
-    )
+    net = of(lambda self, x: torch.cat([part.relu() for part in self.layer(x).chunk(2, 1)], 1), 8, 8)()
     with pytest.raises(ValueError, match="cannot be traced for filters that belong together.*without example_input"):
         supermask.prune(net, 0.5, granularity="filter", example_input=torch.randn(2, 6, 5, 5))

@@ -286,7 +286,7 @@ def test_scores_and_allocations_of_ones_own():
     model = perceptron()
     masks = supermask.prune(
         model, 0.5,
-        score=lambda m, targets, evidence: {n: torch.arange(t.size).reshape(t.parameter.shape) for n, t in targets.items()},
+        score=lambda m, t, evidence: {n: torch.arange(e.size).reshape(e.parameter.shape) for n, e in t.items()},
         allocation=lambda units, density, targets: dict.fromkeys(units, 2),
     )  # fmt: skip
     assert masks.kept_per_tensor == {"0.weight": 2, "2.weight": 2, "4.weight": 2}
@@ -321,14 +321,14 @@ BAD = [
     ({"score": "magnitde"}, "unknown score 'magnitde'; did you mean 'magnitude'"),
     ({"allocation": "layer-wise"}, "unknown allocation 'layer-wise'; did you mean 'layerwise'"),
     ({"granularity": "weights"}, "unknown granularity 'weights'; did you mean 'weight'"),
-    ({"score": broken}, r"0.weight has 1 NaN among its 108.*2.weight has shape \[7, 9\], its scores \[2\]; 4.weight has no"),
+    ({"score": broken}, r"0.weight has 1 NaN among its 108.*2.weight has shape \[7, 9\], its scores \[2\]; 4.weight"),
     ({"previous": some("0.weight", 9, 11)}, r"0.weight has shape \[9, 12\], its mask \[9, 11\]"),
     ({"previous": some("0.wieght", 9, 12)}, "no parameter fits '0.wieght'; did you mean '0.weight'"),
-    ({"previous": some("0.weight", 9, 12), "include": "*.weight"}, "there is no previous mask for 2.weight; .*4.weight"),
-    ({"previous": {"0.weight": torch.ones(9, 12)}}, r"a mask is a bool tensor, True = kept; got 0.weight \(float32 tensor\)"),
+    ({"previous": some("0.weight", 9, 12), "include": "*.weight"}, "no previous mask for 2.weight; .*4.weight"),
+    ({"previous": {"0.weight": torch.ones(9, 12)}}, r"a mask is a bool tensor.*got 0.weight \(float32 tensor\)"),
     ({"previous": {"0.weight": torch.arange(108).reshape(9, 12) < 9}},
      r"masks only shrink, but the previous ones keep fewer weights: 0.weight keeps 9 and density 0.5 asks for 54"),
-    ({"granularity": "2:4", "density": 0.3, "include": "0.weight"}, "2:4 keeps 0.5 of every tensor.*got 0.weight 32 of 108"),
+    ({"granularity": "2:4", "density": 0.3, "include": "0.weight"}, "2:4 keeps 0.5 of every.*got 0.weight 32 of 108"),
     ({"include": "layer.*"}, "no parameter fits 'layer.*'"),
 ]  # fmt: skip
 
