@@ -28,10 +28,10 @@ with tempfile.TemporaryDirectory() as folder:
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=data)
     trainer.train()
+    supermask.check(model)
     trainer.save_model(folder)
     saved = BertForSequenceClassification.from_pretrained(folder)
 
 accuracy = (saved(tokens).logits.argmax(1) == labels).float().mean()
 print(f"accuracy on the training data {accuracy:.3f} with {masks}")
 assert not any(saved.get_parameter(name)[~mask].any() for name, mask in masks.items())
-supermask.check(model)

@@ -35,6 +35,6 @@ x, model = x.float() / 16, Digits()
 quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 trainer = lightning.Trainer(max_epochs=5, accelerator="cpu", **quiet)
 trainer.fit(model, DataLoader(TensorDataset(x, y), batch_size=60, shuffle=True))
-accuracy = (model.net(x).argmax(1) == y).float().mean()
+accuracy = (supermask.bake(model.net)(x).argmax(1) == y).float().mean()
 print(f"accuracy on the training data {accuracy:.3f} with {supermask.masks_of(model.net)}")
 supermask.check(model.net)

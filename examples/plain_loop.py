@@ -25,6 +25,7 @@ for _ in range(5):
         loss.backward()
         optimizer.step()
 
-accuracy = (model(x).argmax(1) == y).float().mean()
+net = supermask.bake(model)  # a copy as an ordinary module
+accuracy = (net(x).argmax(1) == y).float().mean()
 print(f"{masks.kept} of {masks.size} weights, accuracy on the training data {accuracy:.3f}")
 supermask.check(model)  # raises if a dropped weight is not 0

@@ -261,9 +261,14 @@ def _tight(
                 for key in coupled.groups
                 for place, member in enumerate(readers[key])
             ]
-            call(copied, _random_like(example))
-            for handle in handles:
-                handle.remove()
+            try:
+                call(copied, _random_like(example))
+            except Exception as error:
+                said = f"{type(error).__name__}: {error}"
+                raise ValueError(f"the model does not run on random numbers in place of the example: {said}") from error
+            finally:
+                for handle in handles:
+                    handle.remove()
     first, second = seen
     leaking = {place[0] for place in first if not _same(first[place], second[place])}
     return set(coupled.groups) - leaking
@@ -283,9 +288,8 @@ def _redraw(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
 def _record(member: Member, dropped: Tensor, held: list[list[Tensor]]) -> Any:
     """Keep what a layer reads of the dropped channels: as traced, or of a flattened image channel by channel."""
     layer = member.twin
-    index = torch.tensor(
-        [place for place, channel in zip(member.places, member.channels, strict=True) if dropped[channel]]
-    )
+    pairs = zip(member.places, member.channels, strict=True)
+    index = torch.tensor([place for place, channel in pairs if dropped[channel]], dtype=torch.long)
 
     def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0]
@@ -302,8 +306,9 @@ def _record(member: Member, dropped: Tensor, held: list[list[Tensor]]) -> Any:
 
 def _same(first: list[list[Tensor]], second: list[list[Tensor]]) -> bool:
     """Whether every call read the same, in one of the ways."""
-    calls = zip(first, second, strict=True)
-    return all(any(torch.equal(a, b) for a, b in zip(one, two, strict=True)) for one, two in calls)
+    calls = zip(first, second, strict=False)
+    equal = all(any(torch.equal(a, b) for a, b in zip(one, two, strict=True)) for one, two in calls)
+    return equal and len(first) == len(second)
 
 
 def _random_like(example: Any) -> Any:

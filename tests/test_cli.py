@@ -128,7 +128,7 @@ BAD = {
     "density and sparsity": (["--density", "0.5", "--sparsity", "0.5"], ["--density 0.5 and --sparsity 0.5: give one"]),
     "sparsity 1": (["--sparsity", "1"], ["--sparsity 1: expected a number in [0, 1)"]),
     "epochs": (["--epochs", "0"], ["--epochs 0: expected greater than or equal to 1"]),
-    "another method's flag": (["--rewind", "2ep"], ["--rewind is a flag of imp, not of edge-popup"]),
+    "another method's flag": (["--rewind", "2ep"], ["--rewind is a flag of imp, one-shot, not of edge-popup"]),
     "unknown flag": (["--densty", "0.5"], ["unknown flag --densty; did you mean '--density'?"]),
     "no value": (["--epochs", "--seed", "1"], ["--epochs needs a value"]),
     "no flag": (["fast"], ["'fast' is not a flag"]),

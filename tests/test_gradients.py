@@ -270,8 +270,8 @@ def test_the_model_is_left_as_it_was(score, granularity, failing):
         yield x, y
 
     shape = "filter" if granularity == "filter" and score != "random" else "weight"
-    previous = supermask.prune(model, 0.9)
     before = snapshot(model)
+    previous = supermask.prune(model, 0.9)
     ask = {"batches": batches(), "example_input": x[:, :, :1, :1] if failing else x, "previous": previous, "rounds": 2}
     fails = failing and (score in [*OF_GRADIENTS, "synflow", "bn-scale"] or shape == "filter")
     if fails:
@@ -279,7 +279,25 @@ def test_the_model_is_left_as_it_was(score, granularity, failing):
             supermask.prune(model, 0.5, score, granularity=shape, **ask)
     else:
         supermask.prune(model, 0.5, score, granularity=shape, **ask)
-    after = snapshot(model)
+    check_same(before, snapshot(model))
+
+
+def test_what_a_score_of_ones_own_leaves_behind_is_put_right():
+    model = Drifting()
+
+    def rude(model: nn.Module, targets, evidence) -> dict[str, Tensor]:
+        model.eval().requires_grad_(False)
+        model.norm.running_mean += torch.rand(6)
+        model.seen = torch.ones(3)
+        return {name: torch.rand(target.parameter.shape) for name, target in targets.items()}
+
+    before = snapshot(model)
+    masks = supermask.prune(model, 0.5, rude, seed=4)
+    check_same(before, snapshot(model))
+    assert supermask.prune(model, 0.5, rude, seed=4) == masks, "random numbers are those of the seed"
+
+
+def check_same(before: dict[str, object], after: dict[str, object]) -> None:
     assert before.keys() == after.keys()
     for part in ("ids", "modes", "flags", "hooks", "inside"):
         assert before[part] == after[part], part

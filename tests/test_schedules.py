@@ -120,8 +120,20 @@ def test_rounds_after_rounds_in_any_shape(granularity):
     first = supermask.prune(model, 0.5, granularity=granularity, **example)
     second = supermask.prune(model, 0.25, granularity=granularity, previous=first, rounds=3, **example)
     assert second.within(first)
-    if granularity == "filter":  # the head, whole, must not count as density left
-        assert second["0.weight"].flatten(1).any(1).sum() + second["2.weight"].flatten(1).any(1).sum() == 4
+
+
+def test_rounds_count_units_and_not_weights():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 300))
+    example, channels = torch.randn(1, 3, 6, 6), []
+
+    def counting(model: nn.Module, targets, evidence):
+        channels.append(sum(int(model[layer].weight.flatten(1).any(1).sum()) for layer in (0, 2)))
+        return SCORES["magnitude"](model, targets, evidence)
+
+    first = supermask.prune(model, 0.5, granularity="filter", example_input=example)
+    assert first.density > 0.9, "most weights are in the head, which stays whole"
+    supermask.prune(model, 0.25, counting, granularity="filter", previous=first, rounds=3, example_input=example)
+    assert channels == [8, count_kept(0.5 * 0.5 ** (1 / 3), 16), count_kept(0.5 * 0.5 ** (2 / 3), 16)]
 
 
 def test_only_the_last_round_must_be_met_in_each_tensor():
