@@ -24,7 +24,7 @@ data = [{"input_ids": x, "labels": y} for x, y in zip(tokens, labels, strict=Tru
 with tempfile.TemporaryDirectory() as folder:
     arguments = TrainingArguments(
         folder, num_train_epochs=3, per_device_train_batch_size=30, learning_rate=0.01, use_cpu=True, report_to="none",
-        disable_tqdm=True,
+        save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=data)
     trainer.train()

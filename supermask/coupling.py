@@ -250,9 +250,9 @@ def _tight(
         for key, g in coupled.groups.items()
     }
     masks = coupled.expand({key: ~drop for key, drop in dropped.items()}, targets) if dropped else {}
-    seen: list[dict[tuple[str, int], list[list[Tensor]]]] = []
+    seen: list[dict[tuple[str, int], list[Tensor]]] = []
     for seed in (1, 2):
-        held: dict[tuple[str, int], list[list[Tensor]]] = {}
+        held: dict[tuple[str, int], list[Tensor]] = {}
         seen.append(held)
         with undisturbed(copied, seed), torch.no_grad():
             _redraw(copied, masks)
@@ -285,30 +285,21 @@ def _redraw(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
             mean.uniform_(-1.5, -0.5)
 
 
-def _record(member: Member, dropped: Tensor, held: list[list[Tensor]]) -> Any:
-    """Keep what a layer reads of the dropped channels: as traced, or of a flattened image channel by channel."""
-    layer = member.twin
+def _record(member: Member, dropped: Tensor, held: list[Tensor]) -> Any:
+    """Keep what a layer reads of the dropped channels."""
     pairs = zip(member.places, member.channels, strict=True)
     index = torch.tensor([place for place, channel in pairs if dropped[channel]], dtype=torch.long)
+    axis = -1 if isinstance(member.twin, nn.Linear) else -len(member.twin.kernel_size) - 1
 
     def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = args[0]
-        if not isinstance(layer, nn.Linear):
-            held.append([x.movedim(-len(layer.kernel_size) - 1, -1)[..., index.to(x.device)]])
-            return
-        ways = [x[..., index.to(x.device)]]
-        if x.shape[-1] % len(dropped) == 0:
-            ways.append(x.unflatten(-1, (len(dropped), -1))[..., dropped.to(x.device), :])
-        held.append(ways)
+        held.append(args[0].movedim(axis, -1)[..., index.to(args[0].device)])
 
-    return layer.register_forward_pre_hook(keep)
+    return member.twin.register_forward_pre_hook(keep)
 
 
-def _same(first: list[list[Tensor]], second: list[list[Tensor]]) -> bool:
-    """Whether every call read the same, in one of the ways."""
-    calls = zip(first, second, strict=False)
-    equal = all(any(torch.equal(a, b) for a, b in zip(one, two, strict=True)) for one, two in calls)
-    return equal and len(first) == len(second)
+def _same(first: list[Tensor], second: list[Tensor]) -> bool:
+    """Whether every call read the same."""
+    return len(first) == len(second) and all(map(torch.equal, first, second))
 
 
 def _random_like(example: Any) -> Any:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .allocation import Allocation, by_glob, find_allocation, with_floor
-from .coupling import couple
+from .coupling import Coupled, couple
 from .gradients import Evidence, Loss, Replay, undisturbed
-from .granularity import NM, Granularity, Units, find_granularity
+from .granularity import NM, Channel, Filter, Granularity, Units, find_granularity
 from .masks import Masks, mismatches
 from .schedules import Schedule, densities_over
 from .scores import ROUNDS, Score, find_score
@@ -53,8 +53,9 @@ def prune(
             glob, kind of layer or `output` (see `by_glob`), which are an allocation themselves.
         score: `magnitude`, `l2`, `random`, `snip`, `grasp`, `synflow`, `taylor`, `movement`, `bn-scale`, or a function
             `(model, targets, evidence) -> {name: tensor}`, higher is kept.
-        allocation: `global` (all units ranked together, the default), `layerwise` (the same density in each tensor; the
-            default of N:M), `erk`, `er`, `balanced`, or a function `(unit scores, density, targets) -> {name: number}`.
+        allocation: `global` (all units ranked together; the default), `layerwise` (the same density in each tensor; the
+            default of filters, channels and N:M), `erk`, `er`, `balanced`, or a function
+            `(unit scores, density, targets) -> {name: number}`.
         granularity: `weight`, `filter`, `channel`, `block:4x4`, `2:4`, or an object of that contract. `filter` with an
             `example_input` drops whole channels: all filters that write one, their biases, the norm behind them. The
             masks then hold biases and norms too, which no density counts.
@@ -89,7 +90,8 @@ def prune(
     if granularity == "filter" and example_input is not None:
         shape = couple(model, targets, example_input)
     if allocation is None:
-        allocation = "layerwise" if isinstance(shape, NM) else "global"
+        # Sums over filters of different sizes do not compare.
+        allocation = "layerwise" if isinstance(shape, (NM, Filter, Channel, Coupled)) else "global"
     allocate, scored = find_allocation(allocation), find_score(score)
     if isinstance(density, Mapping):
         allocate = by_glob(density)
@@ -153,7 +155,7 @@ def _alive(masks: Masks, targets: Targets, shape: Granularity) -> float:
 
 
 def _alive_in(unit: Tensor) -> int:
-    return int((unit != -torch.inf).sum())
+    return int(torch.count_nonzero(unit != -torch.inf))
 
 
 @contextmanager

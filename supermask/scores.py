@@ -6,6 +6,7 @@ A unit of several weights, such as a filter, has the sum of its weights' scores:
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -148,10 +149,11 @@ def synflow(model: nn.Module, targets: Targets, evidence: Evidence) -> Scores:
     total = main_output(outputs).sum()
     grads = torch.autograd.grad(total, list(weights.values()), allow_unused=True, materialize_grads=True)
     scores = {name: (weights[name] * grad).detach().abs() for name, grad in zip(weights, grads, strict=True)}
-    if not torch.isfinite(total) or not any(bool(score.any()) for score in scores.values()):
+    flow = sum(float(score.sum()) for score in scores.values())
+    if not 0 < flow < math.inf:
         raise ValueError(
-            f"synflow: the flow through the network is {total.item():g}: a norm over channels or a cut stops it; "
-            "expected a network whose output grows with its input"
+            f"synflow: the flow through the weights is {flow:g}: a norm over channels stops it, or a layer that lost "
+            "all of its weights; expected a network whose output grows with its input, pruned in more rounds"
         )
     return scores
 

@@ -234,11 +234,11 @@ class Block(nn.Module):
 
 
 class Returning(Block):
-    """Gives its features beside its answer."""
+    """Gives what its layers write beside its answer."""
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        features = self.block(self, self.stem(x).relu())
-        return {"logits": self.head(features.flatten(2).mean(2)), "features": features}
+    def forward(self, x: Tensor) -> dict[str, object]:
+        x = self.stem(x).relu()
+        return {"logits": self.head(self.layer(x).relu().flatten(2).mean(2)), "features": [x, self.layer(x)]}
 
 
 def shuffle(x: Tensor) -> Tensor:
@@ -250,7 +250,7 @@ def through(layer: nn.Module, width: int, block: type[Block] = Block) -> Callabl
 
 
 def gate(self: Block, x: Tensor) -> Tensor:
-    value, opening = self.layer(x).chunk(2, 1)
+    opening, value = self.layer(x).chunk(2, 1)
     return value * opening.sigmoid()
 
 
@@ -281,7 +281,7 @@ BLOCKS = {
     "excitation": (of(lambda self, x: x * self.layer(x.mean((2, 3), keepdim=True)).sigmoid(), 6), "stem+layer"),
     "gate": (of(gate, 4, 8), "stem"),
     "shuffle": (of(lambda self, x: shuffle(x) + self.layer(x), 6), ""),
-    "features": (through(conv(8), 8, Returning), "stem"),
+    "features": (through(conv(8), 8, Returning), ""),
     "sum over channels": (of(lambda self, x: self.layer(x.softmax(1)), 6), "layer"),
 }
 

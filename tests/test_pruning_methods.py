@@ -69,6 +69,7 @@ def test_shapes_other_than_single_weights(shape, tmp_path):
     if shape == "filter":
         assert masks["fc3.weight"].all(), "the outputs stay"
         units = [first.all(1), second.all(1)]
+        assert [int(unit.sum()) for unit in units] == [150, 50], "the same share of each layer"
         assert all((~mask.any(1) | mask.all(1)).all() for mask in (first, second))
         assert sum(int(unit.sum()) for unit in units) == count_kept(0.5, 400)
         assert masks.uncounted == {"fc1.bias", "fc2.bias"}
@@ -150,6 +151,21 @@ def test_one_shot_takes_any_score(score, tmp_path):
     assert run.ticket.masks.kept == count_kept(0.3, 50200)
     same = run.ticket.masks == supermask.prune(run.load_level(0).model(), 0.3)
     assert same is (score == "l2"), "of single weights the order of the magnitude"
+
+
+def test_one_shot_by_the_scale_of_batch_norms(tmp_path):
+    flags = {"score": "bn-scale", "granularity": "filter", **QUICK, "epochs": 1}
+    run = search("one-shot", "resnet20", runs=tmp_path, density=0.5, exclude=("head",), **flags)
+    masks = run.ticket.masks
+    norms = [name for name in masks.uncounted if "norm" in name and name.endswith("weight")]
+    assert norms
+    dense = run.load_level(0).model()
+    for name in ("stages.0.0.norm1.weight", "stages.2.1.norm1.weight"):
+        kept, scale = masks[name], dense.get_parameter(name).abs()
+        assert int(kept.sum()) == len(kept) // 2
+        assert scale[kept].min() >= scale[~kept].max()
+    with pytest.raises(RunError, match=r"no batch norm stands behind fc1\.weight"):
+        search("one-shot", runs=tmp_path, density=0.5, **flags)
 
 
 def test_one_shot_flags_that_do_not_go_together():

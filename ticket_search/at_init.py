@@ -30,8 +30,8 @@ class PruningConfig(SharedConfig):
     batch_size: int = Field(60, ge=1, description="samples per step")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="update rule")
     lr: float = Field(1.2e-3, gt=0, allow_inf_nan=False, description="learning rate at its highest")
-    allocation: Literal["global", "layerwise", "erk", "er", "balanced"] = Field(
-        "global", description="how many weights each tensor keeps"
+    allocation: Literal["global", "layerwise", "erk", "er", "balanced"] | None = Field(
+        None, description="how many each tensor keeps; if not given global, of filters, channels and N:M layerwise"
     )
     granularity: str = Field("weight", description="what is dropped as one: weight, filter, channel, block:4x4, 2:4")
     floor: float = Field(0.0, ge=0, lt=1, description="fraction of its weights that every tensor keeps at least")
@@ -43,7 +43,7 @@ class PruningConfig(SharedConfig):
         if kept.isdecimal() and group.isdecimal() and int(group):
             if self.density != int(kept) / int(group):
                 found.append(f"--granularity {self.granularity} keeps {int(kept) / int(group):g}: give that --density")
-            if self.allocation != "layerwise":
+            if self.allocation not in (None, "layerwise"):
                 found.append(f"--granularity {self.granularity} goes with --allocation layerwise")
         return found
 
@@ -147,7 +147,7 @@ def choose_masks(model: nn.Module, config: PruningConfig, score: str, **evidence
     from .problems import RunError
 
     coupled = config.granularity == "filter"
-    if not coupled and score != "synflow":
+    if not coupled and score not in ("synflow", "bn-scale"):
         evidence.pop("example_input", None)
     try:
         return supermask.prune(

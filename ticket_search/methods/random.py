@@ -20,7 +20,7 @@ class Config(AtInitConfig):
     score: ClassVar[str] = "random"
     draws_masks: ClassVar[bool] = True
     method: str = "random"
-    allocation: Literal["global", "layerwise", "erk", "er", "balanced"] = Field(
+    allocation: Literal["global", "layerwise", "erk", "er", "balanced"] | None = Field(
         "layerwise", description="how many weights each tensor keeps"
     )
 
