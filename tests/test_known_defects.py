@@ -204,7 +204,9 @@ def test_path_scores_do_not_depend_on_the_mode():
 
 
 def choices(config: type, field: str) -> set[str]:
-    return set(typing.get_args(config.model_fields[field].annotation))
+    annotation = config.model_fields[field].annotation
+    given = [part for part in typing.get_args(annotation) if typing.get_origin(part) is typing.Literal]
+    return set(typing.get_args(given[0] if given else annotation))
 
 
 def test_the_command_line_knows_every_entry_of_every_table():

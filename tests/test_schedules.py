@@ -130,9 +130,10 @@ def test_rounds_count_units_and_not_weights():
         channels.append(sum(int(model[layer].weight.flatten(1).any(1).sum()) for layer in (0, 2)))
         return SCORES["magnitude"](model, targets, evidence)
 
-    first = supermask.prune(model, 0.5, granularity="filter", example_input=example)
+    shape = {"allocation": "global", "granularity": "filter", "example_input": example}
+    first = supermask.prune(model, 0.5, **shape)
     assert first.density > 0.9, "most weights are in the head, which stays whole"
-    supermask.prune(model, 0.25, counting, granularity="filter", previous=first, rounds=3, example_input=example)
+    supermask.prune(model, 0.25, counting, previous=first, rounds=3, **shape)
     assert channels == [8, count_kept(0.5 * 0.5 ** (1 / 3), 16), count_kept(0.5 * 0.5 ** (2 / 3), 16)]
 
 
