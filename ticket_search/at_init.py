@@ -36,13 +36,18 @@ class PruningConfig(SharedConfig):
     granularity: str = Field("weight", description="what is dropped as one: weight, filter, channel, block:4x4, 2:4")
     floor: float = Field(0.0, ge=0, lt=1, description="fraction of its weights that every tensor keeps at least")
 
+    @property
+    def group_density(self) -> float | None:
+        """N / M where the granularity is N:M."""
+        kept, _, group = self.granularity.partition(":")
+        return int(kept) / int(group) if kept.isdecimal() and group.isdecimal() and int(group) else None
+
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """N:M has a density and an allocation of its own."""
         found = super().problems(given)
-        kept, _, group = self.granularity.partition(":")
-        if kept.isdecimal() and group.isdecimal() and int(group):
-            if self.density != int(kept) / int(group):
-                found.append(f"--granularity {self.granularity} keeps {int(kept) / int(group):g}: give that --density")
+        if self.group_density is not None:
+            if self.density != self.group_density:
+                found.append(f"--granularity {self.granularity} keeps {self.group_density:g}: give that --density")
             if self.allocation not in (None, "layerwise"):
                 found.append(f"--granularity {self.granularity} goes with --allocation layerwise")
         return found
@@ -53,6 +58,13 @@ class AtInitConfig(PruningConfig):
 
     score: ClassVar[str] = ""
     rounds: int = Field(1, ge=1, description="rounds of scoring and dropping, the density falling exponentially")
+
+    def problems(self, given: Set[str] = frozenset()) -> list[str]:
+        """N:M has one density only."""
+        found = super().problems(given)
+        if self.group_density is not None and self.rounds != 1:
+            found.append(f"--granularity {self.granularity} is met in one round: give --rounds 1")
+        return found
 
 
 class DataConfig(AtInitConfig):
@@ -172,12 +184,16 @@ def example_of(data: Samples) -> Tensor:
 
 
 def score_batches(data: Samples, config: SharedConfig, per_class: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Training samples drawn by the mask seed, in batches of the training's size: so many per class on average."""
+    """Training samples drawn by the mask seed, so many per class on average, in equal batches of at most `batch_size`.
+
+    All of them: an epoch of training would leave out what does not fill a batch.
+    """
     from supermask.inits import permutation
 
     order = permutation(data.train_size, config.seeds["mask"], "score-samples")
     count = min(data.train_size, per_class * data.classes)
-    return data.train_batches(order[:count], min(config.batch_size, count))
+    size = max(divisor for divisor in range(1, min(config.batch_size, count) + 1) if count % divisor == 0)
+    return data.train_batches(order[:count], size)
 
 
 def warn_of_collapse(model: nn.Module, masks: Masks, data: Samples, run: Run) -> None:
@@ -186,7 +202,8 @@ def warn_of_collapse(model: nn.Module, masks: Masks, data: Samples, run: Run) ->
 
     try:
         found = flow(model, masks, example_of(data))
-    except ValueError:
-        return  # a network whose paths are not defined, such as a recurrent one
+    except ValueError as error:
+        run.progress.say(f"cut layers are not looked for: {error}")
+        return
     for sentence in describe(found):
         run.progress.say(sentence)

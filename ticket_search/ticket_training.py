@@ -41,6 +41,8 @@ class Config(SharedConfig):
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """The masks and the weights are the ticket's own."""
         found = super().problems(given)
+        if "mask_seed" in given and self.control not in ("shuffle", "random"):
+            found.append("--mask-seed goes with --control shuffle or random")
         if self.control != "none" and self.state != "start":
             found.append(f"--control {self.control} is of what a ticket starts from: expected --state start")
         return found + [f"{flag(key)} is the ticket's own" for key in FIXED if key in given]

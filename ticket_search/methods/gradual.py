@@ -39,6 +39,8 @@ class Config(PruningConfig):
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """Pruning takes steps."""
         found = super().problems(given)
+        if self.group_density is not None:
+            found.append(f"--granularity {self.granularity} has one density, gradual pruning goes through many")
         if self.prune_every is not None and is_zero(self.prune_every):
             found.append("--prune-every 0: expected steps or epochs, like 100it or 1ep")
         return found

@@ -56,6 +56,8 @@ class Config(PruningConfig):
             found += [f"{name} goes with --then fine-tune" for name, value in own.items() if value is not None]
         if "samples_per_class" in given and self.score not in LOOKS_AT_DATA:
             found.append(f"--samples-per-class goes with --score {', '.join(LOOKS_AT_DATA)}")
+        if "mask_seed" in given and self.score not in (*LOOKS_AT_DATA, "random"):
+            found.append(f"--mask-seed goes with --score {', '.join(LOOKS_AT_DATA)}, random")
         if self.rewind.endswith("ep") and steps_of(self.rewind, 1) >= self.epochs:
             found.append(f"--rewind {self.rewind}: expected less than the {self.epochs} epochs of a training")
         return found
