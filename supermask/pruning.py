@@ -89,14 +89,8 @@ def prune(
     shape = find_granularity(granularity)
     if granularity == "filter" and example_input is not None:
         shape = couple(model, targets, example_input)
-    if allocation is None:
-        # Sums over filters of different sizes do not compare.
-        allocation = "layerwise" if isinstance(shape, (NM, Filter, Channel, Coupled)) else "global"
-    allocate, scored = find_allocation(allocation), find_score(score)
-    if isinstance(density, Mapping):
-        allocate = by_glob(density)
-    elif floor:
-        allocate = with_floor(allocate, floor)
+    allocate = by_glob(density) if isinstance(density, Mapping) else allocation_for(shape, allocation, floor)
+    scored = find_score(score)
     if rounds is None:
         rounds = ROUNDS.get(score, 1) if isinstance(score, str) and not isinstance(shape, NM) else 1
     masks = None if previous is None else _take_previous(previous, model, targets)
@@ -110,6 +104,19 @@ def prune(
         masks = _choose(scores, targets, shape, allocate, goal, masks, last=left == 0)
     assert masks is not None
     return masks
+
+
+def allocation_for(shape: Granularity, allocation: str | Allocation | None, floor: float = 0.0) -> Allocation:
+    """The allocation asked, over a floor; if none is asked, the one that units of this shape can be ranked by.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if allocation is None:
+        # Sums over filters of different sizes do not compare.
+        allocation = "layerwise" if isinstance(shape, (NM, Filter, Channel, Coupled)) else "global"
+    found = find_allocation(allocation)
+    return with_floor(found, floor) if floor else found
 
 
 def _choose(

@@ -104,7 +104,9 @@ def test_two_of_four(tmp_path):
     [
         ({"granularity": "filtr"}, "did you mean 'filter'"),
         ({"granularity": "block:7x7"}, "fc1.weight"),
-        ({"density": 1e-6}, "keeps none of the 50,200 weights"),
+        ({"density": 1e-6}, r"--density 1e-06 keeps none of the 50,200 units \(weight\)"),
+        ({"density": 0.001, "granularity": "filter"}, r"--density 0.001 keeps none of the 400 units \(filter\)"),
+        ({"density": 0.01, "floor": 0.05}, "--density 0.01: density 0.01 keeps 502 units, a floor of 0.05 needs"),
         ({"floor": 1.5}, "--floor"),
         ({"allocation": "erq"}, "--allocation"),
     ],
@@ -146,8 +148,9 @@ def test_where_paths_are_not_defined_it_is_said(tmp_path, monkeypatch):
 
 
 def test_a_floor_above_the_density_names_the_tensors(tmp_path):
-    with pytest.raises(RunError, match=r"floor of 0\.5 needs .*fc1\.weight"):
+    with pytest.raises(RequestError, match=r"floor of 0\.5 needs .*fc1\.weight"):
         search("snip", runs=tmp_path, density=0.1, floor=0.5, **QUICK)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_floor_leaves_no_layer_empty(tmp_path):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import supermask
     from supermask import Masks, Targets, Ticket
+    from supermask.gradients import Evidence
+    from supermask.scores import Scores
 
     from .data.samples import Samples
     from .runs import Run
@@ -87,18 +89,24 @@ def check_pruning(config: PruningConfig, targets: Targets) -> None:
     """Check that the targets can be pruned in the configured way.
 
     Raises:
-        RequestError: a granularity that is none or does not fit the targets, or a density that keeps nothing.
+        RequestError: a granularity that is none or does not fit the targets, an allocation or a floor that cannot be,
+            or a density that keeps nothing.
     """
     from supermask.granularity import find_granularity
-    from supermask.selection import count_kept
+    from supermask.pruning import allocation_for
 
-    if count_kept(config.density, targets.size) == 0:
-        raise RequestError(f"--density {config.density:g} keeps none of the {targets.size:,} weights")
     try:
         shape = find_granularity(config.granularity)
-        shape.reduce({name: target.parameter.detach() for name, target in targets.items()}, targets)
+        units = shape.reduce({name: target.parameter.detach() for name, target in targets.items()}, targets)
     except ValueError as error:
         raise RequestError(f"--granularity {config.granularity}: {error}") from None
+    try:
+        counts = allocation_for(shape, config.allocation, config.floor)(units, config.density, targets)
+    except ValueError as error:
+        raise RequestError(f"--density {config.density:g}: {error}") from None
+    if not any(counts.values()):
+        number, what = sum(unit.numel() for unit in units.values()), config.granularity
+        raise RequestError(f"--density {config.density:g} keeps none of the {number:,} units ({what})")
 
 
 def prune_and_train(model: nn.Module, data: Samples, config: AtInitConfig, run: Run) -> Ticket:
@@ -106,6 +114,7 @@ def prune_and_train(model: nn.Module, data: Samples, config: AtInitConfig, run: 
     import supermask
     from supermask.ticket import state_of
 
+    from .reports import conclude
     from .tensorboard import densities
     from .training import train
 
@@ -115,7 +124,7 @@ def prune_and_train(model: nn.Module, data: Samples, config: AtInitConfig, run: 
         evidence = {"rounds": config.rounds, "example_input": example_of(data)}
         if isinstance(config, DataConfig):
             evidence["batches"] = score_batches(data, config, config.samples_per_class)
-        masks = choose_masks(model, config, config.score, **evidence)
+        masks = choose_masks(model, config, config.score, run, **evidence)
         run.log(0, densities(masks))
         return {"masks": dict(masks), "uncounted": sorted(masks.uncounted)}
 
@@ -127,53 +136,49 @@ def prune_and_train(model: nn.Module, data: Samples, config: AtInitConfig, run: 
     def work() -> dict[str, Any]:
         trained = train(model, data, config, run)
         supermask.check(model)
-        return finish(run, model, masks, start, trained)
+        return conclude(run, model, masks, start, trained)
 
     run.rows.append(run.stage("training", work)["row"])
     return run.ticket
 
 
-def finish(run: Run, model: nn.Module, masks: Masks, start: dict[str, Tensor], trained: Any) -> dict[str, Any]:
-    """Save and measure the ticket of a trained network, and log what it keeps."""
-    from supermask.ticket import state_of
-
-    from .reports import describe_training, make_ticket
-    from .tensorboard import densities
-
-    ticket = make_ticket(run, masks, start, state_of(model), run.setup.draws)
-    run.save_ticket(ticket)
-    row = describe_training(run, model, trained, ticket)
-    run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **densities(masks)})
-    run.log_masks(trained.steps, model, masks)
-    return {"steps": trained.steps, "row": row}
-
-
-def choose_masks(model: nn.Module, config: PruningConfig, score: str, **evidence: Any) -> supermask.Masks:
-    """`supermask.prune` with the configured flags.
+def choose_masks(model: nn.Module, config: PruningConfig, score: str, run: Run, **evidence: Any) -> supermask.Masks:
+    """`supermask.prune` with the configured flags, and a bar over the rounds of scoring.
 
     Raises:
         RunError: what it refuses, such as scores that are NaN.
     """
     import supermask
+    from supermask.scores import ROUNDS, find_score
 
     from .problems import RunError
 
     coupled = config.granularity == "filter"
     if not coupled and score not in ("synflow", "bn-scale"):
         evidence.pop("example_input", None)
+    rounds = evidence.pop("rounds", None) or (1 if config.group_density is not None else ROUNDS.get(score, 1))
+    scored = find_score(score)
     try:
-        return supermask.prune(
-            model,
-            config.density,
-            score,
-            config.allocation,
-            config.granularity,
-            include=config.include or None,
-            exclude=config.exclude or None,
-            floor=config.floor,
-            seed=config.seeds["mask"],
-            **evidence,
-        )
+        with run.progress.count(f"scoring by {score}", rounds) as one_more:
+
+            def score_once(model: nn.Module, targets: Targets, evidence: Evidence) -> Scores:
+                found = scored(model, targets, evidence)
+                one_more()
+                return found
+
+            return supermask.prune(
+                model,
+                config.density,
+                score_once,
+                config.allocation,
+                config.granularity,
+                include=config.include or None,
+                exclude=config.exclude or None,
+                floor=config.floor,
+                rounds=rounds,
+                seed=config.seeds["mask"],
+                **evidence,
+            )
     except ValueError as error:
         raise RunError(f"{config.method}: {error}") from None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -62,6 +64,29 @@ class Progress:
         """Print a line above the bar: what a person should know before the end."""
         if self.shown:
             self.console.print(text, highlight=False, markup=False, style="yellow")
+
+    @contextmanager
+    def count(self, text: str, total: int) -> Iterator[Callable[[], None]]:
+        """A bar of its own for work that is no training step; what is given says that one more of `total` is done."""
+        done, started = 0, time.monotonic()
+        task = None if self._bar is None else self._bar.add_task(text, total=total, numbers="")
+
+        def one_more() -> None:
+            nonlocal done
+            done += 1
+            now = time.monotonic()
+            if self._bar is not None and task is not None:
+                self._bar.update(task, completed=done)
+            elif self.shown and now - self._printed >= _SECONDS_BETWEEN_LINES:
+                self._printed = now
+                left = (now - started) / done * (total - done)
+                self.console.print(f"{text}  {done} of {total}  about {left:.0f} s left", highlight=False)
+
+        try:
+            yield one_more
+        finally:
+            if self._bar is not None and task is not None:
+                self._bar.remove_task(task)
 
     def advance_to(self, step: int) -> None:
         """Move to a step of the whole search. Cheap: it looks at the clock and seldom does more."""

@@ -11,16 +11,57 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import supermask
 from supermask import Draw, Masks, Ticket
+from supermask.ticket import state_of
 
 from .config import to_plain
 from .data.samples import Samples, whole_batches
 from .evaluation import evaluate
 from .objective import Objective, make_objective
 from .runs import Run
+from .tensorboard import densities
 from .training import Moment, Trained
 
 # Of a training step's multiply-adds a third is the forward pass; the gradients of weights and inputs take one each.
 _PASSES_PER_STEP = 3
+
+
+def conclude(
+    run: Run,
+    model: nn.Module,
+    masks: Masks,
+    start: Mapping[str, Tensor],
+    trained: Trained,
+    *,
+    draws: Mapping[str, Draw] | None = None,
+    level: int | None = None,
+    scalars: Mapping[str, float] | None = None,
+    **meta: Any,
+) -> dict[str, Any]:
+    """The end of a training: its ticket saved and measured, its numbers logged. What a stage of a run returns.
+
+    Args:
+        run: where the ticket is kept: as that of a level if there is one, else as that of the run.
+        model: the trained network.
+        masks: True = kept.
+        start: the state dict that the training began from.
+        trained: the training.
+        draws: how tensors of `start` were drawn; if not given, those of the run.
+        level: of a search with several trainings.
+        scalars: to be logged beside the test accuracy; if not given, the densities.
+        meta: more for the ticket to record.
+    """
+    at = {} if level is None else {"level": level}
+    drawn = run.setup.draws if draws is None else draws
+    ticket = make_ticket(run, masks, start, state_of(model), drawn, **at, **meta)
+    if level is None:
+        run.save_ticket(ticket)
+    else:
+        run.save_level(level, ticket)
+    row = {**at, **describe_training(run, model, trained, ticket)}
+    logged = densities(masks) if scalars is None else scalars
+    run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **logged})
+    run.log_masks(trained.steps, model, masks)
+    return {"steps": trained.steps, "row": row}
 
 
 def make_ticket(

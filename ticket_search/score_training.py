@@ -16,7 +16,7 @@ from supermask.ticket import state_of
 from .config import Config
 from .data.samples import Samples
 from .problems import RunError
-from .reports import describe_training, make_ticket
+from .reports import conclude
 from .runs import Run
 from .tensorboard import densities
 from .training import train
@@ -89,12 +89,11 @@ def train_scores(model: nn.Module, data: Samples, config: Config, run: Run) -> T
         trained = train(model, data, config, run, hook=MaskWatch(run, model))
         supermask.check(model)
         masks = supermask.masks_of(model)
-        ticket = make_ticket(run, masks, start, state_of(model), program.draws, frozen_fingerprint=program.fingerprint)
-        run.save_ticket(ticket)
-        row = describe_training(run, model, trained, ticket)
-        run.log(trained.steps, {"accuracy/test": row["test_accuracy"]})
-        run.log_masks(trained.steps, model, masks)
-        return {"steps": trained.steps, "row": {**row, "frozen_fingerprint": program.fingerprint}}
+        # The densities were logged with the last epoch.
+        result = conclude(
+            run, model, masks, start, trained, draws=program.draws, scalars={}, frozen_fingerprint=program.fingerprint
+        )
+        return {**result, "row": {**result["row"], "frozen_fingerprint": program.fingerprint}}
 
     run.rows.append(run.stage("training", work)["row"])
     return run.ticket

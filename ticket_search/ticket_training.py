@@ -14,7 +14,6 @@ from .config import Config as SharedConfig
 from .config import flag
 from .methods import Stage, Traits
 from .problems import RequestError
-from .tensorboard import densities
 
 if TYPE_CHECKING:
     from torch import nn
@@ -140,9 +139,8 @@ def _random_masks(masks: Masks, counts: dict[str, int], seed: int) -> Masks:
 def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     """Train the ticket's network with its masks held."""
     import supermask
-    from supermask.ticket import state_of
 
-    from .reports import describe_training, make_ticket
+    from .reports import conclude
     from .training import train
 
     parent = supermask.load(config.ticket)
@@ -156,12 +154,7 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
         supermask.check(model)
         described = {"fingerprint": parent.states[config.state].fingerprint, "state": config.state}
         draws = ticket.states["start"].drawn if "start" in ticket.states else {}
-        result = make_ticket(run, ticket.masks, start, state_of(model), draws, parent=described)
-        run.save_ticket(result)
-        row = describe_training(run, model, trained, result)
-        run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **densities(ticket.masks)})
-        run.log_masks(trained.steps, model, ticket.masks)
-        return {"steps": trained.steps, "row": row}
+        return conclude(run, model, ticket.masks, start, trained, draws=draws, parent=described)
 
     run.rows.append(run.stage("training", work)["row"])
     return run.ticket

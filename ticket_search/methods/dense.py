@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ..config import Config as SharedConfig
-from ..tensorboard import densities
 from . import Stage, Traits
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     import supermask
     from supermask.ticket import state_of
 
-    from ..reports import describe_training, make_ticket
+    from ..reports import conclude
     from ..training import train
 
     start = state_of(model)
@@ -53,12 +52,7 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
 
     def work() -> dict[str, Any]:
         trained = train(model, data, config, run)
-        ticket = make_ticket(run, masks, start, state_of(model), run.setup.draws)
-        run.save_ticket(ticket)
-        row = describe_training(run, model, trained, ticket)
-        run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **densities(masks)})
-        run.log_masks(trained.steps, model, masks)
-        return {"steps": trained.steps, "row": row}
+        return conclude(run, model, masks, start, trained)
 
     run.rows.append(run.stage("training", work)["row"])
     return run.ticket

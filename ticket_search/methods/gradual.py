@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ..at_init import TRAITS as TRAITS
-from ..at_init import PruningConfig, check_pruning, choose_masks, example_of, finish, warn_of_collapse
+from ..at_init import PruningConfig, check_pruning, choose_masks, example_of, warn_of_collapse
 from ..config import Duration, is_zero, steps_of
 from ..problems import RequestError
 from . import Stage
@@ -84,6 +84,7 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     from supermask.ticket import set_state, state_of
 
     from ..data.samples import whole_batches
+    from ..reports import conclude
     from ..training import train
 
     first, steps = prune_steps(config, whole_batches(data.train_size, config.batch_size))
@@ -103,7 +104,7 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     def work() -> dict[str, Any]:
         trained = train(model, data, config, run, start=steps[-1], optimizer_state=pruned["optimizer"])
         supermask.check(model)
-        return finish(run, model, masks, start, trained)
+        return conclude(run, model, masks, start, trained)
 
     run.rows.append(run.stage("training", work)["row"])
     return run.ticket
@@ -132,7 +133,7 @@ class Pruner:
         density = SCHEDULES[self.config.fall](done, self.config.density, 1.0) if done < 1 else self.config.density
         now = self.config.model_copy(update={"density": density})
         before = self.masks
-        self.masks = choose_masks(model, now, "magnitude", previous=before, example_input=self.example)
+        self.masks = choose_masks(model, now, "magnitude", self.run, previous=before, example_input=self.example)
         _replace_masks(model, self.masks)
         changed = {} if before is None else {"mask/changed": self.masks.changed(before)}
         self.run.log(step, {**changed, **densities(self.masks)})

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from ..data.samples import Samples
     from ..runs import Run
-    from ..training import Trained
 
 Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
@@ -168,6 +167,7 @@ def _train_dense(
     import supermask
 
     from ..data.samples import whole_batches
+    from ..reports import conclude
     from ..rewinding import RewindPoint
     from ..training import train
 
@@ -179,7 +179,8 @@ def _train_dense(
         states = {"start": supermask.make_state(initial, masks, run.setup.draws)}
         states["final"] = supermask.make_state(hook.tensors, masks)
         run.save_rewind_point(supermask.Ticket(masks, states, {"step": rewind}))
-    result = _finish_level(model, data, run, 0, masks, masks, initial, trained)
+    scalars = {"mask/changed": 0.0, **densities(masks)}
+    result = conclude(run, model, masks, initial, trained, level=0, scalars=scalars)
     keep_moments = config.rewind_optimizer == "restore"
     return {**result, "rewound_to": rewind, "optimizer": hook.optimizer if keep_moments else {}}
 
@@ -197,6 +198,7 @@ def _train_level(
     import supermask
     from supermask.ticket import set_state
 
+    from ..reports import conclude
     from ..rewinding import mask_moments
     from ..training import train
 
@@ -209,32 +211,10 @@ def _train_level(
         model, data, config, run, start=first["rewound_to"], order=_order(config, level), optimizer_state=moments
     )
     supermask.check(model)
-    result = _finish_level(model, data, run, level, before.masks, masks, start, trained)
+    scalars = {"mask/changed": masks.changed(before.masks), **densities(masks)}
+    result = conclude(run, model, masks, start, trained, level=level, scalars=scalars)
     supermask.detach(model)
     return result
-
-
-def _finish_level(
-    model: nn.Module,
-    data: Samples,
-    run: Run,
-    level: int,
-    before: Masks,
-    masks: Masks,
-    start: Mapping[str, Tensor],
-    trained: Trained,
-) -> dict[str, Any]:
-    from supermask.ticket import state_of
-
-    from ..reports import describe_training, make_ticket
-
-    ticket = make_ticket(run, masks, start, state_of(model), run.setup.draws, level=level)
-    run.save_level(level, ticket)
-    row = {"level": level, **describe_training(run, model, trained, ticket)}
-    changed = {"mask/changed": masks.changed(before)}
-    run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **changed, **densities(masks)})
-    run.log_masks(trained.steps, model, masks)
-    return {"steps": trained.steps, "row": row}
 
 
 def _order(config: Config, level: int) -> str:

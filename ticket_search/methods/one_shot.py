@@ -17,13 +17,12 @@ from ..problems import RequestError
 from . import Stage
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from supermask import Masks, Targets, Ticket
 
     from ..data.samples import Samples
     from ..runs import Run
-    from ..training import Trained
 
 LOOKS_AT_DATA = ("snip", "grasp", "taylor", "movement")
 
@@ -84,6 +83,7 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
 
     from ..data.samples import whole_batches
     from ..optimization import learning_rate
+    from ..reports import conclude
     from ..rewinding import RewindPoint
     from ..training import train
 
@@ -95,7 +95,7 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
         hook = RewindPoint(rewind)
         trained = train(model, data, config, run, hook=hook)
         everything = supermask.prune(model, 1.0, include=config.include or None, exclude=config.exclude or None)
-        result = _finish(run, model, 0, everything, initial, trained)
+        result = conclude(run, model, everything, initial, trained, level=0)
         return {**result, "trained": state_of(model), "point": hook.tensors or initial}
 
     dense = run.stage("level-00", train_dense)
@@ -103,7 +103,7 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
 
     def retrain() -> dict[str, Any]:
         set_state(model, dense["trained"])
-        masks = _prune(model, data, config)
+        masks = _prune(model, data, config, run)
         warn_of_collapse(model, masks, data, run)
         start = dense["point"] if config.then == "rewind" else dense["trained"]
         set_state(model, start)
@@ -116,7 +116,7 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
         else:
             trained = train(model, data, config, run, start=rewind, order="order/1")
         supermask.check(model)
-        return _finish(run, model, 1, masks, start, trained)
+        return conclude(run, model, masks, start, trained, level=1)
 
     run.rows.append(run.stage("level-01", retrain)["row"])
     ticket = run.load_level(1)
@@ -124,24 +124,8 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     return ticket
 
 
-def _prune(model: nn.Module, data: Samples, config: Config) -> Masks:
+def _prune(model: nn.Module, data: Samples, config: Config, run: Run) -> Masks:
     evidence: dict[str, Any] = {"example_input": example_of(data)}
     if config.score in LOOKS_AT_DATA:
         evidence["batches"] = score_batches(data, config, config.samples_per_class)
-    return choose_masks(model, config, config.score, **evidence)
-
-
-def _finish(
-    run: Run, model: nn.Module, level: int, masks: Masks, start: dict[str, Tensor], trained: Trained
-) -> dict[str, Any]:
-    from supermask.ticket import state_of
-
-    from ..reports import describe_training, make_ticket
-    from ..tensorboard import densities
-
-    ticket = make_ticket(run, masks, start, state_of(model), run.setup.draws, level=level)
-    run.save_level(level, ticket)
-    row = {"level": level, **describe_training(run, model, trained, ticket)}
-    run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **densities(masks)})
-    run.log_masks(trained.steps, model, masks)
-    return {"steps": trained.steps, "row": row}
+    return choose_masks(model, config, config.score, run, **evidence)
