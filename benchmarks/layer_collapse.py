@@ -12,16 +12,34 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
+from torch import Tensor, nn
 
 import supermask
 from supermask.architectures import find_architecture
 from supermask.flow import flow
+from supermask.scores import ROUNDS, Scores, find_score
 
 SCORES = ("magnitude", "synflow")
+
+
+def prune(model: nn.Module, density: float, score: str, example: Tensor) -> supermask.Masks:
+    """`supermask.prune` with a bar over its rounds: a minute or two of synflow on a CPU."""
+    rounds, scored = ROUNDS.get(score, 1), find_score(score)
+    bar = iter(track(range(rounds), f"{score}, {rounds} rounds", console=Console(stderr=True)))
+
+    def score_once(*arguments: Any) -> Scores:
+        next(bar)
+        return scored(*arguments)
+
+    masks = supermask.prune(model, density, score_once, example_input=example, rounds=rounds)
+    next(bar, None)  # ends the bar
+    return masks
 
 
 def main() -> None:
@@ -37,10 +55,10 @@ def main() -> None:
     example = torch.ones(1, *shape)
     found = {}
     for score in SCORES:
-        masks = supermask.prune(model, options.density, score, example_input=example)
+        masks = prune(model, options.density, score, example)
         found[score] = (masks, flow(model, masks, example))
     table = Table(title=f"{options.model} at density {options.density:g}: weights kept, and those on a path")
-    table.add_column("tensor")
+    table.add_column("tensor", no_wrap=True)
     table.add_column("weights", justify="right")
     for score in SCORES:
         table.add_column(f"{score} kept", justify="right")
@@ -57,10 +75,17 @@ def main() -> None:
     rows = {}
     for score, (masks, paths) in found.items():
         empty = [name for name, kept in masks.kept_per_tensor.items() if kept == 0]
-        rows[score] = {"kept": masks.kept, "effective": paths.effective.kept, "empty_layers": empty}
+        rows[score] = {
+            "kept": masks.kept,
+            "effective": paths.effective.kept,
+            "empty_layers": empty,
+            "kept_per_tensor": masks.kept_per_tensor,
+            "effective_per_tensor": paths.effective.kept_per_tensor,
+        }
         console.print(f"{score}: {masks.kept:,} kept, {paths.effective.kept:,} on a path, {len(empty)} layers empty")
     if options.json:
-        options.json.write_text(json.dumps({"model": options.model, "density": options.density, **rows}, indent=2))
+        facts = {"model": options.model, "density": options.density, "seed": options.seed}
+        options.json.write_text(json.dumps({**facts, **rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

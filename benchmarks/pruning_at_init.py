@@ -86,7 +86,7 @@ def main() -> None:
     print(as_row(options.method, found, shuffled))
     if options.json:
         numbers = {"method": options.method, "test_accuracy": found, "shuffled": shuffled}
-        options.json.write_text(json.dumps(numbers, indent=2))
+        options.json.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What exact selection costs: `supermask.selection.top_k` beside `numpy.partition` alone.
 
-    python benchmarks/selection.py                                # 1e4 to 1e8 keys, one thread; a quarter of an hour
+    python benchmarks/selection.py                                # 1e4 to 1e8 keys, one thread; some three minutes
     python benchmarks/selection.py --threads 2 --json out.json
     python benchmarks/selection.py --sizes 1e4,1e5 --quick
 
@@ -138,7 +138,7 @@ def main() -> None:
     console.print(f"[yellow]no verdict: the machine is busy[/yellow] ({load})" if load.busy else verdict)
     if options.json:
         result = {"benchmark": "selection", **facts, "load": load.as_dict(), "verdict": verdict, "rows": rows}
-        options.json.write_text(json.dumps(result, indent=2))
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
