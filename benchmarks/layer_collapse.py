@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -57,12 +58,13 @@ def main() -> None:
     for score in SCORES:
         masks = prune(model, options.density, score, example)
         found[score] = (masks, flow(model, masks, example))
-    table = Table(title=f"{options.model} at density {options.density:g}: weights kept, and those on a path")
+    title = f"{options.model} at density {options.density:g}: weights kept, and those on a path"
+    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("tensor", no_wrap=True)
     table.add_column("weights", justify="right")
     for score in SCORES:
-        table.add_column(f"{score} kept", justify="right")
-        table.add_column("effective", justify="right")
+        table.add_column(score, justify="right", no_wrap=True)
+        table.add_column("on a path", justify="right", no_wrap=True)
     for name, mask in found[SCORES[0]][0].items():
         cells = []
         for masks, paths in found.values():
@@ -72,7 +74,7 @@ def main() -> None:
         table.add_row(name, f"{mask.numel():,}", *cells)
     console = Console()
     console.print(table)
-    rows = {}
+    rows: dict[str, Any] = {"weights_per_tensor": {name: mask.numel() for name, mask in found[SCORES[0]][0].items()}}
     for score, (masks, paths) in found.items():
         empty = [name for name, kept in masks.kept_per_tensor.items() if kept == 0]
         rows[score] = {
@@ -82,7 +84,7 @@ def main() -> None:
             "kept_per_tensor": masks.kept_per_tensor,
             "effective_per_tensor": paths.effective.kept_per_tensor,
         }
-        console.print(f"{score}: {masks.kept:,} kept, {paths.effective.kept:,} on a path, {len(empty)} layers empty")
+        console.print(f"{score}: {masks.kept:,} kept, {paths.effective.kept:,} on a path, empty layers: {len(empty)}")
     if options.json:
         facts = {"model": options.model, "density": options.density, "seed": options.seed}
         options.json.write_text(json.dumps({**facts, **rows}, indent=2) + "\n")

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from ticket_search import Run, resume, search, train
+from ticket_search.comparison import confidence_interval
 
 METHODS = ("dense", "random", "magnitude-at-init", "snip", "grasp", "synflow", "imp")
-HEADER = (
-    "| method | test accuracy (%) | mean ± sd | shuffled (%) | mean ± sd | mean difference |\n|---|---|---|---|---|---|"
-)
+HEADER = """\
+| method | test accuracy (%) | mean ± sd | shuffled (%) | mean ± sd | difference | verdict |
+|---|---|---|---|---|---|---|"""
 
 
 def find(method: str, seed: int, options: argparse.Namespace) -> Run:
@@ -56,12 +57,16 @@ def spread(values: Sequence[float]) -> str:
 
 
 def as_row(method: str, found: Sequence[float], shuffled: Sequence[float]) -> str:
-    """A row of the table; differences are of the same seed."""
-    cells = [method, " ".join(f"{value:.2f}" for value in found), spread(found), "", "", ""]
+    """A row of the table. Differences are of the same seed; their mean stands beside half its 95 % interval."""
+    cells = [method, " ".join(f"{value:.2f}" for value in found), spread(found), "", "", "", ""]
     if shuffled:
         differences = [a - b for a, b in zip(found, shuffled, strict=True)]
-        mean = statistics.mean(differences)
-        cells[3:] = [" ".join(f"{value:.2f}" for value in shuffled), spread(shuffled), f"{mean:+.2f}"]
+        mean, interval = statistics.mean(differences), confidence_interval(differences)
+        cells[3:6] = [" ".join(f"{value:.2f}" for value in shuffled), spread(shuffled), f"{mean:+.2f}"]
+        if interval:
+            lowest, highest = interval
+            cells[5] += f" ± {(highest - lowest) / 2:.2f}"
+            cells[6] = "better" if lowest > 0 else "worse" if highest < 0 else "tie"
     return "| " + " | ".join(cells) + " |"
 
 
@@ -74,7 +79,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2", help="with commas between")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of all runs")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--json", type=Path, help="the file of all rows, to put this one into")
     options = parser.parse_args()
     found, shuffled = [], []
     for seed in map(int, options.seeds.split(",")):
@@ -85,8 +90,9 @@ def main() -> None:
     print(HEADER)
     print(as_row(options.method, found, shuffled))
     if options.json:
-        numbers = {"method": options.method, "test_accuracy": found, "shuffled": shuffled}
-        options.json.write_text(json.dumps(numbers, indent=2) + "\n")
+        rows = json.loads(options.json.read_text()) if options.json.exists() else {}
+        rows[options.method] = {"test_accuracy": found, "shuffled": shuffled}
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

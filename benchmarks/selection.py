@@ -32,7 +32,9 @@ import numpy as np
 import torch
 from load import interleaved, machine, measure_load
 from numpy.typing import NDArray
+from rich.box import SIMPLE
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -104,9 +106,9 @@ def judge(rows: list[Row]) -> str:
 
 
 def tabulate(rows: list[Row], title: str) -> Table:
-    table = Table(title=title)
+    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
     for column in ("keys", "of", "density", "top_k", "partition", "ratio", "topk", "kthvalue", "sort"):
-        table.add_column(column, justify="left" if column == "of" else "right")
+        table.add_column(column, justify="left" if column == "of" else "right", no_wrap=True, min_width=len(column))
     for row in rows:
         times = [row[f"{name}_ns"] for name in ("topk", "kthvalue", "sort")]
         table.add_row(
@@ -130,7 +132,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     load = measure_load()
-    rows = list(measure_all([int(float(size)) for size in options.sizes.split(",")], options.quick))
+    sizes = [int(float(size)) for size in options.sizes.split(",")]
+    total = len(sizes) * len(KEYS) * len(DENSITIES)
+    bar = track(
+        measure_all(sizes, options.quick), "selection", total, console=Console(stderr=True), refresh_per_second=0.5
+    )
+    rows = list(bar)
     facts = machine()
     verdict = None if load.busy else judge(rows)
     console = Console()

@@ -1,7 +1,8 @@
-"""The benchmarks run and write what they say; what they measure is not tested."""
+"""The benchmarks run and write what they say; what they measure is not tested. Pages of results agree with their files."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -9,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
+import supermask
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
+RESULTS = FOLDER.parent / "results"
+PER_TENSOR = ("kept_per_tensor", "effective_per_tensor")
+TIMES = ("ours_ns", "partition_ns", "ratio")
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +61,91 @@ def test_what_counts_as_busy(average, stretch, waited, busy, monkeypatch):
     measured = load.Load(average, cores=4, stretch=stretch, waited=waited)
     assert measured.busy == busy == measured.as_dict()["busy"]
     assert "4 cores" in str(measured)
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Benchmarks by name, as modules, and their arguments."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def run(name: str, *arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        importlib.import_module(name).main()
+
+    return run
+
+
+def test_pruning_at_init_finds_a_row_and_does_nothing_twice(benchmarks, tmp_path, capsys):
+    flags = (
+        f"--data digits --epochs 2 --density 0.2 --seeds 0,1 --runs {tmp_path} --json {tmp_path / 'rows.json'}".split()
+    )
+    for method in ("dense", "snip"):
+        benchmarks("pruning_at_init", method, *flags)
+    printed = capsys.readouterr().out.splitlines()
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert list(rows) == ["dense", "snip"]
+    assert rows["dense"]["shuffled"] == []
+    for seed in (0, 1):
+        for name, key in ((f"snip-digits-s{seed}", "test_accuracy"), (f"snip-digits-s{seed}-shuffled", "shuffled")):
+            summary = json.loads((tmp_path / name / "summary.json").read_text())
+            assert summary["test_accuracy"] == rows["snip"][key][seed]
+    found, shuffled = (
+        supermask.load(tmp_path / f"snip-digits-s0{end}" / "ticket.safetensors") for end in ("", "-shuffled")
+    )
+    assert found.masks.kept_per_tensor == shuffled.masks.kept_per_tensor
+    assert any((found.masks[name] != shuffled.masks[name]).any() for name in found.masks)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.safetensors")}
+    benchmarks("pruning_at_init", "snip", *flags)
+    assert capsys.readouterr().out.splitlines() == printed[-3:]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.safetensors")} == before
+
+
+def test_a_difference_counts_where_its_interval_leaves_zero_out(benchmarks, monkeypatch):
+    from pruning_at_init import as_row
+
+    # Student's t with 2 degrees of freedom: 4.3027 standard errors
+    assert as_row("m", [3, 4, 5], [1, 2, 3]).endswith("| +2.00 ± 0.00 | better |")
+    assert as_row("m", [1, 2, 3], [2, 3, 4]).endswith("| -1.00 ± 0.00 | worse |")
+    assert as_row("m", [1, 2, 3], [0, 2, 4]).endswith(f"| +0.00 ± {4.3027 / 3**0.5:.2f} | tie |")
+    assert as_row("m", [90.0], [89.0]) == "| m | 90.00 | 90.00 | 89.00 | 89.00 | +1.00 |  |"
+
+
+def test_layer_collapse_counts_what_is_kept(benchmarks, tmp_path, capsys):
+    flags = f"--model lenet-300-100 --density 0.001 --json {tmp_path / 'out.json'}".split()
+    benchmarks("layer_collapse", *flags)
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "out.json").read_text())
+    weights = result["weights_per_tensor"]
+    assert weights == {"fc1.weight": 3072 * 300, "fc2.weight": 30_000, "fc3.weight": 1_000}
+    for score in ("magnitude", "synflow"):
+        row = result[score]
+        assert sum(row["kept_per_tensor"].values()) == row["kept"] == round(0.001 * sum(weights.values()))
+        assert row["empty_layers"] == [name for name, kept in row["kept_per_tensor"].items() if kept == 0]
+        assert all(row["effective_per_tensor"][name] <= row["kept_per_tensor"][name] for name in weights)
+        assert f"{score}: {row['kept']:,} kept, {row['effective']:,} on a path" in printed
+    assert result["synflow"]["effective"] > result["magnitude"]["effective"]
+
+
+def test_pages_say_what_was_measured(benchmarks):
+    """Every number on a page of `results/` that has a table comes from the file beside it."""
+    from pruning_at_init import HEADER, as_row
+
+    page = (RESULTS / "pruning_at_init.md").read_text()
+    rows = json.loads((RESULTS / "pruning_at_init.json").read_text())
+    table = [as_row(method, row["test_accuracy"], row["shuffled"]) for method, row in rows.items()]
+    assert "\n".join([HEADER, *table]) in page
+    page = (RESULTS / "layer_collapse.md").read_text()
+    result = json.loads((RESULTS / "layer_collapse.json").read_text())
+    for name, weights in result["weights_per_tensor"].items():
+        counts = [result[score][key][name] for score in ("magnitude", "synflow") for key in PER_TENSOR]
+        assert f"| {name} | {weights:,} | " + " | ".join(f"{count:,}" for count in counts) + " |" in page
+    page = (RESULTS / "selection.md").read_text()
+    for name in ("selection", "selection_avx2"):
+        result = json.loads((RESULTS / f"{name}.json").read_text())
+        assert result["verdict"]
+        assert result["verdict"] in " ".join(page.split())
+        for size in (10**4, 10**5, 10**6, 10**7, 10**8):
+            rows = [row for row in result["rows"] if row["size"] == size]
+            assert len(rows) == 6
+            spans = (f"{min(row[key] for row in rows):.2f} to {max(row[key] for row in rows):.2f}" for key in TIMES)
+            assert f"| {size:.0e} | " + " | ".join(spans) + " |" in page

@@ -73,7 +73,7 @@ def _describe(members: list[tuple[dict[str, Any], str]]) -> dict[str, Any]:
         "seeds": sorted(summary["seed"] for summary in summaries),
         "mean": statistics.fmean(accuracies),
         "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        "interval": _interval(accuracies),
+        "interval": confidence_interval(accuracies),
         "val_mean": statistics.fmean(summary["val_accuracy"] for summary in summaries),
         "kept": first["kept"],
         "dense_trainings": first["cost"]["dense_trainings"],
@@ -82,8 +82,8 @@ def _describe(members: list[tuple[dict[str, Any], str]]) -> dict[str, Any]:
     }
 
 
-def _interval(values: list[float]) -> list[float] | None:
-    """The 95 % interval of the mean by Student's t."""
+def confidence_interval(values: list[float]) -> list[float] | None:
+    """The 95 % interval of the mean of independent values by Student's t; None for less than two of them."""
     if len(values) < 2:
         return None
     from scipy.special import stdtrit
