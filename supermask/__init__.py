@@ -3,7 +3,9 @@
 from .allocation import by_glob as by_glob
 from .allocation import by_rate as by_rate
 from .allocation import with_floor as with_floor
+from .differences import Difference as Difference
 from .edge_popup import learn as learn
+from .fitting import Fit as Fit
 from .gradients import Evidence as Evidence
 from .granularity import NM as NM
 from .granularity import Block as Block

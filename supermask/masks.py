@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from .inits import permutation
 from .targets import find_targets, nearest
+
+Names = Mapping[str, str | None] | Callable[[str], str | None]
 
 
 class LayerDensity(NamedTuple):
@@ -28,7 +31,7 @@ class Masks(Mapping[str, Tensor]):
     masks.density                 # kept / all, over every tensor
     masks.densities["fc1.weight"] # the same of one tensor
     masks.overlap(other)          # intersection over union of what two masks keep
-    masks & other, masks | other, ~masks
+    masks & other, masks | other, masks - other, masks ^ other, ~masks
 
     `uncounted` names the tensors that no density counts: biases and norm parameters that go with dropped channels.
     """
@@ -43,7 +46,7 @@ class Masks(Mapping[str, Tensor]):
         if wrong:
             raise ValueError(f"a mask is a bool tensor, True = kept; got {', '.join(wrong)}")
         self._masks = dict(masks)
-        self.uncounted = frozenset(name for name in uncounted if name in self._masks)
+        self.uncounted: frozenset[str] = frozenset(name for name in uncounted if name in self._masks)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
@@ -66,20 +69,33 @@ class Masks(Mapping[str, Tensor]):
 
     def __and__(self, other: Mapping[str, Tensor]) -> Masks:
         """What both keep."""
-        return self._like({name: mask & theirs for name, mask, theirs in self._pairs(other)})
+        return self._like({name: mask & theirs for name, mask, theirs in self._pairs(other)}, other)
 
     def __or__(self, other: Mapping[str, Tensor]) -> Masks:
         """What either keeps."""
-        return self._like({name: mask | theirs for name, mask, theirs in self._pairs(other)})
+        return self._like({name: mask | theirs for name, mask, theirs in self._pairs(other)}, other)
+
+    def __sub__(self, other: Mapping[str, Tensor]) -> Masks:
+        """What this keeps and the other does not."""
+        return self._like({name: mask & ~theirs for name, mask, theirs in self._pairs(other)}, other)
+
+    def __xor__(self, other: Mapping[str, Tensor]) -> Masks:
+        """What one of the two keeps."""
+        return self._like({name: mask ^ theirs for name, mask, theirs in self._pairs(other)}, other)
 
     def __invert__(self) -> Masks:
         """What is dropped."""
         return self._like({name: ~mask for name, mask in self.items()})
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor."""
+        return {name: tuple(mask.shape) for name, mask in self.items()}
+
+    @property
     def size(self) -> int:
         """Number of maskable weights."""
-        return sum(mask.numel() for mask in self.counted().values())
+        return sum(math.prod(shape) for name, shape in self.shapes.items() if name not in self.uncounted)
 
     @property
     def kept(self) -> int:
@@ -103,8 +119,10 @@ class Masks(Mapping[str, Tensor]):
 
     def report(self) -> list[LayerDensity]:
         """One row per tensor: name, shape, kept, size, density."""
+        shapes = self.shapes
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         return [
-            LayerDensity(name, tuple(self[name].shape), kept, self[name].numel(), kept / max(1, self[name].numel()))
+            LayerDensity(name, shapes[name], kept, sizes[name], kept / max(1, sizes[name]))
             for name, kept in self.kept_per_tensor.items()
         ]
 
@@ -128,6 +146,15 @@ class Masks(Mapping[str, Tensor]):
     def to(self, device: torch.device | str) -> Masks:
         """The same masks on a device."""
         return self._like({name: mask.to(device) for name, mask in self.items()})
+
+    def renamed(self, names: Names | None) -> Masks:
+        """The same masks under other names (see `Ticket.apply_to`), for a model that calls its parameters otherwise.
+
+        Raises:
+            ValueError: two masks that get the same name.
+        """
+        new = {name: other for name, other in rename(self, names).items() if other is not None}
+        return Masks({other: self[name] for name, other in new.items()}, (new.get(n, "") for n in self.uncounted))
 
     def counted(self) -> dict[str, Tensor]:
         """The masks of the weights that densities count."""
@@ -153,34 +180,76 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             ValueError: names every mask that does not fit, with what came and what was expected.
         """
-        problems = mismatches(self, {name: tuple(p.shape) for name, p in _maskable_parameters(model).items()})
+        problems = mismatches(self.shapes, {name: tuple(p.shape) for name, p in _maskable_parameters(model).items()})
         if problems:
             raise ValueError("the masks do not fit the model: " + "; ".join(problems))
 
-    def _like(self, masks: Mapping[str, Tensor]) -> Masks:
-        return Masks(masks, self.uncounted)
+    def _like(self, masks: Mapping[str, Tensor], other: Mapping[str, Tensor] | None = None) -> Masks:
+        return Masks(masks, self.uncounted | (other.uncounted if isinstance(other, Masks) else frozenset()))
 
     def _counted_pairs(self, other: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
         return (pair for pair in self._pairs(other) if pair[0] not in self.uncounted)
 
     def _pairs(self, other: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
-        shapes = {name: tuple(mask.shape) for name, mask in other.items()}
-        problems = mismatches(self, shapes) + [f"{name} is only in the second" for name in shapes if name not in self]
+        shapes = shapes_of(other)
+        problems = mismatches(self.shapes, shapes) + [
+            f"{name} is only in the second" for name in shapes if name not in self
+        ]
         if problems:
             raise ValueError("the two masks are not over the same tensors: " + "; ".join(problems))
         for name, mask in self.items():
             yield name, mask, other[name].to(mask.device)
 
 
-def mismatches(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], noun: str = "mask") -> list[str]:
-    """One sentence for each tensor given whose name is missing from `shapes` or whose shape differs."""
+def rename(given: Iterable[str], names: Names | None) -> dict[str, str | None]:
+    """What each name becomes.
+
+    Args:
+        given: the names.
+        names: a function of the name, or a mapping of whole names and of prefixes that end in a dot (`""` is a prefix
+            of all); the longest that fits counts. What becomes None is left out.
+
+    Raises:
+        ValueError: two names that become one.
+    """
+    new = {name: _rename(name, names) for name in given}
+    seen: dict[str, str] = {}
+    for name, other in new.items():
+        if other is not None and seen.setdefault(other, name) != name:
+            raise ValueError(f"'{seen[other]}' and '{name}' both become '{other}'")
+    return new
+
+
+def _rename(name: str, names: Names | None) -> str | None:
+    if names is None:
+        return name
+    if callable(names):
+        return names(name)
+    if name in names:
+        return names[name]
+    prefixes = [prefix for prefix in names if (not prefix or prefix.endswith(".")) and name.startswith(prefix)]
+    if not prefixes:
+        return name
+    prefix = max(prefixes, key=len)
+    return None if names[prefix] is None else f"{names[prefix]}{name.removeprefix(prefix)}"
+
+
+def mismatches(
+    given: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], noun: str = "mask"
+) -> list[str]:
+    """One sentence for each shape given whose name is missing from `shapes` or that differs."""
     problems = []
-    for name, tensor in given.items():
+    for name, shape in given.items():
         if name not in shapes:
             problems.append(f"there is no parameter '{name}'{nearest(name, shapes)}")
-        elif tuple(tensor.shape) != tuple(shapes[name]):
-            problems.append(f"{name} has shape {list(shapes[name])}, its {noun} {list(tensor.shape)}")
+        elif tuple(shape) != tuple(shapes[name]):
+            problems.append(f"{name} has shape {list(shapes[name])}, its {noun} {list(shape)}")
     return problems
+
+
+def shapes_of(masks: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor; of `Masks` without decoding one."""
+    return masks.shapes if isinstance(masks, Masks) else {name: tuple(mask.shape) for name, mask in masks.items()}
 
 
 def _maskable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -13,7 +13,7 @@ from .allocation import Allocation, by_glob, find_allocation, with_floor
 from .coupling import Coupled, couple
 from .gradients import Evidence, Loss, Replay, undisturbed
 from .granularity import NM, Channel, Filter, Granularity, Units, find_granularity
-from .masks import Masks, mismatches
+from .masks import Masks, mismatches, shapes_of
 from .schedules import Schedule, densities_over
 from .scores import ROUNDS, Score, find_score
 from .selection import count_kept
@@ -218,7 +218,9 @@ def _take_previous(previous: Mapping[str, Tensor], model: nn.Module, targets: Ta
     if len(masks) == len(_counted(previous)) < len(previous):
         masks |= previous
         shapes = {name: tuple(each.parameter.shape) for name, each in find_targets(model, include="*").items()}
-    problems = mismatches(masks, shapes) + [f"there is no previous mask for {n}" for n in targets if n not in masks]
+    problems = mismatches(shapes_of(masks), shapes) + [
+        f"there is no previous mask for {n}" for n in targets if n not in masks
+    ]
     if problems:
         raise ValueError("the previous masks do not fit the targets: " + "; ".join(problems))
     return Masks(masks, [name for name in masks if name not in targets])

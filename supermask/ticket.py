@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import find_architecture
+from .differences import Difference, compare_masks, compare_plain, compare_tensors
+from .fitting import Fit, first_names, fit, set_state
 from .inits import Draw, fingerprint
 from .live import Hold, Model, program_of
-from .masks import Masks, mismatches
-from .targets import SCORES_SUFFIX, nearest, plain_name, unwrap
+from .masks import Masks, Names
+from .targets import nearest
 
 STATES = ("start", "final")
 
@@ -28,46 +30,112 @@ class State:
     """All tensors of a network at one moment: stored, or drawn from a seed.
 
     `fingerprint` is the SHA-256 of the whole state dict with the masks applied (see `supermask.fingerprint`).
+    `signs` and `gains` say how a drawn tensor becomes the effective one: where a sign is True the weight is negated,
+    and the gain multiplies all of a tensor. `order` are the tensors' names in the order of the state dict.
     """
 
     stored: Mapping[str, Tensor]
     drawn: Mapping[str, Draw]
     fingerprint: str
+    signs: Mapping[str, Tensor] = field(default_factory=dict)
+    gains: Mapping[str, float] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tensors."""
+        return self.order or (*self.drawn, *self.stored)
+
+    def tensors(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict, dropped weights 0; its fingerprint is not verified."""
+        return {name: _masked(self._tensor(name), masks.get(name)) for name in self.names}
+
+    def _tensor(self, name: str) -> Tensor:
+        if name in self.stored:
+            return self.stored[name]
+        return _flipped(self.drawn[name].tensor(name), self.signs.get(name), self.gains.get(name))
 
 
-def to_json(value: Any) -> str:
-    """Text that is the same for the same value: keys sorted, no spaces.
+def _flipped(drawn: Tensor, signs: Tensor | None, gain: float | None) -> Tensor:
+    if gain is not None:
+        drawn = drawn * torch.tensor(gain, dtype=torch.float32)
+    return drawn if signs is None else torch.where(signs, -drawn, drawn)
+
+
+def to_json(value: Any, sort_keys: bool = True) -> str:
+    """Text that is the same for the same value: no spaces, keys sorted.
 
     Raises:
         ValueError: a value that is not plain JSON, such as a NaN.
     """
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return json.dumps(value, sort_keys=sort_keys, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"a ticket's metadata is plain JSON without NaN: {error}") from None
 
 
-def make_state(tensors: Mapping[str, Tensor], masks: Masks, draws: Mapping[str, Draw] | None = None) -> State:
+def make_state(
+    tensors: Mapping[str, Tensor],
+    masks: Masks,
+    draws: Mapping[str, Draw] | None = None,
+    gains: Mapping[str, float] | None = None,
+    dtype: torch.dtype | None = None,
+) -> State:
     """Describe a state dict under masks: tensors that equal their draw are not stored, nor those of zeros or ones.
 
     Args:
         tensors: the state dict; dropped weights may hold any value.
         masks: True = kept.
-        draws: how tensors were drawn; each is compared with its tensor, and a tensor that has changed is stored.
+        draws: how tensors were drawn; each is compared with its tensor. Where only signs differ, they are stored, one
+            bit for each kept weight; a tensor that has changed otherwise is stored itself.
+        gains: factors of drawn tensors, multiplied in float32.
+        dtype: bfloat16 or float16: round the kept weights of masked float32 tensors, so that they take half the bytes.
+
+    Raises:
+        ValueError: weights that are too large for float16; all tensors of them are named.
     """
-    draws = draws or {}
-    full = {name: _masked(tensor.detach().cpu(), masks.get(name)) for name, tensor in _first_names(tensors).items()}
+    draws, gains = draws or {}, gains or {}
+    full = {name: _masked(tensor.detach().cpu(), masks.get(name)) for name, tensor in first_names(tensors).items()}
     stored: dict[str, Tensor] = {}
     drawn: dict[str, Draw] = {}
+    signs: dict[str, Tensor] = {}
     for name, tensor in full.items():
-        constant = _constant(tensor)
-        if name in draws and _bits_equal(_masked(draws[name].tensor(name), masks.get(name)), tensor):
-            drawn[name] = draws[name]
-        elif constant is not None:
+        if name in draws:
+            base = _masked(_flipped(draws[name].tensor(name), None, gains.get(name)), masks.get(name))
+            if tensor.dtype == torch.float32 and _bits_equal(base.abs(), tensor.abs()):
+                drawn[name] = draws[name]
+                # Of the bits, not the values: -0.0 is negative too.
+                negative = torch.signbit(base) ^ torch.signbit(tensor)
+                if negative.any():
+                    signs[name] = negative
+                continue
+        if (constant := _constant(tensor)) is not None:
             drawn[name] = constant
         else:
             stored[name] = tensor.contiguous().clone()
-    return State(stored, drawn, fingerprint(full))
+    if dtype is not None:
+        stored = _rounded(stored, masks, dtype)
+        full |= stored
+    used = {name: float(gains[name]) for name in drawn if name in gains and name in draws}
+    return State(stored, drawn, fingerprint(full), signs, used, tuple(full))
+
+
+def _rounded(stored: Mapping[str, Tensor], masks: Masks, dtype: torch.dtype) -> dict[str, Tensor]:
+    rounded = {
+        name: tensor.to(dtype).float() if name in masks and tensor.dtype == torch.float32 else tensor
+        for name, tensor in stored.items()
+    }
+    too_large = [
+        f"{name} (up to {float(stored[name].abs().max()):.3g})"
+        for name, tensor in rounded.items()
+        if tensor.is_floating_point() and bool((tensor.isinf() & stored[name].isfinite()).any())
+    ]
+    if too_large:
+        raise ValueError(
+            f"{str(dtype).removeprefix('torch.')} ends at {torch.finfo(dtype).max:.6g}, and these weights are larger: "
+            f"{', '.join(too_large)}; bfloat16 holds them"
+        )
+    return rounded
 
 
 def _constant(tensor: Tensor) -> Draw | None:
@@ -97,12 +165,17 @@ class Ticket:
         net = ticket.model()                     # an architecture known by name, at its final state
         net = ticket.apply_to(my_model)          # any module of the same parameters
 
-    `states` maps `start` (what the subnetwork is trained from) and `final` to a `State`; `meta` is plain JSON.
+    `states` maps `start` (what the subnetwork is trained from) and `final` to a `State`; `meta` is plain JSON. Two
+    things are there where a method has them: `sets`, further masks by name over tensors of the same network, such as
+    one for each task; and `levels`, `{name: uint8 tensor}` that say more than a mask does: how many of a chain of
+    nested masks keep each weight, 0 where `masks` drops it (`ticket.at_level(2)` is the second mask of the chain).
     """
 
     masks: Masks
     states: Mapping[str, State]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    sets: Mapping[str, Masks] = field(default_factory=dict)
+    levels: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # As it would be read back from a file: tuples become lists, keys text.
@@ -114,18 +187,49 @@ class Ticket:
         return self.masks.density
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Ticket):
-            return NotImplemented
-        same_states = self.states.keys() == other.states.keys() and all(
-            self.states[name].fingerprint == other.states[name].fingerprint for name in self.states
-        )
-        return self.masks == other.masks and same_states and dict(self.meta) == dict(other.meta)
+        return not self.diff(other) if isinstance(other, Ticket) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         about = ", ".join(str(self.meta[key]) for key in ("method", "model", "data") if key in self.meta)
         return f"Ticket({about + ': ' if about else ''}density {self.density:.4g}, {self.masks.kept} weights kept)"
+
+    def at_level(self, level: int) -> Masks:
+        """The mask number `level`, from 1, of the chain of nested masks; tensors without levels keep their mask.
+
+        Raises:
+            ValueError: a ticket without levels, or a level below 1 or above all.
+        """
+        highest = max((int(levels.max()) for levels in self.levels.values() if levels.numel()), default=0)
+        if not 1 <= level <= highest:
+            raise ValueError(f"no level {level}: the ticket has {f'levels 1 to {highest}' if highest else 'no levels'}")
+        chosen = {name: self.levels[name] >= level if name in self.levels else self.masks[name] for name in self.masks}
+        return Masks(chosen, self.masks.uncounted)
+
+    def overlap(self, other: Ticket) -> float:
+        """Intersection over union of the weights that two tickets keep, in [0, 1] (see `Masks.overlap`)."""
+        return self.masks.overlap(other.masks)
+
+    def diff(self, other: Ticket) -> Difference:
+        """What differs between two tickets: metadata, masks tensor by tensor, weights. False if nothing does."""
+        none = Masks({})
+        pairs = [("", self.masks, other.masks)]
+        pairs += [(name, self.sets.get(name, none), other.sets.get(name, none)) for name in {**self.sets, **other.sets}]
+        states: dict[str, tuple[str, ...]] = {}
+        for name in {**self.states, **other.states}:
+            if not (name in self.states and name in other.states):
+                states[name] = ("only in the first" if name in self.states else "only in the second",)
+            elif self.states[name].fingerprint != other.states[name].fingerprint:
+                states[name] = compare_tensors(self.state_dict(name), other.state_dict(name))
+        masks = tuple(row for name, one, two in pairs for row in compare_masks(name, one, two))
+        levels = compare_tensors(self.levels, other.levels)
+        return Difference(compare_plain(self.meta, other.meta), masks, states, levels)
+
+    def _state(self, name: str) -> State:
+        if name not in self.states:
+            raise ValueError(f"the ticket has no state '{name}'{nearest(name, self.states)}; {', '.join(self.states)}")
+        return self.states[name]
 
     def state_dict(self, state: str = "final") -> dict[str, Tensor]:
         """All tensors of the network at `start` or `final`, masks applied.
@@ -134,13 +238,8 @@ class Ticket:
             ValueError: a state that the ticket does not have.
             TicketError: the tensors are not those that were saved.
         """
-        if state not in self.states:
-            raise ValueError(
-                f"the ticket has no state '{state}'{nearest(state, self.states)}; {', '.join(self.states)}"
-            )
-        source = self.states[state]
-        tensors = {name: how.tensor(name) for name, how in source.drawn.items()} | dict(source.stored)
-        tensors = {name: _masked(tensor, self.masks.get(name)) for name, tensor in tensors.items()}
+        source = self._state(state)
+        tensors = source.tensors(self.masks)
         if (found := fingerprint(tensors)) != source.fingerprint:
             raise TicketError(
                 f"the {state} weights are not those that were saved: their fingerprint is {found[:16]}..., "
@@ -148,17 +247,37 @@ class Ticket:
             )
         return tensors
 
-    def apply_to(self, model: Model, state: str = "final") -> Model:
+    def fit(self, model: nn.Module, state: str = "final", names: Names | None = None) -> Fit:
+        """How the ticket's tensors meet a model's, without changing it: what `apply_to` would say.
+
+        Raises:
+            ValueError: a state that the ticket does not have, or names of which two become one.
+        """
+        tensors = self.state_dict(state)
+        return fit({name: tuple(tensor.shape) for name, tensor in tensors.items()}, model, names)
+
+    def apply_to(self, model: Model, state: str = "final", names: Names | None = None, partial: bool = False) -> Model:
         """Load the ticket's tensors into `model`, in place, and return it. `hold(model, ticket.masks)` keeps the masks.
+
+            ticket.apply_to(model, names={"": "encoder."})                # a prefix more; {"encoder.": ""}: one less
+            ticket.apply_to(model, names={"fc3.weight": "head.weight"})   # whole names
+            supermask.hold(model, ticket.masks.renamed({"": "encoder."}))
+
+        Args:
+            model: a module of the ticket's parameters.
+            state: `start` or `final`.
+            names: how the ticket's tensors are called in the model: a function of the name, or a mapping of whole names
+                and of prefixes that end in a dot (`""` is a prefix of all). None for a name leaves its tensor out.
+            partial: load what fits and leave the rest of the model as it is; `fit` says what that is.
 
         Raises:
             ValueError: tensors that are missing from the model, that the ticket does not have, or that have another
                 shape (all of them are named); or a model that carries other masks.
         """
         program = program_of(model)
-        if program is not None and not (isinstance(program, Hold) and program.masks() == self.masks):
+        if program is not None and not (isinstance(program, Hold) and program.masks() == self.masks.renamed(names)):
             raise ValueError("the model carries other masks than the ticket's: supermask.detach(model) takes them off")
-        set_state(model, self.state_dict(state))
+        set_state(model, self.state_dict(state), names, partial)
         return model
 
     def model(self, state: str = "final") -> nn.Module:
@@ -184,45 +303,3 @@ class Ticket:
                 f"the ticket's arguments do not fit its model '{architecture['name']}': {error}"
             ) from None
         return self.apply_to(net, state).eval()
-
-
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of a model's state dict under plain names: without learned scores, tied tensors under their first name."""
-    return {name: tensor.detach().clone() for name, tensor in _plain_state(model).items()}
-
-
-def _plain_state(model: nn.Module) -> dict[str, Tensor]:
-    tensors = _first_names(unwrap(model).state_dict(keep_vars=True))
-    return {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not (name.endswith(SCORES_SUFFIX) and name.removesuffix(SCORES_SUFFIX) in tensors)
-    }
-
-
-def set_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy the tensors of `state_of` into a model, in place.
-
-    Raises:
-        ValueError: tensors that are missing from the model or not given, or that have another shape; all are named.
-    """
-    there = _plain_state(model)
-    problems = mismatches(tensors, {name: tuple(tensor.shape) for name, tensor in there.items()}, "ticket")
-    problems += [f"the ticket has no tensor '{name}'" for name in there if name not in tensors]
-    if problems:
-        raise ValueError("the ticket does not fit the model: " + "; ".join(problems))
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            there[name].copy_(tensor)
-
-
-def _first_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Plain names; of several names for the same memory, the first."""
-    first: dict[tuple[Any, ...], str] = {}
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            continue  # a module's extra state
-        # An empty tensor has no memory to share.
-        where = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
-        first.setdefault(where, name)
-    return {plain_name(name): tensors[name] for name in first.values()}

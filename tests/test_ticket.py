@@ -12,7 +12,7 @@ from networks import Residual, Tied, perceptron
 
 import supermask
 from supermask import Masks, Ticket, TicketError, make_state
-from supermask.ticket import state_of
+from supermask.fitting import state_of
 from supermask.ticket_file import FORMAT
 
 

@@ -112,7 +112,7 @@ def check_pruning(config: PruningConfig, targets: Targets) -> None:
 def prune_and_train(model: nn.Module, data: Samples, config: AtInitConfig, run: Run) -> Ticket:
     """Choose the masks of `model` at initialization by the method's score, then train what is left."""
     import supermask
-    from supermask.ticket import state_of
+    from supermask.fitting import state_of
 
     from .reports import conclude
     from .tensorboard import densities

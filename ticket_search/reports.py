@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import supermask
 from supermask import Draw, Masks, Ticket
-from supermask.ticket import state_of
+from supermask.fitting import state_of
 
 from .config import to_plain
 from .data.samples import Samples, whole_batches

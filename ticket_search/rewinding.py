@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from supermask import Masks
-from supermask.ticket import state_of
+from supermask.fitting import state_of
 
 
 def mask_moments(state: Mapping[str, Any], model: nn.Module, masks: Masks) -> dict[str, Any]:

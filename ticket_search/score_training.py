@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 import supermask
 from supermask import Masks, Ticket
 from supermask.edge_popup import EdgePopup
+from supermask.fitting import state_of
 from supermask.live import program_of
-from supermask.ticket import state_of
 
 from .config import Config
 from .data.samples import Samples

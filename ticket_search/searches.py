@@ -15,7 +15,7 @@ from torch import nn
 
 import supermask
 from supermask import Targets
-from supermask.ticket import state_of
+from supermask.fitting import state_of
 
 from .arithmetic import make_arithmetic
 from .config import Config, differences, steps_of, to_plain

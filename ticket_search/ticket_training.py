@@ -72,7 +72,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
 
     parent = supermask.load(config.ticket)
     masks = parent.masks
-    problems = mismatches(masks, {name: tuple(target.parameter.shape) for name, target in targets.items()})
+    problems = mismatches(masks.shapes, {name: tuple(target.parameter.shape) for name, target in targets.items()})
     if problems:
         raise RequestError(f"the ticket does not fit {config.model} for {config.data}: {'; '.join(problems)}")
     if config.control != "none":

@@ -42,7 +42,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
 def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     """Train `model` and keep all of it."""
     import supermask
-    from supermask.ticket import state_of
+    from supermask.fitting import state_of
 
     from ..reports import conclude
     from ..training import train

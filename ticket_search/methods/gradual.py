@@ -81,7 +81,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
 def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     """Train and prune, then train on, with the optimizer's moments as they were."""
     import supermask
-    from supermask.ticket import set_state, state_of
+    from supermask.fitting import set_state, state_of
 
     from ..data.samples import whole_batches
     from ..reports import conclude

@@ -143,7 +143,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
 
 def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     """Run every level; each one keeps its ticket under `levels/`, and `rewind.safetensors` the step rewound to."""
-    from supermask.ticket import state_of
+    from supermask.fitting import state_of
 
     targets = run.setup.targets(config, model)
     initial = state_of(model)
@@ -196,7 +196,7 @@ def _train_level(
     first: Mapping[str, Any],
 ) -> dict[str, Any]:
     import supermask
-    from supermask.ticket import set_state
+    from supermask.fitting import set_state
 
     from ..reports import conclude
     from ..rewinding import mask_moments

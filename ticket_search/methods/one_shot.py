@@ -79,7 +79,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
 def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     """Train, prune, train again; the dense network is level 0, the ticket level 1."""
     import supermask
-    from supermask.ticket import set_state, state_of
+    from supermask.fitting import set_state, state_of
 
     from ..data.samples import whole_batches
     from ..optimization import learning_rate

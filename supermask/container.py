@@ -1,0 +1,142 @@
+"""Safetensors bytes, read strictly: arrays by name, and one string of metadata. NumPy alone.
+
+The files are ordinary safetensors files, which the safetensors library reads too. Ours is read here because a ticket
+comes from strangers: no name twice, no byte that belongs to no tensor, nothing allocated that the file does not hold.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+# As in the safetensors library.
+_LONGEST_HEADER = 100_000_000
+_READ_AT_ONCE = 1 << 20
+
+# Bytes of one value.
+DTYPES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "C64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+
+class Array(NamedTuple):
+    """One tensor as bytes: little-endian, row-major."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: npt.NDArray[np.uint8]
+
+
+class Container(NamedTuple):
+    """A file's tensors and metadata; `head` is all that comes before the tensors' bytes, `body` those bytes."""
+
+    arrays: dict[str, Array]
+    metadata: Mapping[str, str]
+    head: bytes
+    body: npt.NDArray[np.uint8]
+
+
+def parse_json(text: str) -> Any:
+    """Read JSON: no name twice, no NaN, no infinity, no text that is not Unicode.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_refuse_twice, parse_constant=_refuse, parse_float=_finite)
+        json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("lists or objects nested too deep") from None
+    return value
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name '{next(name for name in value if names.count(name) > 1)}' is there twice")
+    return value
+
+
+def _refuse(word: str) -> Any:
+    raise ValueError(f"{word} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse(text)
+
+
+def layout(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> tuple[bytes, list[Array]]:
+    """The bytes before the tensors, and the tensors in the order in which their bytes follow."""
+    ordered = dict(sorted(arrays.items(), key=lambda item: (-DTYPES[item[1].dtype], item[0])))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, array in ordered.items():
+        start, end = end, end + array.data.size
+        header[name] = {"dtype": array.dtype, "shape": list(array.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, list(ordered.values())
+
+
+def read(file: BinaryIO) -> Container:
+    """Read a whole safetensors file, of which nothing is believed.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    start = _read_exactly(file, 8, "its first 8 bytes")
+    (length,) = struct.unpack("<Q", start)
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"its header should have {length} bytes, expected at most {_LONGEST_HEADER}")
+    text = _read_exactly(file, length, "its header")
+    try:
+        header = parse_json(text.decode())
+    except ValueError as error:
+        raise ValueError(f"its header is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise ValueError("its header is not a JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata are not texts")
+    spans = {name: _span(name, entry) for name, entry in header.items()}
+    end = 0
+    for name, (_, _, first, last) in sorted(spans.items(), key=lambda item: item[1][2:]):
+        if first != end:
+            raise ValueError(f"the tensor '{name}' starts at byte {first}, expected {end}")
+        end = last
+    body = np.frombuffer(_read_exactly(file, end, "its tensors"), np.uint8)
+    if file.read(1):
+        raise ValueError(f"there is more behind its {end} bytes of tensors")
+    arrays = {name: Array(dtype, shape, body[first:last]) for name, (dtype, shape, first, last) in spans.items()}
+    return Container(arrays, metadata, bytes(start + text), body)
+
+
+def _span(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    try:
+        dtype, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        numbers = [*shape, first, last]
+        fits = len(entry) == 3 and len(shape) <= 64 and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
+        if fits and last - first == math.prod(shape) * DTYPES[dtype]:
+            return dtype, tuple(shape), first, last
+    except (TypeError, ValueError, KeyError):
+        pass
+    raise ValueError(f"the tensor '{name}' is described wrongly, or has a type that is not known here")
+
+
+def _read_exactly(file: BinaryIO, count: int, what: str) -> bytearray:
+    # Piece by piece: a length that lies must not allocate what the file does not have.
+    data = bytearray()
+    while len(data) < count:
+        piece = file.read(min(_READ_AT_ONCE, count - len(data)))
+        if not piece:
+            raise ValueError(f"{what} should have {count} bytes, {len(data)} are there")
+        data += piece
+    return data
