@@ -1,5 +1,6 @@
 """Masks over any PyTorch model: find subnetworks, hold them, learn them, save them, load them."""
 
+from . import foreign as foreign
 from .allocation import by_glob as by_glob
 from .allocation import by_rate as by_rate
 from .allocation import with_floor as with_floor

@@ -245,8 +245,8 @@ def shrink(mask: Bits, block: Sequence[int]) -> Bits:
 
 def grow(units: Bits, block: Sequence[int]) -> Bits:
     """A mask from one bit for each block: the inverse of `shrink`."""
-    spread = np.broadcast_to(
-        units.reshape([size for length in units.shape for size in (length, 1)]),
-        [size for pair in zip(units.shape, block, strict=True) for size in pair],
-    )
-    return spread.reshape([length * size for length, size in zip(units.shape, block, strict=True)])
+    lengths = [length * size for length, size in zip(units.shape, block, strict=True)]
+    mask = np.empty(lengths, np.bool_)
+    pairs = [size for pair in zip(units.shape, block, strict=True) for size in pair]
+    mask.reshape(pairs)[...] = units.reshape([size for length in units.shape for size in (length, 1)])
+    return mask

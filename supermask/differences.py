@@ -63,7 +63,7 @@ class Difference:
 
 def compare_masks(which: str, one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Iterator[MaskDifference]:
     """A row for each mask that is not the same in both."""
-    for name in {**one, **other}:
+    for name in dict.fromkeys([*one, *other]):
         if name not in one or name not in other or one[name].shape != other[name].shape:
             kept, other_kept = (int(masks[name].sum()) if name in masks else -1 for masks in (one, other))
             yield MaskDifference(which, name, kept, other_kept, 0, 0.0, 0.0)
@@ -81,7 +81,7 @@ def compare_masks(which: str, one: Mapping[str, Tensor], other: Mapping[str, Ten
 def compare_plain(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ, with both values."""
     found: dict[str, tuple[Any, Any]] = {}
-    for key in {**one, **other}:
+    for key in dict.fromkeys([*one, *other]):
         mine, theirs = one.get(key), other.get(key)
         if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
             found |= compare_plain(mine, theirs, f"{prefix}{key}.")
@@ -94,7 +94,7 @@ def compare_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> t
     """Names of tensors that only one of the two has, or that differ."""
     return tuple(
         name
-        for name in {**one, **other}
+        for name in dict.fromkeys([*one, *other])
         if name not in one
         or name not in other
         or one[name].dtype != other[name].dtype

@@ -13,7 +13,7 @@ from . import coding
 from .coded import TORCH_DTYPES, CodedLevels, CodedMask, CodedMasks, CodedSigns, StoredTensors
 from .container import Array, Container, read
 from .inits import Draw
-from .ticket import State, Ticket, TicketError
+from .ticket import STATES, State, Ticket, TicketError
 from .ticket_header import BITS, KEY, NO_CHECKSUM, Bits, Header, Mask, read_header
 
 
@@ -116,6 +116,7 @@ def _build_ticket(container: Container, header: Header) -> Ticket:
     reader.finish()
     if arrays:
         raise ValueError(f"there are tensors that it does not describe: {', '.join(sorted(arrays))}")
+    states = {name: states[name] for name in STATES if name in states}
     return Ticket(masks, states, header.meta, sets, CodedLevels(levels, masks))
 
 

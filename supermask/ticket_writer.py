@@ -64,16 +64,25 @@ def write_pieces(ticket: Ticket) -> list[memoryview]:
     Raises:
         ValueError: tensors of a type that files cannot hold, or levels or sets that do not fit the masks.
     """
-    problems = _check_additions(ticket)
+    shapes = _shapes(ticket)
+    problems = _check_additions(ticket, shapes)
     writer = _BitWriter()
-    masks = {name: writer.mask(mask, ticket.levels.get(name)) for name, mask in ticket.masks.items()}
-    sets = {which: {n: writer.mask(m) for n, m in chosen.items()} for which, chosen in ticket.sets.items()}
+    masks = {name: writer.mask(ticket.masks[name], ticket.levels.get(name)) for name in shapes if name in ticket.masks}
+    sets = {
+        which: {name: writer.mask(chosen[name]) for name in shapes if name in chosen}
+        for which, chosen in sorted(ticket.sets.items())
+    }
     arrays: dict[str, Array] = {}
     states = {}
-    for state, source in ticket.states.items():
-        signs = {name: writer.bits(_survivors(plane, ticket.masks, name)) for name, plane in source.signs.items()}
+    for state, source in sorted(ticket.states.items()):
+        signs = {
+            name: writer.bits(_survivors(source.signs[name], ticket.masks, name))
+            for name in shapes
+            if name in source.signs
+        }
         stored = {}
-        for name, tensor in source.stored.items():
+        for name in (name for name in shapes if name in source.stored):
+            tensor = source.stored[name]
             if tensor.dtype not in DTYPES:
                 problems.append(f"{name} is of type {tensor.dtype}, expected one of {', '.join(TORCH_DTYPES)}")
                 continue
@@ -81,9 +90,9 @@ def write_pieces(ticket: Ticket) -> list[memoryview]:
             arrays[f"{state}/{name}"] = _values(tensor, ticket.masks, name)
         states[state] = State(
             fingerprint=source.fingerprint,
-            drawn=_group(source.drawn),
+            drawn=_group({name: source.drawn[name] for name in shapes if name in source.drawn}),
             signs=signs,
-            gains={name: float(gain) for name, gain in source.gains.items()},
+            gains={name: float(source.gains[name]) for name in shapes if name in source.gains},
             stored=stored,
         )
     if problems:
@@ -94,7 +103,7 @@ def write_pieces(ticket: Ticket) -> list[memoryview]:
         header = Header(
             format=FORMAT,
             checksum=NO_CHECKSUM,
-            shapes={name: list(shape) for name, shape in _shapes(ticket).items()},
+            shapes={name: list(shape) for name, shape in shapes.items()},
             masks=masks,
             uncounted=sorted(ticket.masks.uncounted),
             sets=sets,
@@ -112,8 +121,7 @@ def write_pieces(ticket: Ticket) -> list[memoryview]:
     return [memoryview(head), *(array.data.data for array in ordered)]
 
 
-def _check_additions(ticket: Ticket) -> list[str]:
-    shapes = _shapes(ticket)
+def _check_additions(ticket: Ticket, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     problems = []
     for name, levels in ticket.levels.items():
         mask = ticket.masks.get(name)
@@ -131,7 +139,7 @@ def _check_additions(ticket: Ticket) -> list[str]:
 def _shapes(ticket: Ticket) -> dict[str, tuple[int, ...]]:
     """All tensors' shapes, in the order of the network as far as a state tells it."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for state in reversed(list(ticket.states.values())):
+    for _, state in sorted(ticket.states.items()):
         for name in state.names:
             shape = state.drawn[name].shape if name in state.drawn else _stored_shape(state.stored, name)
             shapes.setdefault(name, tuple(shape))

@@ -2,18 +2,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
+import re
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from networks import Residual, Tied, perceptron
+from ticket_bytes import full_ticket, rewrite
 
 import supermask
 from supermask import Masks, Ticket, TicketError, make_state
 from supermask.fitting import state_of
-from supermask.ticket_file import FORMAT
+from supermask.ticket_header import FORMAT
 
 
 @pytest.fixture
@@ -117,19 +118,6 @@ def test_a_wrong_draw_is_found(ticket):
         broken.state_dict("start")
 
 
-def rewrite(data: bytes, change) -> bytes:
-    """The file with its description changed; the checksum is mended, so that only the change is wrong."""
-    (length,) = struct.unpack("<Q", data[:8])
-    description = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["supermask"])
-    payload = safetensors.torch.load(data)
-    change(description, payload)
-    from supermask.ticket import to_json
-    from supermask.ticket_file import _checksum
-
-    description["checksum"] = _checksum(description, payload)
-    return safetensors.torch.save(payload, {"supermask": to_json(description)})
-
-
 @pytest.mark.parametrize("length", [0, 5, 8, 100, 1000, -1])
 def test_truncated_files(ticket, length):
     with pytest.raises(TicketError):
@@ -165,28 +153,70 @@ def test_what_is_no_ticket(tmp_path, ticket):
 def test_newer_format_and_wrong_descriptions(ticket):
     data = supermask.pack(ticket)
 
-    def newer(description, payload):
+    def newer(description, outer):
         description["format"] = FORMAT + 1
 
     with pytest.raises(TicketError, match=f"format {FORMAT + 1}, this version reads up to {FORMAT}: upgrade"):
         supermask.unpack(rewrite(data, newer))
-    changes = {
-        "extra keys": lambda d, p: d.update(surprise=1),
-        "kept": lambda d, p: d["masks"]["stem.weight"].update(kept=1),
-        "shape": lambda d, p: d["masks"]["stem.weight"].update(shape=[2**60, 2**60]),
-        "negative shape": lambda d, p: d["masks"]["stem.weight"].update(shape=[-8, -9]),
-        "unknown init": lambda d, p: d["states"]["start"]["drawn"][0].update(init="os.system"),
-        "unknown state": lambda d, p: d["states"].update(middle=d["states"]["start"]),
-        "lacks a tensor": lambda d, p: p.pop("final/norm.weight"),
-        "one too many": lambda d, p: p.update(more=torch.zeros(1)),
-        "other type": lambda d, p: p.update({"mask/stem.weight": torch.zeros(9)}),
-        "shape of a draw": lambda d, p: d["states"]["start"]["drawn"][0]["tensors"].update({"stem.weight": [8, 1, 9]}),
-        "shape of survivors": lambda d, p: d["states"]["final"]["stored"].update({"stem.weight": [9, 8]}),
-    }
-    for what, change in changes.items():
-        with pytest.raises(TicketError):
-            supermask.unpack(rewrite(data, change))
-            pytest.fail(what)
+
+
+def edit(*path, **values):
+    """A change of the description at a path of keys."""
+
+    def change(description, outer):
+        for key in path:
+            description = description[key]
+        description.update(values)
+
+    return change
+
+
+WRONG = {
+    "surprise: Extra inputs": edit(surprise=1),
+    "format: expected 1": edit(format=0),
+    "the mask of 'head.weight'": edit("masks", "head.weight", kept=1),
+    "more than 2,000,000,000: if you trust it": edit("shapes", **{"stem.weight": [2**60, 2**60]}),
+    "shapes.stem.weight.0: Input should be greater": edit("shapes", **{"stem.weight": [-8, -9]}),
+    "unknown init 'os.system'": lambda d, o: d["states"]["start"]["drawn"][0].update(init="os.system"),
+    "unknown state 'middle'": lambda d, o: d["states"].update(middle=d["states"]["start"]),
+    "uncounted 'nothing' has no mask": edit(uncounted=["nothing"]),
+    "'norm.weight' is there twice": lambda d, o: d["states"]["start"]["drawn"][0]["names"].append("norm.weight"),
+    "mask: 'stem.weight' has no shape": lambda d, o: d["shapes"].pop("stem.weight"),
+    "'head.bias' cannot be drawn with shape": lambda d, o: d["states"]["start"]["drawn"][0]["names"].append(
+        "head.bias"
+    ),
+    "has signs or a gain, but is not drawn": edit("states", "final", gains={"norm.bias": 2.0}),
+    "blocks of [1, 3, 3, 3] do not make up": edit("masks", "block.0.weight", block=[1, 3, 3, 3]),
+    "'final/norm.bias' is not there": lambda d, o: o.update({"final/other": o.pop("final/norm.bias")}),
+    "tensors that it does not describe: final/norm.bias": lambda d, o: d["states"]["final"]["stored"].pop("norm.bias"),
+    "the tensor 'final/norm.bias' has 8 values, expected 9": edit("shapes", **{"norm.bias": [9]}),
+    "is of type F32, expected F64": edit("states", "final", "stored", **{"norm.bias": "F64"}),
+    "has an unknown type": edit("states", "final", "stored", **{"norm.bias": "F31"}),
+    "has shape [2, 4], expected one axis": lambda d, o: o["final/norm.bias"].update(shape=[2, 4]),
+    "expected a tensor 'bits' of type U8": lambda d, o: o["bits"].update(dtype="I8"),
+    "scale: Input should be less": lambda d, o: d["states"]["start"]["drawn"][0].update(scale=1e300),
+    "fingerprint: String should match": edit("states", "start", fingerprint="none"),
+    "starts at byte": lambda d, o: o["final/norm.bias"].update(data_offsets=[1, 33]),
+    "described wrongly": lambda d, o: o["final/norm.bias"].update(shape=[2**62]),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_descriptions(message):
+    data = supermask.pack(full_ticket())
+    with pytest.raises(TicketError, match=re.escape(message)):
+        supermask.unpack(rewrite(data, WRONG[message]))
+
+
+def test_all_that_is_wrong_is_said_at_once():
+    def change(description, outer):
+        description["uncounted"] = ["one", "two"]
+        description["states"]["start"]["stored"]["three"] = "F31"
+
+    with pytest.raises(TicketError) as caught:
+        supermask.unpack(rewrite(supermask.pack(full_ticket()), change))
+    for name in ("'one'", "'two'", "'three' has no shape", "'three' has an unknown type"):
+        assert name in str(caught.value)
 
 
 def test_metadata_is_json(ticket):

@@ -30,7 +30,10 @@ def test_the_reader_is_short_and_needs_numpy_alone():
 
 
 def same(one: np.ndarray, other: torch.Tensor) -> bool:
-    return one.shape == tuple(other.shape) and one.tobytes() == other.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return (
+        one.shape == tuple(other.shape)
+        and one.tobytes() == other.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    )
 
 
 def assert_read_alike(ticket: Ticket) -> None:
@@ -57,7 +60,7 @@ def test_the_page_reads_all_that_a_file_can_hold():
     assert_read_alike(ticket)
     described = take_apart(supermask.pack(ticket))[1]
     masks = described["masks"]
-    assert masks["block.0.weight"]["block"] == [1, 8, 3, 3]
+    assert masks["block.0.weight"]["block"] == [1, 4, 3, 3]
     assert len(masks["stem.weight"]["levels"]) == 2
     assert any("rice" not in entry for entry in masks.values())
     assert described["states"]["final"]["signs"].keys() == {"stem.weight"}
@@ -77,7 +80,9 @@ def test_the_page_reads_every_density(density):
     assert_read_alike(drawn_ticket(density=density, shape=(50, 81)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool]
+)
 def test_every_type_reads_back(dtype):
     tensors = {"w": (torch.arange(24).reshape(4, 6) % 5).to(dtype), "scalar": torch.tensor(3).to(dtype)}
     masks = Masks({"w": torch.arange(24).reshape(4, 6) % 3 > 0})
@@ -130,7 +135,9 @@ def test_codings_read_back(bits, repeats, zeros):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.lists(st.integers(1, 4), min_size=4, max_size=4), st.data())
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=4), st.lists(st.integers(1, 4), min_size=4, max_size=4), st.data()
+)
 def test_blocks_are_the_largest(units, sizes, data):
     block = tuple(sizes[: len(units)])
     chosen = np.array(data.draw(st.lists(st.booleans(), min_size=math.prod(units), max_size=math.prod(units))))
@@ -237,5 +244,7 @@ def test_rounding_on_request():
     saved = 2 * masks.kept
     assert abs(sizes[None] - sizes[torch.bfloat16] - saved) < 60
     assert abs(sizes[None] - sizes[torch.float16] - saved) < 60
-    with pytest.raises(ValueError, match=r"float16 ends at 65504, and these weights are larger: w .*bfloat16 holds them"):
+    with pytest.raises(
+        ValueError, match=r"float16 ends at 65504, and these weights are larger: w .*bfloat16 holds them"
+    ):
         make_state({"w": tensors["w"] * 1e6}, masks, dtype=torch.float16)

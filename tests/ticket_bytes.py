@@ -107,7 +107,7 @@ def full_ticket() -> Ticket:
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     masks = dict(supermask.prune(model, 0.3))
     filters = torch.arange(8) % 3 == 0
-    masks["block.0.weight"] = filters[:, None, None, None].expand(8, 8, 3, 3).clone()
+    masks["block.0.weight"] = filters[:, None, None, None].expand_as(masks["block.0.weight"]).clone()
     masks["block.0.bias"] = filters.clone()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -121,7 +121,9 @@ def full_ticket() -> Ticket:
     final["head.weight"] = start["head.weight"] * torch.tensor(0.7)
     levels = {name: mask.to(torch.uint8) for name, mask in masks.items() if name == "stem.weight"}
     levels["stem.weight"] += (masks["stem.weight"] & (torch.rand_like(start["stem.weight"]) < 0.6)).to(torch.uint8)
-    levels["stem.weight"] += ((levels["stem.weight"] == 2) & (torch.rand_like(start["stem.weight"]) < 0.5)).to(torch.uint8)
+    levels["stem.weight"] += ((levels["stem.weight"] == 2) & (torch.rand_like(start["stem.weight"]) < 0.5)).to(
+        torch.uint8
+    )
     whole = Masks(masks, ["block.0.bias"])
     sets = {"task-1": whole.shuffled(1), "task-2": Masks({"stem.weight": ~masks["stem.weight"]})}
     states = {
