@@ -69,6 +69,11 @@ class CodedMasks(Masks):
         return {name: coded.shape for name, coded in self._coded.items()}
 
     @property
+    def coded_bytes(self) -> int:
+        """What all masks take in their file."""
+        return sum(coded.code.size for coded in self._coded.values())
+
+    @property
     def kept_per_tensor(self) -> dict[str, int]:
         """Number of weights kept in each tensor."""
         return {name: coded.kept for name, coded in self._coded.items() if name not in self.uncounted}

@@ -92,7 +92,9 @@ def read(file: BinaryIO) -> Container:
     Raises:
         ValueError: says what is wrong.
     """
-    start = _read_exactly(file, 8, "its first 8 bytes")
+    start = file.read(8)
+    if len(start) < 8:
+        raise ValueError(f"it has {len(start)} bytes")
     (length,) = struct.unpack("<Q", start)
     if length > _LONGEST_HEADER:
         raise ValueError(f"its header should have {length} bytes, expected at most {_LONGEST_HEADER}")

@@ -68,7 +68,7 @@ def state_dict_in(found: Any) -> dict[str, Tensor]:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise ValueError("no state dict: expected names and tensors")
+        raise ValueError("it holds no state dict: expected names and tensors")
     tensors = {plain_name(str(name)): tensor for name, tensor in found.items()}
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}

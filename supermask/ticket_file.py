@@ -76,7 +76,8 @@ def load(source: str | os.PathLike[str] | bytes | BinaryIO, max_weights: float =
         with path.open("rb") as file:
             return read_ticket(file, max_weights)
     except TicketError as error:
-        raise TicketError(f"{path}: {error}") from None
+        others = "; supermask.foreign.load reads other programs' files" if path.suffix in (".pt", ".pth") else ""
+        raise TicketError(f"{path}: {error}{others}") from None
 
 
 def write_atomically(path: str | os.PathLike[str], *pieces: bytes | memoryview) -> None:

@@ -26,6 +26,7 @@ from ticket_bytes import drawn_ticket, full_ticket, put_together, read_by_page, 
 
 import supermask
 from supermask import Ticket, TicketError
+from ticket_search.cli.inspect import describe
 
 SECONDS = 1.0
 # What reading takes besides the file and what it declares: JSON, validation, pieces that are worked on.
@@ -237,7 +238,7 @@ def try_file(number: int, seed: int = 0) -> str:
     try:
         ticket = supermask.load(hostile, max_weights=MAX_WEIGHTS)
         declared = declared_bytes(ticket)
-        ticket.density, repr(ticket), ticket.masks.report()
+        json.dumps(describe(ticket, len(hostile))), repr(ticket)
         masks = [dict(ticket.masks), dict(ticket.levels), *(dict(chosen) for chosen in ticket.sets.values())]
         tensors = {state: ticket.state_dict(state) for state in ticket.states}
     except TicketError:

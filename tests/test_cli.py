@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from test_data_formats import write_set
+from ticket_bytes import full_ticket
 
 import supermask
 from ticket_search.cli import app, main
@@ -246,7 +248,7 @@ def test_ticket_files_that_are_none(ticket, tmp_path):
     (tmp_path / "newer").write_bytes(whole.replace(b'\\"format\\":1,', b'\\"format\\":9,'))
     for command in ("inspect", "evaluate"):
         for name, problem in {
-            "cut": "not a whole ticket file", "none": "not a ticket file", "newer": "format 9, this version reads up to 1",
+            "cut": "not a whole ticket file", "none": "not a whole ticket file: it has 5 bytes", "newer": "format 9, this version reads up to 1",
             "nothing": "neither a ticket file nor a run", EDGE_POPUP[:-3]: f"did you mean '{EDGE_POPUP}'",
         }.items():  # fmt: skip
             answer = ticket(command, name)
@@ -331,3 +333,53 @@ def test_help_and_errors_do_not_wait_for_torch(words):
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.endswith("False\n")
     assert time.perf_counter() - began < 20
+
+
+def test_inspect_shows_a_strangers_ticket_and_builds_nothing(ticket, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("built, or decoded")
+
+    evil = "\x1b[2J[red]x[/red]\u202e" + "y" * 1000
+    given = full_ticket()
+    masks = supermask.Masks({evil: torch.zeros(3, 4, dtype=torch.bool), **given.masks})
+    meta = {
+        "method": evil, "architecture": {"name": "os:system", "arguments": {"depth": 3}}, "accuracy": [1], "seed": None,
+        "parameters": True, "model": {"deep": [evil]}, "paper": [], "data": {"a": {"b": 1}},
+    }  # fmt: skip
+    supermask.save(supermask.Ticket(masks, given.states, meta, given.sets, given.levels), tmp_path / "theirs")
+    supermask.save(given, tmp_path / "fine")
+    monkeypatch.setattr("supermask.ticket.find_architecture", refuse)
+    monkeypatch.setattr("supermask.coding.decode", refuse)
+    shown = ticket("inspect", "theirs")
+    assert shown.code == 0, shown.err
+    assert "\x1b" not in shown.out
+    assert "\u202e" not in shown.out
+    assert r"\x1b[2J[red]x[/red]\u202e" in shown.out
+    assert "warning: nothing is kept of" in shown.out
+    assert "name os:system, arguments depth 3" in shown.out
+    assert json.loads(ticket("inspect", "theirs", "--json").out)["method"] == evil
+    found = json.loads(ticket("inspect", "fine", "--json").out)
+    assert found["dense_bytes"] == 8000
+    assert found["file_bytes"] == (tmp_path / "fine").stat().st_size
+    assert 0 < found["mask_bytes"] < found["file_bytes"]
+    assert found["mask_sets"] == ["task-1", "task-2"]
+    assert found["levels"] == ["stem.weight"]
+    assert "signs: 1 tensors" in found["final_weights"]
+    assert {row["name"] for row in found["layers"]} == {row.name for row in given.masks.report()}
+    assert "kaiming-normal (seed 3, scale 1)" in ticket("inspect", "fine").out
+
+
+@pytest.mark.parametrize(("dtype", "torch_dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_kept_weights_are_rounded_on_request(dtype, torch_dtype, ticket):
+    flags = ("--method", "imp", "--epochs", "1", "--levels", "1", "--density", "0.5", "--threads", "1")
+    assert ticket("search", *flags, "--name", "whole").code == 0
+    assert ticket("search", *flags, "--name", "rounded", "--dtype", dtype).code == 0
+    whole, rounded = (supermask.load(f"runs/{name}/ticket.safetensors") for name in ("whole", "rounded"))
+    assert whole.masks == rounded.masks
+    for name, tensor in whole.state_dict().items():
+        expected = tensor.to(torch_dtype).float() if name in whole.masks else tensor
+        assert torch.equal(rounded.state_dict()[name], expected)
+    sizes = [Path(f"runs/{name}/ticket.safetensors").stat().st_size for name in ("whole", "rounded")]
+    assert sizes[0] - sizes[1] == pytest.approx(2 * whole.masks.kept, abs=200)
+    measured = json.loads(ticket("evaluate", "rounded", "--json").out)
+    assert measured["test_accuracy"] == json.loads(Path("runs/rounded/summary.json").read_text())["test_accuracy"]

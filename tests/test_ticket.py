@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -301,3 +306,181 @@ def test_a_scale_given_as_a_whole_number_reads_back():
     masks = supermask.prune(model, 0.5)
     ticket = Ticket(masks, {"start": make_state(model.state_dict(), masks, draws)})
     assert supermask.unpack(supermask.pack(ticket)) == ticket
+
+
+class Wrapped(torch.nn.Module):
+    """A user's network around the ticket's, with a head of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = Residual()
+        self.extra = torch.nn.Linear(2, 2)
+
+
+def test_names_are_mapped(ticket):
+    expected = ticket.state_dict()
+    outer = torch.nn.ModuleDict({"encoder": Residual()})
+    for names in ({"": "encoder."}, lambda name: f"encoder.{name}"):
+        ticket.apply_to(outer, names=names)
+        assert all(torch.equal(outer.state_dict()[f"encoder.{name}"], tensor) for name, tensor in expected.items())
+    renamed = ticket.masks.renamed({"": "encoder."})
+    assert set(renamed) == {f"encoder.{name}" for name in ticket.masks}
+    supermask.hold(outer, renamed)
+    supermask.check(outer)
+    ticket.apply_to(outer, names={"": "encoder."})
+    back = Ticket(renamed, {"final": make_state(outer.state_dict(), renamed)})
+    again = back.apply_to(Residual(), names={"encoder.": ""})
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in expected.items())
+
+    class Other(Residual):
+        def __init__(self):
+            super().__init__()
+            self.top, self.body = self.head, self.block
+            del self.head, self.block
+
+    names = {"head.weight": "top.weight", "head.": "top.", "block.": "body."}
+    other = ticket.apply_to(Other(), names=names)
+    assert torch.equal(other.top.bias, expected["head.bias"])
+    with pytest.raises(ValueError, match="'stem.weight' and 'head.weight' both become 'one'"):
+        ticket.apply_to(Residual(), names={"stem.weight": "one", "head.weight": "one"})
+
+
+def test_the_error_says_which_names_would_fit(ticket):
+    with pytest.raises(ValueError, match=r"all fit with names=\{'': 'encoder.'\}"):
+        ticket.apply_to(torch.nn.ModuleDict({"encoder": Residual()}))
+    inner = Ticket(Masks({}), {"final": make_state({f"net.{n}": t for n, t in ticket.state_dict().items()}, Masks({}))})
+    with pytest.raises(ValueError, match=r"all fit with names=\{'net.': ''\}"):
+        inner.apply_to(Residual())
+    with pytest.raises(ValueError, match=r"all fit with names=\{'net.': 'encoder.'\}"):
+        inner.apply_to(torch.nn.ModuleDict({"encoder": Residual()}))
+    linear, other = torch.nn.Sequential(torch.nn.Linear(3, 2)), torch.nn.ModuleDict({"a": torch.nn.Linear(3, 2)})
+    same = Ticket(Masks({}), {"final": make_state(linear.state_dict(), Masks({}))})
+    sequence = torch.nn.Module()
+    sequence.w, sequence.b = torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match=r"names=dict\(zip\(ticket.state_dict\(\), model.state_dict\(\)\)\)"):
+        same.apply_to(sequence)
+    same.apply_to(sequence, names=dict(zip(same.state_dict(), sequence.state_dict(), strict=True)))
+    assert torch.equal(sequence.w, linear[0].weight)
+    assert same.fit(other).hint == "; all fit with names={'0.': 'a.'}"
+
+
+def test_what_fits_is_loaded_on_request_and_the_rest_is_told(ticket):
+    model = Wrapped()
+    before = model.extra.weight.clone()
+    report = ticket.fit(model, names={"": "encoder.", "head.": None})
+    assert not report
+    assert set(report.left_out) == {"head.weight", "head.bias"}
+    assert set(report.missing) == {"encoder.head.weight", "encoder.head.bias", "extra.weight", "extra.bias"}
+    assert "the ticket has no tensor 'extra.weight'" in str(report)
+    head = model.encoder.head.weight.clone()
+    ticket.apply_to(model, names={"": "encoder.", "head.": None}, partial=True)
+    assert torch.equal(model.extra.weight, before)
+    assert torch.equal(model.encoder.head.weight, head)
+    assert torch.equal(model.encoder.stem.weight, ticket.state_dict()["stem.weight"])
+    with pytest.raises(ValueError, match="does not fit"):
+        ticket.apply_to(torch.nn.Linear(2, 2), partial=True)
+    fits = ticket.fit(Residual())
+    assert fits
+    assert str(fits) == f"all {len(ticket.state_dict())} tensors fit"
+
+
+def test_differences_are_all_said(ticket):
+    assert not ticket.diff(ticket)
+    assert str(ticket.diff(ticket)) == "no difference"
+    masks = Masks({**ticket.masks, "stem.weight": ~ticket.masks["stem.weight"]})
+    tensors = ticket.state_dict()
+    tensors["head.bias"] = tensors["head.bias"] + 1
+    meta = {**ticket.meta, "level": 4, "nested": {"list": [1], "new": None}}
+    states = {"final": make_state(tensors, masks)}
+    other = Ticket(masks, states, meta, {"one": ticket.masks}, {"stem.weight": masks["stem.weight"].to(torch.uint8)})
+    found = ticket.diff(other)
+    assert found.meta.keys() == {"level", "nested.list", "nested.new"}
+    assert found.meta["level"] == (3, 4)
+    assert found.states == {"start": ("only in the first",), "final": ("stem.weight", "head.bias")}
+    assert found.levels == ("stem.weight",)
+    own = [row for row in found.masks if not row.set]
+    assert [row.name for row in own] == ["stem.weight"]
+    kept, size = int(ticket.masks["stem.weight"].sum()), ticket.masks["stem.weight"].numel()
+    assert own[0][2:6] == (kept, size - kept, 0, 0.0)
+    shared = kept * (size - kept) / size
+    assert own[0].by_chance == pytest.approx(shared / (size - shared))
+    assert {row.name for row in found.masks if row.set == "one"} == set(ticket.masks)
+    text = str(found)
+    for part in (
+        "level: 3 | 4",
+        "mask of stem.weight: ",
+        "mask of one: stem.weight: only in the second",
+        "final weights: ",
+    ):
+        assert part in text
+    assert ticket != other
+    assert ticket.overlap(other) == pytest.approx(ticket.masks.overlap(other.masks))
+
+
+def test_a_file_and_bytes_of_all_kinds_are_read(ticket, tmp_path):
+    data = supermask.pack(ticket)
+    (tmp_path / "t").write_bytes(data)
+    with (tmp_path / "t").open("rb") as file:
+        assert supermask.load(file) == ticket
+    for given in (bytearray(data), memoryview(data), io.BytesIO(data), str(tmp_path / "t"), tmp_path / "t"):
+        assert supermask.load(given) == ticket
+
+
+def test_too_many_weights_are_refused(ticket):
+    data = supermask.pack(ticket)
+    weights = sum(tensor.numel() for tensor in ticket.state_dict().values())
+    assert supermask.load(data, max_weights=weights) == ticket
+    with pytest.raises(TicketError, match=rf"supermask.load\(..., max_weights={weights}\)"):
+        supermask.load(data, max_weights=weights - 1)
+
+
+def test_what_cannot_be_read(ticket, tmp_path):
+    (tmp_path / "empty").touch()
+    with pytest.raises(TicketError, match="empty: not a whole ticket file: it has 0 bytes"):
+        supermask.load(tmp_path / "empty")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "model.pt")
+    with pytest.raises(TicketError, match=r"supermask.foreign.load reads other programs' files"):
+        supermask.load(tmp_path / "model.pt")
+    (tmp_path / "more").write_bytes(supermask.pack(ticket) + b"x")
+    with pytest.raises(TicketError, match="there is more behind"):
+        supermask.load(tmp_path / "more")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users and groups on this system")
+def test_no_permission(ticket, tmp_path):
+    path, folder = tmp_path / "ticket", tmp_path / "folder"
+    supermask.save(ticket, path)
+    folder.mkdir()
+    shutil.chown(path, 65534)
+    path.chmod(0), folder.chmod(0o500)
+    program = (
+        "import os, sys, supermask\n"
+        "ticket = supermask.load(sys.argv[3])\n"
+        "if os.geteuid() == 0: os.setgroups([]), os.setgid(65534), os.setuid(65534)\n"
+        "for call in (lambda: supermask.load(sys.argv[1]), lambda: supermask.save(ticket, sys.argv[2])):\n"
+        "    try: call()\n"
+        "    except PermissionError: print('refused')\n"
+    )
+    supermask.save(ticket, tmp_path / "readable")
+    words = [sys.executable, "-c", program, str(path), str(folder / "new"), str(tmp_path / "readable")]
+    answer = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["refused", "refused"], answer.stderr
+    assert not list(folder.iterdir())
+
+
+def test_a_full_disk_leaves_the_old_file(ticket, tmp_path):
+    """A file size limit stops the write in its middle, as a full disk does."""
+    path = tmp_path / "t"
+    supermask.save(ticket, path)
+    before = path.read_bytes()
+    program = (
+        "import resource, signal, sys, supermask\n"
+        "ticket = supermask.load(sys.argv[1])\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "supermask.save(ticket, sys.argv[1], overwrite=True)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False)
+    assert "File too large" in answer.stderr
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["t"]

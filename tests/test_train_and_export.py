@@ -11,6 +11,7 @@ import torch
 from test_data_formats import write_set
 
 import supermask
+from supermask import Ticket, foreign, make_state
 from ticket_search import RequestError, train
 from ticket_search.export import FORMATS, export
 from ticket_search.models.lenet import lenet_300_100
@@ -124,9 +125,21 @@ def test_train_from_the_shell(found, tmp_path):
 @pytest.mark.parametrize("state", ["start", "final"])
 @pytest.mark.parametrize("to", FORMATS)
 def test_exported_files_hold_the_masked_network(to, state, found, tmp_path):
-    path = export(found.ticket, to, tmp_path / "net", state)
-    expected = found.ticket.state_dict(state)
-    if to == "npz":
+    # What hidden-networks can hold: one density for all layers.
+    masks = supermask.prune(found.ticket.apply_to(lenet_300_100((1, 8, 8), 10)), 0.3, allocation="layerwise")
+    even = Ticket(masks, {each: make_state(found.ticket.state_dict(each), masks) for each in ("start", "final")})
+    chosen = even if to == "hidden-networks" else found.ticket
+    path = export(chosen, to, tmp_path / "net", state)
+    expected = chosen.state_dict(state)
+    if to in ("torch-prune", "hidden-networks", "open-lth"):
+        read_back = {
+            "torch-prune": foreign.from_torch_prune,
+            "hidden-networks": lambda file: foreign.from_hidden_networks(file, file["prune_rate"]),
+            "open-lth": lambda file: foreign.from_open_lth(file, expected),
+        }[to](torch.load(path, weights_only=True))
+        assert read_back.masks == chosen.masks
+        read = read_back.state_dict()
+    elif to == "npz":
         with np.load(path) as arrays:
             read = {name: torch.from_numpy(arrays[name]) for name in arrays.files if not name.startswith("mask/")}
             masks = {
@@ -143,7 +156,7 @@ def test_exported_files_hold_the_masked_network(to, state, found, tmp_path):
     assert all(torch.equal(read[name], tensor) for name, tensor in expected.items())
     model = lenet_300_100((1, 8, 8), 10)
     model.load_state_dict(read)
-    supermask.hold(model, found.ticket.masks)
+    supermask.hold(model, chosen.masks)
     supermask.check(model)
 
 
@@ -159,3 +172,6 @@ def test_export_overwrites_nothing_and_names_every_problem(found, tmp_path):
     assert "wrote net.npz" in done.stdout
     assert ticket("export", str(found.path), "--to", "npz", "--output", "net.npz", cwd=tmp_path).returncode == 2
     assert ticket("export", str(found.path), "--to", "npz", "--output", "no/net.npz", cwd=tmp_path).returncode == 2
+    odd = ticket("export", str(found.path), "--to", "hidden-networks", "--output", "hn.pt", cwd=tmp_path)
+    assert odd.returncode == 2
+    assert "hidden-networks has one density for all layers" in odd.stderr

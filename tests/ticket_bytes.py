@@ -19,6 +19,10 @@ from networks import Residual
 import supermask
 from supermask import Draw, Masks, Ticket, make_state
 
+META = {
+    "method": "imp", "level": 3, "nested": {"list": [1, 2.5, None, "ä"]}, "parameters": 2000, "model": "conv4",
+    "architecture": {"name": "conv4", "arguments": {"classes": 10}}, "accuracy": {"final": {"test": 97.2}}, "seed": 3,
+}  # fmt: skip
 PAGE = Path(__file__).parent.parent / "docs" / "ticket_format.md"
 
 
@@ -132,7 +136,7 @@ def full_ticket() -> Ticket:
     }
     assert set(states["final"].signs) == {"stem.weight"}
     assert states["final"].gains == {"head.weight": 0.7}
-    return Ticket(whole, states, {"method": "imp", "level": 3, "nested": {"list": [1, 2.5, None, "ä"]}}, sets, levels)
+    return Ticket(whole, states, META, sets, levels)
 
 
 def drawn_ticket(init: str = "signed-constant", density: float = 0.5, shape: tuple[int, int] = (300, 784)) -> Ticket:

@@ -19,8 +19,14 @@ def read_checkpoint(path: str) -> dict[str, Tensor]:
         RequestError: a file that cannot be read as a state dict.
     """
     try:
-        return foreign.state_dict_in(foreign.read_file(path))
-    except (ValueError, OSError) as error:
+        found = foreign.read_file(path)
+    except OSError as error:
+        raise RequestError(f"--weights {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise RequestError(f"--weights {error}") from None
+    try:
+        return foreign.state_dict_in(found)
+    except ValueError as error:
         raise RequestError(f"--weights {path}: {error}") from None
 
 

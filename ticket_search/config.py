@@ -96,6 +96,9 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     split_seed: Seed = Field(0, description="of the validation split; the test split is fixed")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
     threads: int | None = Field(None, ge=1, description="CPU threads; part of the result, bit for bit")
+    dtype: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="type that the ticket's kept weights are rounded to; drawn weights need none"
+    )
 
     @property
     def seeds(self) -> dict[str, int]:

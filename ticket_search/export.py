@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 
-from supermask import Ticket
+from supermask import Ticket, TicketError, foreign
 from supermask.ticket_file import write_atomically
 
 from .problems import RequestError, unknown
@@ -22,9 +23,7 @@ def _to_safetensors(ticket: Ticket, state: str) -> bytes:
 
 
 def _to_state_dict(ticket: Ticket, state: str) -> bytes:
-    buffer = BytesIO()
-    torch.save(ticket.state_dict(state), buffer)
-    return buffer.getvalue()
+    return _saved(ticket.state_dict(state))
 
 
 def _to_npz(ticket: Ticket, state: str) -> bytes:
@@ -35,11 +34,33 @@ def _to_npz(ticket: Ticket, state: str) -> bytes:
     return buffer.getvalue()
 
 
-# Weights with the masks applied; npz holds the masks too, as `mask/NAME`.
+def _to_torch_prune(ticket: Ticket, state: str) -> bytes:
+    return _saved(foreign.to_torch_prune(ticket, state))
+
+
+def _to_hidden_networks(ticket: Ticket, state: str) -> bytes:
+    return _saved(foreign.to_hidden_networks(ticket, state))
+
+
+def _to_open_lth(ticket: Ticket, state: str) -> bytes:
+    return _saved(foreign.to_open_lth(ticket))
+
+
+def _saved(content: Any) -> bytes:
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+# Weights with the masks applied; npz holds the masks too, as `mask/NAME`. What other programs prune with has masks or
+# scores in its own way (see `supermask.foreign`).
 FORMATS: dict[str, Callable[[Ticket, str], bytes]] = {
     "safetensors": _to_safetensors,
     "state-dict": _to_state_dict,
     "npz": _to_npz,
+    "torch-prune": _to_torch_prune,
+    "hidden-networks": _to_hidden_networks,
+    "open-lth": _to_open_lth,
 }
 
 
@@ -50,12 +71,14 @@ def export(ticket: Ticket, to: str, output: str | os.PathLike[str], state: str =
 
     Args:
         ticket: what to export.
-        to: `safetensors`, `state-dict` (`torch.load` reads it) or `npz` (`numpy.load` reads it, masks beside weights).
+        to: `safetensors`, `state-dict` (`torch.load` reads it), `npz` (`numpy.load` reads it, masks beside weights), or
+            for other programs `torch-prune` (a state dict), `hidden-networks` (a checkpoint), `open-lth` (a mask.pth).
         output: the file, which must not exist.
         state: `start` or `final`.
 
     Raises:
-        RequestError: an unknown format or state, or a file that exists; all of them at once.
+        RequestError: an unknown format or state, or a file that exists; all of them at once. Or a ticket that the
+            format cannot hold.
     """
     problems = []
     if to not in FORMATS:
@@ -68,5 +91,11 @@ def export(ticket: Ticket, to: str, output: str | os.PathLike[str], state: str =
         problems.append(f"there is no folder {Path(output).parent}")
     if problems:
         raise RequestError(problems)
-    write_atomically(output, FORMATS[to](ticket, state))
+    try:
+        data = FORMATS[to](ticket, state)
+    except TicketError:
+        raise
+    except ValueError as error:
+        raise RequestError(f"--to {to}: {error}") from None
+    write_atomically(output, data)
     return Path(output)

@@ -83,8 +83,12 @@ def make_ticket(
         meta: more to record.
     """
     masks = masks.to("cpu")
-    states = {"start": supermask.make_state(start, masks, draws), "final": supermask.make_state(final, masks, draws)}
     data, config = run.setup.data, run.config
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype]
+    states = {
+        state: supermask.make_state(tensors, masks, draws, dtype=dtype)
+        for state, tensors in (("start", start), ("final", final))
+    }
     recorded = to_plain(config)
     for place in ("data_dir", "weights", "ticket", "workers"):
         recorded.pop(place, None)

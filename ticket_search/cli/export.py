@@ -16,7 +16,9 @@ def add_to(app: typer.Typer) -> None:
 
 def export(
     ticket: Annotated[str, typer.Argument(help="The ticket file, or a run.")],
-    to: Annotated[str, typer.Option("--to", help="safetensors, state-dict or npz.")],
+    to: Annotated[
+        str, typer.Option("--to", help="safetensors, state-dict, npz, torch-prune, hidden-networks or open-lth.")
+    ],
     output: Annotated[str, typer.Option("--output", help="The file to write; it must not exist.")],
     state: Annotated[str, typer.Option(help="The network at its start, or final.")] = "final",
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .terminal import output, percent, print_json, print_table
+from .terminal import harmless, output, percent, print_json, print_table
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from supermask import Draw, Ticket
+    from supermask import State, Ticket
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,7 +28,7 @@ def inspect(
     from .tickets import ticket_path
 
     path = ticket_path(ticket, runs)
-    described = describe(supermask.load(path), path)
+    described = describe(supermask.load(path), path.stat().st_size)
     if as_json:
         print_json(described)
         return
@@ -47,38 +42,56 @@ def inspect(
         ],
     )
     if empty := [row["name"] for row in layers if row["kept"] == 0]:
-        output().print(f"warning: nothing is kept of {', '.join(empty)}: no signal passes there", style="yellow")
+        text = f"warning: nothing is kept of {', '.join(empty)}: no signal passes there"
+        output().print(harmless(text), style="yellow", markup=False, highlight=False)
 
 
-def describe(ticket: Ticket, path: Path) -> dict[str, Any]:
-    """What `ticket inspect` shows, without building the model."""
+def describe(ticket: Ticket, file_bytes: int) -> dict[str, Any]:
+    """What `ticket inspect` shows: without building the model or decoding a mask, and whatever the metadata hold."""
+    from supermask.coded import CodedMasks
+
     meta = ticket.meta
-    file_bytes = path.stat().st_size
-    described: dict[str, Any] = {
-        key: meta[key] for key in ("method", "paper", "model", "data", "seed", "level") if key in meta
-    }
+    described: dict[str, Any] = {key: meta[key] for key in _PROVENANCE if key in meta}
     described |= {"density": ticket.density, "kept": ticket.masks.kept, "weights": ticket.masks.size}
-    for state, accuracy in meta.get("accuracy", {}).items():
-        described |= {f"{split}_accuracy_{state}": value for split, value in accuracy.items()}
+    accuracies = meta.get("accuracy")
+    for state, accuracy in accuracies.items() if isinstance(accuracies, dict) else ():
+        if isinstance(accuracy, dict):
+            described |= {f"{split}_accuracy_{state}": value for split, value in accuracy.items()}
     for state, source in ticket.states.items():
-        described[f"{state}_weights"] = _sources(source.drawn.values(), source.stored)
+        described[f"{state}_weights"] = _sources(source)
+    if ticket.sets:
+        described["mask_sets"] = list(ticket.sets)
+    if ticket.levels:
+        described["levels"] = list(ticket.levels)
     described["file_bytes"] = file_bytes
+    if isinstance(ticket.masks, CodedMasks):
+        described["mask_bytes"] = ticket.masks.coded_bytes
     # Parameters only: statistics of norms are stored, but are not weights that a mask could have dropped.
-    if isinstance(dense := meta.get("parameters"), int) and dense:
-        described["dense_bytes"] = 4 * dense
-        described["times_smaller"] = round(4 * dense / file_bytes, 2)
-        described["density_of_all_parameters"] = (dense - ticket.masks.size + ticket.masks.kept) / dense
+    parameters = meta.get("parameters")
+    if isinstance(parameters, int) and parameters >= ticket.masks.size > 0:
+        described["dense_bytes"] = 4 * parameters
+        described["times_smaller"] = round(4 * parameters / file_bytes, 2)
+        described["density_of_all_parameters"] = (parameters - ticket.masks.size + ticket.masks.kept) / parameters
     return described | {"layers": [row._asdict() for row in ticket.masks.report()]}
 
 
-def _sources(draws: Iterable[Draw], stored: Mapping[str, Tensor]) -> str:
-    weights = [draw for draw in draws if draw.init not in ("zeros", "ones")]
+# What of the metadata says where a ticket comes from.
+_PROVENANCE = ("method", "paper", "model", "architecture", "data", "seed", "level", "parent", "source")
+
+
+def _sources(state: State) -> str:
+    weights = [draw for draw in state.drawn.values() if draw.init not in ("zeros", "ones")]
     inits = sorted({f"{draw.init} (seed {draw.seed}, scale {draw.scale:.4g})" for draw in weights})
     parts = [f"drawn: {', '.join(inits)}"] if inits else []
-    return "; ".join(parts + ([f"stored: {len(stored)} tensors"] if stored else [])) or "zeros and ones"
+    parts += [f"signs: {len(state.signs)} tensors"] if state.signs else []
+    return "; ".join(parts + ([f"stored: {len(state.stored)} tensors"] if state.stored else [])) or "zeros and ones"
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items() if inner not in ({}, [], None))
+    if isinstance(value, list):
+        return ", ".join(_text(inner) for inner in value)
     if isinstance(value, float):
         return percent(value) if value > 1 else f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if type(value) is int else str(value)

@@ -68,7 +68,13 @@ def print_definitions(title: str, rows: Iterable[tuple[str, str]]) -> None:
 def _text(cell: Any) -> str:
     if cell is None:
         return ""
-    return f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell)
+    return f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else harmless(str(cell))
+
+
+def harmless(text: str, most: int = 300) -> str:
+    """A stranger's text for a terminal: what would move the cursor or hide other text is written out, and it ends."""
+    text = text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _is_number(text: str) -> bool:
