@@ -20,8 +20,9 @@ Bits = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 
 # So many bits at a time: their positions, as integers, fit the processor's cache.
-_ENCODED_AT_ONCE = 1 << 18
-_DECODED_AT_ONCE = 1 << 16
+_ENCODED_AT_ONCE = 1 << 15
+_DECODED_AT_ONCE = 1 << 11
+_LOOKED_AT_AT_ONCE = 1 << 16
 # Above, a remainder has more digits than any position.
 LARGEST_RICE = 40
 
@@ -174,7 +175,7 @@ def _check_padding(data: Bytes, count: int) -> None:
 
 
 def _population(data: Bytes) -> int:
-    pieces = (data[start : start + (1 << 20)] for start in range(0, data.size, 1 << 20))
+    pieces = (data[start : start + _LOOKED_AT_AT_ONCE] for start in range(0, data.size, _LOOKED_AT_AT_ONCE))
     return sum(int(np.bitwise_count(piece).sum(dtype=np.int64)) for piece in pieces)
 
 
@@ -226,8 +227,8 @@ def _period(mask: Bits, axis: int) -> int:
     slices = mask.reshape(math.prod(mask.shape[:axis]), length, -1)
     period = length
     # In pieces, so that of most masks, which have no blocks, only the first is looked at.
-    rows = max(1, (1 << 18) // (length * slices.shape[2]))
-    columns = max(1, (1 << 18) // slices.shape[2])
+    rows = max(1, _LOOKED_AT_AT_ONCE // (length * slices.shape[2]))
+    columns = max(1, _LOOKED_AT_AT_ONCE // slices.shape[2])
     for row in range(0, slices.shape[0], rows):
         for column in range(0, length - 1, columns):
             part = slices[row : row + rows, column : column + columns + 1]

@@ -28,11 +28,13 @@ class _Strict(pydantic.BaseModel, extra="forbid", strict=True, frozen=True):
 
 
 class Bits(_Strict):
-    """One coded bit vector: how many bits are True, and the Rice code if it is no bitmap (see `coding.Code`)."""
+    """One coded bit vector: how many bits are True, and if it is no bitmap the Rice code (see `coding.Code`).
+
+    `rice` is the number of a remainder's digits and the number of bytes of all quotients.
+    """
 
     kept: Count
-    rice: Count | None = None
-    unary: Count = 0
+    rice: Annotated[list[Count], pydantic.Field(min_length=2, max_length=2)] | None = None
 
 
 class Mask(Bits):
@@ -40,6 +42,14 @@ class Mask(Bits):
 
     block: list[Annotated[int, pydantic.Field(ge=1, lt=2**62)]] | None = None
     levels: Annotated[list[Bits], pydantic.Field(max_length=254)] = []
+    uncounted: bool = False
+
+
+class Tensor(_Strict):
+    """One tensor of the network: its shape, and the ticket's mask of it if there is one."""
+
+    shape: Shape
+    mask: Mask | None = None
 
 
 class Drawn(_Strict):
@@ -66,45 +76,52 @@ class Header(_Strict):
 
     format: int
     checksum: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
-    shapes: dict[str, Shape]
-    masks: dict[str, Mask] = {}
-    uncounted: list[str] = []
+    tensors: dict[str, Tensor]
     sets: dict[str, dict[str, Mask]] = {}
     states: dict[str, State] = {}
     meta: dict[str, Any] = {}
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    @property
+    def masks(self) -> dict[str, Mask]:
+        """The ticket's masks."""
+        return {name: tensor.mask for name, tensor in self.tensors.items() if tensor.mask is not None}
+
     def problems(self) -> list[str]:
         """What the fields' types do not say."""
+        shapes = self.shapes
         found = [f"unknown state '{name}'" for name in self.states if name not in STATES]
-        found += [f"uncounted '{name}' has no mask" for name in self.uncounted if name not in self.masks]
-        named = [("mask", self.masks)] + [(f"set '{name}'", masks) for name, masks in self.sets.items()]
-        for what, masks in named:
+        for what, masks in [("mask", self.masks), *((f"set '{name}'", masks) for name, masks in self.sets.items())]:
             for name, mask in masks.items():
-                if name not in self.shapes:
+                if name not in shapes:
                     found.append(f"{what}: '{name}' has no shape")
                 elif mask.block is not None:
-                    found += _block_problems(name, self.shapes[name], mask)
+                    found += _block_problems(name, shapes[name], mask)
         for name, state in self.states.items():
-            found += [f"{name}: {problem}" for problem in _state_problems(state, self.shapes)]
+            found += [f"{name}: {problem}" for problem in _state_problems(state, shapes)]
         return found
 
 
-def _block_problems(name: str, shape: list[int], mask: Mask) -> list[str]:
+def _block_problems(name: str, shape: tuple[int, ...], mask: Mask) -> list[str]:
     block = mask.block or []
     fits = len(block) == len(shape) and all(size % part == 0 for size, part in zip(shape, block, strict=True))
     if not fits or mask.kept % math.prod(block):
-        return [f"mask of '{name}': blocks of {block} do not make up {mask.kept} of {shape}"]
+        return [f"mask of '{name}': blocks of {block} do not make up {mask.kept} of {list(shape)}"]
     return []
 
 
-def _state_problems(state: State, shapes: dict[str, list[int]]) -> list[str]:
+def _state_problems(state: State, shapes: dict[str, tuple[int, ...]]) -> list[str]:
     drawn = [(name, group.init) for group in state.drawn for name in group.names]
     names = [name for name, _ in drawn] + list(state.stored)
     found = [f"'{name}' is there twice" for name, times in Counter(names).items() if times > 1]
     found += [f"'{name}' has no shape" for name in names if name not in shapes]
     found += [f"unknown init '{group.init}'" for group in state.drawn if group.init not in INITS]
     found += [
-        f"'{name}' cannot be drawn with shape {shapes[name]}"
+        f"'{name}' cannot be drawn with shape {list(shapes[name])}"
         for name, init in drawn
         if init in WEIGHT_INITS and name in shapes and (len(shapes[name]) < 2 or not math.prod(shapes[name]))
     ]

@@ -54,7 +54,7 @@ class _BitReader:
         self._data, self._place = array.data, 0
 
     def take(self, what: str, entry: Bits, count: int, ones: int) -> tuple[coding.Code, coding.Bytes]:
-        code = coding.Code(count, ones, entry.rice, entry.unary)
+        code = coding.Code(count, ones, *(entry.rice or ()))
         data = self._data[self._place : self._place + code.size]
         self._place += code.size
         try:
@@ -75,7 +75,7 @@ class _BitReader:
 
 
 def _build_ticket(container: Container, header: Header) -> Ticket:
-    shapes = {name: tuple(shape) for name, shape in header.shapes.items()}
+    shapes = header.shapes
     arrays = dict(container.arrays)
     reader = _BitReader(arrays)
     coded: dict[str, CodedMask] = {}
@@ -88,9 +88,12 @@ def _build_ticket(container: Container, header: Header) -> Ticket:
             count = deeper.kept
         if chain:
             levels[name] = tuple(chain)
-    masks = CodedMasks(coded, header.uncounted)
+    masks = CodedMasks(coded, [name for name, entry in header.masks.items() if entry.uncounted])
     sets = {
-        which: CodedMasks({name: reader.mask(name, entry, shapes[name]) for name, entry in chosen.items()})
+        which: CodedMasks(
+            {name: reader.mask(name, entry, shapes[name]) for name, entry in chosen.items()},
+            [name for name, entry in chosen.items() if entry.uncounted],
+        )
         for which, chosen in header.sets.items()
     }
     states = {}

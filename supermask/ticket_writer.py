@@ -17,11 +17,17 @@ from . import coding
 from .coded import CARRIERS, DTYPES, TORCH_DTYPES, StoredTensors
 from .container import Array, layout
 from .inits import Draw
+from .masks import Masks
 from .ticket import Ticket, to_json
 from .ticket_header import BITS, FORMAT, KEY, NO_CHECKSUM, Bits, Drawn, Header, Mask, State
+from .ticket_header import Tensor as Described
 
 # Types that float32 values are written in where not one of them changes.
 _NARROWER = (torch.bfloat16, torch.float16)
+
+
+def _rice(code: coding.Code) -> list[int] | None:
+    return None if code.rice is None else [code.rice, code.unary]
 
 
 class _BitWriter:
@@ -33,10 +39,10 @@ class _BitWriter:
     def bits(self, flat: coding.Bits) -> Bits:
         code, data = coding.encode(flat)
         self.pieces.append(data)
-        return Bits(kept=code.ones, rice=code.rice, unary=code.unary)
+        return Bits(kept=code.ones, rice=_rice(code))
 
-    def mask(self, mask: Tensor, levels: Tensor | None = None) -> Mask:
-        array = mask.detach().cpu().contiguous().numpy()
+    def mask(self, masks: Masks, name: str, levels: Tensor | None = None) -> Mask:
+        array = masks[name].detach().cpu().contiguous().numpy()
         code, data = coding.encode(array.reshape(-1))
         block = coding.find_block(array)
         chosen = None
@@ -47,7 +53,8 @@ class _BitWriter:
         self.pieces.append(data)
         kept = int(np.count_nonzero(array))
         deeper = [] if levels is None else self._levels(levels.cpu().numpy()[array])
-        return Mask(kept=kept, rice=code.rice, unary=code.unary, block=chosen, levels=deeper)
+        uncounted = name in masks.uncounted
+        return Mask(kept=kept, rice=_rice(code), block=chosen, levels=deeper, uncounted=uncounted)
 
     def _levels(self, survivors: npt.NDArray[np.uint8]) -> list[Bits]:
         found = []
@@ -67,9 +74,9 @@ def write_pieces(ticket: Ticket) -> list[memoryview]:
     shapes = _shapes(ticket)
     problems = _check_additions(ticket, shapes)
     writer = _BitWriter()
-    masks = {name: writer.mask(ticket.masks[name], ticket.levels.get(name)) for name in shapes if name in ticket.masks}
+    masks = {name: writer.mask(ticket.masks, name, ticket.levels.get(name)) for name in shapes if name in ticket.masks}
     sets = {
-        which: {name: writer.mask(chosen[name]) for name in shapes if name in chosen}
+        which: {name: writer.mask(chosen, name) for name in shapes if name in chosen}
         for which, chosen in sorted(ticket.sets.items())
     }
     arrays: dict[str, Array] = {}
@@ -103,9 +110,7 @@ def write_pieces(ticket: Ticket) -> list[memoryview]:
         header = Header(
             format=FORMAT,
             checksum=NO_CHECKSUM,
-            shapes={name: list(shape) for name, shape in shapes.items()},
-            masks=masks,
-            uncounted=sorted(ticket.masks.uncounted),
+            tensors={name: Described(shape=list(shape), mask=masks.get(name)) for name, shape in shapes.items()},
             sets=sets,
             states=states,
             meta=dict(ticket.meta),

@@ -118,13 +118,18 @@ def counts_shifted(data: bytes, random: np.random.Generator) -> bytes:
     entries = [entry for entry in all_entries(description) if entry]
     for _ in range(random.integers(1, 4)):
         entry = entries[random.integers(len(entries))]
-        key = ["kept", "rice", "unary"][random.integers(3)]
-        entry[key] = max(0, int(entry.get(key) or 0) + int(random.integers(-3, 4)))
+        shift = int(random.integers(-3, 4))
+        if random.integers(3) == 0:
+            entry["kept"] = max(0, entry["kept"] + shift)
+        else:
+            rice = entry.setdefault("rice", [0, 0])
+            place = random.integers(2)
+            rice[place] = max(0, rice[place] + shift)
     return put_together(outer, description, body)
 
 
 def all_entries(description: dict[str, Any]) -> list[dict[str, Any]]:
-    masks = [*description["masks"].values()]
+    masks = [tensor["mask"] for tensor in description["tensors"].values() if "mask" in tensor]
     masks += [entry for chosen in description.get("sets", {}).values() for entry in chosen.values()]
     levels = [level for entry in masks for level in entry.get("levels", [])]
     signs = [plane for state in description["states"].values() for plane in state.get("signs", {}).values()]
@@ -134,10 +139,10 @@ def all_entries(description: dict[str, Any]) -> list[dict[str, Any]]:
 def reshaped(data: bytes, random: np.random.Generator) -> bytes:
     """Shapes that are other, huge or bombs within what is allowed, under a right checksum."""
     outer, description, body = take_apart(data)
-    names = list(description["shapes"])
-    name = names[random.integers(len(names))]
-    shape = description["shapes"][name]
-    description["shapes"][name] = [
+    tensors = list(description["tensors"].values())
+    tensor = tensors[random.integers(len(tensors))]
+    shape = tensor["shape"]
+    tensor["shape"] = [
         shape[::-1], [2**60], [2**30, 2**30], [MAX_WEIGHTS // 2, 1], [0, 2**61], [1] * 40, [*shape, 1], [], shape + shape,
     ][random.integers(9)]  # fmt: skip
     return put_together(outer, description, body)
@@ -146,10 +151,11 @@ def reshaped(data: bytes, random: np.random.Generator) -> bytes:
 def bomb(data: bytes, random: np.random.Generator) -> bytes:
     """A few bytes that describe many weights: all kept, none kept, or one block, drawn or not."""
     size = int(random.integers(1, 2 * MAX_WEIGHTS))
-    entry = [{"kept": size, "rice": 0}, {"kept": 0, "rice": 0}, {"kept": 0, "block": [size, 1]}][random.integers(3)]
+    entry = [{"kept": size, "rice": [0, 0]}, {"kept": 0, "rice": [0, 0]}, {"kept": 0, "block": [size, 1]}][
+        random.integers(3)
+    ]
     description = {
-        "shapes": {"w": [size, 1]},
-        "masks": {"w": entry},
+        "tensors": {"w": {"shape": [size, 1], "mask": entry}},
         "sets": {str(index): {"w": entry} for index in range(random.integers(0, 20))},
         "states": {
             "start": {

@@ -371,7 +371,7 @@ def test_inspect_shows_a_strangers_ticket_and_builds_nothing(ticket, tmp_path, m
 
 @pytest.mark.parametrize(("dtype", "torch_dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_kept_weights_are_rounded_on_request(dtype, torch_dtype, ticket):
-    flags = ("--method", "imp", "--epochs", "1", "--levels", "1", "--density", "0.5", "--threads", "1")
+    flags = ("--method", "imp", "--epochs", "1", "--fraction", "0.5", "--density", "0.5", "--threads", "1")
     assert ticket("search", *flags, "--name", "whole").code == 0
     assert ticket("search", *flags, "--name", "rounded", "--dtype", dtype).code == 0
     whole, rounded = (supermask.load(f"runs/{name}/ticket.safetensors") for name in ("whole", "rounded"))

@@ -179,22 +179,21 @@ def edit(*path, **values):
 WRONG = {
     "surprise: Extra inputs": edit(surprise=1),
     "format: expected 1": edit(format=0),
-    "the mask of 'head.weight'": edit("masks", "head.weight", kept=1),
-    "more than 2,000,000,000: if you trust it": edit("shapes", **{"stem.weight": [2**60, 2**60]}),
-    "shapes.stem.weight.0: Input should be greater": edit("shapes", **{"stem.weight": [-8, -9]}),
+    "the mask of 'head.weight'": edit("tensors", "head.weight", "mask", kept=1),
+    "more than 2,000,000,000: if you trust it": edit("tensors", "stem.weight", shape=[2**60, 2**60]),
+    "tensors.stem.weight.shape.0: Input should be greater": edit("tensors", "stem.weight", shape=[-8, -9]),
     "unknown init 'os.system'": lambda d, o: d["states"]["start"]["drawn"][0].update(init="os.system"),
     "unknown state 'middle'": lambda d, o: d["states"].update(middle=d["states"]["start"]),
-    "uncounted 'nothing' has no mask": edit(uncounted=["nothing"]),
     "'norm.weight' is there twice": lambda d, o: d["states"]["start"]["drawn"][0]["names"].append("norm.weight"),
-    "mask: 'stem.weight' has no shape": lambda d, o: d["shapes"].pop("stem.weight"),
+    "set 'task-1': 'stem.weight' has no shape": lambda d, o: d["tensors"].pop("stem.weight"),
     "'head.bias' cannot be drawn with shape": lambda d, o: d["states"]["start"]["drawn"][0]["names"].append(
         "head.bias"
     ),
     "has signs or a gain, but is not drawn": edit("states", "final", gains={"norm.bias": 2.0}),
-    "blocks of [1, 3, 3, 3] do not make up": edit("masks", "block.0.weight", block=[1, 3, 3, 3]),
+    "blocks of [1, 3, 3, 3] do not make up": edit("tensors", "block.0.weight", "mask", block=[1, 3, 3, 3]),
     "'final/norm.bias' is not there": lambda d, o: o.update({"final/other": o.pop("final/norm.bias")}),
     "tensors that it does not describe: final/norm.bias": lambda d, o: d["states"]["final"]["stored"].pop("norm.bias"),
-    "the tensor 'final/norm.bias' has 8 values, expected 9": edit("shapes", **{"norm.bias": [9]}),
+    "the tensor 'final/norm.bias' has 8 values, expected 9": edit("tensors", "norm.bias", shape=[9]),
     "is of type F32, expected F64": edit("states", "final", "stored", **{"norm.bias": "F64"}),
     "has an unknown type": edit("states", "final", "stored", **{"norm.bias": "F31"}),
     "has shape [2, 4], expected one axis": lambda d, o: o["final/norm.bias"].update(shape=[2, 4]),
@@ -215,7 +214,7 @@ def test_wrong_descriptions(message):
 
 def test_all_that_is_wrong_is_said_at_once():
     def change(description, outer):
-        description["uncounted"] = ["one", "two"]
+        description["sets"]["task-1"] = {"one": {"kept": 1}, "two": {"kept": 2}}
         description["states"]["start"]["stored"]["three"] = "F31"
 
     with pytest.raises(TicketError) as caught:

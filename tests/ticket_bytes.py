@@ -43,11 +43,13 @@ def page() -> dict[str, Any]:
 def read_by_page(data: bytes) -> dict[str, Any]:
     """Masks, levels, sets and state dicts, by the page's reader alone: NumPy arrays."""
     ticket, values = page()["read_ticket"](io.BytesIO(data))
-    shapes, stream = ticket["shapes"], io.BytesIO(values["bits"].tobytes())
+    shapes = {name: tensor["shape"] for name, tensor in ticket["tensors"].items()}
+    described = {name: tensor["mask"] for name, tensor in ticket["tensors"].items() if "mask" in tensor}
+    stream = io.BytesIO(values["bits"].tobytes())
     read_mask, read_bits = page()["read_mask"], page()["read_bits"]
-    both = {name: read_mask(stream, entry, shapes[name]) for name, entry in ticket.get("masks", {}).items()}
+    both = {name: read_mask(stream, entry, shapes[name]) for name, entry in described.items()}
     masks = {name: mask for name, (mask, _) in both.items()}
-    levels = {name: both[name][1] for name, entry in ticket.get("masks", {}).items() if "levels" in entry}
+    levels = {name: both[name][1] for name, entry in described.items() if "levels" in entry}
     sets = {
         which: {name: read_mask(stream, entry, shapes[name])[0] for name, entry in entries.items()}
         for which, entries in ticket.get("sets", {}).items()

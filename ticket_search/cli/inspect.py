@@ -89,7 +89,8 @@ def _sources(state: State) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items() if inner not in ({}, [], None))
+        given = [(key, inner) for key, inner in value.items() if inner not in ({}, [], None)]
+        return ", ".join(f"{key} {_text(inner)}" for key, inner in sorted(given, key=lambda pair: pair[0] != "name"))
     if isinstance(value, list):
         return ", ".join(_text(inner) for inner in value)
     if isinstance(value, float):
