@@ -126,6 +126,28 @@ def test_layer_collapse_counts_what_is_kept(benchmarks, tmp_path, capsys):
     assert result["synflow"]["effective"] > result["magnitude"]["effective"]
 
 
+def test_ticket_files_are_measured_whole(benchmarks, tmp_path, capsys):
+    benchmarks(
+        "ticket_file", *f"--models lenet-300-100 --densities 0.5,0.01 --quick --json {tmp_path / 'o.json'}".split()
+    )
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "o.json").read_text())
+    assert [row["density"] for row in result["rows"]] == [0.5, 0.01]
+    for row in result["rows"]:
+        assert row["weights"] == 266_200
+        assert row["entropy_bytes"] < row["mask_bytes"] < row["allowed_bytes"]
+        assert row["mask_bytes"] < row["file_bytes"]
+        assert 0 < row["pack_memory"] < 2
+        assert 0 < row["unpack_memory"] < 2
+        assert f"{row['mask_bytes']:,}" in printed
+    # Half of the weights at random: one bit each.
+    assert result["rows"][0]["entropy_bytes"] == pytest.approx(266_200 / 8, rel=1e-4)
+    shared = result["supermask"]
+    assert shared["file_bytes"] <= 310_000
+    assert shared["times_smaller"] > 30
+    assert (result["verdict"] is None) == result["load"]["busy"]
+
+
 def test_pages_say_what_was_measured(benchmarks):
     """Every number on a page of `results/` that has a table comes from the file beside it."""
     from pruning_at_init import HEADER, as_row
@@ -139,6 +161,15 @@ def test_pages_say_what_was_measured(benchmarks):
     for name, weights in result["weights_per_tensor"].items():
         counts = [result[score][key][name] for score in ("magnitude", "synflow") for key in PER_TENSOR]
         assert f"| {name} | {weights:,} | " + " | ".join(f"{count:,}" for count in counts) + " |" in page
+    page = (RESULTS / "ticket_file.md").read_text()
+    result = json.loads((RESULTS / "ticket_file.json").read_text())
+    assert result["verdict"] in " ".join(page.split())
+    assert f"{result['supermask']['file_bytes']:,} bytes" in " ".join(page.split())
+    for row in result["rows"]:
+        speeds = ", ".join(f"{row[f'{way}_per_second'] / 1e6:.0f}" for way in ("pack", "unpack"))
+        memory = ", ".join(f"{row[f'{way}_memory']:.2f}" for way in ("pack", "unpack"))
+        sizes = " | ".join(f"{row[size]:,.0f}" for size in ("entropy_bytes", "mask_bytes", "allowed_bytes"))
+        assert f"| {row['weights']:,} | {row['density']:g} | {sizes} | {speeds} | {memory} |" in page
     page = (RESULTS / "selection.md").read_text()
     for name in ("selection", "selection_avx2"):
         result = json.loads((RESULTS / f"{name}.json").read_text())
