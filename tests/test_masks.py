@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import perceptron
+from ticket_bytes import full_ticket
 
 import supermask
 from supermask import Masks
@@ -141,3 +145,43 @@ def test_a_shuffle_is_fair():
     mask = Masks({"w": torch.arange(40).reshape(8, 5) < 10})
     times = sum(mask.shuffled(seed)["w"].int() for seed in range(2000)).numpy() / 2000
     assert np.abs(times - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / 2000)
+
+
+def test_difference_and_symmetric_difference():
+    a = Masks({"w": torch.tensor([True, True, False, False]), "b": torch.tensor([True])}, ["b"])
+    b = Masks({"w": torch.tensor([True, False, True, False]), "b": torch.tensor([False])})
+    assert (a - b)["w"].tolist() == [False, True, False, False]
+    assert (a ^ b)["w"].tolist() == [False, True, True, False]
+    assert a ^ b == (a - b) | (b - a)
+    # What one of the two does not count, neither does what is made of both.
+    for made in (a & b, b & a, a | b, b | a, a - b, b - a, a ^ b):
+        assert made.uncounted == {"b"}
+
+
+def test_masks_under_other_names():
+    masks = Masks({"a.w": torch.ones(2, dtype=torch.bool), "a.b": torch.ones(1, dtype=torch.bool)}, ["a.b"])
+    assert set(masks.renamed({"a.": "net.body."})) == {"net.body.w", "net.body.b"}
+    assert masks.renamed({"a.": "net."}).uncounted == {"net.b"}
+    assert set(masks.renamed({"": "m.", "a.w": "head"})) == {"head", "m.a.b"}
+    assert set(masks.renamed({"a.w": None})) == {"a.b"}
+    assert set(masks.renamed(lambda name: name.upper())) == {"A.W", "A.B"}
+    assert masks.renamed(None) == masks
+    # Without its dot a prefix is a whole name.
+    assert masks.renamed({"a": "c"}) == masks
+    with pytest.raises(ValueError, match="'a.w' and 'a.b' both become 'x'"):
+        masks.renamed(lambda name: "x")
+
+
+def test_masks_of_a_file_are_masks_in_every_way(tmp_path):
+    given = full_ticket()
+    supermask.save(given, tmp_path / "t")
+    masks, again = given.masks, supermask.load(tmp_path / "t").masks
+    for copied in (copy.deepcopy(again), pickle.loads(pickle.dumps(again)), again.to("cpu"), ~~again, again):
+        assert copied == masks
+        assert masks == copied
+        assert copied.report() == masks.report()
+        assert copied.uncounted == masks.uncounted
+        assert (copied.size, copied.kept, copied.shapes) == (masks.size, masks.kept, masks.shapes)
+    assert "nothing" not in again
+    with pytest.raises(KeyError):
+        again["nothing"]
