@@ -35,6 +35,7 @@ def conclude(
     draws: Mapping[str, Draw] | None = None,
     level: int | None = None,
     scalars: Mapping[str, float] | None = None,
+    exact: bool = False,
     **meta: Any,
 ) -> dict[str, Any]:
     """The end of a training: its ticket saved and measured, its numbers logged. What a stage of a run returns.
@@ -48,11 +49,12 @@ def conclude(
         draws: how tensors of `start` were drawn; if not given, those of the run.
         level: of a search with several trainings.
         scalars: to be logged beside the test accuracy; if not given, the densities.
+        exact: leave the weights as they are, whatever type was asked for: the search goes on from them.
         meta: more for the ticket to record.
     """
     at = {} if level is None else {"level": level}
     drawn = run.setup.draws if draws is None else draws
-    ticket = make_ticket(run, masks, start, state_of(model), drawn, **at, **meta)
+    ticket = make_ticket(run, masks, start, state_of(model), drawn, exact, **at, **meta)
     if level is None:
         run.save_ticket(ticket)
     else:
@@ -70,6 +72,7 @@ def make_ticket(
     start: Mapping[str, Tensor],
     final: Mapping[str, Tensor],
     draws: Mapping[str, Draw],
+    exact: bool = False,
     **meta: Any,
 ) -> Ticket:
     """Build a ticket and measure it: both states, as read back from the ticket's own bytes, in fp32 on the test split.
@@ -80,11 +83,12 @@ def make_ticket(
         start: the state dict that training began from.
         final: the state dict at the end.
         draws: how tensors of `start` were drawn.
+        exact: do not round the weights to the configured type.
         meta: more to record.
     """
     masks = masks.to("cpu")
     data, config = run.setup.data, run.config
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype]
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}["fp32" if exact else config.dtype]
     states = {
         state: supermask.make_state(tensors, masks, draws, dtype=dtype)
         for state, tensors in (("start", start), ("final", final))

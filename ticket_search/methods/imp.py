@@ -145,16 +145,16 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     """Run every level; each one keeps its ticket under `levels/`, and `rewind.safetensors` the step rewound to."""
     from supermask.fitting import state_of
 
-    targets = run.setup.targets(config, model)
+    levels = level_counts(config, run.setup.targets(config, model))
     initial = state_of(model)
-    first = run.stage("level-00", partial(_train_dense, model, data, config, run, initial))
+    # The levels before the last are pruned further, and so must not be rounded.
+    first = run.stage("level-00", partial(_train_dense, model, data, config, run, initial, exact=bool(levels)))
     run.rows.append(first["row"])
     # What the first level started from, not what the model is now: a resumed run built it anew.
     initial = run.load_level(0).state_dict("start")
-    levels = level_counts(config, targets)
     for level, counts in enumerate(levels, start=1):
         start = run.load_rewind_point().state_dict() if first["rewound_to"] else initial
-        work = partial(_train_level, model, data, config, run, level, counts, start, first)
+        work = partial(_train_level, model, data, config, run, level, counts, start, first, exact=level < len(levels))
         run.rows.append(run.stage(f"level-{level:02d}", work)["row"])
     ticket = run.load_level(len(levels))
     run.save_ticket(ticket)
@@ -162,7 +162,7 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
 
 
 def _train_dense(
-    model: nn.Module, data: Samples, config: Config, run: Run, initial: Mapping[str, Tensor]
+    model: nn.Module, data: Samples, config: Config, run: Run, initial: Mapping[str, Tensor], exact: bool
 ) -> dict[str, Any]:
     import supermask
 
@@ -180,7 +180,7 @@ def _train_dense(
         states["final"] = supermask.make_state(hook.tensors, masks)
         run.save_rewind_point(supermask.Ticket(masks, states, {"step": rewind}))
     scalars = {"mask/changed": 0.0, **densities(masks)}
-    result = conclude(run, model, masks, initial, trained, level=0, scalars=scalars)
+    result = conclude(run, model, masks, initial, trained, level=0, scalars=scalars, exact=exact)
     keep_moments = config.rewind_optimizer == "restore"
     return {**result, "rewound_to": rewind, "optimizer": hook.optimizer if keep_moments else {}}
 
@@ -194,6 +194,7 @@ def _train_level(
     counts: Mapping[str, int],
     start: Mapping[str, Tensor],
     first: Mapping[str, Any],
+    exact: bool,
 ) -> dict[str, Any]:
     import supermask
     from supermask.fitting import set_state
@@ -212,7 +213,7 @@ def _train_level(
     )
     supermask.check(model)
     scalars = {"mask/changed": masks.changed(before.masks), **densities(masks)}
-    result = conclude(run, model, masks, start, trained, level=level, scalars=scalars)
+    result = conclude(run, model, masks, start, trained, level=level, scalars=scalars, exact=exact)
     supermask.detach(model)
     return result
 
