@@ -73,6 +73,13 @@ def machine() -> dict[str, str | int | list[str]]:
     }
 
 
+def describe_device(device: str) -> dict[str, str]:
+    """The processor that does the work, and for a GPU the CUDA that it was driven by."""
+    if device == "cpu":
+        return {"device": cpu_name()}
+    return {"device": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
+
+
 def cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

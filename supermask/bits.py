@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +34,17 @@ def zero(weight: Tensor, bits: Tensor) -> None:
     must not see a new version of weights that do not change.
     """
     local(weight).data.view(bits.dtype).bitwise_and_(bits)
+
+
+def masked(weight: Tensor, mask: Tensor) -> Tensor:
+    """The weight where the mask keeps, exactly +0 where it drops, NaN and -0.0 included: a new tensor, no gradient."""
+    if weight.is_cpu and not torch.compiler.is_compiling():
+        # As integers, times 0 or 1: torch.where takes ten times as long, and NumPy converts as it multiplies.
+        kept = torch.empty_like(weight)
+        kind = integer(weight)
+        np.multiply(weight.view(kind).numpy(), mask.view(torch.int8).numpy(), out=kept.view(kind).numpy())
+        return kept
+    return torch.where(mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .bits import masked
 from .inits import WEIGHT_INITS, Draw, density_scale, fingerprint, initialize, uniform
 from .live import Program
 from .masks import Masks
-from .selection import count_kept, top_k
+from .selection import count_kept
 from .targets import MASKED_BY_DEFAULT, SCORES_SUFFIX, Targets, find_named, find_targets, literal_globs, unwrap
+from .tracking import Chooser
 
 RANKINGS = ("layerwise", "global")
 
@@ -31,13 +33,13 @@ class StraightThrough(torch.autograd.Function):
     def forward(ctx: Any, score: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
         """The effective weight, exactly +0 where `mask` is False."""
         ctx.save_for_backward(score, weight)
-        return torch.where(mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
+        return masked(weight, mask)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         """dL/ds = dL/dW * w * sign(s): the key that ranks is |s|, and its derivative is the sign."""
         score, weight = ctx.saved_tensors
-        return grads[0] * weight * score.sign(), None, None
+        return (grads[0] * weight).mul_(score.sign()), None, None
 
 
 class EdgePopup(Program):
@@ -53,6 +55,7 @@ class EdgePopup(Program):
         self.density = density
         self.counts = {name: count_kept(density, target.size) for name, target in targets.items()}
         self.total = count_kept(density, targets.size)
+        self.chooser = Chooser(self.total if allocation == "global" else list(self.counts.values()))
         self.trained = {name: p.requires_grad for name, p in model.named_parameters()}
         self.frozen: list[tuple[nn.Module, str, Tensor]] = []
         self.fingerprint = ""
@@ -72,14 +75,11 @@ class EdgePopup(Program):
     @torch.no_grad()
     def masks(self) -> Masks:
         """The weights that the scores choose now."""
-        return Masks(self._choose({name: self.score(name).detach().abs() for name in self.owners}))
+        return Masks(dict(zip(self.owners, self.chooser.choose_from_nothing(self.scores()), strict=True)))
 
-    def _choose(self, keys: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.allocation == "layerwise":
-            return {name: top_k(key, self.counts[name]) for name, key in keys.items()}
-        joint = top_k(torch.cat([key.reshape(-1) for key in keys.values()]), self.total)
-        parts = joint.split([key.numel() for key in keys.values()])
-        return {name: part.view(key.shape) for (name, key), part in zip(keys.items(), parts, strict=True)}
+    def scores(self) -> list[Tensor]:
+        """The learned scores of all masked parameters, without their gradients."""
+        return [self.score(name).detach() for name in self.owners]
 
     def check(self) -> None:
         """Raise ValueError where a tensor keeps no weight, scores are no numbers, or frozen weights have changed."""
@@ -98,10 +98,10 @@ class EdgePopup(Program):
 
     def begin(self) -> None:
         """Put the effective tensors where the modules read their weights."""
-        masks = self.masks()
-        for name, owners in self.owners.items():
+        masks = self.chooser.choose(self.scores())
+        for (name, owners), mask in zip(self.owners.items(), masks, strict=True):
             weight = self.parameter(name)
-            effective = StraightThrough.apply(self.score(name), weight, masks[name])
+            effective = StraightThrough.apply(self.score(name), weight, mask)
             for module, attribute in owners:
                 self.frozen.append((module, attribute, weight))
                 _put(module, attribute, effective)

@@ -25,7 +25,24 @@ from .targets import Target, Targets, computed_weights, find_targets, literal_gl
 Model = TypeVar("Model", bound=nn.Module)
 
 
-_HELD: weakref.WeakSet[Hold] = weakref.WeakSet()
+# By their ids: a WeakSet takes longer to walk through than the rest of what follows an optimizer's step.
+_HELD: dict[int, weakref.ref[Hold]] = {}
+
+
+class _Seen:
+    """An ordinary weight, whole and of one owner, as it was when it was last zeroed; `view` is its memory as integers."""
+
+    def __init__(self, module: nn.Module, attribute: str, weight: nn.Parameter, bits: Tensor) -> None:
+        self.module, self.attribute, self.weight, self.bits = module, attribute, weight, bits
+        # What is made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            self.view = weight.data.view(bits.dtype)
+        self.address, self.shape = weight.data_ptr(), weight.shape
+
+    def is_as_it_was(self) -> bool:
+        """Whether the module still has this weight, and the weight the memory that `view` is."""
+        weight = self.module._parameters.get(self.attribute)
+        return weight is self.weight and weight.data_ptr() == self.address and weight.shape == self.shape
 
 
 class Hold(Program):
@@ -35,17 +52,23 @@ class Hold(Program):
         super().__init__(model, targets)
         self.kept = masks
         self.bits: dict[tuple[str, torch.Size], Tensor] = {}
+        self.seen: dict[str, _Seen] = {}
         self.borrowed: list[tuple[nn.Module, str, Tensor, Tensor]] = []
-        _HELD.add(self)
+        self._be_found()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A deep copy of the model gets a copy of this program, which optimizers must find too.
         self.__dict__.update(state)
-        _HELD.add(self)
+        self._be_found()
         _hook_optimizers()
 
+    def _be_found(self) -> None:
+        """Let optimizers know of these masks, as long as the model is there."""
+        number = id(self)
+        _HELD[number] = weakref.ref(self, lambda _: _HELD.pop(number, None))
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "bits": {}}
+        return {**self.__dict__, "bits": {}, "seen": {}}
 
     def install(self) -> None:
         """Hook the forward passes, `state_dict`, `load_state_dict` and, once per process, all optimizers."""
@@ -61,21 +84,41 @@ class Hold(Program):
     def remove(self) -> None:
         """Take all hooks off; optimizers leave the model alone from now on."""
         super().remove()
-        _HELD.discard(self)
+        _HELD.pop(id(self), None)
 
-    @torch.no_grad()
     def zero(self, names: Iterable[str] | None = None) -> None:
         """Set the dropped weights, of these tensors or of all, to exactly +0."""
+        compiling = torch.compiler.is_compiling()
         for name in self.owners if names is None else names:
-            for weight in self.copies(name):
-                if isinstance(weight, nn.Parameter):
-                    zero(weight, self._bits(name, weight))
+            seen = None if compiling else self.seen.get(name)
+            # This runs twice in every step: what is known of a weight that is where it was is not asked again.
+            if seen is not None and seen.is_as_it_was():
+                seen.view.bitwise_and_(seen.bits)
+                continue
+            self._zero_anew(name)
+            if not compiling:
+                self._see(name)
+
+    @torch.no_grad()
+    def _zero_anew(self, name: str) -> None:
+        for weight in self.copies(name):
+            if isinstance(weight, nn.Parameter):
+                zero(weight, self._bits(name, weight))
+
+    def _see(self, name: str) -> None:
+        self.seen.pop(name, None)
+        ((module, attribute), *others) = self.owners[name]
+        weight = module._parameters[attribute]
+        if type(weight) is nn.Parameter and not others:
+            self.seen[name] = _Seen(module, attribute, weight, self._bits(name, weight))
 
     def touches(self, parameters: set[int]) -> bool:
         """Whether one of the masked parameters is among these ids."""
-        return any(
-            id(m._parameters.get(attribute)) in parameters for own in self.owners.values() for m, attribute in own
-        )
+        for owners in self.owners.values():
+            for module, attribute in owners:
+                if id(module._parameters.get(attribute)) in parameters:
+                    return True
+        return False
 
     def masks(self) -> Masks:
         """The masks that are held."""
@@ -131,8 +174,9 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     if not _HELD:
         return
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for program in tuple(_HELD):
-        if program.touches(stepped):
+    for reference in tuple(_HELD.values()):
+        program = reference()
+        if program is not None and program.touches(stepped):
             program.zero()
 
 

@@ -121,19 +121,21 @@ class Program:
         """Called when it has left, by an exception too."""
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
-        if getattr(module, "_is_replica", False):
+        # In the module's own dictionary: asking the module for what it has not takes as long as all the rest here.
+        if "_is_replica" in module.__dict__:
             raise RuntimeError(
                 "nn.DataParallel copies modules without their masks: use torch.nn.parallel.DistributedDataParallel"
             )
-        if self.depth and not torch.compiler.is_compiling() and self.thread != threading.get_ident():
+        compiling = torch.compiler.is_compiling()
+        if self.depth and not compiling and self.thread != threading.get_ident():
             raise RuntimeError(
                 "two threads run one masked model at once: give each thread its own copy.deepcopy(model)"
             )
-        if module is self.root or (not torch.compiler.is_compiling() and module is self.outermost):
+        if module is self.root or (not compiling and module is self.outermost):
             self.settle()
         self.depth += 1
         if self.depth == 1:
-            if not torch.compiler.is_compiling():
+            if not compiling:
                 self.thread, self.outermost = threading.get_ident(), module
             self.begin()
 

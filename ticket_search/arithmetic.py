@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import Config
 
@@ -35,6 +36,19 @@ EXACT = Arithmetic()
 def make_arithmetic(config: Config) -> Arithmetic:
     """The configured arithmetic, of a resolved configuration."""
     return Arithmetic(config.device, config.precision == "bf16", bool(config.channels_last))
+
+
+def compile_whole(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The model's forward pass compiled, its masks with it.
+
+    Of `torch.compile(model)` the hooks of the masks would be a graph of their own, before the network's.
+    """
+
+    def forward(x: Tensor) -> Tensor:
+        outputs: Tensor = model(x)
+        return outputs
+
+    return torch.compile(forward)
 
 
 def bf16_is_native(device: str) -> bool:

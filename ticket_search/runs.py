@@ -34,8 +34,10 @@ from .tensorboard import EventFile, surviving_weights
 TICKET = "ticket.safetensors"
 REWIND_POINT = "rewind.safetensors"
 _STATE = "state.pt"
-# A state is written at the end of an epoch, at most this often: a kill costs an epoch, or a second of short epochs.
+# A state is written at the end of an epoch, at most this often, and so seldom that writing takes this share of the time
+# at most: a kill costs an epoch, or some seconds of short epochs.
 _SECONDS_BETWEEN_STATES = 1.0
+_SHARE_FOR_STATES = 0.01
 
 
 class Run:
@@ -62,6 +64,7 @@ class Run:
         self._seconds = 0.0
         self._opened = time.monotonic()
         self._saved = time.monotonic()
+        self._saving = 0.0
         self._events = EventFile(path)
         self._rows: Any = None
 
@@ -138,13 +141,15 @@ class Run:
         return state if state is not None and state["name"] == f"{self.training_stage}/{name}" else None
 
     def save_training(self, name: str, state: dict[str, Any], force: bool = False) -> None:
-        """Save the state of a training in progress, at most once a second unless `force`."""
-        if force or time.monotonic() - self._saved >= _SECONDS_BETWEEN_STATES:
+        """Save the state of a training in progress, unless that was done a moment ago and `force` is not given."""
+        pause = max(_SECONDS_BETWEEN_STATES, self._saving / _SHARE_FOR_STATES)
+        if force or time.monotonic() - self._saved >= pause:
             self._training = {**state, "name": f"{self.training_stage}/{name}"}
             self.save_state()
 
     def save_state(self) -> None:
         """Write `state.pt`: stage results, training in progress, and where the logs end."""
+        began = time.monotonic()
         self._rows.flush()
         buffer = io.BytesIO()
         torch.save(
@@ -160,6 +165,7 @@ class Run:
         )
         write_atomically(self.path / _STATE, buffer.getvalue())
         self._saved = time.monotonic()
+        self._saving = self._saved - began
 
     def stop_if_asked(self) -> None:
         """Raise Interrupted when a signal came."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from supermask.inits import permutation, random_words
 from supermask.live import mask_gradients
 
-from .arithmetic import make_arithmetic
+from .arithmetic import compile_whole, make_arithmetic
 from .config import Config, steps_of
 from .data.samples import Samples, whole_batches
 from .evaluation import Evaluation, evaluate
@@ -23,6 +23,7 @@ from .objective import make_objective
 from .optimization import learning_rate, make_optimizer
 from .problems import RunError
 from .runs import Run
+from .tally import Tally
 
 StateDict = dict[str, Any]
 
@@ -123,12 +124,11 @@ class _Loop:
         self.evaluate_every = steps_of(config.evaluate_every, self.per_epoch)
         if self.arithmetic.channels_last:
             model.to(memory_format=torch.channels_last)
-        self.forward = torch.compile(model) if config.compile else model
+        self.forward = compile_whole(model) if config.compile else model
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(model, config)
         self.step = self.logged_step = self.start = start
-        self.loss = torch.zeros((), device=data.device)
-        self.score = torch.zeros((), device=data.device)
+        self.tally = Tally(self.objective, data.device)
         self.seconds = self.logged_seconds = 0.0
         self.final: Evaluation | None = None
         self.moments: dict[str, Moment] = {}
@@ -170,9 +170,13 @@ class _Loop:
         rate = learning_rate(self.config, self.step, self.total, self.per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        for part_x, part_y in zip(x.chunk(self.config.accumulate), y.chunk(self.config.accumulate), strict=True):
-            self._differentiate(part_x, part_y, len(part_y) / len(y))
+        for parameter in self.parameters:
+            parameter.grad = None
+        if self.config.accumulate == 1:
+            self._differentiate(x, y, 1.0)
+        else:
+            for part_x, part_y in zip(x.chunk(self.config.accumulate), y.chunk(self.config.accumulate), strict=True):
+                self._differentiate(part_x, part_y, len(part_y) / len(y))
         if self.config.clip is not None:
             mask_gradients(self.model)
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
@@ -184,13 +188,12 @@ class _Loop:
         outputs = outputs.float()
         loss = self.objective.training_loss(outputs, y)
         (loss if share == 1 else loss * share).backward()
-        detached = outputs.detach()
-        self.loss += (self.objective.loss(detached, y) if self.objective.label_smoothing else loss.detach()) * share
-        self.score += self.objective.score(detached, y).sum()
+        self.tally.add(loss.detach(), outputs.detach(), y, share)
 
     def _evaluate(self) -> None:
         steps = self.step - self.logged_step
-        loss = self.loss.item() / steps
+        loss, score = self.tally.read()
+        loss /= steps
         validation = self._validate()
         if not (math.isfinite(loss) and math.isfinite(validation.loss)):
             raise RunError(
@@ -199,7 +202,7 @@ class _Loop:
             )
         values = {
             "loss/train": loss,
-            "accuracy/train": 100.0 * self.score.item() / (steps * self.batch_size),
+            "accuracy/train": 100.0 * score / (steps * self.batch_size),
             "loss/validation": validation.loss,
             "accuracy/validation": validation.accuracy,
             "learning-rate": learning_rate(self.config, self.step - 1, self.total, self.per_epoch),
@@ -211,8 +214,6 @@ class _Loop:
         self._remember("best_validation", validation, validation.accuracy)
         self.final = validation
         self.logged_step, self.logged_seconds = self.step, self.seconds
-        self.loss.zero_()
-        self.score.zero_()
 
     def _validate(self) -> Evaluation:
         return evaluate(self.model, self.data, "validation", self.objective, self.arithmetic)
@@ -235,22 +236,20 @@ class _Loop:
             "logged_step": self.logged_step,
             "seconds": self.seconds,
             "logged_seconds": self.logged_seconds,
-            "loss": self.loss,
-            "score": self.score,
+            "tally": self.tally.state_dict(),
             "final": tuple(self.final) if self.final else None,
             "moments": {name: vars(moment) for name, moment in self.moments.items()},
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "hook": self.hook.state_dict() if self.hook else None,
             "random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state() if self.loss.is_cuda else None,
+            "cuda_random": torch.cuda.get_rng_state() if self.data.device.type == "cuda" else None,
         }
 
     def load_state_dict(self, state: StateDict) -> None:
         self.step, self.logged_step = state["step"], state["logged_step"]
         self.seconds, self.logged_seconds = state["seconds"], state["logged_seconds"]
-        self.loss.copy_(state["loss"])
-        self.score.copy_(state["score"])
+        self.tally.load_state_dict(state["tally"])
         self.final = Evaluation(*state["final"]) if state["final"] else None
         self.moments = {name: Moment(**values) for name, values in state["moments"].items()}
         self.model.load_state_dict(state["model"])

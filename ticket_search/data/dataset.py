@@ -91,8 +91,12 @@ class Data:
         size = min(batch_size, len(index))
         for batch in range(first, whole_batches(len(index), batch_size)):
             rows = index[batch * size : (batch + 1) * size]
-            x = augment(self.train_x[rows], self.augmentation, black, self.seed, f"{epoch}/{batch}")
-            yield x, self.train_y[rows]
+            # On a CPU twice as fast as train_x[rows].
+            x = self.train_x.index_select(0, rows)
+            yield (
+                augment(x, self.augmentation, black, self.seed, f"{epoch}/{batch}"),
+                self.train_y.index_select(0, rows),
+            )
 
     def batches(self, split: HeldOut, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples of a held-out split in a fixed order; the last batch may be smaller."""

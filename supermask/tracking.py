@@ -1,0 +1,312 @@
+"""Selection from keys that move a little from one time to the next: a search begins where the last one ended.
+
+The result is that of `selection.top_k`, to the bit and whatever has become of the keys; what is remembered decides how
+long it takes. Scores in training move by about as much in each step, so the threshold of the next step lies in a band
+around that of the last one, and only the few keys in the band are partitioned: two comparisons of all keys and a count,
+where a search from nothing must look for the threshold first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .selection import SMALL, Keys, Marks, flatten, mark_by_partition, mark_largest, top_k
+
+# The band reaches so many times as far as the threshold was last seen to move beyond what was foreseen.
+_REACH = 3.0
+# What is kept of a reach with every time that a smaller one would have done.
+_KEPT = 0.9
+# A band of more keys than this share of them costs more than a search from nothing.
+_MOST = 0.1
+
+
+# Keys whose number from the band on a compiled pass gives as one: as many as fill a few vectors of the processor.
+_BLOCK = 64
+
+
+class Cut(NamedTuple):
+    """What divides keys: kept are those above `threshold`, and of those equal to it the ones up to position `last`."""
+
+    threshold: float
+    last: int
+
+    def mark(self, keys: Keys, positions: NDArray[np.intp]) -> Marks:
+        """Which of the keys at these positions are kept."""
+        marks: Marks = keys >= self.threshold
+        if self.last < positions[-1]:
+            marks &= (keys > self.threshold) | (positions <= self.last)
+        return marks
+
+
+def cut_by_sorting(keys: Keys, k: int, positions: NDArray[np.intp] | None = None) -> Cut:
+    """The cut of the k largest of a few keys, 0 < k <= size; `positions` says where they are among more, ascending."""
+    ordered = np.sort(keys)
+    threshold = ordered[keys.size - k]
+    below = keys.size - k - 1
+    last = keys.size - 1
+    if below >= 0 and ordered[below] == threshold:
+        tied = (keys == threshold).nonzero()[0]
+        last = int(tied[k - int(np.count_nonzero(keys > threshold)) - 1])
+    return Cut(float(threshold), last if positions is None else int(positions[last]))
+
+
+class Tracker:
+    """The k largest of as many keys, asked for again and again."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.cut: Cut | None = None
+        self.velocity = 0.0
+        self.reach = 0.0
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """Where the threshold is expected, the ends included; NaN before the first time."""
+        if self.cut is None:
+            return math.nan, math.nan
+        foreseen = self.cut.threshold + self.velocity
+        return foreseen - self.reach, foreseen + self.reach
+
+    def mark(self, keys: Keys) -> Marks:
+        """What `mark_largest(keys, k)` gives, 0 < k < size: marks of the k largest of a flat array, ties by position."""
+        if keys.size < SMALL:
+            return mark_by_partition(keys, self.k)
+        if self.cut is not None:
+            with np.errstate(over="ignore"):
+                # In the keys' own type, so that a comparison converts nothing.
+                low, high = (keys.dtype.type(end) for end in self.band)
+            marks: Marks = keys >= low
+            surplus = int(np.count_nonzero(marks)) - self.k
+            if 0 <= surplus <= _MOST * keys.size:
+                above = keys > high
+                positions = np.not_equal(above, marks, out=above).nonzero()[0]
+                values = keys[positions]
+                if (cut := self.settle(positions, values, surplus, keys.size)) is not None:
+                    marks[positions] = cut.mark(values, positions)
+                    return marks
+        return self.mark_from_nothing(keys)
+
+    def mark_from_nothing(self, keys: Keys) -> Marks:
+        """`mark_largest`, and the cut remembered."""
+        marks = mark_largest(keys, self.k)
+        threshold = keys[marks].min()
+        self._remember(Cut(float(threshold), int((marks & (keys == threshold)).nonzero()[0][-1])))
+        return marks
+
+    def settle(self, positions: NDArray[np.intp], values: Keys, surplus: int, size: int) -> Cut | None:
+        """The cut, if it is in the band.
+
+        Args:
+            positions: of the keys in the band, ascending.
+            values: these keys.
+            surplus: how many keys from the band on there are more than k.
+            size: the number of all keys.
+
+        Returns:
+            None if the threshold is elsewhere, or too many keys are in the band.
+        """
+        kept = positions.size - surplus
+        if surplus < 0 or kept <= 0 or positions.size > _MOST * size:
+            return None
+        return self._remember(cut_by_sorting(values, kept, positions))
+
+    def _remember(self, cut: Cut) -> Cut:
+        if self.cut is None:
+            self.reach = 0.01 * abs(cut.threshold)
+        else:
+            missed = abs(cut.threshold - self.cut.threshold - self.velocity)
+            self.reach = max(_REACH * missed, _KEPT * self.reach)
+            self.velocity = cut.threshold - self.cut.threshold
+        self.cut = cut
+        return cut
+
+
+class Chooser:
+    """The masks that scores choose: the largest of their absolute values.
+
+    `counts` says how many of each tensor, or, if it is one number, how many of all tensors ranked together.
+    """
+
+    def __init__(self, counts: Sequence[int] | int) -> None:
+        self.counts = counts
+        self._start()
+
+    def _start(self) -> None:
+        self.trackers = [Tracker(k) for k in ([self.counts] if isinstance(self.counts, int) else self.counts)]
+        # What a compiled pass knows of the trackers, and how it finds them again.
+        self.bands = torch.full((len(self.trackers), 2), math.nan)
+        self.number = next(_NUMBERS)
+        _CHOOSERS[self.number] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"counts": self.counts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.counts = state["counts"]
+        self._start()
+
+    def choose_from_nothing(self, scores: Sequence[Tensor]) -> list[Tensor]:
+        """What `choose` is: `top_k` of the absolute values."""
+        keys = [score.detach().abs() for score in scores]
+        if not isinstance(self.counts, int):
+            return [top_k(key, k) for key, k in zip(keys, self.counts, strict=True)]
+        joint = top_k(torch.cat([key.reshape(-1) for key in keys]), self.counts)
+        parts = joint.split([key.numel() for key in keys])
+        return [part.view(key.shape) for part, key in zip(parts, keys, strict=True)]
+
+    def choose(self, scores: Sequence[Tensor]) -> list[Tensor]:
+        """A bool mask for each tensor of scores, none of them NaN, in the scores' memory layout."""
+        if not all(score.is_cpu for score in scores):
+            return self.choose_from_nothing(scores)
+        if torch.compiler.is_compiling():
+            return self._choose_compiled(list(scores))
+        return [mask for group, tracker in self._groups(scores) for mask in _mark(group, tracker)]
+
+    def _groups(self, parts: Sequence[Any]) -> list[tuple[list[Any], Tracker]]:
+        """What is ranked together, each with its tracker."""
+        groups = [list(parts)] if isinstance(self.counts, int) else [[part] for part in parts]
+        return list(zip(groups, self.trackers, strict=True))
+
+    def _choose_compiled(self, scores: list[Tensor]) -> list[Tensor]:
+        """`choose` for torch.compile, whose passes over all keys are fast but must not know how many they will find.
+
+        One pass counts, block by block, the keys from the band on and those above it. From that the operation `cut`,
+        which is not compiled, knows the few blocks to look into. A last pass compares with what it has found.
+        """
+        at_least, above = [], []
+        for i, score in enumerate(scores):
+            low, high = self.bands[0 if isinstance(self.counts, int) else i].unbind()
+            keys = _wide(score).abs().reshape(-1)
+            blocks = keys[: keys.numel() // _BLOCK * _BLOCK].view(-1, _BLOCK)
+            # As floats, which add up faster than bits; up to the length of a block they are exact.
+            at_least.append(torch.where(blocks >= low, 1.0, 0.0).sum(1))
+            above.append(torch.where(blocks > high, 1.0, 0.0).sum(1))
+        thresholds, last = torch.ops.supermask.cut(scores, at_least, above, self.number)
+        masks = []
+        for score, threshold, end in zip(scores, thresholds.unbind(), last.unbind(), strict=True):
+            key = _wide(score).abs()
+            position = torch.arange(key.numel(), dtype=last.dtype).view(key.shape)
+            masks.append((key > threshold) | ((key == threshold) & (position <= end)))
+        return masks
+
+    def cut(self, scores: list[Tensor], at_least: list[Tensor], above: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The cut of each tensor, thresholds and last positions, from what a compiled pass has counted."""
+        thresholds, last = _empty_cuts(scores)
+        thresholds_there, last_there, bands = thresholds.numpy(), last.numpy(), self.bands.numpy()
+        counted = [
+            (flatten(score), counts.numpy(), more.numpy())
+            for score, counts, more in zip(scores, at_least, above, strict=True)
+        ]
+        index = 0
+        for (group, tracker), band in zip(self._groups(counted), bands, strict=True):
+            found, start = _cut(group, tracker, band), 0
+            for flat, *_ in group:
+                thresholds_there[index], last_there[index] = found.threshold, min(found.last - start, flat.size)
+                start += flat.size
+                index += 1
+            band[:] = tracker.band
+        return thresholds, last
+
+
+_NUMBERS = itertools.count()
+_CHOOSERS: weakref.WeakValueDictionary[int, Chooser] = weakref.WeakValueDictionary()
+_Counted = tuple[Keys, NDArray[np.float32], NDArray[np.float32]]
+
+
+def _wide(score: Tensor) -> Tensor:
+    """NumPy has no bfloat16; as float32 all shorter numbers keep their order."""
+    return score.float() if score.dtype.itemsize < 4 else score
+
+
+def _empty_cuts(scores: list[Tensor]) -> tuple[Tensor, Tensor]:
+    large = max(score.numel() for score in scores) >= 2**31
+    thresholds = torch.empty(len(scores), dtype=_wide(scores[0].new_empty(0)).dtype)
+    return thresholds, torch.empty(len(scores), dtype=torch.int64 if large else torch.int32)
+
+
+def _mark(scores: list[Tensor], tracker: Tracker) -> list[Tensor]:
+    sizes = [score.numel() for score in scores]
+    if tracker.k in (0, sum(sizes)):
+        return [torch.full_like(score, tracker.k > 0, dtype=torch.bool) for score in scores]
+    keys = _join([np.abs(flatten(score)) for score in scores])
+    return _lay_out(tracker.mark(keys), scores)
+
+
+def _cut(group: list[_Counted], tracker: Tracker, band: NDArray[np.float32]) -> Cut:
+    flat = [part for part, *_ in group]
+    size = sum(part.size for part in flat)
+    if tracker.k in (0, size):
+        return Cut(-1.0, size) if tracker.k else Cut(math.inf, -1)
+    if size < SMALL:
+        return cut_by_sorting(np.abs(_join(flat)), tracker.k)
+    if tracker.cut is not None:
+        starts = itertools.accumulate([part.size for part in flat], initial=0)
+        found = [_look(*counted, start, band) for counted, start in zip(group, starts, strict=False)]
+        surplus = sum(count for count, *_ in found) - tracker.k
+        positions, values = (_join([each[part] for each in found]) for part in (1, 2))
+        if (cut := tracker.settle(positions, values, surplus, size)) is not None:
+            return cut
+    tracker.mark_from_nothing(np.abs(_join(flat)))
+    assert tracker.cut is not None
+    return tracker.cut
+
+
+def _look(
+    flat: Keys, at_least: NDArray[np.float32], above: NDArray[np.float32], start: int, band: NDArray[np.float32]
+) -> tuple[int, NDArray[np.intp], Keys]:
+    """How many keys there are from the band on, and the positions and values of those in the band."""
+    low, high = band.astype(flat.dtype)
+    whole = at_least.size * _BLOCK
+    blocks = (at_least != above).nonzero()[0]
+    count = int(at_least.sum(dtype=np.float64))
+    keys = np.abs(flat[:whole].reshape(-1, _BLOCK)[blocks].reshape(-1))
+    inside = ((keys >= low) & (keys <= high)).nonzero()[0]
+    positions, values = blocks[inside // _BLOCK] * _BLOCK + (inside % _BLOCK + start), keys[inside]
+    if whole < flat.size:
+        rest = np.abs(flat[whole:])
+        behind = ((rest >= low) & (rest <= high)).nonzero()[0]
+        count += int(np.count_nonzero(rest >= low))
+        positions = np.concatenate([positions, behind + (whole + start)])
+        values = np.concatenate([values, rest[behind]])
+    return count, positions, values
+
+
+def _join(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _lay_out(marks: Marks, scores: list[Tensor]) -> list[Tensor]:
+    """Masks in the scores' shapes, and in their memory layout, in which they meet the weights."""
+    masks, start = [], 0
+    for score in scores:
+        end = start + score.numel()
+        mask = torch.from_numpy(marks[start:end].reshape(score.shape))
+        masks.append(mask if score.is_contiguous() else torch.empty_like(score, dtype=torch.bool).copy_(mask))
+        start = end
+    return masks
+
+
+torch.library.define(
+    "supermask::cut", "(Tensor[] scores, Tensor[] at_least, Tensor[] above, int chooser) -> (Tensor, Tensor)"
+)
+
+
+@torch.library.impl("supermask::cut", "CPU")
+def _cut_all(scores: list[Tensor], at_least: list[Tensor], above: list[Tensor], chooser: int) -> tuple[Tensor, Tensor]:
+    return _CHOOSERS[chooser].cut(scores, at_least, above)
+
+
+@torch.library.register_fake("supermask::cut")
+def _shapes_of_cut(
+    scores: list[Tensor], at_least: list[Tensor], above: list[Tensor], chooser: int
+) -> tuple[Tensor, Tensor]:
+    return _empty_cuts(scores)
