@@ -9,13 +9,14 @@ of a loop that does nothing but train? And the shortest search of all, how much 
 in ROWS: what it must be, and what we would like.
 
 Method: Fashion-MNIST, where it is found, else random pixels of its shape. The bare loop is written out below: a
-permutation, batches gathered from one tensor as `x[rows]`, forward, cross-entropy, backward, a step of fused SGD; no evaluation, no
-log, nothing saved. Ours is a whole `ticket search --method dense` of as many epochs into a folder of its own, the time
-taken from the first step's start to the last one's end: validation after each epoch, scalars for TensorBoard and
-metrics.jsonl, the state saved. Both train the same network with the same batches' size and take turns; a median is over
-3 turns, and the best of 5 medians counts. `conv4-bf16` lays our epoch in bf16, channels last, beside the bare one in
-fp32, over 6,400 images. `start-up` is `ticket search` without arguments in a process of its own, all that is not
-training, beside `import torch` in another; files are cached by the system after the first, which is not counted.
+permutation, batches gathered from one tensor as `x[rows]`, forward, cross-entropy, backward, a step of fused SGD; no
+evaluation, no log, nothing saved. Ours is a whole `ticket search --method dense` of as many epochs into a folder of its
+own, the time taken from the first step's start to the last one's end: validation after each epoch, scalars for
+TensorBoard and metrics.jsonl, the state saved. Both train the same network with the same size of batches and take
+turns; a median is over 3 turns, and the best of 5 medians counts. `conv4-bf16` lays our epoch in bf16, channels last,
+beside the bare one in fp32, over 6,400 images. `start-up` is `ticket search` without arguments in a process of its own,
+all that is not training, beside `import torch` in another; files are cached by the system after the first, which is not
+counted.
 
 The load of the machine is measured first: on a busy machine there is a table and no verdict. A row in bf16 means
 nothing on a processor that only emulates it: there it is left out, and said.

@@ -13,8 +13,9 @@ network trains all its parameters, edge-popup its scores at density 0.5, `hold` 
 are the same modules from the same constructor. Dense network and masks take turns, step by step, so that both see the
 same machine; a median is over all the turns, and the best of 5 medians counts. Compiled rows compile both. Warm-up, and
 with it all compilation, comes first and is not timed. On a GPU each turn is several steps and ends with a
-synchronization. Memory is the peak of a process of its own beyond what it had held before the network was built (on Linux, or on a GPU). For
-context, `lenet-sorting` is edge-popup as it was first published: a sort of every layer's scores in every step.
+synchronization. Memory is the peak of a process of its own beyond what it had held before the network was built (on
+Linux, or on a GPU). For context, `lenet-sorting` is edge-popup as it was first published: a sort of every layer's
+scores in every step.
 
 The load of the machine is measured first: on a busy machine there is a table and no verdict. A row in bf16 means
 nothing on a processor that only emulates it: there it is left out, and said.
@@ -54,7 +55,7 @@ STEPS_A_TURN = {"cpu": 1, "cuda": 20}
 
 @dataclass(frozen=True)
 class Kind:
-    """A pair to be measured: a network with masks of some kind, and the same without. `must` and `goal` bound the ratio."""
+    """A network with masks of some kind, to be laid beside the same without; `must` and `goal` bound the ratio."""
 
     model: str
     masks: str = "edge-popup"

@@ -30,7 +30,7 @@ _HELD: dict[int, weakref.ref[Hold]] = {}
 
 
 class _Seen:
-    """An ordinary weight, whole and of one owner, as it was when it was last zeroed; `view` is its memory as integers."""
+    """An ordinary weight, whole and of one owner, as it was when last zeroed; `view` is its memory as integers."""
 
     def __init__(self, module: nn.Module, attribute: str, weight: nn.Parameter, bits: Tensor) -> None:
         self.module, self.attribute, self.weight, self.bits = module, attribute, weight, bits

@@ -77,7 +77,7 @@ class Tracker:
         return foreseen - self.reach, foreseen + self.reach
 
     def mark(self, keys: Keys) -> Marks:
-        """What `mark_largest(keys, k)` gives, 0 < k < size: marks of the k largest of a flat array, ties by position."""
+        """What `mark_largest(keys, k)` gives, 0 < k < size: the k largest of a flat array, ties by position."""
         if keys.size < SMALL:
             return mark_by_partition(keys, self.k)
         if self.cut is not None:
@@ -251,8 +251,8 @@ def _cut(group: list[_Counted], tracker: Tracker, band: NDArray[np.float32]) -> 
     if tracker.cut is not None:
         starts = itertools.accumulate([part.size for part in flat], initial=0)
         found = [_look(*counted, start, band) for counted, start in zip(group, starts, strict=False)]
-        surplus = sum(count for count, *_ in found) - tracker.k
-        positions, values = (_join([each[part] for each in found]) for part in (1, 2))
+        counts, places, keys = zip(*found, strict=True)
+        surplus, positions, values = sum(counts) - tracker.k, _join(places), _join(keys)
         if (cut := tracker.settle(positions, values, surplus, size)) is not None:
             return cut
     tracker.mark_from_nothing(np.abs(_join(flat)))
@@ -280,7 +280,7 @@ def _look(
     return count, positions, values
 
 
-def _join(parts: list[NDArray[Any]]) -> NDArray[Any]:
+def _join(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
@@ -305,7 +305,7 @@ def _cut_all(scores: list[Tensor], at_least: list[Tensor], above: list[Tensor], 
     return _CHOOSERS[chooser].cut(scores, at_least, above)
 
 
-@torch.library.register_fake("supermask::cut")
+@torch.library.register_fake("supermask::cut")  # type: ignore[untyped-decorator]
 def _shapes_of_cut(
     scores: list[Tensor], at_least: list[Tensor], above: list[Tensor], chooser: int
 ) -> tuple[Tensor, Tensor]:

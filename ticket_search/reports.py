@@ -7,22 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import supermask
 from supermask import Draw, Masks, Ticket
 from supermask.fitting import state_of
 
 from .config import to_plain
+from .cost import PASSES_PER_STEP, forward_flops
 from .data.samples import Samples, whole_batches
 from .evaluation import evaluate
 from .objective import Objective, make_objective
 from .runs import Run
 from .tensorboard import densities
 from .training import Moment, Trained
-
-# Of a training step's multiply-adds a third is the forward pass; the gradients of weights and inputs take one each.
-_PASSES_PER_STEP = 3
 
 
 def conclude(
@@ -158,17 +155,6 @@ def _test_moment(model: nn.Module, data: Samples, moment: Moment, objective: Obj
     return accuracy
 
 
-def forward_flops(model: nn.Module, data: Samples) -> int:
-    """Floating-point operations of one sample's forward pass, two for a multiply-add."""
-    counter = FlopCounterMode(display=False)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), counter:
-        model(next(data.batches("test", 1))[0])
-    model.train(was_training)
-    return int(counter.get_total_flops())
-
-
 def summarize(run: Run, ticket: Ticket, model: nn.Module) -> dict[str, Any]:
     """What `summary.json` holds: what was run, accuracies in percent, sizes, and the cost of the whole search.
 
@@ -191,7 +177,7 @@ def summarize(run: Run, ticket: Ticket, model: nn.Module) -> dict[str, Any]:
         "seconds": seconds,
         "cost": {
             "steps": run.steps_done,
-            "flops": forward_flops(model, data) * _PASSES_PER_STEP * batch * run.steps_done,
+            "flops": forward_flops(model, data) * PASSES_PER_STEP * batch * run.steps_done,
             "seconds": seconds,
             "dense_trainings": run.steps_done / (config.epochs * per_epoch),
         },

@@ -1,0 +1,50 @@
+"""What a network's passes cost, in floating-point operations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .data.samples import Samples
+
+# Of a training step's multiply-adds a third is the forward pass; the gradients of weights and inputs take one each.
+PASSES_PER_STEP = 3
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up what PyTorch's table of operations says that each one takes, as its `FlopCounterMode` does.
+
+    That one keeps torch.compile off itself, and to do so imports the compiler: as long as all of PyTorch.
+    """
+
+    flops = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        from torch.utils.flop_counter import flop_registry
+
+        given = dict(kwargs or {})
+        result = func(*args, **given)
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += int(count(*args, **given, out_val=result))
+        return result
+
+
+def forward_flops(model: nn.Module, data: Samples) -> int:
+    """Floating-point operations of one sample's forward pass, two for a multiply-add."""
+    counter = _Counter()
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), counter:
+        model(next(data.batches("test", 1))[0])
+    model.train(was_training)
+    return counter.flops
