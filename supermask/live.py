@@ -37,12 +37,14 @@ class _Seen:
         # What is made in inference mode could not be written to outside of it.
         with torch.inference_mode(False):
             self.view = weight.data.view(bits.dtype)
-        self.address, self.shape = weight.data_ptr(), weight.shape
+        self.address, self.shape, self.stride = weight.data_ptr(), weight.shape, weight.stride()
 
     def is_as_it_was(self) -> bool:
         """Whether the module still has this weight, and the weight the memory that `view` is."""
-        weight = self.module._parameters.get(self.attribute)
-        return weight is self.weight and weight.data_ptr() == self.address and weight.shape == self.shape
+        weight = self.weight
+        if self.module._parameters.get(self.attribute) is not weight or weight.data_ptr() != self.address:
+            return False
+        return weight.shape == self.shape and weight.stride() == self.stride
 
 
 class Hold(Program):

@@ -43,12 +43,22 @@ def kth_largest(keys: Tensor, k: int) -> Tensor:
     """The k-th largest key, 1 <= k <= number of keys, as a tensor without dimensions on the keys' device."""
     flat = keys.detach().reshape(-1)
     smallest = flat.numel() - k
+    if flat.is_cuda:
+        return kth_by_topk(flat, k)
     # NumPy's partition is several times faster on a CPU, but torch.compile cannot trace it.
     if flat.device.type != "cpu" or torch.compiler.is_compiling():
         return flat.kthvalue(smallest + 1).values
     if flat.dtype == torch.bfloat16:
         flat = flat.float()
     return torch.from_numpy(np.partition(flat.numpy(), smallest)[smallest : smallest + 1])[0].to(keys.dtype)
+
+
+def kth_by_topk(flat: Tensor, k: int) -> Tensor:
+    """`kth_largest` for GPUs: one of `kthvalue` works on all keys in a single block, one of `topk` in many."""
+    smallest = flat.numel() - k
+    if k <= smallest:
+        return flat.topk(k, sorted=False).values.min()
+    return flat.topk(smallest + 1, largest=False, sorted=False).values.max()
 
 
 def top_k(keys: Tensor, k: int) -> Tensor:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from networks import NETWORKS, Residual, perceptron
 from torch import nn
 
 import supermask
+from supermask import live
 from supermask.live import program_of
 
 OPTIMIZERS = {
@@ -261,3 +263,28 @@ def test_two_threads_on_one_model_are_refused():
         model(-torch.ones(1, 3))
     leave.set()
     worker.join()
+
+
+def test_a_weight_that_is_turned_over_in_its_own_memory():
+    """The same parameter, address and shape, other strides: what was known of it is not true any more."""
+    model = nn.Linear(6, 6)
+    masks = supermask.prune(model, 0.3, "random")
+    supermask.hold(model, masks)
+    for _ in range(3):
+        model(torch.ones(1, 6))
+        model.weight.data = model.weight.data.t()
+        model.weight.data += 1.0
+        expected = model.weight.detach().masked_fill(~masks["weight"], 0.0)
+        model(torch.ones(1, 6))
+        assert torch.equal(model.weight, expected)
+        supermask.check(model)
+
+
+def test_masks_on_a_model_that_is_gone_are_not_held_any_more():
+    model = nn.Linear(3, 3)
+    supermask.hold(model, supermask.prune(model, 0.5))
+    number = id(program_of(model))
+    assert number in live._HELD
+    del model
+    gc.collect()
+    assert number not in live._HELD

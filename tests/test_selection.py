@@ -13,7 +13,17 @@ from hypothesis.extra import numpy as arrays
 
 from supermask import selection
 from supermask.allocation import global_, largest_remainder, layerwise
-from supermask.selection import SMALL, STEP, count_kept, draw_sample, kth_largest, plain_top_k, settle_ties, top_k
+from supermask.selection import (
+    SMALL,
+    STEP,
+    count_kept,
+    draw_sample,
+    kth_by_topk,
+    kth_largest,
+    plain_top_k,
+    settle_ties,
+    top_k,
+)
 
 
 def slow_top_k(keys: np.ndarray, k: int) -> np.ndarray:
@@ -248,7 +258,7 @@ def test_device_path_of_ties_equals_the_host_path():
     keys = torch.randint(0, 5, (1000,)).float()
     for k in (1, 17, 500, 999):
         threshold = keys.kthvalue(keys.numel() - k + 1).values
-        assert kth_largest(keys, k) == threshold
+        assert kth_largest(keys, k) == kth_by_topk(keys.reshape(-1), k) == threshold
         assert torch.equal(settle_ties(keys, threshold, k), top_k(keys, k))
 
 

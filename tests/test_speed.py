@@ -1,0 +1,150 @@
+"""What makes runs fast changes nothing in them: one test for each short cut, against what it stands in for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from supermask.architectures import find_architecture
+from ticket_search import training
+from ticket_search.config import make_config
+from ticket_search.cost import forward_flops
+from ticket_search.data import read_samples
+from ticket_search.methods.dense import Config
+from ticket_search.models import model_names
+from ticket_search.objective import Objective, make_objective
+from ticket_search.optimization import make_optimizer
+from ticket_search.tally import Tally
+
+
+class Recorder(TorchDispatchMode):
+    """The names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("flags", [{}, {"accumulate": 2, "clip": 1.0, "label_smoothing": 0.1}])
+@pytest.mark.parametrize("method", ["dense", "imp", "edge-popup"])
+def test_no_step_asks_for_a_number(method, flags, quick, monkeypatch):
+    """A number that Python reads is a wait for the device: none between two evaluations."""
+    recorders = []
+    step = training._Loop._train_on
+
+    def recorded(loop, x, y):
+        with Recorder() as recorder:
+            step(loop, x, y)
+        recorders.append(recorder)
+
+    monkeypatch.setattr(training._Loop, "_train_on", recorded)
+    quick(method, density=1.0 if method == "dense" else 0.5, epochs=8, **flags)
+    names = {name for recorder in recorders for name in recorder.names}
+    assert any("addmm" in name for name in names)
+    assert not [name for name in names if "_local_scalar_dense" in name]
+    assert not [name for name in names if "sort" in name or "topk" in name]
+    assert len(recorders) > Tally.STEPS
+
+
+def test_the_search_imports_no_compiler(tmp_path):
+    """`torch._dynamo` takes as long to import as all of PyTorch, scikit-learn and pandas longer than to search."""
+    code = (
+        "import sys; from ticket_search import search\n"
+        f"for method in ('edge-popup', 'imp', 'dense'): search(method, runs={str(tmp_path)!r}, epochs=2, progress=False)\n"
+        "print([name for name in ('torch._dynamo', 'sklearn', 'pandas', 'sympy', 'torch.utils.tensorboard')"
+        " if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "flags"),
+    [
+        ("sgd", torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+        ("adam", torch.optim.Adam, {}),
+        ("adamw", torch.optim.AdamW, {}),
+    ],
+)
+def test_optimizers_are_those_of_pytorch(name, kind, flags):
+    config = make_config(Config, {"optimizer": name, "lr": 0.1, "weight_decay": 0.01, **flags})
+    models = []
+    for make in (
+        lambda model: make_optimizer(model, config),
+        lambda model: kind(model.parameters(), lr=0.1, weight_decay=0.01, fused=True, **flags),
+    ):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        optimizer = make(model)
+        assert isinstance(optimizer, kind)
+        called = []
+        optimizer.register_step_post_hook(lambda *_, called=called: called.append(1))
+        for step in range(4):
+            optimizer.zero_grad()
+            model(torch.ones(3, 8)).square().sum().backward()
+            optimizer.step()
+            if step == 1:
+                state = optimizer.state_dict()
+                optimizer = make(model)
+                optimizer.load_state_dict(state)
+                optimizer.register_step_post_hook(lambda *_, called=called: called.append(1))
+        assert len(called) == 4
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        models.append([*model.parameters()])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*models, strict=True))
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_operations_are_counted_as_pytorch_counts_them(name):
+    data = read_samples("digits" if name != "mnist1d-mlp" else "mnist1d", None, 0)
+    model = find_architecture(name)(data.input_shape, data.classes).eval()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(data.test_x[:1])
+    assert forward_flops(model, data) == counter.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("numbers", [Tally.NUMBERS, 300])
+def test_a_tally_is_the_sum_over_steps(numbers, smoothing, monkeypatch):
+    monkeypatch.setattr(Tally, "NUMBERS", numbers)
+    objective = Objective(label_smoothing=smoothing)
+    generator = torch.Generator().manual_seed(0)
+    tally, loss, score = Tally(objective, torch.device("cpu")), 0.0, 0.0
+    for step in range(150):
+        share = 0.5 if step % 3 else 1.0
+        outputs = torch.randn(6, 5, generator=generator)
+        targets = torch.randint(5, (6,), generator=generator)
+        tally.add(objective.training_loss(outputs, targets), outputs, targets, share)
+        loss += objective.loss(outputs, targets).item() * share
+        score += objective.score(outputs, targets).sum().item()
+        if step == 100:
+            # As a stopped run that goes on: nothing is summed early, so nothing is rounded otherwise.
+            again = Tally(objective, torch.device("cpu"))
+            again.load_state_dict(tally.state_dict())
+            tally = again
+    found = tally.read()
+    assert found == (pytest.approx(loss, rel=1e-5), score)
+    assert tally.read() == (0.0, 0.0)
+
+
+def test_a_tally_scores_by_the_configured_metric():
+    config = make_config(Config, {"metric": f"{__name__}:is_first"})
+    tally = Tally(make_objective(config), torch.device("cpu"))
+    for _ in range(70):
+        tally.add(torch.tensor(1.0), torch.zeros(4, 3), torch.tensor([0, 0, 0, 1]), 1.0)
+    assert tally.read() == (70.0, 210.0)
+
+
+def is_first(outputs, targets):
+    return (targets == 0).float()

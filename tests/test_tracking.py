@@ -1,0 +1,182 @@
+"""Selection from where it ended the last time is `top_k`, whatever has become of the keys."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_selection import sorted_top_k
+
+from supermask import selection, tracking
+from supermask.selection import SMALL
+from supermask.tracking import Chooser, Tracker, cut_by_sorting
+
+SIZE = 3 * SMALL + 17
+
+
+def by_cut(keys: np.ndarray, cut: tracking.Cut) -> np.ndarray:
+    """What a cut says, read naively."""
+    return (keys > cut.threshold) | ((keys == cut.threshold) & (np.arange(keys.size) <= cut.last))
+
+
+# Ways in which keys become other keys: what a step does, and what it should never do.
+MOVES = {
+    "a step": lambda keys, stream: keys + stream.normal(0, 1e-3, keys.size),
+    "drift": lambda keys, stream: keys * 0.999 + 1e-3,
+    "none": lambda keys, stream: keys,
+    "a jump": lambda keys, stream: keys * 5,
+    "all anew": lambda keys, stream: np.abs(stream.normal(0, 1, keys.size)),
+    "all the same": lambda keys, stream: np.full(keys.size, 0.25),
+    "rounded": lambda keys, stream: np.round(keys * 4) / 4,
+    "mostly zero": lambda keys, stream: np.where(stream.random(keys.size) < 0.9, 0.0, keys),
+    "huge": lambda keys, stream: keys * 1e38,
+    "infinite": lambda keys, stream: np.where(stream.random(keys.size) < 0.3, np.inf, keys),
+    "tiny": lambda keys, stream: keys * 1e-42,
+}
+
+
+@given(
+    st.lists(st.sampled_from(list(MOVES)), min_size=1, max_size=8),
+    st.sampled_from([np.float32, np.float64]),
+    st.integers(1, 199),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=300, deadline=None)
+def test_marks_and_cuts_are_those_of_a_sort_whatever_the_keys_do(moves, dtype, k, seed):
+    stream = np.random.default_rng(seed)
+    keys = np.abs(stream.normal(0, 1, 200)).astype(dtype)
+    tracker = Tracker(k)
+    with mock.patch.object(tracking, "SMALL", 1), mock.patch.object(tracking, "_MOST", 0.5):
+        for move in moves:
+            with np.errstate(all="ignore"):
+                keys = np.abs(np.nan_to_num(MOVES[move](keys, stream), nan=0.0, posinf=np.inf)).astype(dtype)
+            expected = sorted_top_k(keys, k)
+            assert np.array_equal(tracker.mark(keys), expected), move
+            assert np.array_equal(by_cut(keys, tracker.cut), expected), move
+            assert cut_by_sorting(keys, k).threshold == tracker.cut.threshold
+            assert np.array_equal(by_cut(keys, cut_by_sorting(keys, k)), expected)
+
+
+def test_keys_that_move_little_are_not_searched_from_nothing_again(monkeypatch):
+    searched = []
+    monkeypatch.setattr(tracking, "mark_largest", lambda *args: searched.append(1) or selection.mark_largest(*args))
+    stream = np.random.default_rng(0)
+    keys, velocity = np.abs(stream.normal(0, 1, SIZE)).astype(np.float32), np.zeros(SIZE, np.float32)
+    tracker, partitioned = Tracker(SIZE // 3), []
+    settle = tracker.settle
+    tracker.settle = lambda positions, *rest: partitioned.append(positions.size) or settle(positions, *rest)
+    for _ in range(50):
+        velocity = 0.9 * velocity + stream.normal(0, 1e-4, SIZE).astype(np.float32)
+        keys = np.abs(keys + velocity)
+        assert np.array_equal(tracker.mark(keys), sorted_top_k(keys, tracker.k))
+    assert len(searched) <= 3
+    assert np.median(partitioned) < 0.02 * SIZE
+
+
+SCORES = {
+    "several": lambda: [torch.randn(70, 90), torch.randn(SMALL + 5), torch.randn(5, 3), torch.randn(1, 1)],
+    "channels last": lambda: [torch.randn(40, 30, 3, 3).to(memory_format=torch.channels_last), torch.randn(100, 60)],
+    "transposed": lambda: [torch.randn(90, 70).t(), torch.randn(8, 8)],
+    "double": lambda: [torch.randn(70, 90, dtype=torch.float64), torch.randn(9, dtype=torch.float64)],
+    "bfloat16": lambda: [torch.randn(80, 90).bfloat16(), torch.randn(9, 9).bfloat16()],
+    "half": lambda: [torch.randn(80, 90).half(), torch.randn(9, 9).half()],
+    "tied": lambda: [torch.randn(80, 90).sign(), torch.randn(90, 90).round()],
+}
+COUNTS = {
+    "layerwise": lambda sizes: [max(1, size // 3) for size in sizes],
+    "all": lambda sizes: list(sizes),
+    "none": lambda sizes: [0 for _ in sizes],
+    "global": lambda sizes: sum(sizes) // 3,
+    "global all": lambda sizes: sum(sizes),
+}
+
+
+def walk(scores: list[torch.Tensor], steps: int):
+    """Scores of several steps, the last of them a jump."""
+    generator = torch.Generator().manual_seed(1)
+    for step in range(steps):
+        size = 1.0 if step == steps - 1 else 0.01
+        yield scores
+        noise = [torch.randn(score.shape, generator=generator) * size for score in scores]
+        scores = [
+            torch.empty_like(s).copy_(s.float() + n if step % 2 else s) for s, n in zip(scores, noise, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize("kind", SCORES)
+def test_choices_are_top_k_of_the_magnitudes(kind, counts):
+    torch.manual_seed(0)
+    scores = SCORES[kind]()
+    chooser = Chooser(COUNTS[counts]([score.numel() for score in scores]))
+    for now in walk(scores, 6):
+        for mask, score, plain in zip(chooser.choose(now), now, chooser.choose_from_nothing(now), strict=True):
+            assert torch.equal(mask, plain)
+            assert mask.stride() == score.stride(), "the layout of the scores, and so of the weights"
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize("kind", SCORES)
+def test_compiled_choices_are_the_same(kind, counts, backend):
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    scores = SCORES[kind]()
+    chooser = Chooser(COUNTS[counts]([score.numel() for score in scores]))
+    compiled = torch.compile(chooser.choose, fullgraph=True, backend=backend)
+    for now in walk(scores, 6):
+        for mask, plain in zip(compiled(now), chooser.choose_from_nothing(now), strict=True):
+            assert torch.equal(mask, plain)
+    torch.compiler.reset()
+
+
+def test_compiled_choices_look_into_few_blocks(monkeypatch):
+    """What a compiled pass has counted is used: keys that move little are not gone through again."""
+    searched = []
+    monkeypatch.setattr(tracking, "mark_largest", lambda *args: searched.append(1) or selection.mark_largest(*args))
+    torch.compiler.reset()
+    scores = [torch.randn(100, 130)]
+    chooser = Chooser([6000])
+    compiled = torch.compile(chooser.choose, fullgraph=True, backend="aot_eager")
+    for _ in range(20):
+        scores[0] += torch.randn(100, 130) * 1e-4
+        assert torch.equal(compiled(scores)[0], chooser.choose_from_nothing(scores)[0])
+    torch.compiler.reset()
+    assert len(searched) - 20 <= 2, "20 of them are those of choose_from_nothing"
+
+
+def test_a_copy_remembers_for_itself_and_what_is_gone_is_forgotten():
+    scores = [torch.randn(SIZE)]
+    chooser = Chooser([100])
+    chooser.choose(scores)
+    other = copy.deepcopy(chooser)
+    assert other.counts == [100]
+    assert other.number != chooser.number
+    assert other.trackers[0].cut is None
+    other.choose([score * 7 for score in scores])
+    assert torch.equal(chooser.choose(scores)[0], chooser.choose_from_nothing(scores)[0])
+    number = other.number
+    assert number in tracking._CHOOSERS
+    del other
+    gc.collect()
+    assert number not in tracking._CHOOSERS
+
+
+def test_a_choice_on_an_accelerator_asks_the_host_nothing():
+    """On tensors without content whatever needs a number raises; they may lie on devices that are not here."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+    with FakeTensorMode():
+        scores = [torch.empty(300, 784, device="cuda"), torch.empty(10, 3, device="cuda")]
+        for counts in ([1000, 5], [300 * 784, 0], 5000):
+            for mask, score in zip(Chooser(counts).choose(scores), scores, strict=True):
+                assert mask.shape == score.shape
+                assert mask.device == score.device
+        with pytest.raises(DataDependentOutputException):
+            scores[0].sum().item()
