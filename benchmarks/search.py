@@ -7,7 +7,7 @@
 Question: how long is a published search, and how many images a second does edge-popup train on?
 
 Method: `ticket search --config ROW --data fashion-mnist` in a process of its own, once: what is long needs no median.
-`lenet-imp-2018` is the whole recipe, sixteen levels of it (`--epochs` shortens each), `conv4-edge-popup` one epoch.
+`lenet-imp-2018` is the whole recipe, sixteen trainings (`--epochs` shortens each), `conv4-edge-popup` one epoch.
 Seconds are those of the whole command, start-up, validation, tests and files included; images a second are of training
 alone, as TensorBoard shows them, the median over what was logged. The recipes are those in `configs/`, but for the data
 set: the one that the machines have on which no other can be had.
@@ -43,7 +43,7 @@ Row = dict[str, Any]
 def measure(recipe: str, options: argparse.Namespace) -> Row:
     """One search, as a user types it."""
     flags = [*ROWS[recipe], "--data", options.data, "--device", options.device]
-    if options.epochs:
+    if options.epochs and not ROWS[recipe]:
         flags = [*flags, "--epochs", str(options.epochs)]
     if options.threads:
         flags = [*flags, "--threads", str(options.threads)]

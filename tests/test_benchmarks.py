@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import supermask
 
@@ -146,6 +147,85 @@ def test_ticket_files_are_measured_whole(benchmarks, tmp_path, capsys):
     assert shared["file_bytes"] <= 310_000
     assert shared["times_smaller"] > 30
     assert (result["verdict"] is None) == result["load"]["busy"]
+
+
+def test_steps_are_measured_side_by_side(benchmarks, tmp_path, capsys, monkeypatch):
+    benchmarks("step", *f"--rows lenet,lenet-hold,lenet-sorting --quick --json {tmp_path / 'o.json'}".split())
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "o.json").read_text())
+    assert [row["row"] for row in result["rows"]] == ["lenet", "lenet-hold", "lenet-sorting"]
+    for row in result["rows"]:
+        assert row["ratio"] == pytest.approx(row["masks_ms"] / row["dense_ms"])
+        assert f"{row['ratio']:.3f}" in printed
+    assert (result["verdict"] is None) == result["load"]["busy"]
+    from step import Kind, _peak_memory
+
+    assert _peak_memory(Kind("conv4"), "edge-popup", "cpu", 64, 1) > 1e7
+    monkeypatch.setattr("step.bf16_is_native", lambda device: False)
+    benchmarks("step", *"--rows lenet,conv4-bf16 --quick".split())
+    assert "left out: conv4-bf16; this processor has no bf16" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit, match="unknown rows lenett; there are lenet, "):
+        benchmarks("step", "--rows", "lenett")
+
+
+def test_the_dense_network_of_a_step_is_the_one_with_masks(benchmarks):
+    from step import ROWS, Kind, Sorting, prepare
+
+    for masks in ("none", "edge-popup", "hold", "sorting"):
+        model, _ = prepare(Kind("lenet"), masks, "cpu")
+        assert sum(p.numel() for n, p in model.named_parameters() if not n.endswith("_scores")) >= 266_200
+    frozen = torch.randn(4, 5)
+    numbers = torch.arange(20.0).view(4, 5)
+    # The ten largest of |n - 5.25|.
+    assert torch.equal(Sorting(frozen)(numbers - 5.25), frozen * ((numbers >= 11) | (numbers == 0)))
+    assert all(kind.must is None or kind.goal < kind.must for kind in ROWS.values())
+
+
+def test_loops_are_measured_side_by_side(benchmarks, tmp_path, capsys, monkeypatch):
+    import loop
+
+    small = loop.load_data()
+    small = loop.replace(small, train_x=small.train_x[:1280], train_y=small.train_y[:1280])
+    monkeypatch.setattr(loop, "load_data", lambda: small)
+    benchmarks("loop", *f"--rows lenet,start-up --quick --json {tmp_path / 'o.json'}".split())
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "o.json").read_text())
+    assert [row["row"] for row in result["rows"]] == ["lenet", "start-up"]
+    for row in result["rows"]:
+        assert row["ratio"] == pytest.approx(row["ours_seconds"] / row["bare_seconds"])
+        assert row["bare_seconds"] > 0
+        assert f"{row['ratio']:.3f}" in printed
+    assert (result["verdict"] is None) == result["load"]["busy"]
+    assert loop.training.train.__module__ == "ticket_search.training", "what was timed is put back"
+
+
+def test_whole_searches_are_timed(benchmarks, tmp_path, capsys):
+    benchmarks(
+        "search", *f"--rows lenet-imp-2018 --data digits --epochs 1 --threads 1 --json {tmp_path / 'o.json'}".split()
+    )
+    (row,) = json.loads((tmp_path / "o.json").read_text())["rows"]
+    assert row["trainings"] == 16
+    assert row["steps"] == 16 * 21
+    assert row["density"] == pytest.approx(0.036, abs=1e-4)
+    assert row["seconds"] > 0
+    assert f"{row['images_per_second']:,.0f}" in capsys.readouterr().out
+
+
+def test_the_page_on_speed_says_what_was_measured():
+    page = (RESULTS / "speed.md").read_text()
+    step, loop, search = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("step", "loop", "search"))
+    for result, unit, sides in ((step, "ms", ("dense", "masks")), (loop, "seconds", ("bare", "ours"))):
+        assert result["verdict"]
+        assert result["verdict"] in " ".join(page.split())
+        for row in result["rows"]:
+            kind = unit if f"{sides[0]}_{unit}" in row else "megabytes"
+            numbers = [f"{row[f'{side}_{kind}']:.3g}" for side in sides] + [f"{row['ratio']:.3f}"]
+            bounds = ["" if row[bound] is None else f"{row[bound]:.2f}" for bound in ("must", "goal")]
+            assert f"| {row['row']} | " + " | ".join(numbers + bounds) + " |" in page
+    for row in search["rows"]:
+        numbers = [f"{row['seconds']:.1f}", f"{row['trainings']}", f"{row['steps']:,}"]
+        numbers += [f"{row['images_per_second']:,.0f}", f"{row['density']:.4g}", f"{row['test_accuracy']:.2f}"]
+        assert f"| {row['row']} | " + " | ".join(numbers) + " |" in page
 
 
 def test_pages_say_what_was_measured(benchmarks):
