@@ -162,7 +162,7 @@ def test_steps_are_measured_side_by_side(benchmarks, tmp_path, capsys, monkeypat
 
     assert _peak_memory(Kind("conv4"), "edge-popup", "cpu", 64, 1) > 1e7
     monkeypatch.setattr("step.bf16_is_native", lambda device: False)
-    benchmarks("step", *"--rows lenet,conv4-bf16 --quick".split())
+    benchmarks("step", "--rows", "lenet,conv4-bf16", "--quick")
     assert "left out: conv4-bf16; this processor has no bf16" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SystemExit, match="unknown rows lenett; there are lenet, "):
         benchmarks("step", "--rows", "lenett")
