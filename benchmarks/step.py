@@ -13,8 +13,8 @@ network trains all its parameters, edge-popup its scores at density 0.5, `hold` 
 are the same modules from the same constructor. Dense network and masks take turns, step by step, so that both see the
 same machine; a median is over all the turns, and the best of 5 medians counts. Compiled rows compile both. Warm-up, and
 with it all compilation, comes first and is not timed. On a GPU each turn is several steps and ends with a
-synchronization. Memory is the peak of a process of its own beyond what it had held before the network was built (on
-Linux, or on a GPU). For context, `lenet-sorting` is edge-popup as it was first published: a sort of every layer's
+synchronization. Memory is the peak of a process of its own beyond what it held before the network was built (on Linux,
+or on a GPU). For context, `lenet-sorting` is edge-popup as it was first published: a sort of every layer's
 scores in every step.
 
 The load of the machine is measured first: on a busy machine there is a table and no verdict. A row in bf16 means
@@ -41,7 +41,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import supermask
-from ticket_search.arithmetic import Arithmetic, bf16_is_native, compile_whole
+from ticket_search.arithmetic import Arithmetic, bf16_is_native
 from ticket_search.models.conv import conv4, conv6
 from ticket_search.models.lenet import lenet_300_100
 from ticket_search.models.resnet import resnet18, resnet20
@@ -134,7 +134,7 @@ def make_step(kind: Kind, masks: str, device: str, batch_size: int) -> Callable[
     generator = torch.Generator().manual_seed(0)
     x = arithmetic.lay_out(torch.randn(batch_size, *SHAPE, generator=generator).to(device))
     y = torch.randint(CLASSES, (batch_size,), generator=generator).to(device)
-    forward = compile_whole(model) if kind.compiled else model
+    forward = compile_apart(model) if kind.compiled else model
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trainable, 0.1, momentum=0.9, weight_decay=1e-4, fused=True)
 
@@ -152,6 +152,16 @@ def make_step(kind: Kind, masks: str, device: str, batch_size: int) -> Callable[
             torch.cuda.synchronize()
 
     return turn
+
+
+def compile_apart(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """As `ticket search --compile` does, but two models of a kind do not look through each other's code in turns."""
+
+    def forward(x: Tensor) -> Tensor:
+        return model(x)
+
+    forward.__code__ = forward.__code__.replace()
+    return torch.compile(forward)
 
 
 def measure(kind: Kind, device: str, batch_size: int, quick: bool) -> Row:
@@ -185,20 +195,20 @@ def _peak_memory(kind: Kind, masks: str, device: str, batch_size: int, threads: 
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    before = highest_memory(device)
+    before = memory(device, "VmRSS")
     step = make_step(kind, masks, device, batch_size)
     for _ in range(5):
         step(0)
-    return highest_memory(device) - before
+    return memory(device, "VmHWM") - before
 
 
-def highest_memory(device: str) -> float:
-    """Bytes that this process has had at most: of the GPU, or of the machine's memory."""
+def memory(device: str, what: str) -> float:
+    """Bytes that this process has (VmRSS) or has had at most (VmHWM); of a GPU those it has had at most."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     # Not from getrusage, which counts what the parent process had when it started this one.
     status = Path("/proc/self/status").read_text().splitlines()
-    return 1024.0 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    return 1024.0 * next(int(line.split()[1]) for line in status if line.startswith(what))
 
 
 def measure_all(rows: dict[str, Kind], options: argparse.Namespace) -> Iterator[Row]:

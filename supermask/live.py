@@ -111,7 +111,7 @@ class Hold(Program):
         self.seen.pop(name, None)
         ((module, attribute), *others) = self.owners[name]
         weight = module._parameters[attribute]
-        if type(weight) is nn.Parameter and not others:
+        if type(weight) is nn.Parameter and not others and weight.device.type in ("cpu", "cuda"):
             self.seen[name] = _Seen(module, attribute, weight, self._bits(name, weight))
 
     def touches(self, parameters: set[int]) -> bool:

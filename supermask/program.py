@@ -90,7 +90,7 @@ class Program:
         Raises:
             ValueError: it is no parameter of that shape any more.
         """
-        copies: dict[int, Tensor] = {}
+        copies: list[Tensor] = []
         for module, attribute in self.owners[name]:
             weight = module._parameters.get(attribute)
             if weight is None or weight.shape != self.shapes[name]:
@@ -99,8 +99,9 @@ class Program:
                     f"{name} has a mask of shape {list(self.shapes[name])} and is now {now}: supermask.detach(model) "
                     "before parameters are replaced, parametrized or flattened (fully_shard keeps them, FSDP1 does not)"
                 )
-            copies[id(weight)] = weight
-        return list(copies.values())
+            if not any(weight is other for other in copies):
+                copies.append(weight)
+        return copies
 
     def masks(self) -> Masks:
         """The masks in force now."""

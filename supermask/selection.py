@@ -57,8 +57,8 @@ def kth_by_topk(flat: Tensor, k: int) -> Tensor:
     """`kth_largest` for GPUs: one of `kthvalue` works on all keys in a single block, one of `topk` in many."""
     smallest = flat.numel() - k
     if k <= smallest:
-        return flat.topk(k, sorted=False).values.min()
-    return flat.topk(smallest + 1, largest=False, sorted=False).values.max()
+        return flat.topk(k).values[-1]
+    return flat.topk(smallest + 1, largest=False).values[-1]
 
 
 def top_k(keys: Tensor, k: int) -> Tensor:

@@ -47,9 +47,15 @@ class Cut(NamedTuple):
         return marks
 
 
+# No key is above it: what is left of keys that are not numbers.
+NOTHING = Cut(math.nan, -1)
+
+
 def cut_by_sorting(keys: Keys, k: int, positions: NDArray[np.intp] | None = None) -> Cut:
     """The cut of the k largest of a few keys, 0 < k <= size; `positions` says where they are among more, ascending."""
     ordered = np.sort(keys)
+    if np.isnan(ordered[-1]):
+        return NOTHING
     threshold = ordered[keys.size - k]
     below = keys.size - k - 1
     last = keys.size - 1
@@ -98,8 +104,12 @@ class Tracker:
     def mark_from_nothing(self, keys: Keys) -> Marks:
         """`mark_largest`, and the cut remembered."""
         marks = mark_largest(keys, self.k)
-        threshold = keys[marks].min()
-        self._remember(Cut(float(threshold), int((marks & (keys == threshold)).nonzero()[0][-1])))
+        kept = keys[marks]
+        if kept.size < self.k:  # NaN among the keys: nothing to remember, and for others to report
+            self.cut = None
+        else:
+            threshold = kept.min()
+            self._remember(Cut(float(threshold), int((marks & (keys == threshold)).nonzero()[0][-1])))
         return marks
 
     def settle(self, positions: NDArray[np.intp], values: Keys, surplus: int, size: int) -> Cut | None:
@@ -120,12 +130,14 @@ class Tracker:
         return self._remember(cut_by_sorting(values, kept, positions))
 
     def _remember(self, cut: Cut) -> Cut:
-        if self.cut is None:
-            self.reach = 0.01 * abs(cut.threshold)
+        if cut == self.cut:
+            return cut  # the same scores again, as in evaluation: nothing has moved
+        moved = math.nan if self.cut is None else cut.threshold - self.cut.threshold
+        if math.isfinite(moved):
+            self.reach = max(_REACH * abs(moved - self.velocity), _KEPT * self.reach)
+            self.velocity = moved
         else:
-            missed = abs(cut.threshold - self.cut.threshold - self.velocity)
-            self.reach = max(_REACH * missed, _KEPT * self.reach)
-            self.velocity = cut.threshold - self.cut.threshold
+            self.reach, self.velocity = 0.01 * abs(cut.threshold), 0.0
         self.cut = cut
         return cut
 
@@ -143,9 +155,11 @@ class Chooser:
     def _start(self) -> None:
         self.trackers = [Tracker(k) for k in ([self.counts] if isinstance(self.counts, int) else self.counts)]
         # What a compiled pass knows of the trackers, and how it finds them again.
-        self.bands = torch.full((len(self.trackers), 2), math.nan)
-        self.number = next(_NUMBERS)
-        _CHOOSERS[self.number] = self
+        self.bands = torch.full((len(self.trackers), 2), math.nan, dtype=torch.float32, device="cpu")
+        number = next(_NUMBERS)
+        # A tensor: of a number, what is compiled would be compiled anew for every model.
+        self.number = torch.tensor(number, device="cpu")
+        _CHOOSERS[number] = self
 
     def __getstate__(self) -> dict[str, Any]:
         return {"counts": self.counts}
@@ -165,7 +179,8 @@ class Chooser:
 
     def choose(self, scores: Sequence[Tensor]) -> list[Tensor]:
         """A bool mask for each tensor of scores, none of them NaN, in the scores' memory layout."""
-        if not all(score.is_cpu for score in scores):
+        # What is exported must not depend on what this process remembers.
+        if not all(score.is_cpu for score in scores) or _is_exporting():
             return self.choose_from_nothing(scores)
         if torch.compiler.is_compiling():
             return self._choose_compiled(list(scores))
@@ -188,33 +203,44 @@ class Chooser:
             keys = _wide(score).abs().reshape(-1)
             blocks = keys[: keys.numel() // _BLOCK * _BLOCK].view(-1, _BLOCK)
             # As floats, which add up faster than bits; up to the length of a block they are exact.
-            at_least.append(torch.where(blocks >= low, 1.0, 0.0).sum(1))
-            above.append(torch.where(blocks > high, 1.0, 0.0).sum(1))
-        thresholds, last = torch.ops.supermask.cut(scores, at_least, above, self.number)
+            at_least.append((blocks >= low).to(torch.float32).sum(1))
+            above.append((blocks > high).to(torch.float32).sum(1))
+        thresholds, last = torch.ops.supermask.cut(scores, at_least, above, self.bands, self.number)
         masks = []
         for score, threshold, end in zip(scores, thresholds.unbind(), last.unbind(), strict=True):
             key = _wide(score).abs()
-            position = torch.arange(key.numel(), dtype=last.dtype).view(key.shape)
+            position = torch.arange(key.numel(), dtype=last.dtype, device=key.device).view(key.shape)
             masks.append((key > threshold) | ((key == threshold) & (position <= end)))
         return masks
 
-    def cut(self, scores: list[Tensor], at_least: list[Tensor], above: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The cut of each tensor, thresholds and last positions, from what a compiled pass has counted."""
+    def cut(
+        self, scores: list[Tensor], at_least: list[Tensor], above: list[Tensor], bands: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The cut of each tensor, thresholds and last positions, from what a compiled pass has counted by `bands`."""
         thresholds, last = _empty_cuts(scores)
-        thresholds_there, last_there, bands = thresholds.numpy(), last.numpy(), self.bands.numpy()
+        thresholds_there, last_there, remembered = thresholds.numpy(), last.numpy(), self.bands.numpy()
         counted = [
             (flatten(score), counts.numpy(), more.numpy())
             for score, counts, more in zip(scores, at_least, above, strict=True)
         ]
         index = 0
-        for (group, tracker), band in zip(self._groups(counted), bands, strict=True):
-            found, start = _cut(group, tracker, band), 0
+        for number, (group, tracker) in enumerate(self._groups(counted)):
+            found, start = _cut(group, tracker, bands.numpy()[number]), 0
             for flat, *_ in group:
-                thresholds_there[index], last_there[index] = found.threshold, min(found.last - start, flat.size)
+                thresholds_there[index], last_there[index] = (
+                    found.threshold,
+                    max(-1, min(found.last - start, flat.size)),
+                )
                 start += flat.size
                 index += 1
-            band[:] = tracker.band
+            with np.errstate(over="ignore"):
+                remembered[number] = tracker.band
         return thresholds, last
+
+
+def _is_exporting() -> bool:
+    asked = getattr(torch.compiler, "is_exporting", None)  # newer than the oldest PyTorch that is supported
+    return asked is not None and bool(asked())
 
 
 _NUMBERS = itertools.count()
@@ -228,9 +254,10 @@ def _wide(score: Tensor) -> Tensor:
 
 
 def _empty_cuts(scores: list[Tensor]) -> tuple[Tensor, Tensor]:
-    large = max(score.numel() for score in scores) >= 2**31
-    thresholds = torch.empty(len(scores), dtype=_wide(scores[0].new_empty(0)).dtype)
-    return thresholds, torch.empty(len(scores), dtype=torch.int64 if large else torch.int32)
+    wide = any(score.dtype == torch.float64 for score in scores)
+    large = sum(score.numel() for score in scores) >= 2**31
+    thresholds = torch.empty(len(scores), dtype=torch.float64 if wide else torch.float32, device="cpu")
+    return thresholds, torch.empty(len(scores), dtype=torch.int64 if large else torch.int32, device="cpu")
 
 
 def _mark(scores: list[Tensor], tracker: Tracker) -> list[Tensor]:
@@ -256,8 +283,7 @@ def _cut(group: list[_Counted], tracker: Tracker, band: NDArray[np.float32]) -> 
         if (cut := tracker.settle(positions, values, surplus, size)) is not None:
             return cut
     tracker.mark_from_nothing(np.abs(_join(flat)))
-    assert tracker.cut is not None
-    return tracker.cut
+    return tracker.cut or NOTHING
 
 
 def _look(
@@ -296,17 +322,20 @@ def _lay_out(marks: Marks, scores: list[Tensor]) -> list[Tensor]:
 
 
 torch.library.define(
-    "supermask::cut", "(Tensor[] scores, Tensor[] at_least, Tensor[] above, int chooser) -> (Tensor, Tensor)"
+    "supermask::cut",
+    "(Tensor[] scores, Tensor[] at_least, Tensor[] above, Tensor bands, Tensor chooser) -> (Tensor, Tensor)",
 )
 
 
 @torch.library.impl("supermask::cut", "CPU")
-def _cut_all(scores: list[Tensor], at_least: list[Tensor], above: list[Tensor], chooser: int) -> tuple[Tensor, Tensor]:
-    return _CHOOSERS[chooser].cut(scores, at_least, above)
+def _cut_all(
+    scores: list[Tensor], at_least: list[Tensor], above: list[Tensor], bands: Tensor, chooser: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _CHOOSERS[int(chooser)].cut(scores, at_least, above, bands)
 
 
 @torch.library.register_fake("supermask::cut")  # type: ignore[untyped-decorator]
 def _shapes_of_cut(
-    scores: list[Tensor], at_least: list[Tensor], above: list[Tensor], chooser: int
+    scores: list[Tensor], at_least: list[Tensor], above: list[Tensor], bands: Tensor, chooser: Tensor
 ) -> tuple[Tensor, Tensor]:
     return _empty_cuts(scores)

@@ -194,6 +194,7 @@ def test_loops_are_measured_side_by_side(benchmarks, tmp_path, capsys, monkeypat
     for row in result["rows"]:
         assert row["ratio"] == pytest.approx(row["ours_seconds"] / row["bare_seconds"])
         assert row["bare_seconds"] > 0
+        assert row["ours_seconds"] > 0
         assert f"{row['ratio']:.3f}" in printed
     assert (result["verdict"] is None) == result["load"]["busy"]
     assert loop.training.train.__module__ == "ticket_search.training", "what was timed is put back"

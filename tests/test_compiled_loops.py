@@ -11,6 +11,7 @@ from networks import perceptron
 from torch import nn
 
 import supermask
+from ticket_search.arithmetic import compile_whole
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +141,24 @@ def test_deep_copies_of_a_compiled_model_hold_each_on_its_own():
             write_by_hand(net)
             net(batch[0])
             assert_held(net._orig_mod, masks)
+
+
+@pytest.mark.parametrize("kind", ["dense", "hold", "learn"])
+def test_many_models_of_a_kind_are_compiled_a_few_times_at_most(kind, monkeypatch):
+    """Of one piece of code PyTorch keeps eight versions, then runs it uncompiled: runs of one process must share."""
+    graphs, real = [], torch.compile
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=backend))
+    batch = batches(1)[0]
+    for seed in range(12):
+        model = perceptron()
+        if kind == "hold":
+            supermask.hold(model, supermask.prune(model, 0.5, "random", seed=seed))
+        elif kind == "learn":
+            supermask.learn(model, 0.5, seed=seed)
+        torch.testing.assert_close(compile_whole(model)(batch[0]), model(batch[0]))
+    assert 1 <= len(graphs) <= 3

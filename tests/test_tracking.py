@@ -161,7 +161,7 @@ def test_a_copy_remembers_for_itself_and_what_is_gone_is_forgotten():
     assert other.trackers[0].cut is None
     other.choose([score * 7 for score in scores])
     assert torch.equal(chooser.choose(scores)[0], chooser.choose_from_nothing(scores)[0])
-    number = other.number
+    number = int(other.number)
     assert number in tracking._CHOOSERS
     del other
     gc.collect()
@@ -180,3 +180,43 @@ def test_a_choice_on_an_accelerator_asks_the_host_nothing():
                 assert mask.device == score.device
         with pytest.raises(DataDependentOutputException):
             scores[0].sum().item()
+
+
+@pytest.mark.parametrize("size", [4, 200, SIZE])
+@pytest.mark.parametrize("bad", [1, 3, "all"])
+def test_scores_that_are_no_numbers_break_nothing_here(size, bad):
+    """They are reported where the loss is; the selection only must not fall over them, or for ever after."""
+    chooser = Chooser([size // 2])
+    good = torch.randn(size)
+    broken = good.clone()
+    broken[: size if bad == "all" else bad] = float("nan")
+    torch.compiler.reset()
+    compiled = torch.compile(chooser.choose, fullgraph=True, backend="aot_eager")
+    for choose in (chooser.choose, compiled):
+        choose([good])
+        assert choose([broken])[0].sum() <= size // 2
+        assert torch.equal(choose([good])[0], chooser.choose_from_nothing([good])[0])
+    torch.compiler.reset()
+
+
+def test_tensors_of_several_types_are_cut_each_in_its_own():
+    torch.compiler.reset()
+    scores = [torch.randn(100, 100), torch.randn(100, 100, dtype=torch.float64)]
+    for counts in ([5000, 5000], [1, 9999]):
+        chooser = Chooser(counts)
+        compiled = torch.compile(chooser.choose, fullgraph=True, backend="aot_eager")
+        for _ in range(3):
+            for mask, plain in zip(compiled(scores), chooser.choose_from_nothing(scores), strict=True):
+                assert torch.equal(mask, plain)
+    torch.compiler.reset()
+
+
+def test_an_infinite_threshold_is_not_remembered_for_ever():
+    keys = np.abs(np.random.default_rng(0).normal(0, 1, SIZE)).astype(np.float32)
+    tracker = Tracker(SIZE // 2)
+    for now in (keys, np.full_like(keys, np.inf), keys, keys * np.float32(1.0001)):
+        assert np.array_equal(tracker.mark(now), sorted_top_k(now, tracker.k))
+    assert 0 < tracker.reach < 1
+    before = tracker.reach, tracker.velocity
+    tracker.mark(keys * np.float32(1.0001))
+    assert (tracker.reach, tracker.velocity) == before, "evaluation moves nothing"

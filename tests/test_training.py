@@ -108,9 +108,12 @@ def test_training_equals_a_loop_written_by_hand(quick):
     assert run.summary["test_accuracy"] == evaluate(model, data, "test").accuracy
 
 
-def test_loss_that_is_no_number_stops_with_advice(quick):
-    with pytest.raises(RunError, match=r"the loss is (nan|inf).*lower --lr"):
-        quick("dense", optimizer="sgd", lr=1e9)
+@pytest.mark.parametrize("method", ["dense", "edge-popup"])
+def test_loss_that_is_no_number_stops_with_advice(method, quick):
+    with pytest.raises(
+        RunError, match=r"the (loss is (nan|inf)|scores of .* are NaN).*: lower (--lr|the learning rate)"
+    ):
+        quick(method, optimizer="sgd", lr=1e38, weight_decay=1e4, epochs=3)
 
 
 def test_moments_are_those_of_the_logged_curve(quick):

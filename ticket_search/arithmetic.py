@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import types
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +50,12 @@ def compile_whole(model: nn.Module) -> Callable[[Tensor], Tensor]:
         outputs: Tensor = model(x)
         return outputs
 
+    # What is compiled is kept by code, and only so many versions of one: each kind of network gets its own.
+    forward.__code__ = _CODES.setdefault(type(model), forward.__code__.replace())
     return torch.compile(forward)
+
+
+_CODES: weakref.WeakKeyDictionary[type[nn.Module], types.CodeType] = weakref.WeakKeyDictionary()
 
 
 def bf16_is_native(device: str) -> bool:

@@ -21,6 +21,7 @@ class _Counter(TorchDispatchMode):
     That one keeps torch.compile off itself, and to do so imports the compiler: as long as all of PyTorch.
     """
 
+    supports_higher_order_operators = True
     flops = 0
 
     @classmethod
@@ -33,8 +34,16 @@ class _Counter(TorchDispatchMode):
         from torch.utils.flop_counter import flop_registry
 
         given = dict(kwargs or {})
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            return func(*args, **given)
+        count = flop_registry.get(func._overloadpacket)
+        if count is None and func is not torch.ops.prim.device.default:
+            with self:
+                parts = func.decompose(*args, **given)
+            if parts is not NotImplemented:
+                return parts
         result = func(*args, **given)
-        if (count := flop_registry.get(func._overloadpacket)) is not None:
+        if count is not None:
             self.flops += int(count(*args, **given, out_val=result))
         return result
 

@@ -34,9 +34,9 @@ from .tensorboard import EventFile, surviving_weights
 TICKET = "ticket.safetensors"
 REWIND_POINT = "rewind.safetensors"
 _STATE = "state.pt"
-# A state is written at the end of an epoch, at most this often, and so seldom that writing takes this share of the time
-# at most: a kill costs an epoch, or some seconds of short epochs.
-_SECONDS_BETWEEN_STATES = 1.0
+# A state is written at the end of an epoch: not twice within the first number of seconds, and so seldom that it takes
+# this share of the time, but for the last number of seconds. So much, or an epoch, is what a kill can cost.
+_SECONDS_BETWEEN_STATES = 1.0, 60.0
 _SHARE_FOR_STATES = 0.01
 
 
@@ -142,7 +142,8 @@ class Run:
 
     def save_training(self, name: str, state: dict[str, Any], force: bool = False) -> None:
         """Save the state of a training in progress, unless that was done a moment ago and `force` is not given."""
-        pause = max(_SECONDS_BETWEEN_STATES, self._saving / _SHARE_FOR_STATES)
+        least, most = _SECONDS_BETWEEN_STATES
+        pause = min(most, max(least, self._saving / _SHARE_FOR_STATES))
         if force or time.monotonic() - self._saved >= pause:
             self._training = {**state, "name": f"{self.training_stage}/{name}"}
             self.save_state()

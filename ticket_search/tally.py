@@ -38,9 +38,12 @@ class Tally:
         losses, outputs, targets, shares = zip(*self.waiting, strict=True)
         if self.objective.label_smoothing:
             losses = tuple(self.objective.loss(*pair) for pair in zip(outputs, targets, strict=True))
-        weights = torch.tensor(shares, device=self.device)
-        self.loss += (torch.stack(losses) * weights).sum()
-        self.score += self.objective.score(torch.cat(outputs), torch.cat(targets)).sum()
+        parts = [loss if share == 1 else loss * share for loss, share in zip(losses, shares, strict=True)]
+        self.loss += torch.stack(parts).sum()
+        alike = len({(x.shape[1:], y.shape[1:]) for x, y in zip(outputs, targets, strict=True)}) == 1
+        batches = [(torch.cat(outputs), torch.cat(targets))] if alike else zip(outputs, targets, strict=True)
+        for x, y in batches:
+            self.score += self.objective.score(x, y).sum()
         self.waiting, self.numbers = [], 0
 
     def read(self) -> tuple[float, float]:

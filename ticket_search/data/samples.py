@@ -65,7 +65,8 @@ class Samples(Protocol):
         """The whole batches of one epoch, from the batch number `first` on, augmented.
 
         `order` holds the numbers of training samples, [n]. What is left over after the last whole batch is dropped; a
-        set smaller than a batch is one batch. Batch k is the same wherever the iteration begins.
+        set smaller than a batch is one batch. Batch k is the same wherever the iteration begins. The tensors are
+        new ones, or never written to: what became of a batch is looked at some steps later.
         """
         ...
 
