@@ -205,7 +205,9 @@ class Chooser:
             # As floats, which add up faster than bits; up to the length of a block they are exact.
             at_least.append((blocks >= low).to(torch.float32).sum(1))
             above.append((blocks > high).to(torch.float32).sum(1))
-        thresholds, last = torch.ops.supermask.cut(scores, at_least, above, self.bands, self.number)
+        thresholds, last = torch.ops.supermask.cut(
+            scores, torch.cat(at_least), torch.cat(above), self.bands, self.number
+        )
         masks = []
         for score, threshold, end in zip(scores, thresholds.unbind(), last.unbind(), strict=True):
             key = _wide(score).abs()
@@ -213,29 +215,23 @@ class Chooser:
             masks.append((key > threshold) | ((key == threshold) & (position <= end)))
         return masks
 
-    def cut(
-        self, scores: list[Tensor], at_least: list[Tensor], above: list[Tensor], bands: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def cut(self, scores: list[Tensor], at_least: Tensor, above: Tensor, bands: Tensor) -> tuple[Tensor, Tensor]:
         """The cut of each tensor, thresholds and last positions, from what a compiled pass has counted by `bands`."""
-        thresholds, last = _empty_cuts(scores)
-        thresholds_there, last_there, remembered = thresholds.numpy(), last.numpy(), self.bands.numpy()
-        counted = [
-            (flatten(score), counts.numpy(), more.numpy())
-            for score, counts, more in zip(scores, at_least, above, strict=True)
-        ]
-        index = 0
-        for number, (group, tracker) in enumerate(self._groups(counted)):
-            found, start = _cut(group, tracker, bands.numpy()[number]), 0
-            for flat, *_ in group:
-                thresholds_there[index], last_there[index] = (
-                    found.threshold,
-                    max(-1, min(found.last - start, flat.size)),
-                )
-                start += flat.size
-                index += 1
-            with np.errstate(over="ignore"):
-                remembered[number] = tracker.band
-        return thresholds, last
+        flat = [flatten(score) for score in scores]
+        ends = list(itertools.accumulate([part.size // _BLOCK for part in flat], initial=0))
+        counts, more = at_least.numpy(), above.numpy()
+        counted = [(part, counts[i:j], more[i:j]) for part, i, j in zip(flat, ends, ends[1:], strict=False)]
+        thresholds, last = [], []
+        for (group, tracker), band in zip(self._groups(counted), bands.numpy(), strict=True):
+            found, start = _cut(group, tracker, band), 0
+            for part, *_ in group:
+                thresholds.append(found.threshold)
+                last.append(max(-1, min(found.last - start, part.size)))
+                start += part.size
+        with np.errstate(over="ignore"):
+            self.bands.numpy()[:] = [tracker.band for tracker in self.trackers]
+        kinds = _kinds_of_cuts(scores)
+        return torch.tensor(thresholds, dtype=kinds[0], device="cpu"), torch.tensor(last, dtype=kinds[1], device="cpu")
 
 
 def _is_exporting() -> bool:
@@ -253,11 +249,11 @@ def _wide(score: Tensor) -> Tensor:
     return score.float() if score.dtype.itemsize < 4 else score
 
 
-def _empty_cuts(scores: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _kinds_of_cuts(scores: list[Tensor]) -> tuple[torch.dtype, torch.dtype]:
+    """The types of thresholds and of positions."""
     wide = any(score.dtype == torch.float64 for score in scores)
     large = sum(score.numel() for score in scores) >= 2**31
-    thresholds = torch.empty(len(scores), dtype=torch.float64 if wide else torch.float32, device="cpu")
-    return thresholds, torch.empty(len(scores), dtype=torch.int64 if large else torch.int32, device="cpu")
+    return torch.float64 if wide else torch.float32, torch.int64 if large else torch.int32
 
 
 def _mark(scores: list[Tensor], tracker: Tracker) -> list[Tensor]:
@@ -323,19 +319,19 @@ def _lay_out(marks: Marks, scores: list[Tensor]) -> list[Tensor]:
 
 torch.library.define(
     "supermask::cut",
-    "(Tensor[] scores, Tensor[] at_least, Tensor[] above, Tensor bands, Tensor chooser) -> (Tensor, Tensor)",
+    "(Tensor[] scores, Tensor at_least, Tensor above, Tensor bands, Tensor chooser) -> (Tensor, Tensor)",
 )
 
 
 @torch.library.impl("supermask::cut", "CPU")
 def _cut_all(
-    scores: list[Tensor], at_least: list[Tensor], above: list[Tensor], bands: Tensor, chooser: Tensor
+    scores: list[Tensor], at_least: Tensor, above: Tensor, bands: Tensor, chooser: Tensor
 ) -> tuple[Tensor, Tensor]:
     return _CHOOSERS[int(chooser)].cut(scores, at_least, above, bands)
 
 
 @torch.library.register_fake("supermask::cut")  # type: ignore[untyped-decorator]
 def _shapes_of_cut(
-    scores: list[Tensor], at_least: list[Tensor], above: list[Tensor], bands: Tensor, chooser: Tensor
+    scores: list[Tensor], at_least: Tensor, above: Tensor, bands: Tensor, chooser: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return _empty_cuts(scores)
+    return tuple(torch.empty(len(scores), dtype=kind, device="cpu") for kind in _kinds_of_cuts(scores))  # type: ignore[return-value]
