@@ -8,9 +8,10 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,6 +101,29 @@ def interleaved(calls: dict[str, Callable[[int], object]], inputs: int, rounds: 
                 times[name] += [seconds(call, i) for i in range(inputs)]
         best = {name: min(best[name], statistics.median(times[name])) for name in calls}
     return best
+
+
+def best_of(clocks: dict[str, Callable[[], float]], quick: bool) -> dict[str, float]:
+    """Seconds by calls that time themselves, in turns: each first once for nothing, then the best of 5 medians of 3."""
+    for clock in clocks.values():
+        clock()
+    best = dict.fromkeys(clocks, math.inf)
+    for _ in range(1 if quick else 5):
+        turns = [{name: clock() for name, clock in clocks.items()} for _ in range(1 if quick else 3)]
+        best = {name: min(best[name], statistics.median(turn[name] for turn in turns)) for name in clocks}
+    return best
+
+
+def judge_bounds(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence about the rows whose `ratio` has a bound, `must`, and about those that reach their `goal`."""
+    bound = [row for row in rows if row["must"] is not None]
+    over = [f"{row['row']} ({row['ratio']:.2f})" for row in bound if row["ratio"] > row["must"]]
+    reached = sum(row["goal"] is not None and row["ratio"] <= row["goal"] for row in bound)
+    return (
+        f"{len(bound) - len(over)} of {len(bound)} rows are within what they must be"
+        + (f", but not {', '.join(over)}" if over else "")
+        + f"; {reached} reach their goal"
+    )
 
 
 def seconds(call: Callable[[int], object], given: int) -> float:

@@ -26,8 +26,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -40,7 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from load import describe_device, machine, measure_load
+from load import best_of, describe_device, judge_bounds, machine, measure_load
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
@@ -152,13 +150,7 @@ def measure_loop(kind: Kind, data: Data, device: str, quick: bool) -> Row:
             bare_loop(model, data.train_x, data.train_y, kind.epochs)
             return time.perf_counter() - began
 
-        calls = {"bare": bare, "ours": ours.seconds}
-        for call in calls.values():
-            call()
-        best = dict.fromkeys(calls, math.inf)
-        for _ in range(1 if quick else 5):
-            times = [{name: call() for name, call in calls.items()} for _ in range(1 if quick else 3)]
-            best = {name: min(best[name], statistics.median(time[name] for time in times)) for name in calls}
+        best = best_of({"bare": bare, "ours": ours.seconds}, quick)
     images = len(data.train_y) // BATCH * BATCH * kind.epochs
     return {
         "bare_seconds": best["bare"] / kind.epochs,
@@ -171,14 +163,8 @@ def measure_loop(kind: Kind, data: Data, device: str, quick: bool) -> Row:
 def measure_start_up(quick: bool) -> Row:
     """Seconds of `import torch`, and of `ticket search` less its training."""
     with tempfile.TemporaryDirectory() as folder:
-        calls = {"import torch": import_torch, "search": lambda: search_by_default(Path(folder))}
-        for call in calls.values():
-            call()
-        best = dict.fromkeys(calls, math.inf)
-        for _ in range(1 if quick else 5):
-            times = [{name: call() for name, call in calls.items()} for _ in range(1 if quick else 3)]
-            best = {name: min(best[name], statistics.median(time[name] for time in times)) for name in calls}
-    bare, ours = best["import torch"], best["search"]
+        best = best_of({"bare": import_torch, "ours": lambda: search_by_default(Path(folder))}, quick)
+    bare, ours = best["bare"], best["ours"]
     return {"bare_seconds": bare, "ours_seconds": ours, "ratio": ours / bare}
 
 
@@ -216,17 +202,6 @@ def measure_all(names: list[str], options: argparse.Namespace, data: Data) -> It
             yield {"row": name, "must": kind.must, "goal": kind.goal, **found}
 
 
-def judge(rows: list[Row]) -> str:
-    """One sentence about all rows."""
-    over = [f"{row['row']} ({row['ratio']:.2f})" for row in rows if row["ratio"] > row["must"]]
-    reached = sum(row["ratio"] <= row["goal"] for row in rows)
-    return (
-        f"{len(rows) - len(over)} of {len(rows)} rows are within what they must be"
-        + (f", but not {', '.join(over)}" if over else "")
-        + f"; {reached} reach their goal"
-    )
-
-
 def tabulate(rows: list[Row], title: str) -> Table:
     table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
     for column in ("row", "bare", "ours", "ratio", "must", "goal"):
@@ -259,7 +234,7 @@ def main() -> None:
     )
     rows = list(bar)
     facts = {**machine(), **describe_device(options.device), "data": data.name}
-    verdict = None if load.busy else judge(rows)
+    verdict = None if load.busy else judge_bounds(rows)
     console = Console()
     console.print(tabulate(rows, f"seconds, {data.name}: {facts['device']}, threads {facts['threads']}"))
     if left_out:

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from load import describe_device, interleaved, machine, measure_load
+from load import describe_device, interleaved, judge_bounds, machine, measure_load
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
@@ -218,18 +218,6 @@ def measure_all(rows: dict[str, Kind], options: argparse.Namespace) -> Iterator[
         yield {"row": name, **bounds, **measure(kind, options.device, options.batch_size, options.quick)}
 
 
-def judge(rows: list[Row]) -> str:
-    """One sentence about all rows that have a bound."""
-    bound = [row for row in rows if row["must"] is not None]
-    over = [f"{row['row']} ({row['ratio']:.2f})" for row in bound if row["ratio"] > row["must"]]
-    reached = sum(row["goal"] is not None and row["ratio"] <= row["goal"] for row in bound)
-    return (
-        f"{len(bound) - len(over)} of {len(bound)} rows are within what they must be"
-        + (f", but not {', '.join(over)}" if over else "")
-        + f"; {reached} reach their goal"
-    )
-
-
 def tabulate(rows: list[Row], title: str) -> Table:
     table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
     for column in ("row", "dense", "masks", "", "ratio", "must", "goal"):
@@ -271,7 +259,7 @@ def main() -> None:
     )
     rows = list(bar)
     facts = {**machine(), **describe_device(options.device), "batch_size": options.batch_size}
-    verdict = None if load.busy else judge(rows)
+    verdict = None if load.busy else judge_bounds(rows)
     console = Console()
     console.print(tabulate(rows, f"a step, batch {options.batch_size}: {facts['device']}, threads {facts['threads']}"))
     if left_out:
