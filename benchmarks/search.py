@@ -7,7 +7,8 @@
 Question: how long is a published search, and how many images a second does edge-popup train on?
 
 Method: `ticket search --config ROW --data fashion-mnist` in a process of its own, once: what is long needs no median.
-`lenet-imp-2018` is the whole recipe, the dense network and sixteen levels (`--epochs` shortens each), `conv4-edge-popup` one epoch.
+`lenet-imp-2018` is the whole recipe, the dense network and sixteen levels (`--epochs` shortens each),
+`conv4-edge-popup` one epoch.
 Seconds are those of the whole command, start-up, validation, tests and files included; images a second are of training
 alone, as TensorBoard shows them, the median over what was logged. The recipes are those in `configs/`, but for the data
 set: the one that the machines have on which no other can be had.
