@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import native
 from .selection import SMALL, Keys, Marks, flatten, mark_by_partition, mark_largest, top_k
 
 # The band reaches so many times as far as the threshold was last seen to move beyond what was foreseen.
@@ -27,10 +28,6 @@ _REACH = 3.0
 _KEPT = 0.9
 # A band of more keys than this share of them costs more than a search from nothing.
 _MOST = 0.1
-
-
-# Keys whose number from the band on a compiled pass gives as one: as many as fill a few vectors of the processor.
-_BLOCK = 64
 
 
 class Cut(NamedTuple):
@@ -109,7 +106,7 @@ class Tracker:
             self.cut = None
         else:
             threshold = kept.min()
-            self._remember(Cut(float(threshold), int((marks & (keys == threshold)).nonzero()[0][-1])))
+            self.remember(Cut(float(threshold), int((marks & (keys == threshold)).nonzero()[0][-1])))
         return marks
 
     def settle(self, positions: NDArray[np.intp], values: Keys, surplus: int, size: int) -> Cut | None:
@@ -127,9 +124,10 @@ class Tracker:
         kept = positions.size - surplus
         if surplus < 0 or kept <= 0 or positions.size > _MOST * size:
             return None
-        return self._remember(cut_by_sorting(values, kept, positions))
+        return self.remember(cut_by_sorting(values, kept, positions))
 
-    def _remember(self, cut: Cut) -> Cut:
+    def remember(self, cut: Cut) -> Cut:
+        """Foresee the next cut from this one; gives it back."""
         if cut == self.cut:
             return cut  # the same scores again, as in evaluation: nothing has moved
         moved = math.nan if self.cut is None else cut.threshold - self.cut.threshold
@@ -154,8 +152,7 @@ class Chooser:
 
     def _start(self) -> None:
         self.trackers = [Tracker(k) for k in ([self.counts] if isinstance(self.counts, int) else self.counts)]
-        # What a compiled pass knows of the trackers, and how it finds them again.
-        self.bands = torch.full((len(self.trackers), 2), math.nan, dtype=torch.float32, device="cpu")
+        # How a compiled pass finds it again.
         number = next(_NUMBERS)
         # A tensor: of a number, what is compiled would be compiled anew for every model.
         self.number = torch.tensor(number, device="cpu")
@@ -192,22 +189,11 @@ class Chooser:
         return list(zip(groups, self.trackers, strict=True))
 
     def _choose_compiled(self, scores: list[Tensor]) -> list[Tensor]:
-        """`choose` for torch.compile, whose passes over all keys are fast but must not know how many they will find.
+        """`choose` for torch.compile: an operation that is not compiled finds the cuts, one pass compares with them.
 
-        One pass counts, block by block, the keys from the band on and those above it. From that the operation `cut`,
-        which is not compiled, knows the few blocks to look into. A last pass compares with what it has found.
+        So nothing in the graph depends on how many keys are found, and no mask is written to memory.
         """
-        at_least, above = [], []
-        for i, score in enumerate(scores):
-            low, high = self.bands[0 if isinstance(self.counts, int) else i].unbind()
-            keys = _wide(score).abs().reshape(-1)
-            blocks = keys[: keys.numel() // _BLOCK * _BLOCK].view(-1, _BLOCK)
-            # As floats, which add up faster than bits; up to the length of a block they are exact.
-            at_least.append((blocks >= low).to(torch.float32).sum(1))
-            above.append((blocks > high).to(torch.float32).sum(1))
-        thresholds, last = torch.ops.supermask.cut(
-            scores, torch.cat(at_least), torch.cat(above), self.bands, self.number
-        )
+        thresholds, last = torch.ops.supermask.cut(scores, self.number)
         masks = []
         for score, threshold, end in zip(scores, thresholds.unbind(), last.unbind(), strict=True):
             key = _wide(score).abs()
@@ -215,21 +201,15 @@ class Chooser:
             masks.append((key > threshold) | ((key == threshold) & (position <= end)))
         return masks
 
-    def cut(self, scores: list[Tensor], at_least: Tensor, above: Tensor, bands: Tensor) -> tuple[Tensor, Tensor]:
-        """The cut of each tensor, thresholds and last positions, from what a compiled pass has counted by `bands`."""
-        flat = [flatten(score) for score in scores]
-        ends = list(itertools.accumulate([part.size // _BLOCK for part in flat], initial=0))
-        counts, more = at_least.numpy(), above.numpy()
-        counted = [(part, counts[i:j], more[i:j]) for part, i, j in zip(flat, ends, ends[1:], strict=False)]
+    def cut(self, scores: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The cut of each tensor: thresholds, and the last positions kept of what equals them."""
         thresholds, last = [], []
-        for (group, tracker), band in zip(self._groups(counted), bands.numpy(), strict=True):
-            found, start = _cut(group, tracker, band), 0
-            for part, *_ in group:
+        for group, tracker in self._groups(scores):
+            found, start = _cut(group, tracker), 0
+            for score in group:
                 thresholds.append(found.threshold)
-                last.append(max(-1, min(found.last - start, part.size)))
-                start += part.size
-        with np.errstate(over="ignore"):
-            self.bands.numpy()[:] = [tracker.band for tracker in self.trackers]
+                last.append(max(-1, min(found.last - start, score.numel())))
+                start += score.numel()
         kinds = _kinds_of_cuts(scores)
         return torch.tensor(thresholds, dtype=kinds[0], device="cpu"), torch.tensor(last, dtype=kinds[1], device="cpu")
 
@@ -241,7 +221,6 @@ def _is_exporting() -> bool:
 
 _NUMBERS = itertools.count()
 _CHOOSERS: weakref.WeakValueDictionary[int, Chooser] = weakref.WeakValueDictionary()
-_Counted = tuple[Keys, NDArray[np.float32], NDArray[np.float32]]
 
 
 def _wide(score: Tensor) -> Tensor:
@@ -264,42 +243,19 @@ def _mark(scores: list[Tensor], tracker: Tracker) -> list[Tensor]:
     return _lay_out(tracker.mark(keys), scores)
 
 
-def _cut(group: list[_Counted], tracker: Tracker, band: NDArray[np.float32]) -> Cut:
-    flat = [part for part, *_ in group]
-    size = sum(part.size for part in flat)
+def _cut(scores: list[Tensor], tracker: Tracker) -> Cut:
+    size = sum(score.numel() for score in scores)
     if tracker.k in (0, size):
         return Cut(-1.0, size) if tracker.k else Cut(math.inf, -1)
-    if size < SMALL:
-        return cut_by_sorting(np.abs(_join(flat)), tracker.k)
-    if tracker.cut is not None:
-        starts = itertools.accumulate([part.size for part in flat], initial=0)
-        found = [_look(*counted, start, band) for counted, start in zip(group, starts, strict=False)]
-        counts, places, keys = zip(*found, strict=True)
-        surplus, positions, values = sum(counts) - tracker.k, _join(places), _join(keys)
-        if (cut := tracker.settle(positions, values, surplus, size)) is not None:
-            return cut
-    tracker.mark_from_nothing(np.abs(_join(flat)))
+    small = size < SMALL
+    band, room = ((0.0, math.inf), size) if small else (tracker.band, int(_MOST * size))
+    if (found := native.find_cut(scores, tracker.k, band, room)) is not None:
+        return Cut(*found) if small else tracker.remember(Cut(*found))
+    keys = np.abs(_join([flatten(score) for score in scores]))
+    if small:
+        return cut_by_sorting(keys, tracker.k)
+    tracker.mark(keys)
     return tracker.cut or NOTHING
-
-
-def _look(
-    flat: Keys, at_least: NDArray[np.float32], above: NDArray[np.float32], start: int, band: NDArray[np.float32]
-) -> tuple[int, NDArray[np.intp], Keys]:
-    """How many keys there are from the band on, and the positions and values of those in the band."""
-    low, high = band.astype(flat.dtype)
-    whole = at_least.size * _BLOCK
-    blocks = (at_least != above).nonzero()[0]
-    count = int(at_least.sum(dtype=np.float64))
-    keys = np.abs(flat[:whole].reshape(-1, _BLOCK)[blocks].reshape(-1))
-    inside = ((keys >= low) & (keys <= high)).nonzero()[0]
-    positions, values = blocks[inside // _BLOCK] * _BLOCK + (inside % _BLOCK + start), keys[inside]
-    if whole < flat.size:
-        rest = np.abs(flat[whole:])
-        behind = ((rest >= low) & (rest <= high)).nonzero()[0]
-        count += int(np.count_nonzero(rest >= low))
-        positions = np.concatenate([positions, behind + (whole + start)])
-        values = np.concatenate([values, rest[behind]])
-    return count, positions, values
 
 
 def _join(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -317,21 +273,14 @@ def _lay_out(marks: Marks, scores: list[Tensor]) -> list[Tensor]:
     return masks
 
 
-torch.library.define(
-    "supermask::cut",
-    "(Tensor[] scores, Tensor at_least, Tensor above, Tensor bands, Tensor chooser) -> (Tensor, Tensor)",
-)
+torch.library.define("supermask::cut", "(Tensor[] scores, Tensor chooser) -> (Tensor, Tensor)")
 
 
 @torch.library.impl("supermask::cut", "CPU")
-def _cut_all(
-    scores: list[Tensor], at_least: Tensor, above: Tensor, bands: Tensor, chooser: Tensor
-) -> tuple[Tensor, Tensor]:
-    return _CHOOSERS[int(chooser)].cut(scores, at_least, above, bands)
+def _cut_all(scores: list[Tensor], chooser: Tensor) -> tuple[Tensor, Tensor]:
+    return _CHOOSERS[int(chooser)].cut(scores)
 
 
 @torch.library.register_fake("supermask::cut")  # type: ignore[untyped-decorator]
-def _shapes_of_cut(
-    scores: list[Tensor], at_least: Tensor, above: Tensor, bands: Tensor, chooser: Tensor
-) -> tuple[Tensor, Tensor]:
+def _shapes_of_cut(scores: list[Tensor], chooser: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(torch.empty(len(scores), dtype=kind, device="cpu") for kind in _kinds_of_cuts(scores))  # type: ignore[return-value]

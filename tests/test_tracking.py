@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import shutil
 from unittest import mock
 
 import numpy as np
@@ -13,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_selection import sorted_top_k
 
-from supermask import selection, tracking
+from supermask import native, selection, tracking
 from supermask.selection import SMALL
 from supermask.tracking import Chooser, Tracker, cut_by_sorting
 
 SIZE = 3 * SMALL + 17
+COMPILER = next(filter(None, map(shutil.which, native.COMPILERS)), None)
 
 
 def by_cut(keys: np.ndarray, cut: tracking.Cut) -> np.ndarray:
@@ -136,19 +138,59 @@ def test_compiled_choices_are_the_same(kind, counts, backend):
     torch.compiler.reset()
 
 
-def test_compiled_choices_look_into_few_blocks(monkeypatch):
-    """What a compiled pass has counted is used: keys that move little are not gone through again."""
-    searched = []
+@pytest.mark.parametrize("compiler", ["there", "missing", "failing"])
+def test_compiled_choices_begin_where_the_last_ended_with_a_compiler_or_without(compiler, monkeypatch, tmp_path):
+    """Keys that move little are not searched from nothing again."""
+    native.build.cache_clear()
+    searched, built = [], compiler == "there" and COMPILER is not None
     monkeypatch.setattr(tracking, "mark_largest", lambda *args: searched.append(1) or selection.mark_largest(*args))
+    if compiler == "missing":
+        monkeypatch.setattr(native, "COMPILERS", ())
+        monkeypatch.delenv("CXX", raising=False)
+    if compiler == "failing":
+        broken = tmp_path / "c++"
+        broken.write_text("#!/bin/sh\necho 'no such flag' >&2\nexit 1\n")
+        broken.chmod(0o755)
+        monkeypatch.setenv("CXX", str(broken))
+        with pytest.warns(UserWarning, match=r"could not build cut.cpp(.|\n)*no such flag"):
+            native.build()
+    assert (native.build() is not None) == built
     torch.compiler.reset()
-    scores = [torch.randn(100, 130)]
-    chooser = Chooser([6000])
+    scores = [torch.randn(100, 130), torch.randn(7, 7)]
+    chooser = Chooser([6000, 20])
     compiled = torch.compile(chooser.choose, fullgraph=True, backend="aot_eager")
     for _ in range(20):
         scores[0] += torch.randn(100, 130) * 1e-4
-        assert torch.equal(compiled(scores)[0], chooser.choose_from_nothing(scores)[0])
+        for mask, plain in zip(compiled(scores), chooser.choose_from_nothing(scores), strict=True):
+            assert torch.equal(mask, plain)
     torch.compiler.reset()
+    native.build.cache_clear()
     assert len(searched) - 20 <= 2, "20 of them are those of choose_from_nothing"
+
+
+@pytest.mark.skipif(COMPILER is None, reason="this machine has no C++ compiler")
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_the_cut_in_a_band_is_that_of_a_sort(data):
+    """Several tensors, ties, infinities, too little room: the cut of all of them, or nothing."""
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    sizes = data.draw(st.lists(st.integers(1, 300), min_size=1, max_size=3))
+    values = st.sampled_from([-2.0, -1.0, -0.5, 0.0, 0.25, 1.0, 3.0, float("inf")])
+    stream = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    pool = data.draw(st.lists(values, min_size=1, max_size=8, unique=True))
+    scores = [torch.from_numpy(stream.choice(pool, size)).to(dtype) for size in sizes]
+    keys = torch.cat(scores).abs().numpy()
+    k = data.draw(st.integers(1, keys.size))
+    low, high = sorted(data.draw(st.lists(st.floats(0, 4), min_size=2, max_size=2)))
+    room = data.draw(st.integers(0, keys.size))
+    found = native.find_cut(scores, k, (low, high), room)
+    expected = cut_by_sorting(keys, k)
+    inside = int(((keys >= np.asarray(low, keys.dtype)) & (keys <= np.asarray(high, keys.dtype))).sum())
+    in_band = np.asarray(low, keys.dtype) <= expected.threshold <= np.asarray(high, keys.dtype)
+    assert (found is not None) == (in_band and inside <= room)
+    if found is not None:
+        assert found[0] == expected.threshold
+        assert np.array_equal(by_cut(keys, tracking.Cut(*found)), sorted_top_k(keys, k))
 
 
 def test_a_copy_remembers_for_itself_and_what_is_gone_is_forgotten():
