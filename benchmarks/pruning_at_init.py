@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ticket_search import Run, resume, search, train
-from ticket_search.comparison import confidence_interval
+from ticket_search.analysis.intervals import confidence_interval
 
 METHODS = ("dense", "random", "magnitude-at-init", "snip", "grasp", "synflow", "imp")
 HEADER = """\

@@ -27,9 +27,13 @@ def layerwise(scores: Mapping[str, Tensor], density: float, targets: Targets) ->
 
 def global_(scores: Mapping[str, Tensor], density: float, targets: Targets) -> Counts:
     """The `floor(density * n + 0.5)` best units of all tensors ranked together; a tensor may lose all of its own."""
+    return rank_together(scores, count_kept(density, sum(score.numel() for score in scores.values())))
+
+
+def rank_together(scores: Mapping[str, Tensor], total: int) -> Counts:
+    """How many of the `total` best units of all tensors each of them has."""
     joint = torch.cat([score.reshape(-1) for score in scores.values()])
-    kept = top_k(joint, count_kept(density, joint.numel()))
-    parts = kept.split([score.numel() for score in scores.values()])
+    parts = top_k(joint, total).split([score.numel() for score in scores.values()])
     return {name: int(torch.count_nonzero(part)) for name, part in zip(scores, parts, strict=True)}
 
 

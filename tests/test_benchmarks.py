@@ -76,6 +76,21 @@ def benchmarks(monkeypatch):
     return run
 
 
+@pytest.mark.slow
+def test_verdict_says_what_each_truth_came_to(benchmarks, tmp_path, capsys):
+    path = tmp_path / "verdict.json"
+    flags = ("--bank", "36", "--experiments", "6", "--epochs", "1", "--jobs", "1")
+    benchmarks("verdict", *flags, "--runs", str(tmp_path / "bank"), "--json", str(path))
+    rows = {row["truth"]: row for row in json.loads(path.read_text())["rows"]}
+    assert set(rows) == {
+        "equal", "0.5 pp worse", "1 pp worse", "random mask", "random mask: better than its shuffle", "leaking mask",
+    }  # fmt: skip
+    assert rows["leaking mask"]["last"] == {"refused": 20} and rows["leaking mask"]["holds"]
+    for truth in ("equal", "0.5 pp worse", "1 pp worse", "random mask"):
+        assert sum(rows[truth]["first"].values()) == sum(rows[truth]["last"].values()) == 6
+    assert "leaking mask" in capsys.readouterr().out
+
+
 def test_pruning_at_init_finds_a_row_and_does_nothing_twice(benchmarks, tmp_path, capsys):
     flags = (
         f"--data digits --epochs 2 --density 0.2 --seeds 0,1 --runs {tmp_path} --json {tmp_path / 'rows.json'}".split()
@@ -222,6 +237,10 @@ def test_the_page_on_speed_says_what_was_measured():
             numbers = [f"{row[f'{side}_{kind}']:.3g}" for side in sides] + [f"{row['ratio']:.3f}"]
             bounds = ["" if row[bound] is None else f"{row[bound]:.2f}" for bound in ("must", "goal")]
             assert f"| {row['row']} | " + " | ".join(numbers + bounds) + " |" in page
+    for row in json.loads((RESULTS / "search.json").read_text())["rows"]:
+        numbers = [f"{row['seconds']:,.0f}", str(row["trainings"]), f"{row['steps']:,}"]
+        numbers += [f"{row['images_per_second']:,.0f}", f"{row['density']:.3g}", f"{row['test_accuracy']:.2f}"]
+        assert f"| {row['row']} | " + " | ".join(numbers) + " |" in page
 
 
 def test_pages_say_what_was_measured(benchmarks):

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,35 +12,11 @@ from test_data_formats import write_set
 from ticket_bytes import full_ticket
 
 import supermask
-from ticket_search.cli import app, main
+from ticket_search.cli import app
 from ticket_search.config import Config, flag, public_fields, recipes
 from ticket_search.methods import find_method, method_names
 
 EDGE_POPUP = "edge-popup-lenet-300-100-digits-d0.5-s0"
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def ticket(capsys, monkeypatch, tmp_path):
-    """Run `ticket WORDS` in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: str) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["ticket", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Answer(code, *capsys.readouterr())
-
-    return run
 
 
 def test_search_inspect_evaluate_compare_and_remove(ticket, tmp_path):
@@ -298,6 +273,7 @@ def test_every_command_has_help(ticket):
     commands = [command.name for command in app.registered_commands]
     assert sorted(commands) == [
         "compare",
+        "controls",
         "data",
         "evaluate",
         "export",
@@ -306,6 +282,8 @@ def test_every_command_has_help(ticket):
         "models",
         "resume",
         "search",
+        "study",
+        "sweep",
         "train",
     ]
     for command in [*commands, "runs"]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_selection import sorted_top_k
 from torch import nn
 
 import supermask
@@ -300,6 +301,25 @@ def test_levels_follow_the_rates_and_end_on_the_density():
     with pytest.raises(RequestError, match="90 units are in tensors of rate 0"):
         levels_of(0.05, allocation="layerwise", conv_fraction=0.0)
     assert levels_of(0.1, allocation="layerwise", conv_fraction=0.0)[-1]["0.weight"] == 90
+
+
+def test_weights_and_biases_of_a_module_are_ranked_together(tmp_path):
+    """The notebook of MNIST-1D does so: a bias tensor ranked by itself keeps too much of it."""
+    flags = {"include": ("*",), "allocation": "module", "fraction": 0.5, "output_fraction": 0.2}
+    run = search("imp", runs=tmp_path, density=0.2, epochs=1, threads=1, progress=False, **flags)
+    assert len(run.levels) > 2
+    for level in range(1, len(run.levels)):
+        trained = run.load_level(level - 1)
+        now, before, final = run.load_level(level).masks, trained.masks, trained.state_dict()
+        for layer, rate in (("fc1", 0.5), ("fc2", 0.5), ("fc3", 0.2)):
+            names = [f"{layer}.weight", f"{layer}.bias"]
+            sizes = {name: now[name].numel() for name in names}
+            kept = sum(int(now[name].sum()) for name in names)
+            if level < len(run.levels) - 1:
+                assert abs(kept - sum(sizes.values()) * (1 - rate) ** level) <= len(names)
+            keys = torch.cat([torch.where(before[n], final[n].abs(), -1.0).flatten() for n in names])
+            expected = sorted_top_k(keys.numpy(), kept)
+            assert np.array_equal(torch.cat([now[n].flatten() for n in names]).numpy(), expected)
 
 
 def test_the_output_is_the_models_last_linear_layer_and_rates_need_their_layers():

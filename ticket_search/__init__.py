@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .analysis.comparison import compare as compare
     from .problems import Interrupted as Interrupted
     from .problems import RequestError as RequestError
     from .problems import RunError as RunError
@@ -12,8 +13,15 @@ if TYPE_CHECKING:
     from .searches import resume as resume
     from .searches import search as search
     from .searches import train as train
+    from .sweep import run_sweep as run_sweep
+    from .sweep_file import read_sweep as read_sweep
+    from .ticket_controls import controls as controls
 
 _HOME = {
+    "compare": "analysis.comparison",
+    "controls": "ticket_controls",
+    "read_sweep": "sweep_file",
+    "run_sweep": "sweep",
     "search": "searches",
     "resume": "searches",
     "train": "searches",

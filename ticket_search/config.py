@@ -267,6 +267,25 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for folder in config_folders() for path in sorted(folder.glob("*.toml"))}
 
 
+def studies() -> dict[str, Path]:
+    """The studies that ship with the package: `{name: file}`."""
+    return {path.stem: path for folder in config_folders() for path in sorted(folder.glob("studies/*.toml"))}
+
+
+def find_study(name: str) -> Path:
+    """The file of a study by its name or its path.
+
+    Raises:
+        RequestError: neither a study nor a file.
+    """
+    known = studies()
+    if name in known:
+        return known[name]
+    if name.endswith(".toml") or Path(name).is_file():
+        return Path(name)
+    raise RequestError(unknown("study", name, known).replace("studys", "studies") + ", or the path of a .toml file")
+
+
 def find_recipe(name: str) -> dict[str, Any]:
     """The values of a recipe by its name or its file.
 

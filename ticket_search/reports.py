@@ -91,7 +91,7 @@ def make_ticket(
         for state, tensors in (("start", start), ("final", final))
     }
     recorded = to_plain(config)
-    for place in ("data_dir", "weights", "ticket", "workers"):
+    for place in ("data_dir", "weights", "ticket", "whole", "workers"):
         recorded.pop(place, None)
     described: dict[str, Any] = {
         "method": config.method,

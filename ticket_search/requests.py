@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +15,7 @@ from .models import is_factory, model_names
 from .problems import RequestError, nearest_hint, unknown
 
 DEFAULT_METHOD = "edge-popup"
+_MOST_SEEDS = 10_000
 
 # What is not part of a run's configuration: `flag: (placeholder or None where it takes no value, help)`.
 LAUNCH_FLAGS: dict[str, tuple[str | None, str]] = {
@@ -21,6 +24,8 @@ LAUNCH_FLAGS: dict[str, tuple[str | None, str]] = {
     "--sparsity": ("S", "the same as --density 1-S"),
     "--runs": ("DIR", "the folder of all runs; ./runs if not given"),
     "--name": ("NAME", "the run's name; METHOD-MODEL-DATA-dDENSITY-sSEED if not given"),
+    "--seeds": ("0-4", "a run for each of these seeds, as 0-4 or 0-2,7, of 1 thread each if --threads is not given"),
+    "--jobs": ("N", "how many of the runs of --seeds go on at once; 1 if not given"),
     "--dry-run": (None, "say what would be done and how long it would take; write nothing"),
     "--json": (None, "print the summary (or the plan) as one JSON object"),
     "--help": (None, "show the flags, with --method those of that method too"),
@@ -73,6 +78,7 @@ def read_request(words: Sequence[str]) -> Request:
     recipe.pop("method", None)
     typed = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
     density = _density(launch, typed, problems)
+    problems += _seed_problems(launch, typed)
     values = {**_without_notes(recipe), **typed, **density}
     request = Request(method, values, launch, frozenset(typed))
     from_file = set(recipe) - set(typed) - set(density)
@@ -199,6 +205,48 @@ def _density(launch: Mapping[str, str], typed: Mapping[str, str], problems: list
         return {}
     # 1 - 0.9 is 0.09999999999999998 in floating point; nobody means that.
     return {"density": round(1.0 - sparsity, 12)}
+
+
+def _seed_problems(launch: Mapping[str, str], typed: Mapping[str, str]) -> list[str]:
+    problems = []
+    if "--seeds" in launch:
+        try:
+            parse_seeds(launch["--seeds"])
+        except RequestError as error:
+            problems += error.problems
+        if "seed" in typed:
+            problems.append(f"--seed {typed['seed']} and --seeds {launch['--seeds']}: give one of them")
+        if "--name" in launch:
+            problems.append(f"--name {launch['--name']} names one run: leave it out with --seeds")
+    if "--jobs" in launch and "--seeds" not in launch:
+        problems.append(f"--jobs {launch['--jobs']} goes with --seeds: one run has nothing beside it")
+    if re.fullmatch(r"0*[1-9][0-9]{0,5}", launch.get("--jobs", "1")) is None:
+        problems.append(f"--jobs {launch['--jobs']}: expected a number of runs, 1 or more")
+    return problems
+
+
+def parse_seeds(given: Any, where: str = "--seeds") -> tuple[int, ...]:
+    """Seeds from text as `0-4` or `0-2,7`, from a number, or from a list of these.
+
+    Raises:
+        RequestError: anything else, or a seed that is there twice.
+    """
+    words = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else [given]
+    expected = f"{where} {given}: expected seeds, as 0-4 or 0-2,7"
+    seeds: list[int] = []
+    for word in words:
+        match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", str(word).strip())
+        if match is None:
+            raise RequestError(expected)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < first + _MOST_SEEDS:
+            raise RequestError(f"{expected}, from low to high and at most {_MOST_SEEDS:,}")
+        seeds += range(first, last + 1)
+    if not seeds:
+        raise RequestError(expected)
+    if twice := [str(seed) for seed, count in Counter(seeds).items() if count > 1]:
+        raise RequestError(f"{where} {given}: {', '.join(twice)} is there twice")
+    return tuple(seeds)
 
 
 def _without_notes(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,15 +32,17 @@ class Config(SharedConfig):
     ticket: str = Field("", description="the ticket file")
     found_by: str = Field("", description="the method that found the ticket")
     state: Literal["start", "final"] = Field("start", description="the weights to train from")
-    control: Literal["none", "shuffle", "reinit", "random"] = Field(
+    control: Literal["none", "shuffle", "reinit", "random", "random-erk"] = Field(
         "none",
-        description="instead of the ticket: its mask shuffled in each layer, its weights drawn anew, a random mask",
+        description="instead of the ticket: its mask shuffled in each layer, its weights drawn anew, a random mask of "
+        "the same density in each layer, or of densities in proportion to dimensions (ERK)",
     )
+    whole: str = Field("", description="the dense network that a ticket which was rewound starts from, as a ticket")
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """The masks and the weights are the ticket's own."""
         found = super().problems(given)
-        if "mask_seed" in given and self.control not in ("shuffle", "random"):
+        if "mask_seed" in given and self.control in ("none", "reinit"):
             found.append("--mask-seed goes with --control shuffle or random")
         if self.control != "none" and self.state != "start":
             found.append(f"--control {self.control} is of what a ticket starts from: expected --state start")
@@ -76,16 +78,28 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     if problems:
         raise RequestError(f"the ticket does not fit {config.model} for {config.data}: {'; '.join(problems)}")
     if config.control != "none":
-        make_control(parent, config)
-    return [Stage("training", config.density, config.epochs * steps_per_epoch)]
+        make_control(parent, config, targets)
+    whole = config.epochs * steps_per_epoch
+    return [Stage("training", config.density, whole - start_step(parent, config, whole))]
 
 
-def make_control(ticket: Ticket, config: Config) -> Ticket:
+def start_step(ticket: Ticket, config: Config, whole: int) -> int:
+    """The step of the schedule that training starts at: the one that the ticket was rewound to, on its own data.
+
+    A ticket whose weights are drawn anew starts from the beginning, as does one trained further or on other data.
+    """
+    own = config.state == "start" and config.control != "reinit" and config.data == ticket.meta.get("data")
+    step = int(ticket.meta.get("rewound_to", 0)) if own else 0
+    return step if step < whole else 0
+
+
+def make_control(ticket: Ticket, config: Config, targets: Targets) -> Ticket:
     """A ticket of the same size that differs in one thing: where it keeps weights, or which weights it starts from.
 
     `shuffle` permutes the mask within each tensor, `random` keeps the same total at random, the same share of each
-    tensor; both start from the ticket's own weights, which must therefore be known under the dropped ones too: drawn,
-    not stored. `reinit` draws the weights anew.
+    tensor, and `random-erk` shares in proportion to dimensions (see `allocation.erk`). All start from the ticket's own
+    weights, which must therefore be known under the dropped ones too: drawn, not stored, or those of `config.whole`.
+    `reinit` draws the weights anew.
 
     Raises:
         RequestError: a ticket whose weights were not drawn, or a seed that would draw its own weights again.
@@ -93,16 +107,21 @@ def make_control(ticket: Ticket, config: Config) -> Ticket:
     import dataclasses
 
     import supermask
-    from supermask.allocation import largest_remainder
 
-    start = ticket.states["start"]
-    lost = [name for name in ticket.masks if name not in start.drawn]
+    masks, origin = ticket.masks, ticket.states["start"]
+    if config.whole:
+        whole = supermask.load(config.whole)
+        origin = whole.states["start"]
+    draws = dict(origin.drawn)
+    tensors = {name: draw.tensor(name) for name, draw in draws.items()} | dict(origin.stored)
+    if config.whole and config.control != "reinit":
+        tensors = whole.state_dict("final")
+    lost = [name for name in masks if name not in draws and not (config.whole and name in tensors)]
     if lost:
         raise RequestError(
             f"--control {config.control} needs the weights under the dropped ones; the ticket stores those it keeps of "
-            f"{', '.join(lost)}"
+            f"{', '.join(lost)}; --whole names the dense network that it was rewound to (rewind.safetensors)"
         )
-    draws, masks = dict(start.drawn), ticket.masks
     if config.control == "reinit":
         seed = config.seeds["init"]
         random_draws = {name: draw for name, draw in draws.items() if name in masks}
@@ -110,19 +129,30 @@ def make_control(ticket: Ticket, config: Config) -> Ticket:
             raise RequestError(
                 f"--control reinit: seed {seed} draws the ticket's own weights: give another --init-seed"
             )
-        draws |= {name: dataclasses.replace(draw, seed=seed) for name, draw in random_draws.items()}
+        drawn_anew = {name: dataclasses.replace(draw, seed=seed) for name, draw in random_draws.items()}
+        draws |= drawn_anew
+        tensors |= {name: draw.tensor(name) for name, draw in drawn_anew.items()}
     elif config.control == "shuffle":
         masks = masks.shuffled(config.seeds["mask"])
     else:
-        sizes = {name: mask.numel() for name, mask in masks.counted().items()}
-        shares = {name: masks.density * size for name, size in sizes.items()}
-        counts = largest_remainder(shares, masks.kept, sizes)
-        masks = _random_masks(masks, counts, config.seeds["mask"])
-    tensors = {name: draw.tensor(name) for name, draw in draws.items()} | dict(start.stored)
+        masks = random_masks(masks, config.control == "random-erk", targets, config.seeds["mask"])
     return supermask.Ticket(masks, {"start": supermask.make_state(tensors, masks, draws)}, dict(ticket.meta))
 
 
-def _random_masks(masks: Masks, counts: dict[str, int], seed: int) -> Masks:
+def random_masks(masks: Masks, by_dimensions: bool, targets: Targets, seed: int) -> Masks:
+    """Random masks that keep as many weights as `masks` in all: the same share of each tensor, or shares by ERK."""
+    from supermask.allocation import erk, largest_remainder
+
+    counted = masks.counted()
+    sizes = {name: mask.numel() for name, mask in counted.items()}
+    if by_dimensions:
+        counts = erk({name: mask.float() for name, mask in counted.items()}, masks.density, targets)
+    else:
+        counts = largest_remainder({name: masks.density * size for name, size in sizes.items()}, masks.kept, sizes)
+    return _draw_masks(masks, counts, seed)
+
+
+def _draw_masks(masks: Masks, counts: dict[str, int], seed: int) -> Masks:
     import torch
 
     import supermask
@@ -140,17 +170,20 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     """Train the ticket's network with its masks held."""
     import supermask
 
+    from .data.samples import whole_batches
     from .reports import conclude
     from .training import train
 
     parent = supermask.load(config.ticket)
-    ticket = parent if config.control == "none" else make_control(parent, config)
+    targets = run.setup.targets(config, model)
+    ticket = parent if config.control == "none" else make_control(parent, config, targets)
     start = ticket.state_dict(config.state)
     ticket.apply_to(model, config.state)
     supermask.hold(model, ticket.masks)
 
     def work() -> dict[str, Any]:
-        trained = train(model, data, config, run)
+        first = start_step(parent, config, config.epochs * whole_batches(data.train_size, config.batch_size))
+        trained = train(model, data, config, run, start=first, order=_order(parent, config))
         supermask.check(model)
         described = {"fingerprint": parent.states[config.state].fingerprint, "state": config.state}
         draws = ticket.states["start"].drawn if "start" in ticket.states else {}
@@ -158,3 +191,9 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
 
     run.rows.append(run.stage("training", work)["row"])
     return run.ticket
+
+
+def _order(ticket: Ticket, config: Config) -> str:
+    """The data order that the ticket's own training had, so that with its own seed it is that training again."""
+    fresh = ticket.meta.get("config", {}).get("data_order") == "fresh" and config.state == "start"
+    return f"order/{ticket.meta.get('level', 0)}" if fresh else "order/0"

@@ -1,101 +1,263 @@
-"""Runs side by side: seeds of the same configuration grouped, mean, deviation and interval."""
+"""Runs side by side: seeds of one configuration grouped, each group laid beside the dense network and its controls."""
 
 from __future__ import annotations
 
 import json
-import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .config import read_json, read_toml
-from .problems import RequestError
+from ..config import differences
+from ..problems import RequestError
+from .intervals import Difference, chance_of_none, confidence_interval, difference, holm
+from .members import Member, read_members
+from .verdict import DELTA, judge
 
-# What makes two runs the same experiment but for chance: everything that is not a seed or a place.
-_SEEDS = ("seed", "init_seed", "order_seed", "mask_seed")
-_NOT_COMPARED = frozenset({*_SEEDS, "data_dir", "threads", "workers", "ticket"})
+# What must be equal in the runs of a ticket and in those of the dense network that it is compared with: the task, and,
+# where the ticket's weights are trained, how they are.
+TASK = (
+    "model", "model_args", "activation", "data", "image_size", "crop", "flip", "loss", "metric", "label_smoothing",
+    "split_seed", "precision",
+)  # fmt: skip
+RECIPE = (
+    "epochs", "batch_size", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule", "milestones", "drop",
+    "warmup", "clip", "accumulate", "init",
+)  # fmt: skip
+# Flags that have a place of their own where groups are shown.
+_SHOWN = frozenset({"method", "model", "data", "density", "found_by", "label"})
+_Rows = Mapping[Any, Mapping[str, Any]]
 
 
-def compare(runs: Iterable[str | Path]) -> dict[str, Any]:
-    """Group finished runs that differ in their seeds only.
+def compare(
+    runs: Iterable[str | Path], *, delta: float = DELTA, others: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Group finished runs that differ in their seeds only, and say of each group whether it is a ticket.
+
+    Args:
+        runs: their folders. What `ticket controls` has left beside them is read too.
+        delta: percentage points that a ticket may be worse than the dense network; fixed before anything is seen.
+        others: measurements of other programs, as `tables.read_csv` gives them.
 
     Returns:
-        `{"groups": [...], "left_out": [...]}`. A group has `method model data density n seeds mean std interval
-        val_mean dense_trainings seconds runs` and `differs`, the flags that tell it from other groups of its method.
-        Accuracies are test accuracies in percent; `std` and `interval` (95 %, Student's t) are null for one seed.
+        `{"delta", "groups", "left_out", "notes"}`. A group has `id label method model data precision density n seeds
+        mean std interval val_mean kept dense_trainings seconds runs`, and `differs`, the flags that tell it from other
+        groups of its method; `baseline`, what its dense network is; `levels`, a row per density, dense first;
+        `controls`, a row for each; and `verdict`, None for a dense network. Accuracies are test accuracies in
+        percent; `std` and `interval` (95 %, Student's t) are None for one seed.
 
     Raises:
         RequestError: none of the folders holds a finished run.
     """
-    groups: dict[str, dict[tuple[Any, ...], tuple[dict[str, Any], str]]] = {}
-    left_out = []
-    for folder in dict.fromkeys(Path(run).resolve() for run in runs):
-        folder = _short(folder)
-        if not (folder / "config.toml").exists():
-            left_out.append(f"{folder}: not a run")
-        elif not (folder / "summary.json").exists():
-            left_out.append(f"{folder}: not finished; `ticket resume {folder}` goes on")
-        else:
-            try:
-                config, summary = read_toml(folder / "config.toml"), read_json(folder / "summary.json")
-            except ValueError as error:
-                left_out.append(f"{folder}: damaged ({error})")
-                continue
-            recipe = {key: value for key, value in config.items() if key not in _NOT_COMPARED}
-            seeds = tuple(config.get(key) for key in _SEEDS)
-            members = groups.setdefault(json.dumps(recipe, sort_keys=True), {})
-            if seeds in members:
-                left_out.append(f"{folder}: repeats the seeds of {members[seeds][1]}")
-            else:
-                members[seeds] = (summary, str(folder))
-    if not groups:
+    members, left_out = read_members(runs, others)
+    if not members:
         raise RequestError(["there is no finished run to compare", *left_out])
-    rows = [_describe(list(members.values())) for members in groups.values()]
-    _tell_apart(rows, [json.loads(key) for key in groups])
-    order = sorted(
-        rows, key=lambda row: (row["data"], row["model"], -row["density"], row["method"], str(row["differs"]))
-    )
-    return {"groups": order, "left_out": left_out}
+    grouped: dict[str, dict[Any, Member]] = {}
+    for member in members:
+        group = grouped.setdefault(json.dumps(member.recipe, sort_keys=True), {})
+        if member.seeds in group:
+            left_out.append(f"{member.name}: repeats the seeds of {group[member.seeds].name}")
+        else:
+            group[member.seeds] = member
+    groups = [list(group.values()) for group in grouped.values()]
+    notes: list[str] = []
+    rows = [_describe(group, groups, delta, notes) for group in groups]
+    _tell_apart(rows, [group[0].recipe for group in groups])
+    tasks = {json.dumps({key: group[0].recipe.get(key) for key in TASK}, sort_keys=True) for group in groups}
+    if len(tasks) > 1:
+        notes.append(f"the runs are of {len(tasks)} tasks (model, data, precision, ...), each compared within its own")
+    rows.sort(key=lambda row: (row["data"], row["model"], -row["density"], row["method"], row["label"]))
+    for number, row in enumerate(rows, start=1):
+        row["id"] = f"group-{number}"
+    return {"delta": delta, "groups": rows, "left_out": left_out, "notes": list(dict.fromkeys(notes))}
 
 
-def _short(folder: Path) -> Path:
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-
-
-def _describe(members: list[tuple[dict[str, Any], str]]) -> dict[str, Any]:
-    summaries = [summary for summary, _ in members]
-    accuracies = [float(summary["test_accuracy"]) for summary in summaries]
-    first = summaries[0]
+def _describe(group: list[Member], groups: Sequence[list[Member]], delta: float, notes: list[str]) -> dict[str, Any]:
+    first = group[0]
+    baseline, name = _find_baseline(group, groups, notes)
+    levels = [_describe_level(group, level, baseline) for level in range(min(len(member.rows) for member in group))]
+    controls = _describe_controls(group)
+    # What the questions are about: not the ticket on other data, nor trained where it is a ticket as it is.
+    own = [row for row in controls if _is_own(row, first)]
+    last = levels[-1]
     return {
-        **{key: first[key] for key in ("method", "model", "data", "density")},
-        "n": len(members),
-        "seeds": sorted(summary["seed"] for summary in summaries),
-        "mean": statistics.fmean(accuracies),
-        "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        "interval": confidence_interval(accuracies),
-        "val_mean": statistics.fmean(summary["val_accuracy"] for summary in summaries),
-        "kept": first["kept"],
-        "dense_trainings": first["cost"]["dense_trainings"],
-        "seconds": statistics.fmean(summary["seconds"] for summary in summaries),
-        "runs": [folder for _, folder in members],
+        "label": first.method,
+        **{key: first.recipe.get(key, "") for key in ("method", "model", "data", "precision")},
+        **{key: last[key] for key in ("density", "kept", "n", "seeds", "mean", "std", "interval", "dense_trainings")},
+        "val_mean": _mean([member.rows[-1].get("val_accuracy") for member in group]),
+        "seconds": _mean([member.seconds for member in group]),
+        "runs": [member.name for member in group],
+        "baseline": name,
+        "levels": levels,
+        "controls": controls,
+        "verdict": None if first.dense else judge(levels, own, _against_dense(group, baseline), delta),
     }
 
 
-def confidence_interval(values: list[float]) -> list[float] | None:
-    """The 95 % interval of the mean of independent values by Student's t; None for less than two of them."""
-    if len(values) < 2:
-        return None
-    from scipy.special import stdtrit
+def _find_baseline(group: list[Member], groups: Sequence[list[Member]], notes: list[str]) -> tuple[_Rows, str | None]:
+    """The dense network's row of each seed, and what it is called."""
+    first = group[0]
+    if first.dense:
+        return {}, None
+    if first.starts_dense:
+        return {member.pair: member.rows[0] for member in group}, "level 0"
+    found = []
+    for other in groups:
+        theirs = other[0]
+        if theirs.rows[0]["density"] != 1 or _differ(first, theirs, TASK):
+            continue
+        if not first.frozen and (differs := _differ(first, theirs, RECIPE)):
+            notes.append(f"{theirs.name} is no baseline of {first.name}: {', '.join(differs)}")
+            continue
+        rows = {member.pair: member.rows[0] for member in other}
+        found.append((len(rows.keys() & {member.pair for member in group}), theirs.dense, rows, theirs))
+    if not found:
+        return {}, None
+    _, _, rows, theirs = max(found, key=lambda item: item[:2])
+    if first.frozen and (differs := _differ(first, theirs, RECIPE)):
+        notes.append(f"{first.name} is compared with dense training by another recipe: {', '.join(differs)}")
+    return rows, theirs.method if theirs.dense else f"level 0 of {theirs.method}"
 
-    half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / math.sqrt(len(values))
-    mean = statistics.fmean(values)
-    return [mean - half, mean + half]
+
+def _differ(one: Member, other: Member, keys: Sequence[str]) -> list[str]:
+    """What differs in the flags that both have; `init = "keep"` is whatever init the weights once had."""
+    both = [key for key in keys if key in one.recipe and key in other.recipe]
+    if "keep" in (one.recipe.get("init"), other.recipe.get("init")):
+        both = [key for key in both if key != "init"]
+    return differences(other.recipe, one.recipe, both) if both else []
+
+
+def _describe_level(group: list[Member], level: int, baseline: _Rows) -> dict[str, Any]:
+    rows = {member.pair: member.rows[level] for member in group}
+    first = group[0].rows[level]
+    is_baseline = all(baseline.get(pair) is row for pair, row in rows.items())
+    return {
+        "level": first.get("level"),
+        "density": first["density"],
+        "kept": first.get("kept"),
+        **_summarize(group, rows),
+        "dense_trainings": _mean([member.cost(level) for member in group]),
+        "difference": None if is_baseline else _difference(rows, baseline),
+        "later": None if is_baseline else _later(rows, baseline),
+    }
+
+
+def _summarize(group: Sequence[Member], rows: _Rows) -> dict[str, Any]:
+    values = [float(row["test_accuracy"]) for row in rows.values()]
+    moments = [row["min_validation_loss"] for row in rows.values() if "min_validation_loss" in row]
+    steps = [int(moment["step"]) for moment in moments] if len(moments) == len(rows) else None
+    return {
+        "n": len(values),
+        "seeds": [member.seed for member in group if member.pair in rows],
+        "values": values,
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "interval": confidence_interval(values),
+        "early_step": None if steps is None else statistics.fmean(steps),
+        "early_steps": steps,
+        "early_mean": None if steps is None else _mean([moment.get("test_accuracy") for moment in moments]),
+    }
+
+
+def _difference(rows: _Rows, others: _Rows) -> dict[str, Any] | None:
+    found = difference(_accuracies(rows), _accuracies(others))
+    return None if found is None else asdict(found)
+
+
+def _later(rows: _Rows, others: _Rows) -> dict[str, Any] | None:
+    """How much later, in steps, minimum validation loss comes than in the dense network."""
+    here, there = (
+        {pair: float(row["min_validation_loss"]["step"]) for pair, row in part.items() if "min_validation_loss" in row}
+        for part in (rows, others)
+    )
+    found = difference(here, there)
+    return None if found is None else asdict(found) | {"dense": statistics.fmean(there.values())}
+
+
+def _accuracies(rows: _Rows) -> dict[Any, float]:
+    return {pair: float(row["test_accuracy"]) for pair, row in rows.items()}
+
+
+def _describe_controls(group: Sequence[Member]) -> list[dict[str, Any]]:
+    """A row for each control: of which level, trained or not, on which data; beside it, ticket minus control."""
+    found: dict[tuple[Any, ...], dict[Any, Mapping[str, Any]]] = {}
+    for member in group:
+        for row in member.controls:
+            key = (row.get("level"), row.get("data") or member.recipe.get("data", ""), row.get("trained", True))
+            found.setdefault((*key, row["control"]), {})[member.pair] = row
+    described = []
+    for (level, data, trained, control), rows in found.items():
+        first = next(iter(rows.values()))
+        # On other data, and where frozen weights are trained, the ticket is a control among the others.
+        tickets: _Rows | None = found.get((level, data, trained, "ticket"))
+        if tickets is None:
+            tickets = {member.pair: row for member in group for row in member.rows if row.get("level") == level}
+        described.append(
+            {
+                "control": control,
+                "trained": trained,
+                "data": data,
+                "level": level,
+                "density": first["density"],
+                "kept": first.get("kept"),
+                **_summarize(group, rows),
+                "difference": None if control == "ticket" else _difference(tickets, rows),
+                "p_holm": None,
+            }
+        )
+    _correct(described)
+    return sorted(described, key=lambda row: (row["data"], row["level"] or 0, row["control"]))
+
+
+def _is_own(row: Mapping[str, Any], member: Member) -> bool:
+    data = member.recipe.get("data", "")
+    return bool((row.get("data") or data) == data and row.get("trained", True) != member.frozen)
+
+
+def _correct(controls: list[dict[str, Any]]) -> None:
+    """p-values of "the ticket is better", corrected for the number of controls beside one ticket on one data set."""
+    together: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for row in controls:
+        if row["difference"] is not None and row["difference"]["std"] is not None and row["control"] != "dense":
+            together.setdefault((row["level"], row["data"], row["trained"]), {})[row["control"]] = row
+    for rows in together.values():
+        chances = {name: _chance(row["difference"]) for name, row in rows.items()}
+        for name, chance in holm(chances).items():
+            rows[name]["p_holm"] = chance
+
+
+def _chance(found: Mapping[str, Any]) -> float:
+    chance = chance_of_none(Difference(**found))
+    assert chance is not None, found
+    return chance
+
+
+def _against_dense(group: Sequence[Member], baseline: _Rows) -> dict[int | None, dict[str, Any] | None]:
+    """Random masks minus the dense network, by level."""
+    found: dict[int | None, dict[Any, Mapping[str, Any]]] = {}
+    for member in group:
+        for row in member.controls:
+            if row["control"] == "random" and _is_own(row, member):
+                found.setdefault(row.get("level"), {})[member.pair] = row
+    return {level: _difference(rows, baseline) for level, rows in found.items()}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
 def _tell_apart(rows: list[dict[str, Any]], recipes: list[dict[str, Any]]) -> None:
-    shown = {"method", "model", "data", "density"}
+    """`differs`, and labels by which no two groups are the same."""
     for row, recipe in zip(rows, recipes, strict=True):
         others = [other for other in recipes if other["method"] == recipe["method"] and other is not recipe]
-        keys = {key for other in others for key in {*other, *recipe} if other.get(key) != recipe.get(key)} - shown
+        keys = {key for other in others for key in {*other, *recipe} if other.get(key) != recipe.get(key)} - _SHOWN
         row["differs"] = {key: recipe.get(key) for key in sorted(keys)}
+    for row, recipe in zip(rows, recipes, strict=True):
+        same = [other for other in rows if other["method"] == row["method"] and other is not row]
+        words = [str(recipe.get("label") or row["method"])]
+        words += [str(row[key]) for key in ("model", "data") if any(other[key] != row[key] for other in same)]
+        if any(other["density"] != row["density"] for other in same):
+            words.append(f"d{row['density']:.3g}")
+        row["label"] = " ".join([*words, *(f"{key}={value}" for key, value in row["differs"].items())])

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..problems import RequestError, RunError
-from . import catalog, compare, evaluate, export, inspect, resume, runs, search, train
+from . import catalog, compare, controls, evaluate, export, inspect, resume, runs, search, study, sweep, train
 from .terminal import errors
 
 app = typer.Typer(
@@ -39,13 +39,16 @@ def _ticket(
 
 
 search.add_to(app)
+sweep.add_to(app)
 train.add_to(app)
 resume.add_to(app)
 runs.add_to(app)
 evaluate.add_to(app)
 inspect.add_to(app)
 export.add_to(app)
+controls.add_to(app)
 compare.add_to(app)
+study.add_to(app)
 catalog.add_to(app)
 
 

@@ -1,13 +1,17 @@
-"""`ticket compare`: runs side by side."""
+"""`ticket compare`: runs side by side, and whether they hold a ticket."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .terminal import duration, errors, percent, print_json, print_table
+from ..problems import RequestError
+from .terminal import duration, errors, output, percent, print_json, print_table
+
+QUESTIONS = ("matching", "as_early", "init", "positions", "trivial")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -18,27 +22,176 @@ def add_to(app: typer.Typer) -> None:
 def compare(
     names: Annotated[list[str], typer.Argument(help="Runs, by folder or by name, as runs/*.")],
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
+    delta: Annotated[float, typer.Option("--delta", help="Percentage points a ticket may be worse than dense.")] = 0.5,
+    others: Annotated[
+        list[str] | None, typer.Option("--with", help="A CSV of your own method's numbers; --csv writes its columns.")
+    ] = None,
+    csv: Annotated[str, typer.Option("--csv", help="Write all numbers, a line per seed.")] = "",
+    markdown: Annotated[str, typer.Option("--markdown", help="Write the tables in Markdown.")] = "",
+    latex: Annotated[str, typer.Option("--latex", help="Write the tables in LaTeX.")] = "",
+    plot: Annotated[str, typer.Option("--plot", help="Draw accuracy against density and cost, .png or .svg.")] = "",
+    html: Annotated[str, typer.Option("--html", help="Write everything as one page.")] = "",
+    board: Annotated[str, typer.Option("--tensorboard", help="A folder for curves by kept weights.")] = "",
+    masks: Annotated[bool, typer.Option("--masks", help="Show how far the masks overlap, too.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare runs: seeds of the same configuration are grouped."""
-    from ..comparison import compare as compare_runs
+    """Compare runs: seeds grouped, tickets beside dense networks and controls, each question answered by itself."""
+    files = {"--csv": csv, "--markdown": markdown, "--latex": latex, "--plot": plot, "--html": html}
+    _check(files, delta, overwrite)
+    from ..analysis.comparison import compare as compare_runs
+    from ..analysis.tables import read_csv
 
-    found = compare_runs(name if Path(name).exists() else Path(runs) / name for name in names)
+    rows = [row for path in others or () for row in read_csv(path)]
+    folders = [Path(name) if Path(name).exists() else Path(runs) / name for name in names]
+    found = compare_runs(folders, delta=delta, others=rows)
+    if masks:
+        found["masks"] = _masks(found)
+    _write(found, files, board, overwrite)
     if as_json:
         print_json(found)
         return
-    rows = []
-    for row in found["groups"]:
-        differs = " ".join(f"{key}={value}" for key, value in row["differs"].items())
-        interval = "" if row["interval"] is None else f"{row['interval'][0]:.2f} to {row['interval'][1]:.2f}"
-        rows.append(
-            (
-                f"{row['method']} {differs}".strip(), f"{row['model']} {row['data']}", f"{row['density']:.4g}",
-                row["kept"], row["n"], percent(row["mean"]), percent(row["std"]) or "one seed", interval,
-                f"{row['dense_trainings']:.1f}", duration(row["seconds"]),
-            )
-        )  # fmt: skip
-    columns = ("method", "on", "density", "kept", "seeds", "test %", "std", "95 % interval", "dense trainings", "time")
-    print_table(columns, rows)
+    _print_groups(found)
+    for group in found["groups"]:
+        _print_levels(group)
+    if masks:
+        _print_masks(found["masks"])
+    _print_verdicts(found)
     for line in found["left_out"]:
         errors().print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
+    for line in found["notes"]:
+        errors().print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _check(files: Mapping[str, str], delta: float, overwrite: bool) -> None:
+    problems = [] if delta > 0 else [f"--delta {delta:g}: expected percentage points above 0"]
+    for flag, path in files.items():
+        if path and Path(path).exists() and not overwrite:
+            problems.append(f"{flag} {path} is there already: choose another name, or add --overwrite")
+        if path and not Path(path).parent.is_dir():
+            problems.append(f"{flag} {path}: there is no folder {Path(path).parent}")
+    if files["--plot"] and Path(files["--plot"]).suffix not in (".png", ".svg"):
+        problems.append(f"--plot {files['--plot']}: expected a name that ends in .png or .svg")
+    if problems:
+        raise RequestError(problems)
+
+
+def _write(found: dict[str, Any], files: Mapping[str, str], board: str, overwrite: bool) -> None:
+    from ..analysis import page, plots, tables
+
+    texts: dict[str, Callable[[], str]] = {
+        "--csv": lambda: tables.to_csv(found),
+        "--markdown": lambda: tables.to_markdown(found),
+        "--latex": lambda: tables.to_latex(found),
+        "--html": lambda: page.to_html(found, "Comparison of runs"),
+    }
+    for flag, text in texts.items():
+        if files[flag]:
+            Path(files[flag]).write_text(text(), encoding="utf-8")
+    if files["--plot"]:
+        plots.plot_comparison(found, files["--plot"], overwrite=overwrite)
+    if board:
+        from ..analysis.board import write_board
+
+        write_board(found, board)
+    for path in filter(None, [*files.values(), board]):
+        errors().print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_groups(found: Mapping[str, Any]) -> None:
+    rows = [
+        (
+            row["label"], f"{row['model']} {row['data']}", f"{row['density']:.4g}", row["kept"], row["n"],
+            percent(row["mean"]), percent(row["std"]) or "one seed", _interval(row),
+            "" if row["dense_trainings"] is None else f"{row['dense_trainings']:.1f}",
+            "" if row["seconds"] is None else duration(row["seconds"]),
+        )
+        for row in found["groups"]
+    ]  # fmt: skip
+    columns = ("method", "on", "density", "kept", "seeds", "test %", "std", "95 % interval", "dense trainings", "time")
+    print_table(columns, rows)
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return "" if row["interval"] is None else f"{row['interval'][0]:.2f} to {row['interval'][1]:.2f}"
+
+
+def _print_levels(group: Mapping[str, Any]) -> None:
+    if len(group["levels"]) > 1:
+        output().print(f"{group['label']}, level by level", markup=False, highlight=False)
+        columns = ("density", "seeds", "test %", "95 % interval", "minus dense", "matches", "at step", "test % there")
+        print_table(columns, [_level_cells(row) for row in group["levels"]])
+    if group["controls"]:
+        output().print(f"{group['label']} and its controls", markup=False, highlight=False)
+        columns = ("control", "on", "density", "seeds", "test %", "95 % interval", "ticket minus control", "Holm p")
+        print_table(columns, [_control_cells(row) for row in group["controls"]])
+
+
+def _level_cells(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    answer = row["matching"]
+    return (
+        f"{row['density']:.4g}", row["n"], percent(row["mean"]), _interval(row), _signed(row["difference"]),
+        "" if answer is None else answer["answer"],
+        "" if row["early_step"] is None else f"{row['early_step']:.0f}", percent(row["early_mean"]),
+    )  # fmt: skip
+
+
+def _control_cells(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    how = "trained" if row["trained"] else "as it is"
+    return (
+        f"{row['control']}, {how}", row["data"], f"{row['density']:.4g}", row["n"], percent(row["mean"]),
+        _interval(row), _signed(row["difference"]), "" if row["p_holm"] is None else f"{row['p_holm']:.2g}",
+    )  # fmt: skip
+
+
+def _signed(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    bounds = "" if found["interval"] is None else f" ({found['interval'][0]:+.2f} to {found['interval'][1]:+.2f})"
+    return f"{found['mean']:+.2f}{bounds}"
+
+
+def _print_verdicts(found: Mapping[str, Any]) -> None:
+    rows = []
+    for group in found["groups"]:
+        for key in QUESTIONS if group["verdict"] else ():
+            answer = group["verdict"][key]
+            if answer is not None:
+                rows.append((group["label"], answer["question"], _in_words(answer), answer["because"]))
+    if rows:
+        print_table(("is it a ticket?", "question", "answer", "because"), rows)
+
+
+def _in_words(answer: Mapping[str, Any]) -> str:
+    more = answer["more_seeds"]
+    return f"undecided ({more} more seeds)" if answer["answer"] == "undecided" else str(answer["answer"])
+
+
+def _masks(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Overlaps of the tickets of each network."""
+    from ..analysis.geometry import compare_masks, load_tickets
+
+    networks: dict[tuple[str, str], list[str]] = {}
+    for group in found["groups"]:
+        networks.setdefault((group["model"], group["data"]), []).extend(
+            run for run in group["runs"] if group["density"] < 1 and Path(run).is_dir()
+        )
+    return [compare_masks(load_tickets(names)) for names in networks.values() if len(names) > 1]
+
+
+def _print_masks(compared: list[dict[str, Any]]) -> None:
+    for found in compared:
+        rows = [
+            (one, other, f"{found['overlap'][i][j]:.3f}", f"{found['chance'][i][j]:.3f}")
+            for i, one in enumerate(found["labels"])
+            for j, other in enumerate(found["labels"])
+            if i < j
+        ]
+        print_table(("mask", "and mask", "overlap (IoU)", "by chance"), rows)
+        print_table(
+            ("density of", *found["layers"]),
+            [
+                (label, *(f"{density:.4g}" for density in row))
+                for label, row in zip(found["labels"], found["densities"], strict=True)
+            ],
+        )

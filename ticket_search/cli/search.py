@@ -32,6 +32,13 @@ def search(context: typer.Context) -> None:
         print_help(_method_in(words))
         return
     request = read_request(words)
+    if "--seeds" in request.launch:
+        from ..sweep_file import sweep_of_seeds
+        from .sweep import carry_out_sweep
+
+        runs, jobs = request.launch.get("--runs", "runs"), int(request.launch.get("--jobs", "1"))
+        carry_out_sweep(sweep_of_seeds(request), runs, jobs, request.asks("--dry-run"), request.asks("--json"))
+        return
     from ..folders import choose_folder
     from ..progress import Progress
     from ..runs import Run

@@ -39,7 +39,9 @@ class Config(SharedConfig):
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="update rule")
     lr: float = Field(1.2e-3, gt=0, allow_inf_nan=False, description="learning rate at its highest")
     evaluate_every: Duration = Field("100it", description="how often to measure on validation, as 100it or 1ep")
-    allocation: Literal["global", "layerwise"] = Field("global", description="rank weights together or layer by layer")
+    allocation: Literal["global", "layerwise", "module"] = Field(
+        "global", description="rank weights together, tensor by tensor, or the tensors of each module together"
+    )
     fraction: float = Field(0.2, gt=0, lt=1, description="fraction of the remaining weights dropped per level")
     conv_fraction: Rate | None = Field(None, description="the same for convolutions (layerwise)")
     output_fraction: Rate | None = Field(None, description="the same for the last layer (layerwise)")
@@ -52,7 +54,11 @@ class Config(SharedConfig):
         found = super().problems(given)
         if self.allocation == "global":
             rates = {"--conv-fraction": self.conv_fraction, "--output-fraction": self.output_fraction}
-            found += [f"{name} goes with --allocation layerwise" for name, value in rates.items() if value is not None]
+            found += [
+                f"{name} goes with --allocation layerwise or module"
+                for name, value in rates.items()
+                if value is not None
+            ]
         if self.rewind.endswith("ep") and steps_of(self.rewind, 1) >= self.epochs:
             found.append(f"--rewind {self.rewind}: expected less than the {self.epochs} epochs of a training")
         if self.rewind_optimizer == "restore" and is_zero(self.rewind):
@@ -82,7 +88,19 @@ def rates(config: Config, targets: Targets) -> dict[str, float]:
         if name == targets.output and config.output_fraction is not None:
             special = config.output_fraction
         found[name] = config.fraction if special is None else special
+    if config.allocation == "module":
+        for names in modules(targets):
+            largest = max(names, key=lambda name: targets[name].size)
+            found |= dict.fromkeys(names, found[largest])
     return found
+
+
+def modules(targets: Targets) -> list[list[str]]:
+    """The masked tensors of each module, as a layer's weight and bias."""
+    found: dict[str, list[str]] = {}
+    for name in targets:
+        found.setdefault(name.rpartition(".")[0], []).append(name)
+    return list(found.values())
 
 
 def level_counts(config: Config, targets: Targets) -> list[dict[str, int]]:
@@ -213,7 +231,8 @@ def _train_level(
     )
     supermask.check(model)
     scalars = {"mask/changed": masks.changed(before.masks), **densities(masks)}
-    result = conclude(run, model, masks, start, trained, level=level, scalars=scalars, exact=exact)
+    rewound = {"rewound_to": first["rewound_to"]} if first["rewound_to"] else {}
+    result = conclude(run, model, masks, start, trained, level=level, scalars=scalars, exact=exact, **rewound)
     supermask.detach(model)
     return result
 
@@ -224,12 +243,19 @@ def _order(config: Config, level: int) -> str:
 
 def _prune(model: nn.Module, config: Config, previous: Masks, counts: Mapping[str, int]) -> Masks:
     import supermask
-    from supermask.allocation import global_
+    from supermask.allocation import global_, rank_together
 
     total = sum(counts.values())
 
     def allocate(scores: Mapping[str, Tensor], density: float, targets: Targets) -> dict[str, int]:
-        return dict(counts) if config.allocation == "layerwise" else global_(scores, density, targets)
+        if config.allocation == "layerwise":
+            return dict(counts)
+        if config.allocation == "global":
+            return global_(scores, density, targets)
+        kept: dict[str, int] = {}
+        for names in modules(targets):
+            kept |= rank_together({name: scores[name] for name in names}, sum(counts[name] for name in names))
+        return kept
 
     return supermask.prune(
         model,

@@ -1,0 +1,355 @@
+"""Intervals, verdicts, comparisons, controls and mask geometry, beside SciPy's tests and sums written out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import supermask
+from supermask import Masks
+from ticket_search import RequestError, compare, controls, search, train
+from ticket_search.analysis import geometry
+from ticket_search.analysis.intervals import (
+    Difference,
+    chance_of_none,
+    confidence_interval,
+    difference,
+    holm,
+    seeds_to_find,
+)  # fmt: skip
+from ticket_search.analysis.verdict import answer_better, answer_in_order, answer_not_worse
+
+SEEDS = range(5)
+QUICK = {"epochs": 1, "threads": 1, "progress": False}
+
+
+def test_intervals_and_tests_are_those_of_scipy():
+    stream = np.random.default_rng(0)
+    for n in (2, 3, 5, 30):
+        ones, others = stream.normal(90, 1, n), stream.normal(89.5, 1, n)
+        found = difference(dict(enumerate(ones)), dict(enumerate(others)))
+        theirs = stats.ttest_rel(ones, others)
+        assert found.n == n
+        assert found.mean == pytest.approx(np.mean(ones - others))
+        assert found.interval == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+        assert chance_of_none(found) == pytest.approx(theirs.pvalue)
+        assert confidence_interval(list(ones)) == pytest.approx(
+            stats.t.interval(0.95, n - 1, np.mean(ones), stats.sem(ones))
+        )
+        flipped = difference(dict(enumerate(others)), dict(enumerate(ones)))
+        assert (-found).interval == pytest.approx(flipped.interval)
+    assert difference({1: 2.0}, {2: 1.0}) is None
+    assert difference({1: 2.0, 3: 9.0}, {1: 1.0}) == Difference(1, 1.0)
+    assert confidence_interval([1.0]) is None
+    assert chance_of_none(Difference(1, 3.0)) is None
+    assert chance_of_none(difference({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0})) == 1.0
+
+
+def test_holm_is_the_stepwise_procedure():
+    """A finding is one exactly where the procedure, written out, rejects."""
+    stream = np.random.default_rng(1)
+    for _ in range(200):
+        chances = {str(i): float(p) for i, p in enumerate(stream.uniform(0, 0.1, stream.integers(1, 6)))}
+        adjusted = holm(chances)
+        rejected = set()
+        for rank, (name, chance) in enumerate(sorted(chances.items(), key=lambda item: item[1])):
+            if chance > 0.05 / (len(chances) - rank):
+                break
+            rejected.add(name)
+        assert {name for name, chance in adjusted.items() if chance <= 0.05} == rejected
+
+
+def test_as_many_seeds_find_the_effect():
+    """With the number that is asked for the test has its power, with one fewer it has not."""
+    for std, n in ((0.2, 5), (0.5, 5), (1.0, 20)):
+        seeds = seeds_to_find(0.5, std, n)
+        likely = std * math.sqrt((n - 1) / stats.chi2.ppf(0.2, n - 1))
+
+        def power(m, likely=likely):
+            return stats.nct.sf(stats.t.ppf(0.975, m - 1), m - 1, 0.5 * math.sqrt(m) / likely)
+
+        assert power(seeds) >= 0.8
+        assert seeds == 2 or power(seeds - 1) < 0.8
+    assert seeds_to_find(0.5, 0.0, 5) == 2
+    assert seeds_to_find(0.001, 50.0, 5) is None
+    assert seeds_to_find(0.0, 1.0, 5) is None
+
+
+def spread(mean, std, n):
+    """A difference of n pairs."""
+    values = np.linspace(-1, 1, n) if n > 1 else np.zeros(1)
+    values = mean + (values * std / values.std(ddof=1) if n > 1 else values)
+    return difference(dict(enumerate(values)), dict.fromkeys(range(n), 0.0))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "n", "answer"),
+    [
+        (0.0, 0.1, 5, "yes"), (0.3, 0.5, 5, "yes"), (-0.45, 0.01, 5, "yes"), (-1.0, 0.1, 5, "no"),
+        (-0.5, 0.1, 5, "undecided"), (0.0, 1.0, 5, "undecided"), (0.0, 0.1, 4, "undecided"),
+        (-5.0, 0.1, 4, "undecided"), (0.0, 0.0, 1, "undecided"),
+    ],
+)  # fmt: skip
+def test_not_worse(mean, std, n, answer):
+    found = answer_not_worse("?", spread(mean, std, n), 0.5)
+    assert found.answer == answer
+    assert (found.more_seeds is None) == (answer != "undecided")
+    if answer == "undecided":
+        assert n + found.more_seeds >= 5
+        assert found.more_seeds > 0
+
+
+def test_better_than_a_control():
+    assert answer_better("?", spread(2.0, 0.5, 5), 0.001, 0.5).answer == "yes"
+    assert answer_better("?", spread(-2.0, 0.5, 5), 0.001, 0.5).answer == "no"
+    assert answer_better("?", spread(0.0, 0.2, 5), 1.0, 0.5).answer == "no"
+    assert answer_better("?", spread(0.6, 1.0, 5), 0.3, 0.5).answer == "undecided"
+    assert answer_better("?", spread(2.0, 0.1, 3), 0.001, 0.5).answer == "undecided"
+    assert answer_better("?", None, None, 0.5).answer == "unknown"
+
+
+def test_levels_are_tested_downward_to_the_first_that_fails():
+    words = [answer_not_worse("?", spread(mean, 0.1, 5), 0.5) for mean in (0.0, 0.0, -1.0, 0.0, 0.0)]
+    tested = answer_in_order(words)
+    assert [answer.answer for answer in tested] == ["yes", "yes", "no", "unknown", "unknown"]
+    assert all("level 3 before it is no" in answer.because for answer in tested[3:])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Five seeds of a search with levels, of dense training, two of edge-popup, and the controls of the first."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = {}
+    for seed in SEEDS:
+        made["imp", seed] = search("imp", runs=folder, density=0.3, fraction=0.45, seed=seed, **QUICK)
+        made["dense", seed] = search("dense", runs=folder, seed=seed, **QUICK)
+        controls(made["imp", seed].path, ["reinit", "shuffle", "random"], progress=False)
+    for seed in range(2):
+        made["edge-popup", seed] = search("edge-popup", runs=folder, seed=seed, **QUICK)
+    return made
+
+
+def of(found, method):
+    return next(group for group in found["groups"] if group["method"] == method)
+
+
+def test_levels_and_controls_are_compared_seed_by_seed(runs):
+    found = compare([run.path for run in runs.values()])
+    assert json.loads(json.dumps(found)) == json.loads(json.dumps(found, allow_nan=False))
+    group, dense = of(found, "imp"), of(found, "dense")
+    assert group["n"] == 5 and group["seeds"] == list(SEEDS)
+    assert group["baseline"] == "level 0" and dense["baseline"] is None and dense["verdict"] is None
+    rows = [[run.levels[level] for (method, _), run in runs.items() if method == "imp"] for level in range(3)]
+    for level, row in enumerate(group["levels"]):
+        accuracies = [own["test_accuracy"] for own in rows[level]]
+        assert row["values"] == accuracies
+        assert row["mean"] == pytest.approx(np.mean(accuracies))
+        assert row["early_steps"] == [own["min_validation_loss"]["step"] for own in rows[level]]
+        assert row["dense_trainings"] == level + 1
+        if level:
+            gaps = np.subtract(accuracies, [own["test_accuracy"] for own in rows[0]])
+            assert row["difference"]["mean"] == pytest.approx(gaps.mean())
+            assert row["matching"]["answer"] in ("yes", "no", "undecided", "unknown")
+        else:
+            assert row["difference"] is None and row["matching"] is None
+    assert {row["control"] for row in group["controls"]} == {"reinit", "shuffle", "random"}
+    raw = {}
+    for row in group["controls"]:
+        assert row["n"] == 5 and row["level"] == 2 and row["kept"] == group["kept"]
+        gaps = np.subtract([own["test_accuracy"] for own in rows[2]], row["values"])
+        assert row["difference"]["mean"] == pytest.approx(gaps.mean())
+        raw[row["control"]] = stats.ttest_1samp(gaps, 0).pvalue
+    adjusted = holm(raw)
+    assert {row["control"]: row["p_holm"] for row in group["controls"]} == pytest.approx(adjusted)
+    assert all(group["verdict"][key]["answer"] != "unknown" for key in ("init", "positions", "trivial", "as_early"))
+
+
+def test_untrained_tickets_are_compared_with_dense_training_and_it_is_said_how_that_differs(runs):
+    found = compare([run.path for run in runs.values()])
+    group = of(found, "edge-popup")
+    assert group["baseline"] == "dense" and group["levels"][0]["difference"]["n"] == 2
+    assert group["verdict"]["matching"]["answer"] == "undecided", "two seeds are too few"
+    assert any("another recipe: --batch-size" in note for note in found["notes"])
+    alone = compare([runs["edge-popup", 0].path])
+    assert alone["groups"][0]["verdict"]["matching"]["answer"] == "unknown"
+    assert alone["groups"][0]["std"] is None and alone["groups"][0]["interval"] is None
+
+
+def test_like_is_compared_with_like(runs, tmp_path):
+    ticket = train(runs["imp", 0].path, runs=tmp_path, **QUICK)
+    other = search("dense", runs=tmp_path, lr=5e-3, **QUICK)
+    fine = search("dense", runs=tmp_path, precision="bf16", **QUICK)
+    found = compare([ticket.path, other.path, fine.path])
+    group = of(found, "train")
+    assert group["baseline"] is None
+    assert any("is no baseline" in note and "--lr 0.005 there, 0.0012 here" in note for note in found["notes"])
+    assert any("2 tasks" in note for note in found["notes"])
+    with_own = compare([ticket.path, other.path, runs["dense", 0].path])
+    assert of(with_own, "train")["baseline"] == "dense"
+
+
+def test_what_is_no_run_or_says_what_is_not_so_is_left_out(runs, tmp_path):
+    liar = tmp_path / "liar"
+    shutil.copytree(runs["imp", 0].path, liar)
+    summary = json.loads((liar / "summary.json").read_text())
+    summary["levels"][-1]["test_accuracy"] = 99.9
+    (liar / "summary.json").write_text(json.dumps(summary))
+    fewer = tmp_path / "fewer"
+    shutil.copytree(runs["dense", 0].path, fewer)
+    summary = json.loads((fewer / "summary.json").read_text())
+    (fewer / "summary.json").write_text(json.dumps({**summary, "kept": 17}))
+    found = compare([runs["imp", 0].path, liar, fewer, tmp_path])
+    assert len(found["left_out"]) == 3
+    assert any("refused: its ticket was measured at" in line for line in found["left_out"])
+    assert any("its summary says 17" in line for line in found["left_out"])
+    with pytest.raises(RequestError, match="not a run"):
+        compare([tmp_path])
+
+
+def test_numbers_of_others_stand_beside_ours(runs):
+    ours = [runs["dense", seed].path for seed in SEEDS]
+    base = {"model": "lenet-300-100", "data": "digits"}
+    others = [
+        {"method": "mine", "density": 0.1, "seed": seed, "test_accuracy": 60.0 + seed, "early_step": 10, **base}
+        for seed in SEEDS
+    ]
+    found = compare(ours, others=others)
+    group = of(found, "mine")
+    gaps = [60.0 + seed - runs["dense", seed].summary["test_accuracy"] for seed in SEEDS]
+    assert group["levels"][0]["difference"]["mean"] == pytest.approx(np.mean(gaps))
+    assert group["verdict"]["matching"]["answer"] == "no"
+    own_dense = [
+        {"method": "mine", "density": density, "seed": seed, "test_accuracy": value, "control": control}
+        for seed in SEEDS
+        for density, value, control in ((1.0, 90 + seed, ""), (0.5, 90.1 + seed, ""), (0.5, 80.0, "reinit"))
+    ]
+    group = of(compare([], others=own_dense), "mine")
+    assert group["baseline"] == "level 0"
+    assert group["verdict"]["matching"]["answer"] == "yes"
+    assert group["verdict"]["sparsest_matching"] == 0.5
+    assert group["verdict"]["init"]["answer"] == "yes"
+
+
+def test_a_levels_ticket_trained_with_its_own_seed_is_that_level_again(runs, tmp_path):
+    run = runs["imp", 1]
+    for level in (1, 2):
+        again = train(run.path / "levels" / f"{level:02d}" / "ticket.safetensors", runs=tmp_path, seed=1, **QUICK)
+        assert again.summary["test_accuracy"] == run.levels[level]["test_accuracy"]
+        final, same = again.ticket.state_dict(), run.load_level(level).state_dict()
+        assert all(torch.equal(final[name], same[name]) for name in same)
+
+
+def test_controls_are_kept_and_not_made_again(runs):
+    path = runs["imp", 0].path
+    before = {file: file.stat().st_mtime_ns for file in path.glob("controls/*/summary.json")}
+    assert len(before) == 3
+    rows = controls(path, ["shuffle"], levels=[1], progress=False)
+    assert len(rows) == 4
+    assert {(row["control"], row["level"]) for row in rows} == {
+        ("reinit", 2), ("shuffle", 2), ("random", 2), ("shuffle", 1),
+    }  # fmt: skip
+    (path / "controls.json").unlink()
+    assert len(controls(path, progress=False)) == 3
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def test_controls_after_rewinding_start_from_the_step_rewound_to(tmp_path):
+    run = search("imp", runs=tmp_path, density=0.4, fraction=0.6, rewind="7it", batch_size=128, **QUICK)
+    whole = run.load_rewind_point().state_dict()
+    rows = controls(run.path, ["shuffle", "reinit", "random-erk"], progress=False)
+    assert {row["kept"] for row in rows} == {run.ticket.masks.kept}
+    for kind in ("shuffle", "random-erk"):
+        ticket = supermask.load(run.path / f"controls/{kind}-level-01/ticket.safetensors")
+        start = ticket.state_dict("start")
+        assert all(torch.equal(start[name], torch.where(mask, whole[name], 0.0)) for name, mask in ticket.masks.items())
+    reinit = supermask.load(run.path / "controls/reinit-level-01/ticket.safetensors").state_dict("start")
+    first = run.load_level(0).state_dict("start")
+    assert not any(torch.equal(reinit[name], first[name]) for name in run.ticket.masks)
+    steps = {
+        p.name: json.loads((p / "summary.json").read_text())["cost"]["steps"] for p in (run.path / "controls").iterdir()
+    }
+    assert steps["reinit-level-01"] - steps["shuffle-level-01"] == 7
+
+
+def test_controls_of_frozen_weights_fall_to_chance(tmp_path):
+    run = search("edge-popup", runs=tmp_path, epochs=8, threads=1, progress=False)
+    assert run.summary["test_accuracy"] > 80
+    rows = controls(run.path, progress=False)
+    assert {row["control"] for row in rows} == {"reinit", "shuffle", "random"}
+    assert all(row["test_accuracy"] < 40 and not row["trained"] for row in rows)
+    rows = controls(run.path, survivors=True, progress=False)
+    trained = {row["control"]: row for row in rows if row["trained"]}
+    assert set(trained) == {"ticket", "reinit", "shuffle"}
+    assert all(row["test_accuracy"] > 80 for row in trained.values())
+    group = of(compare([run.path]), "edge-popup")
+    assert len(group["controls"]) == 6
+
+
+def test_controls_that_cannot_be_are_all_named_at_once(runs):
+    with pytest.raises(RequestError) as error:
+        controls(runs["imp", 0].path, ["reinnit", "shufle"], levels=[0, 9], survivors=True)
+    assert len(error.value.problems) == 5
+    assert "did you mean 'reinit'" in str(error.value)
+    with pytest.raises(RequestError, match="no mask to control"):
+        controls(runs["dense", 0].path)
+    with pytest.raises(RequestError, match="other data goes with"):
+        controls(runs["edge-popup", 0].path, elsewhere="digits")
+
+
+def test_controls_on_other_data(tmp_path):
+    pytest.importorskip("mnist1d")
+    run = search("imp", "mnist1d-mlp", "mnist1d", runs=tmp_path, density=0.4, fraction=0.6, **QUICK)
+    rows = controls(run.path, elsewhere="mnist1d-fresh", progress=False)
+    assert [row["control"] for row in rows] == ["ticket", "dense", "reinit", "shuffle", "random"]
+    assert {row["data"] for row in rows} == {"mnist1d-fresh"}
+    assert rows[1]["density"] == 1
+    group = compare([run.path])["groups"][0]
+    by_name = {row["control"]: row for row in group["controls"]}
+    gap = by_name["ticket"]["mean"] - by_name["shuffle"]["mean"]
+    assert by_name["shuffle"]["difference"]["mean"] == pytest.approx(gap)
+    assert group["verdict"]["init"]["answer"] == "unknown", "controls on other data say nothing of this one"
+
+
+def test_overlap_by_chance_is_the_mean_over_random_masks():
+    generator = torch.Generator().manual_seed(0)
+    shapes, densities = {"a": (40, 50), "b": (30, 30)}, ({"a": 0.1, "b": 0.6}, {"a": 0.3, "b": 0.5})
+
+    def draw(densities):
+        return Masks({n: torch.rand(s, generator=generator) < densities[n] for n, s in shapes.items()})
+
+    pairs = [(draw(densities[0]), draw(densities[1])) for _ in range(200)]
+    measured = np.mean([one.overlap(other) for one, other in pairs])
+    expected = np.mean([geometry.overlap_by_chance(one, other) for one, other in pairs])
+    assert measured == pytest.approx(expected, abs=0.002)
+    one, _ = pairs[0]
+    assert geometry.overlap_by_chance(one, one) < one.overlap(one) == 1
+
+
+def test_geometry_of_runs(runs):
+    tickets = geometry.load_tickets([runs["imp", seed].path for seed in range(3)])
+    found = geometry.compare_masks(tickets)
+    masks = [ticket.masks for ticket in tickets.values()]
+    for i, j in itertools.product(range(3), repeat=2):
+        assert found["overlap"][i][j] == pytest.approx(masks[i].overlap(masks[j]))
+    assert all(
+        0.5 < c / o < 1.5
+        for i in range(3)
+        for j in range(i)
+        for o, c in [(found["overlap"][i][j], found["chance"][i][j])]
+    )
+    assert found["densities"][1] == [masks[1].densities[name] for name in found["layers"]]
+    levels = geometry.compare_levels(runs["imp", 0].path)
+    assert [row["level"] for row in levels] == [0, 1, 2]
+    assert all(row["nested"] for row in levels[1:])
+    assert levels[1]["overlap"] == pytest.approx(levels[1]["density"])
+    with pytest.raises(RequestError, match="neither a ticket file nor"):
+        geometry.load_tickets(["nowhere"])
+    with pytest.raises(RequestError, match="no levels"):
+        geometry.compare_levels(runs["dense", 0].path)

@@ -1,0 +1,550 @@
+"""How a comparison is shown: figure, tables, page and board, of comparisons that are made up here."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import re
+import statistics
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+from ticket_search import RequestError
+from ticket_search.analysis import board, page
+from ticket_search.analysis.board import FIGURE, OVERVIEW, TAGS, write_board
+from ticket_search.analysis.curves import COLOURS, Look, draw
+from ticket_search.analysis.intervals import confidence_interval
+from ticket_search.analysis.page import to_html
+from ticket_search.analysis.plots import figure_png, figure_svg, heat_map_png, plot_comparison, plot_heat_map
+from ticket_search.analysis.tables import (
+    COLUMNS,
+    REQUIRED,
+    make_tables,
+    read_csv,
+    right_aligned,
+    to_csv,
+    to_latex,
+    to_markdown,
+    to_rows,
+)
+
+WEIGHTS = 266_200
+HOSTILE = (
+    "<script>alert('x')</script>",
+    "a_b & 100 % of $x^2$ {#1} ~\\",
+    '"><img src=x onerror=y>',
+    "_a|b\n`c`*d*",
+    "=1+1",
+)
+PUBLISHED = [{"label": "Frankle & Carbin, 2019", "density": 0.212, "accuracy": 97.4}]
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+QUESTIONS = {
+    "matching": "does it match the dense network?",
+    "as_early": "does it get there as early?",
+    "init": "does its initialization matter?",
+    "positions": "does it matter where its weights are?",
+    "trivial": "is it trivial: does a random mask match too?",
+}
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    std = statistics.stdev(values) if len(values) > 1 else None
+    interval = confidence_interval(values)
+    return {
+        "n": len(values), "seeds": list(range(len(values))), "values": values, "mean": statistics.fmean(values),
+        "std": std, "interval": interval and list(interval),
+    }  # fmt: skip
+
+
+def gap(values: list[float], others: list[float]) -> dict[str, Any]:
+    gaps = [one - other for one, other in zip(values, others, strict=True)]
+    bounds = confidence_interval(gaps)
+    return {
+        "n": len(gaps), "mean": statistics.fmean(gaps), "std": statistics.stdev(gaps) if bounds else None,
+        "interval": bounds and list(bounds),
+    }  # fmt: skip
+
+
+def make_group(
+    name: str, label: str, densities: list[float], accuracy: float, *, seeds: int = 5, **more: Any
+) -> dict[str, Any]:
+    """A made-up group: accuracy falls towards low densities, the controls lie below."""
+    rng = np.random.default_rng(sum(map(ord, name + label)))
+    dense = [98.1 + float(rng.normal(0, 0.1)) for _ in range(seeds)]
+    levels, controls = [], []
+    for level, density in enumerate(densities):
+        values = [accuracy - 0.05 / density + 0.1 * float(rng.normal()) for _ in range(seeds)]
+        steps = [int(4000 + 100 * rng.normal()) for _ in range(seeds)]
+        is_dense = density == 1
+        levels.append(
+            {
+                "level": level if len(densities) > 1 else None, "density": density, "kept": round(density * WEIGHTS),
+                **summary(values), "early_step": statistics.fmean(steps), "early_steps": steps, "early_mean": accuracy,
+                "dense_trainings": 1.0 + level, "difference": None if is_dense else gap(values, dense),
+                "matching": None if is_dense else {"question": "?", "answer": "yes", "because": "", "more_seeds": None},
+            }
+        )  # fmt: skip
+        if not is_dense:
+            for control, below in more.get("controls", {}).items():
+                worse = [max(10.0, value - below * (1 + 0.1 * level)) for value in values]
+                controls.append(
+                    {
+                        "control": control, "trained": below < 50, "data": "digits", "level": level, "density": density,
+                        "kept": round(density * WEIGHTS), **summary(worse), "early_step": None,
+                        "difference": gap(values, worse), "p_holm": 0.013 if seeds > 1 else None,
+                    }
+                )  # fmt: skip
+    last = levels[-1]
+    answers = ("yes", "undecided", "yes", "no", "unknown")
+    verdict = {
+        key: {
+            "question": question, "answer": answer, "more_seeds": 3 if answer == "undecided" else None,
+            "because": "-0.12 pp over 5 seeds, at least -0.31 and at most +0.07 (95 % each); the margin is -0.50",
+        }
+        for (key, question), answer in zip(QUESTIONS.items(), answers, strict=True)
+    }  # fmt: skip
+    return {
+        "id": f"group-{sum(map(ord, label))}", "label": label, "method": name, "model": "lenet-300-100", "data": "digits",
+        "precision": "fp32", **{k: last[k] for k in ("density", "kept", "n", "seeds", "mean", "std", "interval")},
+        "val_mean": 97.0, "dense_trainings": last["dense_trainings"], "seconds": 61.5,
+        "runs": [f"runs/{label}-{seed}" for seed in range(seeds)], "differs": {"fraction": 0.5}, "baseline": "dense",
+        "levels": levels, "controls": controls,
+        "verdict": None if densities == [1] else verdict | {"sparsest_matching": 0.21, "controls_at": 0.41},
+    }  # fmt: skip
+
+
+IMP = [0.8**level for level in range(0, 21, 2)]
+CONTROLS = {"reinit": 0.4, "shuffle": 0.7, "random": 0.9}
+
+
+def make_comparison(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"delta": 0.5, "groups": groups, "left_out": ["runs/x: not finished"], "notes": ["one note"]}
+
+
+def few() -> list[dict[str, Any]]:
+    return [
+        make_group("dense", "dense", [1], 98.1),
+        make_group("imp", "imp fraction=0.5", IMP, 98.3, controls=CONTROLS),
+        make_group("snip", "snip", [0.2], 97.4, controls=CONTROLS),
+        make_group("edge-popup", "edge-popup", [0.5], 96.8, controls={"shuffle": 85, "reinit": 86}),
+    ]
+
+
+def twelve() -> list[dict[str, Any]]:
+    lines = [
+        make_group("imp", f"imp rewind={rewind}it epochs={rewind + 12}", IMP, 98.3 - 0.1 * rewind, controls=CONTROLS)
+        for rewind in range(5)
+    ]
+    points = [make_group("snip", f"snip number={n}", [0.5 if n < 5 else 0.1], 97 - 0.1 * n) for n in range(6)]
+    return [make_group("dense", "dense", [1], 98.1), *lines, *points]
+
+
+CASES = {
+    "few": few(),
+    "one": [make_group("imp", "imp", IMP, 98.2)],
+    "one point": [make_group("snip", "snip", [0.05], 97)],
+    "one seed": [
+        make_group("imp", "imp", IMP, 98.2, seeds=1, controls=CONTROLS),
+        make_group("dense", "dense", [1], 98, seeds=1),
+    ],
+    "only dense": [make_group("dense", "dense", [1], 98.1)],
+    "twelve": twelve(),
+    "hostile": [make_group(name, name, [0.5], 90.0, controls={name: 1.0}) for name in HOSTILE],
+}
+
+
+@pytest.fixture(params=CASES, ids=lambda name: name.replace(" ", "-"))
+def comparison(request) -> dict[str, Any]:
+    return make_comparison(CASES[request.param])
+
+
+def test_the_figure_in_both_formats(comparison, tmp_path):
+    png, svg = (plot_comparison(comparison, tmp_path / f"a.{kind}", PUBLISHED).read_bytes() for kind in ("png", "svg"))
+    image = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+    assert (image < 128).sum() > 1000, "something is drawn"
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+
+
+def test_the_figure_is_the_same_each_time():
+    for render in (figure_png, figure_svg):
+        assert render(make_comparison(few()), PUBLISHED) == render(make_comparison(few()), PUBLISHED)
+
+
+def colours_of(svg: bytes) -> set[str]:
+    return {colour.upper() for colour in re.findall(r"#[0-9a-f]{6}", svg.decode())}
+
+
+def test_the_figure_has_a_colour_for_each_group_and_black_for_what_is_published():
+    for case, expected in (("few", 3), ("twelve", 6), ("only dense", 0)):
+        found = colours_of(figure_svg(make_comparison(CASES[case]), PUBLISHED))
+        assert found & set(COLOURS) == set(COLOURS[:expected])
+    axes = draw(make_comparison(few()), PUBLISHED, Look()).axes[0]
+    (black,) = [line for line in axes.lines if line.get_color() == "black"]
+    assert (black.get_xdata().item(), black.get_ydata().item()) == (0.212, 97.4)
+
+
+def test_nothing_is_overwritten_and_the_suffix_says_the_format(tmp_path):
+    comparison = make_comparison(few())
+    path = tmp_path / "a.png"
+    path.write_bytes(b"mine")
+    with pytest.raises(RequestError, match="nothing is overwritten"):
+        plot_comparison(comparison, path)
+    assert path.read_bytes() == b"mine"
+    plot_comparison(comparison, path, overwrite=True)
+    assert path.read_bytes() == figure_png(comparison)
+    with pytest.raises(RequestError) as error:
+        plot_comparison(comparison, tmp_path / "no" / "a.pdf")
+    assert len(error.value.problems) == 2
+    assert ".png or .svg" in error.value.problems[0]
+    with pytest.raises(RequestError, match=r"\.png or \.svg"):
+        plot_heat_map(["a"], ["b"], [[1.0]], tmp_path / "a.jpg", "title")
+
+
+def test_the_accuracy_axis_shows_groups_and_not_controls_far_below():
+    comparison = make_comparison(few())
+    figure = draw(comparison, (), Look())
+    for panel in figure.axes:
+        bottom, top = panel.get_ylim()
+        means = [row["mean"] for group in comparison["groups"] for row in group["levels"]]
+        assert bottom < min(means) < max(means) < top
+        assert bottom > 50, "evaluated controls are at chance"
+    left, right = figure.axes[0].get_xlim()
+    assert left > 1 > right, "dense at the left"
+    controls = [row["mean"] for row in comparison["groups"][3]["controls"]]
+    assert [text.get_text() for text in figure.axes[0].texts] == [", ".join(f"{mean:.1f}" for mean in controls)]
+    assert draw(comparison, (), Look(lowest=20)).axes[0].get_ylim()[0] == 20
+    assert len(draw(comparison, (), Look(stacked=True)).axes) == 2
+    for group in comparison["groups"]:
+        for row in group["levels"]:
+            row["dense_trainings"] = None
+    assert len(draw(comparison, (), Look()).axes) == 1, "there is no cost to show"
+
+
+def test_a_legend_covers_no_data():
+    for case in ("one", "twelve", "hostile"):
+        figure = draw(make_comparison(CASES[case]), PUBLISHED, Look())
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        for panel in figure.axes:
+            assert box.y1 <= panel.get_tightbbox().y0 + 1
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y0 >= -1
+
+
+def test_the_legend_names_groups_controls_and_what_is_published():
+    texts = [text.get_text() for text in draw(make_comparison(few()), PUBLISHED, Look()).legends[0].get_texts()]
+    assert texts == [
+        "imp fraction=0.5", "snip", "edge-popup", "dense (mean)", "control: reinit", "control: shuffle", "control: random",
+        "Frankle & Carbin, 2019", "95 % interval of the mean",
+    ]  # fmt: skip
+    alone = draw(make_comparison(CASES["one"]), (), Look()).legends[0].get_texts()
+    assert "dense: level 0 of imp" in [text.get_text() for text in alone]
+
+
+def test_heat_map(tmp_path):
+    values = [[1.0, 0.5, None], [float("nan"), 0.0123, 0.25]]
+    path = plot_heat_map(["a_b $x", "c"], ["1", "2", "3"], values, tmp_path / "map.svg", "layers <&> $")
+    ElementTree.fromstring(path.read_bytes())
+    png = heat_map_png(["a", "b"], ["1", "2", "3"], values, "layers")
+    assert png == heat_map_png(["a", "b"], ["1", "2", "3"], values, "layers")
+    assert min(Image.open(io.BytesIO(png)).size) > 200
+    heat_map_png(["a"], ["b"], [[None]], "nothing")
+
+
+def test_rows_are_those_of_levels_and_controls(comparison):
+    rows = to_rows(comparison)
+    expected = [row for group in comparison["groups"] for row in (*group["levels"], *group["controls"])]
+    assert [row["mean"] for row in rows] == [row["mean"] for row in expected]
+    assert [row["control"] for row in rows] == [row.get("control") for row in expected]
+    for row, source in zip(rows, expected, strict=True):
+        assert (row["low"], row["high"]) == tuple(source["interval"] or (None, None))
+        beside = source["difference"] or {"mean": None, "interval": None}
+        assert row["difference"] == beside["mean"]
+        assert (row["difference_low"], row["difference_high"]) == tuple(beside["interval"] or (None, None))
+
+
+def test_csv_comes_back_as_it_was(comparison, tmp_path):
+    path = tmp_path / "all.csv"
+    path.write_text(to_csv(comparison), encoding="utf-8", newline="")
+    found = iter(read_csv(path))
+    for group in comparison["groups"]:
+        for row in (*group["levels"], *group["controls"]):
+            for index, (seed, value) in enumerate(zip(row["seeds"], row["values"], strict=True)):
+                line = next(found)
+                assert (line["seed"], line["test_accuracy"], line["density"]) == (seed, value, row["density"])
+                assert (line["kept"], line.get("level")) == (row["kept"], row["level"])
+                assert (line.get("control"), line.get("trained")) == (row.get("control"), row.get("trained"))
+                assert line.get("dense_trainings") == row.get("dense_trainings")
+                assert (line["label"], line["method"]) == (group["label"], group["method"])
+                assert line.get("early_step") == (row["early_steps"][index] if "early_steps" in row else None)
+    assert next(found, None) is None
+    assert tuple(next(csv.reader(io.StringIO(to_csv(comparison))))) == tuple(COLUMNS)
+
+
+def test_csv_of_ones_own(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("\ufeffseed, test_accuracy,density,method\n0,97.5,0.2,mine\n\n1,97,1e-1,mine\n")
+    assert read_csv(path) == [
+        {"seed": 0, "test_accuracy": 97.5, "density": 0.2, "method": "mine"},
+        {"seed": 1, "test_accuracy": 97.0, "density": 0.1, "method": "mine"},
+    ]
+    assert REQUIRED == ("method", "density", "seed", "test_accuracy")
+
+
+def problems_of(path: Path, text: str | bytes) -> list[str]:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RequestError) as error:
+        read_csv(path)
+    assert all(str(path) in problem for problem in error.value.problems)
+    return [problem.removeprefix(f"{path}: ") for problem in error.value.problems]
+
+
+def test_everything_wrong_with_a_csv_is_said_at_once(tmp_path):
+    text = (
+        "method,density,test_acuracy,test_accuracy,seed,kept,trained\n"
+        "mine,0,,101,0,,\n"
+        ",0.5,,97,1.5,-1,perhaps\n"
+        "mine,0.5,,nan,0,1,\n"
+        "mine,0.5\n"
+    )
+    found = problems_of(tmp_path / "a.csv", text)
+    assert "unknown column 'test_acuracy'; did you mean 'test_accuracy'?" in found[0]
+    assert found[1:] == [
+        "line 2: density '0': expected greater than 0",
+        "line 2: test_accuracy '101': expected less than or equal to 100",
+        "line 3: method is empty",
+        "line 3: trained 'perhaps': expected a valid boolean",
+        "line 3: kept '-1': expected greater than or equal to 0",
+        "line 3: seed '1.5': expected a valid integer",
+        "line 4: test_accuracy 'nan': expected a finite number",
+        "line 5: 2 cells, the header has 7",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "there is no column method"),
+        ("method,density,seed,test_accuracy\n", "no lines below the header"),
+        ("method,density,seed,test_accuracy\nm,0.5,0,0.97\nm,0.5,1,0.98\n", "expected percent"),
+        ("method,density,seed,test_accuracy\nm,0.5,0,97\nm,0.50,0,98\n", "line 3 measures the same as line 2"),
+        ("method,method,density,seed,test_accuracy\nm,m,0.5,0,97\n", "column method stands there twice"),
+        (b"method,density,seed,test_accuracy\n\xff,0.5,0,97\n", "UTF-8"),
+        ('method,density,seed,test_accuracy\n"m"x,0.5,0,97\n', "expected after"),
+    ],
+)
+def test_a_csv_that_cannot_be_right(text, expected, tmp_path):
+    assert any(expected in problem for problem in problems_of(tmp_path / "a.csv", text))
+
+
+def test_many_problems_are_counted(tmp_path):
+    text = "method,density,seed,test_accuracy\n" + "m,2,0,97\n" * 50
+    found = problems_of(tmp_path / "a.csv", text)
+    assert found[-1] == "and 30 more"
+    assert len(found) == 21
+    with pytest.raises(RequestError, match="No such file"):
+        read_csv(tmp_path / "none.csv")
+    with pytest.raises(RequestError, match="directory"):
+        read_csv(tmp_path)
+
+
+def test_tables_leave_out_empty_columns():
+    (levels, controls) = make_tables(make_comparison(few()))
+    assert "on" not in levels.columns, "all are of one network and data set"
+    assert "Holm p" in controls.columns
+    assert "Holm p" not in levels.columns
+    (point,) = make_tables(make_comparison(CASES["one point"]))
+    assert "level" not in point.columns
+    assert point.rows[0][:4] == ("snip", "0.05", "13,310", "5")
+    other = few()
+    other[0]["data"] = "mnist1d"
+    assert "on" in make_tables(make_comparison(other))[0].columns
+    seed = make_tables(make_comparison(CASES["one seed"]))
+    assert not {"interval", "its interval", "Holm p"} & {name for table in seed for name in table.columns}
+
+
+def test_markdown_has_as_many_cells_in_each_line(comparison):
+    text = to_markdown(comparison)
+    for table, block in zip(make_tables(comparison), re.split(r"\n\n(?=\*\*)", text), strict=True):
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        assert len(lines) == len(table.rows) + 2
+        assert {len(re.split(r"(?<!\\)\|", line)) for line in lines} == {len(table.columns) + 2}
+    assert not re.search(r"(?<!\\)[<`]", text)
+
+
+def test_latex_escapes(comparison):
+    text = to_latex(comparison)
+    body = [line for line in text.splitlines() if line.endswith(r" \\")]
+    assert len(body) == sum(1 + len(table.rows) for table in make_tables(comparison))
+    for table in make_tables(comparison):
+        kinds = "".join("r" if right else "l" for right in right_aligned(table))
+        assert rf"\begin{{tabular}}{{{kinds}}}" in text
+        cells = [line for line in body if len(re.split(r"(?<!\\)&", line)) == len(table.columns)]
+        assert len(cells) >= len(table.rows) + 1
+    for line in body:
+        bare = re.sub(r"\\(textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar)\{\}", "", line)
+        bare = re.sub(r"\\[&%$#_{}\\]", "", bare).replace("$-$", "")
+        assert not re.search(r"[%$#_{}~^\\<>|]", bare), line
+
+
+@pytest.fixture
+def _quick_figures(monkeypatch):
+    """Figures take long to draw and are looked at elsewhere."""
+    monkeypatch.setattr(page, "figure_svg", lambda *arguments: b"<svg/>")
+    monkeypatch.setattr(board, "figure_png", lambda *arguments: PNG)
+
+
+class Page(HTMLParser):
+    """Tags that are open at the end, references, and the text."""
+
+    VOID = {"meta", "img", "source", "br", "link", "hr", "input"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.references += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.mark.usefixtures("_quick_figures")
+def test_the_page_is_whole_and_asks_for_nothing(comparison):
+    text = to_html(comparison, "A <title> & more", PUBLISHED, [("layers <b>", PNG)])
+    found = Page(text)
+    assert found.open == []
+    assert "script" not in found.tags
+    assert "link" not in found.tags
+    assert len(found.references) == 3
+    assert all(reference.startswith("data:image/") for reference in found.references)
+    assert "http" not in text
+    assert "url(" not in text
+    assert "A <title> & more" in found.text
+    for group in comparison["groups"]:
+        assert group["label"] in found.text
+        assert all(run in found.text for run in group["runs"])
+        if group["verdict"]:
+            for key in QUESTIONS:
+                assert group["verdict"][key]["because"] in found.text
+    for table in make_tables(comparison):
+        assert table.title in found.text
+    assert "runs/x: not finished" in found.text
+    assert "one note" in found.text
+
+
+def test_the_page_shows_the_figure_wide_and_narrow():
+    comparison = make_comparison(CASES["one point"])
+    found = [base64.b64decode(address.partition(",")[2]) for address in Page(to_html(comparison, "one")).references]
+    assert found == [figure_svg(comparison, look=Look(stacked=True)), figure_svg(comparison)]
+
+
+@pytest.mark.usefixtures("_quick_figures")
+def test_the_page_says_the_verdict_in_words():
+    text = " ".join(Page(to_html(make_comparison([few()[1]]), "one")).text.split())
+    for sentence in (
+        "does it match the dense network? \N{CHECK MARK} yes",
+        "does it matter where its weights are? \N{BALLOT X} no",
+        "3 more seeds would probably decide",
+        "sparsest that matches: 21 %",
+        "controls at 41 %",
+        "a ticket may be 0.5 percentage points worse",
+    ):
+        assert sentence in text
+    answers = [few()[1]["verdict"] | {"sparsest_matching": None, "matching": None}]
+    assert "sparsest" not in Page(to_html(make_comparison([few()[1] | {"verdict": answers[0]}]), "one")).text
+
+
+def read(path: Path) -> EventAccumulator:
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+@pytest.mark.usefixtures("_quick_figures")
+def test_the_board_has_a_curve_of_each_group_upwards(comparison, tmp_path):
+    folders = write_board(comparison, tmp_path / "board", PUBLISHED)
+    assert len(set(folders)) == len(folders)
+    groups = [folder for folder in folders[1:] if folder.parent == tmp_path / "board"]
+    assert len(groups) == len(comparison["groups"])
+    for group, folder in zip(comparison["groups"], groups, strict=True):
+        events = read(folder)
+        rows = sorted(group["levels"], key=lambda row: row["kept"])
+        for tag, values in {
+            "comparison/test-accuracy": [(row["kept"], row["mean"]) for row in rows],
+            "comparison/test-accuracy-low": [(row["kept"], row["interval"][0]) for row in rows if row["interval"]],
+            "comparison/test-accuracy-high": [(row["kept"], row["interval"][1]) for row in rows if row["interval"]],
+            "comparison/steps-to-min-validation-loss": [(row["kept"], row["early_step"]) for row in rows],
+            "comparison/difference-to-dense": [
+                (row["kept"], row["difference"]["mean"]) for row in rows if row["difference"]
+            ],
+        }.items():
+            found = (
+                [(event.step, event.value) for event in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
+            )
+            assert np.allclose(found, values) if values else not found
+            if found:
+                assert events.SummaryMetadata(tag).summary_description == TAGS[tag]
+                assert events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"
+    with pytest.raises(RequestError, match="choose a new folder"):
+        write_board(comparison, tmp_path)
+
+
+def test_the_board_lays_the_groups_over_one_another(tmp_path):
+    comparison = make_comparison(few())
+    folders = write_board(comparison, tmp_path, PUBLISHED)
+    names = {str(folder.relative_to(tmp_path)) for folder in folders}
+    assert names >= {OVERVIEW, "dense", "imp-fraction=0.5", "imp-fraction=0.5/reinit", "edge-popup/shuffle-untrained"}
+    control = read(tmp_path / "imp-fraction=0.5" / "reinit")
+    assert "comparison/difference-to-dense" not in control.Tags()["scalars"]
+    assert len(control.Scalars("comparison/test-accuracy")) == len(IMP) - 1
+    events = read(tmp_path / OVERVIEW)
+    (image,) = events.Images(FIGURE)
+    assert image.encoded_image_string == figure_png(comparison, PUBLISHED)
+    assert (image.width, image.height) == Image.open(io.BytesIO(image.encoded_image_string)).size
+    (event,) = events.Tensors("custom_scalars__config__")
+    assert events.SummaryMetadata("custom_scalars__config__").plugin_data.plugin_name == "custom_scalars"
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    (category,) = layout.category
+    patterns = [pattern for chart in category.chart for pattern in chart.multiline.tag]
+    lines = [[tag for tag in TAGS if re.match(pattern, tag)] for pattern in patterns]
+    assert [len(tags) for tags in lines] == [1, 1, 1]
+    (margin,) = [series for chart in category.chart for series in chart.margin.series]
+    assert {margin.value, margin.lower, margin.upper} | {tag for tags in lines for tag in tags} == set(TAGS)
+
+
+@pytest.mark.usefixtures("_quick_figures")
+def test_the_board_leaves_out_what_has_no_number_of_weights(tmp_path):
+    groups = few()
+    for row in groups[3]["levels"]:
+        row["kept"] = None
+    groups[1]["label"] = groups[2]["label"] = OVERVIEW
+    folders = write_board(make_comparison(groups), tmp_path)
+    assert "edge-popup" not in {folder.name for folder in folders}
+    assert len(set(folders)) == len(folders)

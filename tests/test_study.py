@@ -1,0 +1,120 @@
+"""Studies: every file that ships is whole, one runs to its page, and what is published stands beside what is measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from ticket_search import RequestError
+from ticket_search.config import find_study, studies
+from ticket_search.study import Published, compare_with_published, read_study
+
+SMALL = """
+title = "A small study"
+paper = "Somebody, Something, 2020"
+question = "Does it run?"
+hours = 0.01
+differs = ["One epoch."]
+statements = ["Pruning is good."]
+
+[[published]]
+label = "dense"
+method = "dense"
+density = 1.0
+accuracy = 90.0
+
+[[published]]
+label = "table 1"
+method = "imp"
+density = 0.5
+accuracy = 10.0
+
+[[published]]
+label = "nowhere near"
+method = "imp"
+density = 0.01
+accuracy = 50.0
+
+[[published]]
+label = "shuffled"
+control = "shuffle"
+density = 0.5
+accuracy = 85.0
+
+[sweep]
+seeds = "0-1"
+controls = ["shuffle"]
+
+[sweep.base]
+method = "imp"
+density = 0.5
+fraction = 0.5
+epochs = 1
+"""
+
+
+@pytest.mark.parametrize("name", studies())
+def test_every_study_that_ships_is_whole(name):
+    study = read_study(find_study(name))
+    assert study.name == name
+    assert study.statements and study.question.endswith("?")
+    assert len({run.config.seed for run in study.sweep.runs}) > 1
+    assert study.hours <= 24
+
+
+def test_a_study_runs_to_its_page(ticket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(SMALL)
+    answer = ticket("study", "small.toml")
+    assert answer.code == 0, answer.err
+    page = (tmp_path / "results/small.md").read_text()
+    for text in (
+        "# A small study",
+        "ticket study small",
+        "One epoch.",
+        "Pruning is good.",
+        "| not measured |",
+        "small.png",
+    ):
+        assert text in page, text
+    lines = {line.split(" | ")[0].strip("| "): line for line in page.splitlines() if line.startswith("| ")}
+    assert lines["table 1"].endswith("| no |")
+    assert "(at 0.5)" in lines["shuffled"]
+    for suffix in ("png", "html", "csv"):
+        assert (tmp_path / f"results/small.{suffix}").stat().st_size > 500
+    again = ticket("study", "small.toml")
+    assert again.code == 2 and "--overwrite" in again.err
+    before = page
+    assert ticket("study", "small.toml", "--overwrite").code == 0
+    assert (tmp_path / "results/small.md").read_text() == before, "the same runs give the same page"
+
+
+def test_published_numbers_beside_ours():
+    level = {"density": 0.1, "mean": 80.0, "n": 5, "interval": [79.0, 82.5]}
+    dense = {**level, "density": 1.0, "mean": 90.0, "interval": None, "n": 1}
+    control = {**level, "control": "reinit", "data": "digits", "mean": 70.0, "interval": [69.0, 71.0]}
+    comparison = {"groups": [{"method": "imp", "data": "digits", "levels": [dense, level], "controls": [control]}]}
+    cases = {
+        "in": ({"method": "imp", "density": 0.11, "accuracy": 82.0}, True),
+        "near": ({"method": "dense", "density": 1.0, "accuracy": 90.9}, True),
+        "out": ({"method": "imp", "density": 0.1, "accuracy": 83.0}, False),
+        "control": ({"control": "reinit", "density": 0.1, "accuracy": 70.5}, True),
+        "other data": ({"control": "reinit", "data": "mnist", "density": 0.1, "accuracy": 70.5}, None),
+        "other density": ({"method": "imp", "density": 0.3, "accuracy": 80.0}, None),
+        "other method": ({"method": "snip", "density": 0.1, "accuracy": 80.0}, None),
+    }
+    rows = compare_with_published(comparison, [Published(label=key, **point) for key, (point, _) in cases.items()])
+    assert {row["label"]: row["agrees"] for row in rows} == {key: agrees for key, (_, agrees) in cases.items()}
+
+
+def test_everything_that_is_wrong_with_a_study_at_once(tmp_path):
+    path = tmp_path / "wrong.toml"
+    path.write_text(
+        SMALL.replace("hours = 0.01", 'hours = "long"\nquestoin = "?"').replace("fraction = 0.5", "fractoin = 0.5")
+    )
+    with pytest.raises(RequestError) as error:
+        read_study(path)
+    text = str(error.value)
+    for part in ("hours", "unknown key 'questoin'; did you mean 'question'", "--fractoin; did you mean '--fraction'"):
+        assert part in text, text
+    with pytest.raises(RequestError, match="frankle2018-lenet"):
+        find_study("frankle")

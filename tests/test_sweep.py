@@ -1,0 +1,511 @@
+"""Many runs: the file, the names, the processes, and what is left when they are stopped."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ticket_search import RequestError, search
+from ticket_search.requests import parse_seeds, read_request
+from ticket_search.sweep import plan_sweep, read_sweep, run_sweep
+from ticket_search.sweep_progress import CONTROLS, RUNNING, Board, BoardProgress, SweepProgress
+
+
+@pytest.fixture
+def sweep_file(tmp_path, monkeypatch):
+    """Write `mine.toml` in an empty folder that is the current one."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str) -> Path:
+        Path("mine.toml").write_text(text)
+        return Path("mine.toml")
+
+    return write
+
+
+def problems_of(path: Path, **flags) -> list[str]:
+    with pytest.raises(RequestError) as caught:
+        read_sweep(path, **flags)
+    assert len(set(caught.value.problems)) == len(caught.value.problems), "no sentence twice"
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("given", "seeds"),
+    [
+        ("0-4", (0, 1, 2, 3, 4)), ("0-2,7", (0, 1, 2, 7)), ("3", (3,)), ("5-5", (5,)), (" 1 , 2-3", (1, 2, 3)),
+        ([0, 1, 7], (0, 1, 7)), (["0-1", 9], (0, 1, 9)), (12, (12,)),
+    ],
+)  # fmt: skip
+def test_seeds(given, seeds):
+    assert parse_seeds(given) == seeds
+
+
+@pytest.mark.parametrize(
+    "given", ["", "4-0", "-1", "a", "1,", "1.5", [], [True], [0.5], {}, "0-100000", "9" * 30, "1,1", "0-3,2"]
+)
+def test_seeds_that_are_none(given):
+    with pytest.raises(RequestError, match="--seeds .*: (expected seeds, as 0-4 or 0-2,7|. is there twice)"):
+        parse_seeds(given)
+
+
+def test_every_problem_of_a_sweep_is_told_at_once(sweep_file, tmp_path):
+    path = sweep_file("""
+        sedes = "0-4"
+        epochs = 3
+        seeds = "4-0"
+        controls = ["reinint"]
+        [base]
+        seed = 3
+        batchsize = 3
+        sparsity = 0.5
+        config = "lenet-impp"
+        [base.impp]
+        lr = 1
+        [base.imp]
+        method = "imp"
+        rewind = "soon"
+        [grid]
+        method = ["imp", "snip"]
+        density = 0.3
+        lr = []
+        [[runs]]
+        method = "dense"
+        rewind = "100it"
+        density = "all"
+        [[runs]]
+        method = "denze"
+        """)
+    found = problems_of(path)
+    expected = [
+        "unknown key 'sedes'; did you mean 'seeds'? The keys are about, base",
+        "epochs is a flag of the runs: it belongs in [base]",
+        "seeds 4-0: expected seeds",
+        "unknown control 'reinint'; did you mean 'reinit'?",
+        "seeds, and seed in [base]: give one of them",
+        "unknown flag --batchsize; did you mean '--batch-size'?",
+        "sparsity is a word of the command line only",
+        "unknown recipe 'lenet-impp'; did you mean 'lenet-imp-2018'?",
+        "[base.impp]: unknown method 'impp'; did you mean 'imp'?",
+        "[base.imp] method: it belongs in [base]",
+        "--rewind soon: expected steps or epochs",
+        "grid.density 0.3: expected a list of values, as density = [0.3]",
+        "grid.lr []: expected a list of values",
+        "--rewind is a flag of imp, one-shot, not of dense (in the run method=dense rewind=100it density=all)",
+        "--density 'all': expected a number",
+        "unknown method 'denze'; did you mean 'dense'?",
+    ]  # fmt: skip
+    for sentence in expected:
+        assert any(problem.startswith(sentence) for problem in found), (sentence, found)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "mine.toml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[base]\ndensity = 0.5\n[[runs]]\nmethod = 'snip'\n[[runs]]\nmethod = 'dense'", "--density 0.5: expected greater than or equal to 1 (in the run method=dense)"),
+        ("[grid]\nlr = [0.1, 0.1]", "the run edge-popup-lenet-300-100-digits-d0.5-s0 is there twice"),
+        ("[grid]\nmethod = ['imp']\n[[runs]]\nmethod = 'imp'\nepochs = 12", "is there twice, as imp-lenet-300-100-digits-d0.1-s0 too"),
+        ("[grid]\ndensity = [0.12345678, 0.12345679]", "two runs would lie in the folder edge-popup-lenet-300-100-digits-d0.123457-s0"),
+        ("seeds = 1\n[grid]\nseed = [0, 1]", "seeds, and seed in [grid] or [[runs]]: give one of them"),
+        ("control_levels = [3]", "control_levels goes with controls"),
+        ("controls_on = 'mnist1d'", "controls_on goes with controls"),
+        ("controls = ['reinit']\ncontrols_on = 'mnist1'", "unknown data set 'mnist1'; did you mean 'mnist1d'?"),
+        ("base = 3", "base 3: expected a valid dictionary"),
+        ("[runs]\nlr = 0.1", "runs {'lr': 0.1}: expected a valid list"),
+        ("controls = 'reinit'", "controls 'reinit': expected a valid tuple"),
+        ("[base]\nname = 'mine'", "--name is a flag of ticket search"),
+        ("[base]\nlr = '0.1'", "--lr '0.1': expected a number or true or false, without quotes"),
+        ("[base]\nmethod = 5", "unknown method '5'"),
+        ("lr = = 3", "cannot be read as TOML"),
+    ],
+)  # fmt: skip
+def test_files_that_are_none(text, problem, sweep_file):
+    (found,) = problems_of(sweep_file(text))
+    assert problem in found
+
+
+def test_a_missing_file(tmp_path):
+    (found,) = problems_of(tmp_path / "none.toml")
+    assert "cannot be read" in found
+
+
+def test_the_grid_is_every_combination_and_the_listed_runs_stand_beside_it(sweep_file):
+    path = sweep_file("""
+        about = "Rates and densities."
+        seeds = "0-1,5"
+        controls = ["reinit", "shuffle"]
+        control_levels = [3, 5]
+        controls_on = "kmnist"
+        [base]
+        epochs = 4
+        [base.imp]
+        rewind = "5it"
+        [grid]
+        method = ["imp", "magnitude-at-init"]
+        density = [0.1, 0.25]
+        lr = [1e-3, 0.01]
+        flip = [true, false]
+        [[runs]]
+        method = "dense"
+        epochs = 7
+        """)
+    sweep = read_sweep(path)
+    assert (sweep.name, sweep.about) == ("mine", "Rates and densities.")
+    assert (sweep.controls, sweep.control_levels, sweep.controls_on) == (("reinit", "shuffle"), (3, 5), "kmnist")
+    expected = []
+    for method, density, lr, flip in itertools.product(
+        ["imp", "magnitude-at-init"], [0.1, 0.25], [1e-3, 0.01], [True, False]
+    ):
+        for seed in (0, 1, 5):
+            name = f"{method}-lenet-300-100-digits-d{density}-s{seed}-lr-{lr}-flip-{'true' if flip else 'false'}"
+            expected.append(
+                (name, {"method": method, "density": density, "lr": lr, "flip": flip, "seed": seed, "epochs": 4})
+            )
+    expected += [(f"dense-lenet-300-100-digits-d1-s{seed}-epochs-7", {"method": "dense", "seed": seed, "epochs": 7}) for seed in (0, 1, 5)]  # fmt: skip
+    assert [run.name for run in sweep.runs] == [name for name, _ in expected]
+    for run, (_, values) in zip(sweep.runs, expected, strict=True):
+        assert {key: getattr(run.config, key) for key in values} == values
+        assert getattr(run.config, "rewind", None) == ("5it" if values["method"] == "imp" else None)
+        assert run.config.threads == 1
+    assert sweep.runs[0].configuration == "imp-lenet-300-100-digits-d0.1-lr-0.001-flip-true"
+
+
+def test_a_recipe_gives_first_values_and_the_threads_are_one_unless_told(sweep_file):
+    path = sweep_file(
+        "[base]\nconfig = 'lenet-imp-2018'\ndata = 'digits'\nseed = 4\n[[runs]]\nepochs = 3\n[[runs]]\nmethod = 'dense'\nconfig = 'mine-2.toml'"
+    )
+    Path("mine-2.toml").write_text("lr = 0.5\nmethod = 'imp'\n")
+    first, second = read_sweep(path).runs
+    assert (first.config.method, first.config.fraction, first.config.epochs, first.config.data) == (
+        "imp",
+        0.2,
+        3,
+        "digits",
+    )
+    assert (second.config.method, second.config.lr) == ("dense", 0.5)
+    assert {run.config.seed for run in (first, second)} == {4}
+    assert {run.config.threads for run in (first, second)} == {1}
+    assert {run.config.threads for run in read_sweep(path, threads=3).runs} == {3}
+    path.write_text("[base]\nthreads = 2")
+    assert read_sweep(path).runs[0].config.threads == 2
+
+
+def test_problems_of_this_machine_are_told_at_once_too(sweep_file, tmp_path):
+    path = sweep_file("""
+        [grid]
+        exclude = ["fc9", "fc1"]
+        [[runs]]
+        model = "nothing:make"
+        data = "nowhere:load"
+        [[runs]]
+        method = "imp"
+        warmup = "600it"
+        [[runs]]
+        method = "snip"
+        """)
+    taken = tmp_path / "runs/mine/snip-lenet-300-100-digits-d0.1-s0"
+    taken.mkdir(parents=True)
+    (taken / "cat.png").write_bytes(b"x")
+    with pytest.raises(RequestError) as caught:
+        plan_sweep(read_sweep(path))
+    expected = [
+        "no parameter fits 'fc9'",
+        "there is no module nowhere",
+        "there is no module nothing",
+        "--warmup 600it",
+        "is not a run",
+    ]
+    assert len(caught.value.problems) == len(expected)
+    for part in expected:
+        assert any(part in problem for problem in caught.value.problems), (part, caught.value.problems)
+    for jobs, runs in ((0, "runs"), (1, path)):
+        with pytest.raises(RequestError, match="--jobs 0: expected a number|is a file, expected a folder"):
+            plan_sweep(read_sweep(path), runs, jobs)
+
+
+SMALL = """
+seeds = [0, 3]
+[base]
+epochs = 1
+evaluate_every = "10it"
+[base.imp]
+rewind = "5it"
+[grid]
+method = ["imp", "edge-popup"]
+density = [0.5]
+[[runs]]
+method = "dense"
+"""
+
+
+def tickets_in(folder: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in folder.glob("*/ticket.safetensors")}
+
+
+def test_a_sweep_gives_the_bytes_of_single_searches_and_redoes_nothing(sweep_file, ticket, monkeypatch):
+    path = sweep_file(SMALL)
+    planned = json.loads(ticket("sweep", str(path), "--dry-run", "--json").out)
+    assert not Path("runs").exists()
+    assert [(row["configuration"], row["runs"], row["done"], row["steps"]) for row in planned["configurations"]] == [
+        ("imp-lenet-300-100-digits-d0.5", 2, 0, 2 * (21 + 4 * 16)),
+        ("edge-popup-lenet-300-100-digits-d0.5", 2, 0, 2 * 10),
+        ("dense-lenet-300-100-digits-d1", 2, 0, 2 * 21),
+    ]
+    assert planned["steps"] == sum(run["steps"] for run in planned["runs"])
+    assert 0 < planned["seconds"] == pytest.approx(3600 * planned["hours"])
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    done = ticket("sweep", str(path), "--jobs", "2")
+    assert done.code == 0, done.err
+    assert "warning: 2 jobs of 1 threads on 1 cores" in done.err
+    assert "6 runs, 0 of them done: 232 steps" in done.out
+    assert "ticket compare runs/mine/*" in done.out
+    assert len(re.findall(r"^\d of 6  finished  \S+  test \d", done.err, re.MULTILINE)) == 6
+    both = tickets_in(Path("runs/mine"))
+    assert set(both) == {run["name"] for run in planned["runs"]}
+
+    path.write_text(f"controls = ['reinit', 'shuffle']\ncontrol_levels = [2, 9]\n{SMALL}")
+    result = run_sweep(read_sweep(path), "alone", progress=False)
+    assert (len(result.finished), result.failures, result.interrupted) == (6, {}, False)
+    assert tickets_in(Path("alone/mine")) == both
+    for folder in result.finished:
+        kept = folder / "controls.json"
+        rows = json.loads(kept.read_text())["rows"] if kept.exists() else []
+        level = 2 if folder.name.startswith("imp") else None
+        kinds = [] if folder.name.startswith("dense") else ["reinit", "shuffle"]
+        assert [(row["control"], row["level"]) for row in rows] == [(kind, level) for kind in kinds]
+    path.write_text(SMALL)
+    for method, seed in itertools.product(["imp", "edge-popup", "dense"], [0, 3]):
+        own = {"imp": {"density": 0.5, "rewind": "5it"}, "edge-popup": {"density": 0.5}, "dense": {}}[method]
+        run = search(
+            method, runs="single", progress=False, seed=seed, epochs=1, evaluate_every="10it", threads=1, **own
+        )
+        assert both[run.path.name] == (run.path / "ticket.safetensors").read_bytes()
+
+    before = {file: file.stat().st_mtime_ns for file in Path("runs").rglob("*")}
+    again = ticket("sweep", str(path), "--jobs", "2", "--json")
+    assert again.code == 0, again.err
+    found = json.loads(again.out)
+    assert len(found["runs"]) == 6
+    assert found["failures"] == {}
+    path.write_text(SMALL.replace("epochs = 1", "epochs = 2"))
+    other = ticket("sweep", str(path))
+    assert other.code == 2
+    assert other.err.count("is another one (--epochs 1 there, 2 here): choose another --runs") == 6
+    assert {file: file.stat().st_mtime_ns for file in Path("runs").rglob("*")} == before
+
+
+MODELS = """
+import os
+from torch import nn
+
+class Fails(nn.Sequential):
+    count = 0
+    def forward(self, x):
+        self.count += self.training
+        if self.count > 15:
+            FAIL
+        return super().forward(x)
+
+def fails(classes):
+    return Fails(nn.Flatten(), nn.Linear(64, classes))
+"""
+FAILING = """
+[base]
+method = "dense"
+epochs = 1
+evaluate_every = "10it"
+[grid]
+model = ["MODULE:fails", "lenet-300-100"]
+[[runs]]
+method = "snip"
+density = 0.5
+"""
+
+
+def write_models(module: str, statement: str, calls: int = 15) -> str:
+    """A module of a network that does something when it is trained once more than so many times; the sweep's file."""
+    Path(f"{module}.py").write_text(MODELS.replace("FAIL", statement).replace("15", str(calls)))
+    return FAILING.replace("MODULE", module)
+
+
+def test_a_run_that_fails_is_told_and_the_others_finish(sweep_file, ticket):
+    path = sweep_file(write_models("raising", "raise RuntimeError('no more')"))
+    name = "dense-raising-fails-digits-d1-s0"
+    done = ticket("sweep", str(path), "--jobs", "2")
+    assert done.code == 1
+    assert f"failed: {name}: RuntimeError: no more (all of it in runs/mine/{name}/failure.txt)" in done.err
+    assert "in forward" in Path(f"runs/mine/{name}/failure.txt").read_text()
+    assert len(tickets_in(Path("runs/mine"))) == 2
+    assert name not in done.out.partition("test %")[2]
+
+    write_models("raising", "pass")
+    # This process has imported the module as it was; those of the sweep are new.
+    again = ticket("sweep", str(path), "--json")
+    assert again.code == 0, again.err
+    assert len(json.loads(again.out)["runs"]) == 3
+    assert not list(Path("runs/mine").rglob("failure.txt"))
+
+
+@pytest.mark.slow
+def test_a_run_that_kills_its_process_takes_no_other_with_it(sweep_file):
+    path = sweep_file("seeds = '0-2'\n" + write_models("killing", "os.kill(os.getpid(), 9)"))
+    result = run_sweep(read_sweep(path), jobs=2, progress=False)
+    died = "its process died twice: killed, or out of memory?"
+    assert result.failures == {f"dense-killing-fails-digits-d1-s{seed}": died for seed in range(3)}
+    assert len(result.finished) == 6
+    assert not result.interrupted
+
+
+def test_a_step_that_fails_is_told_before_anything_starts(sweep_file):
+    path = sweep_file(write_models("early", "raise KeyError('oh')", calls=2))
+    with pytest.raises(RequestError, match="dense-early-fails-digits-d1: a step of training raises KeyError: 'oh'"):
+        plan_sweep(read_sweep(path))
+
+
+TICKET = [sys.executable, "-m", "ticket_search"]
+LONG = "seeds = '0-2'\n[base]\nmethod = 'edge-popup'\nepochs = 80\n"
+
+
+def children_of(process: int) -> set[int]:
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    pairs = [(int(text.split()[0]), int(text.rpartition(")")[2].split()[1])) for text in stats]
+    return {child for child, parent in pairs if parent == process}
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def start_and_stop(path: Path, runs: str, stop) -> tuple[subprocess.Popen, str]:
+    """A sweep of two jobs, stopped in the middle of its first runs; nothing that it has started is left."""
+    process = subprocess.Popen(
+        [*TICKET, "sweep", str(path), "--jobs", "2", "--runs", runs],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: len(list(Path(runs).glob("mine/*/state.pt"))) == 2 or process.poll() is not None)
+        assert process.poll() is None, process.communicate()
+        children = children_of(process.pid)
+        assert len(children) >= 2
+        stop(process)
+        _, err = process.communicate(timeout=60)
+        wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+    finally:
+        process.kill()
+    return process, err
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("whole")
+    for seed in range(3):
+        search("edge-popup", epochs=80, seed=seed, threads=1, runs=folder, progress=False)
+    return tickets_in(folder)
+
+
+def to_the_group(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def to_the_first_process(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGTERM)
+
+
+def killed(process: subprocess.Popen) -> None:
+    process.kill()
+
+
+@pytest.mark.parametrize(
+    "stop", [to_the_group, pytest.param(to_the_first_process, marks=pytest.mark.slow), pytest.param(killed, marks=pytest.mark.slow)]
+)  # fmt: skip
+def test_a_stopped_sweep_leaves_runs_that_go_on_to_the_same_bytes(stop, sweep_file, never_stopped):
+    path = sweep_file(LONG)
+    process, err = start_and_stop(path, "stopped", stop)
+    if stop is not killed:
+        assert process.returncode == 130, err
+        assert "stopped; go on with:\n  ticket sweep mine.toml --jobs 2 --runs stopped" in err
+        assert "Traceback" not in err
+    assert len(list(Path("stopped").glob("mine/*/state.pt"))) == 2
+    assert not list(Path("stopped").glob("mine/*/summary.json")), "stopped too late to tell anything"
+    again = run_sweep(read_sweep(path), "stopped", jobs=2, progress=False)
+    assert not again.interrupted
+    assert tickets_in(Path("stopped/mine")) == never_stopped
+
+
+def test_seeds_of_a_search_lie_beside_other_runs(ticket, tmp_path):
+    other = search("dense", epochs=2, threads=1, seed=1, runs="runs", progress=False)
+    words = ("search", "--method", "dense", "--epochs", "1", "--seeds", "0-1")
+    assert "dense-lenet-300-100-digits-d1      2" in ticket(*words, "--dry-run").out
+    done = ticket(*words, "--jobs", "2")
+    assert done.code == 0, done.err
+    paths = ["runs/dense-lenet-300-100-digits-d1-s0", f"{other.path}-2"]
+    assert f"ticket compare {' '.join(paths)}" in done.out
+    assert {json.loads((Path(path) / "summary.json").read_text())["seed"] for path in paths} == {0, 1}
+    again = json.loads(ticket(*words, "--json").out)
+    assert [row["path"] for row in again["runs"]] == paths
+    assert set(again) == {"runs"}
+    assert len(list(Path("runs").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "problems"),
+    [
+        ("--seeds 0-1 --seed 3 --name x --lr 0", ["--seed 3 and --seeds 0-1: give one of them", "--name x names one run", "--lr 0:"]),
+        ("--seeds 3-1", ["--seeds 3-1: expected seeds"]),
+        ("--jobs 2", ["--jobs 2 goes with --seeds"]),
+        ("--seeds 0-1 --jobs 0", ["--jobs 0: expected a number of runs"]),
+        ("--seeds 0-1 --jobs two", ["--jobs two: expected a number of runs"]),
+        ("--seeds", ["--seeds needs a value, as --seeds 0-4"]),
+    ],
+)  # fmt: skip
+def test_seeds_that_do_not_go_with_a_search(words, problems):
+    with pytest.raises(RequestError) as caught:
+        read_request(words.split())
+    assert len(caught.value.problems) == len(problems)
+    for problem, expected in zip(sorted(caught.value.problems), sorted(problems), strict=True):
+        assert problem.startswith(expected)
+
+
+def shown(terminal: bool) -> tuple[SweepProgress, Board]:
+    board = Board(3)
+    shows = SweepProgress(["one", "two", "three"], [100, 100, 0], board)
+    shows.console = Console(file=io.StringIO(), force_terminal=terminal, width=100, legacy_windows=False)
+    return shows, board
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_shown_of_a_sweep(terminal):
+    shows, board = shown(terminal)
+    with shows:
+        board.enter(0, RUNNING)
+        board.enter(2, CONTROLS)
+        report = BoardProgress(board, 0)
+        report.advance_to(30)
+        report.numbers({"accuracy/validation": 91.5, "loss/train": 3.0})
+        plain = Console(file=io.StringIO(), width=100)
+        plain.print(shows._render())
+        table = plain.file.getvalue()
+        assert re.search(r"one +30 of 100 +91.50 %\nthree +controls *\n2 running, 1 waiting", table)
+        assert "15 %" in table
+        shows.ended(0, "finished", "test 90.00 %  1.0 s")
+        shows.ended(1, "failed", "oh")
+    written = shows.console.file.getvalue()
+    assert "1 of 3  finished  one  test 90.00 %  1.0 s\n" in written.replace("\r", "")
+    assert "2 of 3  failed  two  oh" in written
+    assert ("\x1b[" in written) == terminal

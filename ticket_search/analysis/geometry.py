@@ -1,0 +1,93 @@
+"""Where masks keep their weights: overlap beside what chance would give, layer densities, churn over levels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import supermask
+from supermask import Masks, Ticket
+
+from ..problems import RequestError
+from ..runs import TICKET
+
+
+def overlap_by_chance(one: Masks, other: Masks) -> float:
+    """The intersection over union to expect of masks that keep as much of each tensor as these, at random places.
+
+    The expected intersection over the expected union: for the many weights of a network the two are near their means.
+    """
+    both = either = 0.0
+    mine, theirs = one.kept_per_tensor, other.kept_per_tensor
+    for name, mask in one.counted().items():
+        shared = mine[name] * theirs[name] / mask.numel()
+        both += shared
+        either += mine[name] + theirs[name] - shared
+    return both / either if either else 1.0
+
+
+def compare_masks(tickets: Mapping[str, Ticket]) -> dict[str, Any]:
+    """Overlaps of all pairs of tickets, and how dense each of their layers is.
+
+    Returns:
+        `{"labels", "overlap", "chance", "layers", "densities"}`: matrices of intersection over union, measured and by
+        chance, in the order of the labels; and for each label the densities of the layers.
+
+    Raises:
+        RequestError: tickets of networks whose masks do not fit each other.
+    """
+    labels = list(tickets)
+    masks = {label: ticket.masks for label, ticket in tickets.items()}
+    first = masks[labels[0]]
+    problems = [
+        f"{label} masks other tensors than {labels[0]}" for label in labels if masks[label].shapes != first.shapes
+    ]
+    if problems:
+        raise RequestError(problems)
+    return {
+        "labels": labels,
+        "overlap": [[masks[a].overlap(masks[b]) for b in labels] for a in labels],
+        "chance": [[1.0 if a == b else overlap_by_chance(masks[a], masks[b]) for b in labels] for a in labels],
+        "layers": list(first.counted()),
+        "densities": [[masks[label].densities[name] for name in first.counted()] for label in labels],
+    }
+
+
+def compare_levels(run: str | Path) -> list[dict[str, Any]]:
+    """The levels of a search: density of each layer, share of mask entries changed, overlap with the level before.
+
+    Raises:
+        RequestError: a run without levels.
+    """
+    paths = sorted(Path(run, "levels").glob(f"*/{TICKET}"))
+    if not paths:
+        raise RequestError(f"{run} has no levels")
+    rows: list[dict[str, Any]] = []
+    before: Masks | None = None
+    for path in paths:
+        masks = supermask.load(path).masks
+        row: dict[str, Any] = {"level": int(path.parent.name), "density": masks.density, "layers": masks.densities}
+        if before is not None:
+            row |= {"changed": masks.changed(before), "overlap": masks.overlap(before), "nested": masks.within(before)}
+        rows.append(row)
+        before = masks
+    return rows
+
+
+def load_tickets(names: Sequence[str | Path]) -> dict[str, Ticket]:
+    """Tickets of run folders or files, by name.
+
+    Raises:
+        RequestError: what is neither; all of them are named.
+    """
+    found, problems = {}, []
+    for name in names:
+        path = Path(name, TICKET) if Path(name).is_dir() else Path(name)
+        if path.is_file():
+            found[str(name)] = supermask.load(path)
+        else:
+            problems.append(f"{name} is neither a ticket file nor a finished run")
+    if problems or not found:
+        raise RequestError(problems or ["no ticket is given"])
+    return found

@@ -1,0 +1,157 @@
+"""The runs of a comparison as they lie on disk, and what others have measured, in one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config import read_json, read_toml
+from ..methods import find_method
+
+# What makes two runs the same experiment but for chance: everything that is not a seed or a place.
+_SEEDS = ("seed", "init_seed", "order_seed", "mask_seed")
+_NOT_COMPARED = frozenset({*_SEEDS, "data_dir", "threads", "workers", "ticket", "whole", "device"})
+CONTROLS = "controls.json"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One seed of an experiment: a run, or lines of somebody's table.
+
+    `rows` has a measurement per level, or one; `controls` one per control. `pair` is what the runs of other
+    experiments must share to be compared seed by seed: the seeds of the weights and of the data order.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    seed: int
+    seeds: tuple[Any, ...]
+    rows: list[dict[str, Any]]
+    controls: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float | None = None
+    dense_trainings: float | None = None
+    measured_here: bool = True
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return str(self.recipe["method"])
+
+    @property
+    def pair(self) -> tuple[Any, ...]:
+        """The seeds of weights and order."""
+        return self.seeds[:2]
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the ticket's weights are never trained."""
+        return self.measured_here and find_method(self.method).traits.frozen_weights
+
+    @property
+    def dense(self) -> bool:
+        """Whether nothing is pruned."""
+        return len(self.rows) == 1 and self.rows[0]["density"] == 1
+
+    @property
+    def starts_dense(self) -> bool:
+        """Whether the first of several rows is the dense network."""
+        return len(self.rows) > 1 and self.rows[0]["density"] == 1
+
+    def cost(self, level: int) -> float | None:
+        """The search up to a level, in trainings of the dense network."""
+        total = self.rows[level].get("dense_trainings", self.dense_trainings)
+        if total is None or not self.starts_dense or not self.measured_here:
+            return total
+        # All levels after the dense one take equally many steps.
+        return float(1 + level * (total - 1) / (len(self.rows) - 1))
+
+
+def read_members(
+    runs: Iterable[str | Path], others: Iterable[Mapping[str, Any]] = ()
+) -> tuple[list[Member], list[str]]:
+    """The finished runs among folders, with what others have measured, and a sentence for each that is left out."""
+    members, left_out = [], []
+    for folder in dict.fromkeys(Path(run).resolve() for run in runs):
+        folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        if not (folder / "config.toml").exists():
+            left_out.append(f"{folder}: not a run")
+        elif not (folder / "summary.json").exists():
+            left_out.append(f"{folder}: not finished; `ticket resume {folder}` goes on")
+        else:
+            try:
+                member = _read_run(folder)
+            except (ValueError, KeyError, OSError) as error:
+                left_out.append(f"{folder}: damaged ({error})")
+                continue
+            if claim := _false_claim(folder, member):
+                left_out.append(f"{folder}: refused: {claim}")
+            else:
+                members.append(member)
+    return members + _read_others(others), left_out
+
+
+def _read_run(folder: Path) -> Member:
+    config, summary = read_toml(folder / "config.toml"), read_json(folder / "summary.json")
+    controls = read_json(folder / CONTROLS)["rows"] if (folder / CONTROLS).exists() else []
+    seed = config.get("seed", 0)
+    return Member(
+        name=str(folder),
+        recipe={key: value for key, value in config.items() if key not in _NOT_COMPARED},
+        seed=seed,
+        seeds=tuple(config.get(key, seed) for key in ("init_seed", "order_seed", "mask_seed")),
+        rows=summary.get("levels") or [summary],
+        controls=controls,
+        seconds=summary["seconds"],
+        dense_trainings=summary["cost"]["dense_trainings"],
+    )
+
+
+def _false_claim(folder: Path, member: Member) -> str:
+    """What the ticket does not keep of what the run says of it, or nothing."""
+    import supermask
+
+    path = folder / "ticket.safetensors"
+    if not path.exists():
+        return f"{path.name} is missing"
+    try:
+        ticket = supermask.load(path)
+    except supermask.TicketError as error:
+        return str(error)
+    claimed = member.rows[-1]
+    if ticket.masks.kept != claimed["kept"]:
+        return f"its ticket keeps {ticket.masks.kept:,} weights, its summary says {claimed['kept']:,}"
+    said = ticket.meta.get("accuracy", {}).get("final", {}).get("test")
+    if said is not None and said != claimed["test_accuracy"]:
+        return f"its ticket was measured at {said:.2f} %, its summary says {claimed['test_accuracy']:.2f} %"
+    return ""
+
+
+def _read_others(rows: Iterable[Mapping[str, Any]]) -> list[Member]:
+    """Lines of a table, one for each density and seed, as members."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        key = (*(row.get(name) or "" for name in ("method", "label", "model", "data")), row["seed"])
+        moment = {"min_validation_loss": {"step": row["early_step"]}} if row.get("early_step") is not None else {}
+        found.setdefault(key, []).append({**row, **moment})
+    members = []
+    for (method, label, model, data, seed), lines in found.items():
+        recipe = {"method": method, "label": label, "model": model, "data": data}
+        own = sorted((line for line in lines if not line.get("control")), key=lambda line: -line["density"])
+        if len(own) > 1:
+            own = [{**line, "level": level} for level, line in enumerate(own)]
+        levels = {line["density"]: line.get("level") for line in own}
+        beside = [{**line, "level": levels.get(line["density"])} for line in lines if line.get("control")]
+        members.append(
+            Member(
+                name=f"{label or method}, seed {seed}",
+                recipe={key: value for key, value in recipe.items() if value},
+                seed=seed,
+                seeds=(seed, seed, seed),
+                rows=own,
+                controls=beside,
+                measured_here=False,
+            )
+        )
+    return [member for member in members if member.rows]

@@ -1,0 +1,99 @@
+"""A comparison as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from .curves import Look
+from .plots import figure_svg
+from .tables import make_tables, right_aligned
+
+# What each answer means for the claim that this is a ticket.
+_GOOD = {"yes": "good", "no": "bad"}
+_MEANING = dict.fromkeys(("matching", "as_early", "init", "positions"), _GOOD) | {
+    "trivial": {"yes": "bad", "no": "good"}
+}
+_SIGNS = {"yes": "\N{CHECK MARK}", "no": "\N{BALLOT X}", "undecided": "?", "unknown": "\N{EN DASH}"}
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """A question with its answer: a sign and a word, and what it means: good, bad, open or unknown."""
+
+    question: str
+    sign: str
+    word: str
+    meaning: str
+    because: str
+    more: str
+
+
+def to_html(
+    comparison: Mapping[str, Any],
+    title: str,
+    published: Sequence[Mapping[str, Any]] = (),
+    extra_pictures: Sequence[tuple[str, bytes]] = (),
+) -> str:
+    """A page for a browser, without scripts and without a network: verdicts, figure, tables, and where they come from.
+
+    Args:
+        comparison: what `compare` returns.
+        title: above the page.
+        published: others' numbers for the figure, as in `plot_comparison`.
+        extra_pictures: more pictures to show, each its caption and a PNG.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("ticket_search.analysis").joinpath("page.html").read_text("utf-8"))
+    return template.render(
+        title=title,
+        comparison=comparison,
+        summary=_summarize(comparison),
+        cards=[(group, list(_find(group["verdict"]))) for group in comparison["groups"] if group["verdict"]],
+        figure=_address(figure_svg(comparison, published), "svg+xml"),
+        narrow=_address(figure_svg(comparison, published, Look(stacked=True)), "svg+xml"),
+        pictures=[(caption, _address(picture, "png")) for caption, picture in extra_pictures],
+        tables=[(table, right_aligned(table)) for table in make_tables(comparison)],
+    )
+
+
+def _address(picture: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+def _find(verdict: Mapping[str, Any]) -> Iterator[_Finding]:
+    for name, meaning in _MEANING.items():
+        answer = verdict.get(name)
+        if answer is not None:
+            word, more = answer["answer"], answer["more_seeds"]
+            yield _Finding(
+                answer["question"],
+                _SIGNS[word],
+                word,
+                meaning.get(word, "unknown" if word == "unknown" else "open"),
+                answer["because"],
+                "" if more is None else f"{more} more seed{'' if more == 1 else 's'} would probably decide",
+            )
+
+
+def _summarize(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was compared, in words."""
+    groups = comparison["groups"]
+    runs = {run for group in groups for run in group["runs"]}
+    seeds = sorted({group["n"] for group in groups})
+    most = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+    named = [
+        (name, ", ".join(dict.fromkeys(group[key] for group in groups if group[key])))
+        for name, key in (("methods", "method"), ("networks", "model"), ("data", "data"), ("precision", "precision"))
+    ]
+    return [
+        ("compared", f"{len(groups)} group{'' if len(groups) == 1 else 's'} of {len(runs)} runs"),
+        *((name, words) for name, words in named if words),
+        ("seeds", f"{most} in a group"),
+        ("margin", f"a ticket may be {comparison['delta']:g} percentage points worse than the dense network"),
+    ]

@@ -1,0 +1,149 @@
+"""Accuracy against density and against what the search cost, and matrices as heat maps, in PNG or SVG."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..problems import RequestError
+from .curves import DPI, SMALL, Look, draw, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".svg")
+
+
+def plot_comparison(
+    comparison: Mapping[str, Any],
+    path: str | Path,
+    published: Sequence[Mapping[str, Any]] = (),
+    *,
+    look: Look | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Draw a comparison: test accuracy against density, and against the cost of the search where that is known.
+
+        plot_comparison(compare(["runs/imp-1", "runs/imp-2"]), "comparison.svg")
+
+    Args:
+        comparison: what `compare` returns.
+        path: of the file; its suffix, .png or .svg, says the format.
+        published: others' numbers to draw beside it: `{"label", "density", "accuracy"}`, the accuracy in percent.
+        look: how the panels lie and where the accuracy axis begins.
+        overwrite: replace a file that is there.
+
+    Raises:
+        RequestError: another suffix, a folder that is not there, or a file that is there already.
+    """
+    path = _check_path(path, overwrite)
+    path.write_bytes(_render(draw(comparison, published, look or Look()), path.suffix.lower()))
+    return path
+
+
+def figure_png(
+    comparison: Mapping[str, Any], published: Sequence[Mapping[str, Any]] = (), look: Look | None = None
+) -> bytes:
+    """What `plot_comparison` draws, as a PNG. The same comparison gives the same bytes."""
+    return _render(draw(comparison, published, look or Look()), ".png")
+
+
+def figure_svg(
+    comparison: Mapping[str, Any], published: Sequence[Mapping[str, Any]] = (), look: Look | None = None
+) -> bytes:
+    """What `plot_comparison` draws, as an SVG without fonts. The same comparison gives the same bytes."""
+    return _render(draw(comparison, published, look or Look()), ".svg")
+
+
+def plot_heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    path: str | Path,
+    title: str,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Draw a matrix, the first row on top, its numbers in the cells: densities of layers, overlaps of masks.
+
+    Args:
+        rows: names.
+        columns: names.
+        values: a row of numbers for each name; None or NaN leaves the cell empty.
+        path: of the file, .png or .svg.
+        title: above the matrix.
+        overwrite: replace a file that is there.
+
+    Raises:
+        RequestError: as `plot_comparison`.
+    """
+    path = _check_path(path, overwrite)
+    path.write_bytes(_render(_draw_heat_map(rows, columns, values, title), path.suffix.lower()))
+    return path
+
+
+def heat_map_png(
+    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], title: str
+) -> bytes:
+    """What `plot_heat_map` draws, as a PNG."""
+    return _render(_draw_heat_map(rows, columns, values, title), ".png")
+
+
+def _check_path(path: str | Path, overwrite: bool) -> Path:
+    path = Path(path)
+    problems = []
+    if path.suffix.lower() not in FORMATS:
+        problems.append(f"{path}: expected a name that ends in {' or '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        problems.append(f"there is no folder {path.parent}")
+    if path.exists() and not overwrite:
+        problems.append(f"{path} exists; nothing is overwritten")
+    if problems:
+        raise RequestError(problems)
+    return path
+
+
+def _render(figure: Figure, suffix: str) -> bytes:
+    import matplotlib
+
+    file = io.BytesIO()
+    # Without the time, the version and random names inside the file.
+    metadata = {"Software": None} if suffix == ".png" else {"Date": None, "Creator": None}
+    with matplotlib.rc_context({"svg.hashsalt": "ticket", "svg.fonttype": "path"}):
+        figure.savefig(file, format=suffix.removeprefix("."), metadata=metadata)
+    return file.getvalue()
+
+
+def _draw_heat_map(
+    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], title: str
+) -> Figure:
+    import numpy
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cells = numpy.array([[math.nan if value is None else value for value in row] for row in values], dtype=float)
+    assert cells.shape == (len(rows), len(columns)), "a value for each row and column"
+    names = [[shorten(name, 40) for name in each] for each in (columns, rows)]
+    wide = 1.6 + 0.075 * max(map(len, names[1]), default=0) + 0.52 * len(columns)
+    high = 0.9 + 0.055 * max(map(len, names[0]), default=0) + 0.3 * len(rows)
+    figure = Figure(figsize=(max(wide, 4), max(high, 2)), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    finite = cells[numpy.isfinite(cells)]
+    low, high_value = (min(0.0, finite.min()), max(finite.max(), 1e-12)) if finite.size else (0.0, 1.0)
+    image = axes.imshow(cells, cmap="viridis", vmin=low, vmax=high_value, aspect="auto")
+    figure.colorbar(image, ax=axes, pad=0.02).ax.tick_params(labelsize=SMALL)
+    for (row, column), value in numpy.ndenumerate(cells):
+        if numpy.isfinite(value):
+            pale = (value - low) / (high_value - low) > 0.6
+            axes.text(
+                column, row, f"{value:.3g}", ha="center", va="center", fontsize=SMALL - 1,
+                color="black" if pale else "white",
+            )  # fmt: skip
+    axes.set_xticks(range(len(columns)), names[0], fontsize=SMALL, rotation=40, ha="right", parse_math=False)
+    axes.set_yticks(range(len(rows)), names[1], fontsize=SMALL, parse_math=False)
+    axes.set_title(shorten(title, 200), fontsize=SMALL + 1, parse_math=False)
+    return figure

@@ -1,0 +1,326 @@
+"""A comparison as rows, as CSV, Markdown and LaTeX; and CSV of other programs' measurements, read and checked."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field
+
+from ..problems import RequestError, nearest_hint
+
+# The columns of the CSV, which has a line for each seed of each level and of each control.
+COLUMNS = {
+    "method": "the search method; required",
+    "label": "tells groups of one method apart",
+    "control": "reinit, shuffle, random, ...; empty for the ticket itself",
+    "trained": "of a control: true if it was trained, false if it was only evaluated",
+    "data": "the data set that the accuracy is of",
+    "model": "the network",
+    "level": "of an iterative method, 0 is the dense network",
+    "density": "fraction of the maskable weights kept, above 0 and at most 1; required",
+    "kept": "number of weights kept",
+    "seed": "a whole number; the same seed in several methods makes a pair; required",
+    "test_accuracy": "percent, at the end of the training; required",
+    "early_step": "the step of minimum validation loss",
+    "dense_trainings": "what the search cost up to here, in trainings of the dense network",
+}
+_SHOWN_PROBLEMS = 20
+_PAIRED = "differences in percentage points, paired by seed; intervals of 95 %"
+LEVELS = ("Levels", f"test accuracy in percent, mean over seeds; {_PAIRED}")
+CONTROLS = (
+    "Controls",
+    f"test accuracy in percent, mean over seeds; {_PAIRED}; Holm p: of no difference, corrected for their number",
+)
+_Count = Annotated[int, Field(ge=0)]
+_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Line(pydantic.BaseModel, extra="forbid"):
+    """A line of the CSV."""
+
+    method: str
+    label: str | None = None
+    control: str | None = None
+    trained: bool | None = None
+    data: str | None = None
+    model: str | None = None
+    level: _Count | None = None
+    density: float = Field(gt=0, le=1, allow_inf_nan=False)
+    kept: _Count | None = None
+    seed: _Count
+    test_accuracy: float = Field(ge=0, le=100, allow_inf_nan=False)
+    early_step: _Count | None = None
+    dense_trainings: _NotNegative | None = None
+
+
+REQUIRED = tuple(name for name, entry in _Line.model_fields.items() if entry.is_required())
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, what the numbers are, names of columns, and rows of text."""
+
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def to_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A flat row for each level and each control: what group it is of, what was measured, and what is said of it.
+
+    Accuracies and differences are in percent and percentage points; `low` and `high` are the ends of the 95 % interval
+    of the mean. A level's `difference` is ticket minus dense, a control's is ticket minus control, both paired by seed;
+    `difference_low` and `difference_high` are the ends of its 95 % interval.
+    """
+    return [_flatten(group, row) for group, row in _walk(comparison)]
+
+
+def _walk(comparison: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    for group in comparison["groups"]:
+        for row in (*group["levels"], *group["controls"]):
+            yield group, row
+
+
+def _flatten(group: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = row["interval"] or (None, None)
+    gap = row["difference"] or {}
+    gap_low, gap_high = gap.get("interval") or (None, None)
+    return {
+        "method": group["method"],
+        "label": group["label"],
+        "control": row.get("control"),
+        "trained": row.get("trained"),
+        "data": row.get("data") or group["data"],
+        "model": group["model"],
+        "precision": group["precision"],
+        **{key: row.get(key) for key in ("level", "density", "kept", "n", "mean", "std")},
+        "low": low,
+        "high": high,
+        **{key: row.get(key) for key in ("early_step", "dense_trainings")},
+        "difference": gap.get("mean"),
+        "difference_low": gap_low,
+        "difference_high": gap_high,
+        "p_holm": row.get("p_holm"),
+        "matching": (row.get("matching") or {}).get("answer"),
+    }
+
+
+def to_csv(comparison: Mapping[str, Any]) -> str:
+    """A line for each seed of each level and control, with the columns COLUMNS; `read_csv` reads it."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for group, row in _walk(comparison):
+        flat = _flatten(group, row)
+        # The mean over several seeds is no seed's step.
+        steps = row.get("early_steps") or ([row.get("early_step")] if len(row["seeds"]) == 1 else [])
+        steps = steps if len(steps) == len(row["seeds"]) else [None] * len(row["seeds"])
+        trained = None if flat["trained"] is None else str(flat["trained"]).lower()
+        for seed, value, step in zip(row["seeds"], row["values"], steps, strict=True):
+            writer.writerow({**flat, "trained": trained, "seed": seed, "test_accuracy": value, "early_step": step})
+    return file.getvalue()
+
+
+def read_csv(path: str | Path) -> list[dict[str, Any]]:
+    """Measurements of any program, a line for each density and seed, to be compared with runs.
+
+        method,density,seed,test_accuracy
+        my-method,0.2,0,97.31
+        my-method,0.2,1,97.18
+
+    Args:
+        path: of a CSV with a header. COLUMNS are the columns it may have, in any order, REQUIRED those it must have.
+
+    Returns:
+        A dictionary for each line, without what is empty there.
+
+    Raises:
+        RequestError: everything that is wrong with it, with the numbers of the lines.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except OSError as error:
+        raise RequestError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"{path}: expected text in UTF-8") from None
+    except csv.Error as error:
+        raise RequestError(f"{path}: {error}") from None
+    header = [name.strip() for name in lines[0]] if lines else []
+    problems = _check_header(header)
+    found: dict[int, dict[str, Any]] = {}
+    for number, cells in enumerate(lines[1:], start=2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(header):
+            problems.append(f"line {number}: {len(cells)} cells, the header has {len(header)}")
+            continue
+        pairs = zip(header, cells, strict=True)
+        given = {name: cell.strip() for name, cell in pairs if name in COLUMNS and cell.strip()}
+        try:
+            found[number] = _Line.model_validate(given).model_dump(exclude_unset=True)
+        except pydantic.ValidationError as error:
+            problems += [_sentence(number, item) for item in error.errors() if item["loc"][0] in header]
+    problems += _check_lines(found) if not problems else []
+    if problems:
+        more = len(problems) - _SHOWN_PROBLEMS
+        shown = problems if more <= 0 else [*problems[:_SHOWN_PROBLEMS], f"and {more} more"]
+        raise RequestError([f"{path}: {problem}" for problem in shown])
+    return list(found.values())
+
+
+def _check_header(header: Sequence[str]) -> list[str]:
+    problems = [
+        f"unknown column '{name}'{nearest_hint(name, COLUMNS) or '.'} The columns are {', '.join(COLUMNS)}"
+        for name in header
+        if name not in COLUMNS
+    ]
+    problems += [f"there is no column {name}" for name in REQUIRED if name not in header]
+    return problems + [f"column {name} stands there twice" for name in COLUMNS if header.count(name) > 1]
+
+
+def _sentence(number: int, item: Any) -> str:
+    if item["type"] == "missing":
+        return f"line {number}: {item['loc'][0]} is empty"
+    expected = re.sub(r"^Input should be |, unable to .*", "", item["msg"])
+    return f"line {number}: {item['loc'][0]} {item['input']!r}: expected {expected}"
+
+
+def _check_lines(found: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """What is wrong with all the lines together."""
+    if not found:
+        return ["there are no lines below the header"]
+    if max(line["test_accuracy"] for line in found.values()) <= 1:
+        return ["no test_accuracy is above 1: expected percent, as 97.3"]
+    problems: list[str] = []
+    seen: dict[tuple[Any, ...], int] = {}
+    measured = ("test_accuracy", "early_step", "dense_trainings", "kept")
+    for number, line in found.items():
+        key = tuple(line.get(name) for name in COLUMNS if name not in measured)
+        if key in seen:
+            problems.append(f"line {number} measures the same as line {seen[key]}")
+        seen.setdefault(key, number)
+    return problems
+
+
+def make_tables(comparison: Mapping[str, Any]) -> list[Table]:
+    """For people: the levels of all groups, and the controls of those that have some; empty columns are left out."""
+    rows = to_rows(comparison)
+    several = len({(row["model"], row["data"], row["precision"]) for row in rows}) > 1
+    levels = [row for row in rows if row["control"] is None]
+    controls = [row for row in rows if row["control"] is not None]
+    common: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "on": lambda row: f"{row['model']} {row['data']} {row['precision']}".strip() if several else "",
+        "density": lambda row: f"{row['density']:.4g}",
+        "kept": lambda row: _text(row["kept"], ","),
+        "seeds": lambda row: _text(row["n"]),
+        "test %": lambda row: _text(row["mean"], ".2f"),
+        "interval": lambda row: _range(row["low"], row["high"], ".2f"),
+    }
+    beside = {"its interval": lambda row: _range(row["difference_low"], row["difference_high"], "+.2f")}
+    level_columns = {
+        "level": lambda row: _text(row["level"]),
+        **common,
+        "minus dense": lambda row: _text(row["difference"], "+.2f"),
+        **beside,
+        "matching": lambda row: row["matching"] or "",
+        "early stop at": lambda row: _text(row["early_step"], ",.0f"),
+        "dense trainings": lambda row: _text(row["dense_trainings"], ".1f"),
+    }
+    control_columns = {
+        "control": lambda row: row["control"] + ("" if row["trained"] else ", untrained"),
+        **common,
+        "ticket minus it": lambda row: _text(row["difference"], "+.2f"),
+        **beside,
+        "Holm p": lambda row: _text(row["p_holm"], ".2g"),
+    }
+    found = [_table(LEVELS, levels, level_columns), _table(CONTROLS, controls, control_columns)]
+    return [table for table in found if table.rows]
+
+
+def _table(
+    title: tuple[str, str], rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Callable[[Mapping[str, Any]], str]]
+) -> Table:
+    named = {"ticket": lambda row: row["label"], **columns}
+    cells = [tuple(show(row) for show in named.values()) for row in rows]
+    used = [index for index in range(len(named)) if any(row[index] for row in cells)]
+    names = tuple(named)
+    shown = [tuple(row[index] for index in used) for row in cells]
+    return Table(*title, tuple(names[index] for index in used), shown)
+
+
+def _text(value: float | None, form: str = "") -> str:
+    return "" if value is None else format(value, form)
+
+
+def _range(low: float | None, high: float | None, form: str) -> str:
+    return "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
+
+
+def is_number(text: str) -> bool:
+    """Whether a cell stands to the right."""
+    return re.fullmatch(r"([+-]?[\d,.]+(e[+-]?\d+)?( to [+-]?[\d.]+)?)?", text) is not None
+
+
+def right_aligned(table: Table) -> list[bool]:
+    """For each column, whether there are only numbers in it."""
+    return [all(is_number(row[index]) for row in table.rows) for index in range(len(table.columns))]
+
+
+def to_markdown(comparison: Mapping[str, Any]) -> str:
+    """Tables in GitHub's Markdown, in which names mean nothing but themselves."""
+    parts = []
+    for table in make_tables(comparison):
+        rule = ["---:" if right else ":---" for right in right_aligned(table)]
+        lines = [table.columns, rule, *([_escape_markdown(cell) for cell in row] for row in table.rows)]
+        parts.append(f"**{table.title}** ({table.note})\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    return "\n".join(parts)
+
+
+def to_latex(comparison: Mapping[str, Any]) -> str:
+    r"""Tables in LaTeX, which need `\usepackage{booktabs}`."""
+    parts = []
+    for table in make_tables(comparison):
+        kinds = "".join("r" if right else "l" for right in right_aligned(table))
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{table.title}: {_escape_latex(table.note)}.}}"]
+        lines += [
+            rf"\begin{{tabular}}{{{kinds}}}",
+            r"\toprule",
+            _latex_line(table.columns),
+            r"\midrule",
+            *map(_latex_line, table.rows),
+        ]
+        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]))
+    return "\n".join(parts)
+
+
+def _latex_line(cells: Iterable[str]) -> str:
+    return " & ".join(_escape_latex(cell) for cell in cells) + r" \\"
+
+
+def _escape_markdown(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(text.split()))
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+
+
+def _escape_latex(text: str) -> str:
+    escaped = "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", escaped)

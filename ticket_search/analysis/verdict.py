@@ -1,0 +1,168 @@
+"""Is it a ticket? Each question is answered by itself: yes, no, or how many more seeds would decide.
+
+Matching is a test of non-inferiority: the 95 % interval of the difference to the dense network, paired by seed, lies
+above -delta, and delta is fixed before anything is seen. Its lower end alone is wrong one time in forty, so that who
+adds the seeds that are asked for and looks again is wrong one time in twenty at most. Levels are tested from the dense
+network downward up to the first that fails, so that no correction for their number is needed. That a ticket is better
+than its controls is corrected for their number (Holm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from .intervals import ALPHA, MOST_SEEDS, Difference, seeds_to_find
+
+# Percentage points that a ticket may be worse than the dense network and still match it.
+DELTA = 0.5
+# No verdict on fewer seeds.
+LEAST_SEEDS = 5
+# How much later than the dense network its minimum validation loss may come, as a fraction of the dense one's step.
+LATER = 0.1
+
+MATCHING = "does it match the dense network?"
+AS_EARLY = "does it get there as early?"
+INIT = "do its own weights matter?"
+POSITIONS = "does it matter where its weights are?"
+TRIVIAL = "is it trivial, does a random mask match too?"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`yes`, `no`, `undecided` with the number of seeds to add, or `unknown` where the runs do not tell."""
+
+    question: str
+    answer: Literal["yes", "no", "undecided", "unknown"]
+    because: str
+    more_seeds: int | None = None
+
+
+def answer_not_worse(question: str, found: Difference | None, margin: float, unit: str = "pp") -> Answer:
+    """Whether what the difference is of is not worse than what it is compared with, by `margin` or more.
+
+    The seeds asked for are those with which something truly equal is found to be so 4 times of 5.
+    """
+    if found is None:
+        return Answer(question, "unknown", "there is no run to compare with that has the same seeds")
+    if found.interval is None:
+        because = f"{found.mean:+.2f} {unit}; one seed has no interval"
+        return Answer(question, "undecided", because, LEAST_SEEDS - 1)
+    lower, upper = found.interval
+    because = f"{_in_words(found, unit)}; the margin is {-margin:+.2f}"
+    if found.n < LEAST_SEEDS:
+        return Answer(question, "undecided", because, _more(margin, found))
+    if lower > -margin:
+        return Answer(question, "yes", because)
+    if upper < -margin:
+        return Answer(question, "no", because)
+    return Answer(question, "undecided", because, _more(margin, found))
+
+
+def answer_better(question: str, found: Difference | None, chance: float | None, margin: float) -> Answer:
+    """Whether the ticket is better than a control; `chance` is the p-value after correction.
+
+    It is not, where the difference is certainly less than `margin`.
+    """
+    if found is None:
+        return Answer(question, "unknown", "`ticket controls` has not been run")
+    if found.interval is None or chance is None:
+        return Answer(question, "undecided", f"{found.mean:+.2f} pp; one seed has no interval", LEAST_SEEDS - 1)
+    because = f"{_in_words(found, 'pp')}; Holm p = {chance:.2g}"
+    if found.n < LEAST_SEEDS:
+        return Answer(question, "undecided", because, _more(margin, found))
+    if found.mean > 0 and chance < ALPHA:
+        return Answer(question, "yes", because)
+    if found.interval[1] < margin:
+        return Answer(question, "no", because)
+    return Answer(question, "undecided", because, _more(margin, found))
+
+
+def answer_in_order(answers: Sequence[Answer]) -> list[Answer]:
+    """Answers of levels from the dense network downward: after the first that is no yes nothing is tested."""
+    tested: list[Answer] = []
+    for answer in answers:
+        failed = next((number for number, before in enumerate(tested, start=1) if before.answer != "yes"), None)
+        if failed is None:
+            tested.append(answer)
+        else:
+            because = f"not tested: level {failed} before it is {tested[failed - 1].answer}"
+            tested.append(Answer(answer.question, "unknown", because))
+    return tested
+
+
+def judge(
+    levels: Sequence[dict[str, Any]],
+    controls: Sequence[Mapping[str, Any]],
+    random_against_dense: Mapping[int | None, Mapping[str, Any] | None],
+    delta: float,
+) -> dict[str, Any]:
+    """The answers about a group: of its sparsest level, or, if that is none, of the sparsest that is a ticket.
+
+    Each row of `levels` gets its `matching`.
+
+    Args:
+        levels: rows of one configuration, dense first; `difference` is ticket minus dense.
+        controls: rows of the controls of the same data and kind; `difference` is ticket minus control.
+        random_against_dense: random masks minus dense, by level.
+        delta: percentage points.
+    """
+    tested = [row for row in levels if row["density"] < 1]
+    answers = answer_in_order([answer_not_worse(MATCHING, _difference(row["difference"]), delta) for row in tested])
+    for row in levels:
+        row["matching"] = None
+    for row, answer in zip(tested, answers, strict=True):
+        row["matching"] = asdict(answer)
+    matching = [row for row, answer in zip(tested, answers, strict=True) if answer.answer == "yes"]
+    candidates = {row["level"] for row in controls}
+    about = next((row for row in reversed(matching) if row["level"] in candidates), None)
+    about = about or next(
+        (row for row in reversed(tested) if row["level"] in candidates), tested[-1] if tested else levels[-1]
+    )
+    beside = {row["control"]: row for row in controls if row["level"] == about["level"]}
+
+    def better(question: str, control: str) -> Answer:
+        row = beside.get(control, {"difference": None, "p_holm": None})
+        return answer_better(question, _difference(row["difference"]), row["p_holm"], delta)
+
+    trivial = answer_not_worse(TRIVIAL, _difference(random_against_dense.get(about["level"])), delta)
+    return {
+        "matching": asdict(answers[-1]) if answers else None,
+        "sparsest_matching": matching[-1]["density"] if matching else None,
+        "controls_at": about["density"],
+        "as_early": asdict(_answer_as_early(matching[-1] if matching else levels[-1])),
+        "init": asdict(better(INIT, "reinit")),
+        "positions": asdict(better(POSITIONS, "shuffle")),
+        "trivial": asdict(trivial),
+    }
+
+
+def _answer_as_early(row: Mapping[str, Any]) -> Answer:
+    later = row["later"]
+    if later is None:
+        return Answer(AS_EARLY, "unknown", "no steps of minimum validation loss to compare")
+    numbers = dict(later)
+    margin = LATER * numbers.pop("dense")
+    return answer_not_worse(AS_EARLY, -Difference(**numbers), margin, "steps sooner")
+
+
+def _difference(row: Mapping[str, Any] | None) -> Difference | None:
+    return None if row is None else Difference(**row)
+
+
+def _in_words(found: Difference, unit: str) -> str:
+    assert found.interval is not None
+    # + 0.0: no sign before a difference of nothing.
+    mean, low, high = (value + 0.0 for value in (found.mean, *found.interval))
+    return f"{mean:+.2f} {unit} over {found.n} seeds ({low:+.2f} to {high:+.2f})"
+
+
+def _more(margin: float, found: Difference) -> int:
+    """How many seeds to add."""
+    assert found.std is not None
+    needed = seeds_to_find(margin, found.std, found.n) or MOST_SEEDS
+    if needed <= found.n:
+        # As many seeds did not do: the truth lies nearer to the margin than to no difference.
+        needed = seeds_to_find(abs(found.mean + margin), found.std, found.n) or MOST_SEEDS
+    return max(needed, LEAST_SEEDS, found.n + 1) - found.n

@@ -1,0 +1,44 @@
+"""`ticket study`: a published figure, run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..study import read_study
+from .sweep import carry_out_sweep
+from .terminal import errors, output
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("study")(study)
+
+
+def study(
+    file: Annotated[str, typer.Argument(help="A study of this package, or a .toml file.")],
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many runs go on at once.")] = 1,
+    runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
+    results: Annotated[str, typer.Option("--results", help="The folder of the page.")] = "results",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long; no more.")] = False,
+) -> None:
+    """Run a study, or what is left of it, and write its page: table, verdict, figure, the published numbers beside."""
+    from ..config import find_study
+    from ..problems import RequestError
+
+    asked = read_study(find_study(file))
+    page = Path(results) / f"{asked.name}.md"
+    if page.exists() and not (overwrite or dry_run):
+        raise RequestError(f"{page} is there already: add --overwrite, or choose another folder by --results")
+    output().print(f"{asked.title}\n{asked.question}\n(budget {asked.hours:g} h on two cores)", highlight=False)
+    carry_out_sweep(asked.sweep, runs, jobs, dry_run, as_json=False)
+    if dry_run:
+        return
+    from ..study import write_study
+
+    folders = sorted(path.parent for path in (Path(runs) / asked.name).glob("*/summary.json"))
+    for path in write_study(asked, folders, results):
+        errors().print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,119 @@
+"""`ticket sweep`: many runs, as a file asks for them. `ticket search --seeds` is the small case of it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from ..config import read_json
+from ..sweep_file import Sweep, read_sweep
+from .terminal import duration, errors, output, percent, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..sweep import SweepPlan, SweepResult
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("sweep")(sweep)
+
+
+def sweep(
+    file: Annotated[str, typer.Argument(help="A .toml file: [base], [grid], [[runs]], seeds, controls.")],
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many runs go on at once.")] = 1,
+    runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads of each run; 1 where the file says nothing.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long; no more.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summaries (or the plan) as JSON.")] = False,
+) -> None:
+    """Carry out many runs. What is finished is not done again, what was stopped goes on."""
+    carry_out_sweep(read_sweep(file, threads), runs, jobs, dry_run, as_json)
+
+
+def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: bool) -> None:
+    """Plan a sweep, carry it out, and say how it ended: exit 1 where a run failed, 130 where it was stopped."""
+    try:
+        from ..sweep import plan_sweep, run_plan
+
+        plan = plan_sweep(asked, runs, jobs)
+        if plan.warning:
+            errors().print(plan.warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        if dry_run or not as_json:
+            print_plan(plan, dry_run, as_json)
+        if dry_run:
+            return
+        result = run_plan(plan)
+    except KeyboardInterrupt:
+        _say_stopped()
+    if result.interrupted:
+        _say_failures(plan, result)
+        _say_stopped()
+    if as_json:
+        summaries = [read_json(folder / "summary.json") | {"path": str(folder)} for folder in result.finished]
+        print_json({"runs": summaries} | ({"failures": result.failures} if asked.name else {}))
+    else:
+        print_result(plan, result)
+    if result.failures:
+        _say_failures(plan, result)
+        raise typer.Exit(1)
+
+
+def print_plan(plan: SweepPlan, dry_run: bool, as_json: bool) -> None:
+    """What a sweep would do."""
+    if as_json:
+        runs = [
+            {"name": run.folder.name, "path": str(run.folder), "state": run.state, "steps": run.steps}
+            for run in plan.runs
+        ]
+        configurations = [vars(row) for row in plan.rows]
+        total = {"steps": plan.steps, "seconds": plan.seconds, "jobs": plan.jobs, "hours": plan.hours}
+        print_json({"sweep": plan.sweep.name, "configurations": configurations, "runs": runs, **total})
+        return
+    if plan.sweep.about:
+        output().print(plan.sweep.about, markup=False, highlight=False, soft_wrap=True)
+    rows = [(row.configuration, row.runs, row.done, row.steps, duration(row.seconds)) for row in plan.rows]
+    print_table(("configuration", "runs", "done", "steps", "time"), rows)
+    done = sum(row.done for row in plan.rows)
+    parts = [f"{len(plan.runs)} runs, {done} of them done: {plan.steps:,} steps, about {duration(plan.seconds)}"]
+    parts += [f"about {duration(3600 * plan.hours)} with {plan.jobs} jobs"] if plan.jobs > 1 else []
+    controls = f", and the controls {', '.join(plan.sweep.controls)} after each run" if plan.sweep.controls else ""
+    end = " Nothing was written." if dry_run else ""
+    output().print(f"{', '.join(parts)}{controls}.{end}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_result(plan: SweepPlan, result: SweepResult) -> None:
+    """The finished runs in short, and what to type next."""
+    rows = []
+    for folder in result.finished:
+        row = read_json(folder / "summary.json")
+        accuracies = percent(row["test_accuracy"]), percent(row["val_accuracy"])
+        rows.append((folder.name, f"{row['density']:.4g}", *accuracies, duration(row["seconds"])))
+    if not rows:
+        return
+    print_table(("run", "density", "test %", "validation %", "time"), rows)
+    place = result.finished[0].parent
+    runs = f"{shlex.quote(str(place))}/*" if plan.sweep.name else shlex.join(map(str, result.finished))
+    output().print(
+        f"next:\n  ticket compare {runs}\n  tensorboard --logdir {shlex.quote(str(place))}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _say_failures(plan: SweepPlan, result: SweepResult) -> None:
+    folders = {run.folder.name: run.folder for run in plan.runs}
+    for name, message in result.failures.items():
+        line = f"failed: {name}: {message} (all of it in {folders[name] / 'failure.txt'})"
+        errors().print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _say_stopped() -> NoReturn:
+    line = f"\nstopped; go on with:\n  ticket {shlex.join(sys.argv[1:])}"
+    errors().print(line, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(130) from None
