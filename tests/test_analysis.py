@@ -24,6 +24,7 @@ from ticket_search.analysis.intervals import (
     holm,
     seeds_to_find,
 )  # fmt: skip
+from ticket_search.analysis.tables import read_csv, to_csv
 from ticket_search.analysis.verdict import answer_better, answer_in_order, answer_not_worse
 
 SEEDS = range(5)
@@ -315,6 +316,12 @@ def test_controls_on_other_data(tmp_path):
     gap = by_name["ticket"]["mean"] - by_name["shuffle"]["mean"]
     assert by_name["shuffle"]["difference"]["mean"] == pytest.approx(gap)
     assert group["verdict"]["init"]["answer"] == "unknown", "controls on other data say nothing of this one"
+    table = tmp_path / "all.csv"
+    table.write_text(to_csv(compare([run.path])))
+    again = compare([], others=read_csv(table))["groups"][0]
+    for row, same in zip(group["controls"], again["controls"], strict=True):
+        for key in ("control", "data", "level", "density", "values", "difference"):
+            assert row[key] == same[key], key
 
 
 def test_overlap_by_chance_is_the_mean_over_random_masks():

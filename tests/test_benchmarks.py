@@ -196,6 +196,7 @@ def test_the_dense_network_of_a_step_is_the_one_with_masks(benchmarks):
     assert all(kind.must is None or kind.goal < kind.must for kind in ROWS.values())
 
 
+@pytest.mark.slow
 def test_loops_are_measured_side_by_side(benchmarks, tmp_path, capsys, monkeypatch):
     import loop
 

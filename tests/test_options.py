@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -212,17 +211,15 @@ number = 3
 
 
 @pytest.fixture
-def scratch(tmp_path):
-    """A folder with a package of one's own, and `ticket` run in it."""
+def scratch(ticket, tmp_path, monkeypatch):
+    """`ticket` in a folder with a package of one's own."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "__init__.py").write_text("")
     (tmp_path / "mine" / "things.py").write_text(textwrap.dedent(PACKAGE))
-
-    def run(*words: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "ticket_search", *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    return run
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield ticket
+    for name in ("mine", "mine.things"):
+        sys.modules.pop(name, None)
 
 
 def test_ones_own_model_and_data_from_the_shell_to_a_ticket_and_back(scratch, tmp_path):
@@ -242,8 +239,8 @@ def test_ones_own_model_and_data_from_the_shell_to_a_ticket_and_back(scratch, tm
         done = scratch(
             "search", "--method", "imp", *words, "--data", data, "--density", "0.5", "--json", "--name", data[-4:]
         )
-        assert done.returncode == 0, done.stderr
-        summary = json.loads(done.stdout)
+        assert done.code == 0, done.err
+        summary = json.loads(done.out)
         assert summary["test_accuracy"] > 60
         assert summary["model"] == "mine.things:make_net"
         assert summary["weights"] == 5 * 20 + 20 * 3
@@ -254,15 +251,14 @@ def test_ones_own_model_and_data_from_the_shell_to_a_ticket_and_back(scratch, tm
     net.layers = nn.Sequential(nn.Linear(5, 20), nn.ReLU(), nn.Linear(20, 3))
     ticket.apply_to(net)
     refused = scratch("train", "runs/data", "--seed", "3")
-    assert refused.returncode == 2
+    assert refused.code == 2
     assert (
-        "the ticket's model is mine.things:make_net, which no file may name as code: give it by --model"
-        in refused.stderr
+        "the ticket's model is mine.things:make_net, which no file may name as code: give it by --model" in refused.err
     )
     own = ["--model", "mine.things:make_net", "--data", "mine.things:make_data"]
     again = scratch("train", "runs/data", *own, "--seed", "3", "--json")
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["test_accuracy"] > 60
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["test_accuracy"] > 60
 
 
 def test_a_loss_and_a_metric_of_ones_own(scratch):
@@ -279,9 +275,9 @@ def test_a_loss_and_a_metric_of_ones_own(scratch):
         "--json",
     ]
     done = scratch(*words)
-    assert done.returncode == 0, done.stderr
-    plain = json.loads(scratch(*words[:5], "--json").stdout)
-    own = json.loads(done.stdout)
+    assert done.code == 0, done.err
+    plain = json.loads(scratch(*words[:5], "--json").out)
+    own = json.loads(done.out)
     assert own["test_accuracy"] > plain["test_accuracy"], "the right class is among two"
     assert own["val_loss"] != plain["val_loss"]
 
@@ -309,9 +305,9 @@ def test_a_loss_and_a_metric_of_ones_own(scratch):
 )  # fmt: skip
 def test_what_cannot_be_used_exits_2_and_writes_nothing(words, problem, scratch, tmp_path):
     done = scratch("search", *words)
-    assert done.returncode == 2, done.stderr
-    assert problem in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 2, done.err
+    assert problem in done.err
+    assert "Traceback" not in done.err
     assert not (tmp_path / "runs").exists()
 
 

@@ -462,12 +462,19 @@ def never_stopped(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+_KILLED_IMP = ("--method", "imp", "--density", "0.5", "--epochs", "40"), "imp-lenet-300-100-digits-d0.5-s0", "level-02"
+_KILLED_EDGE_POPUP = ("--epochs", "200"), "edge-popup-lenet-300-100-digits-d0.5-s0", "training"
+
+
 @pytest.mark.parametrize(
-    ("words", "run_name", "stage"),
+    ("words", "run_name", "stage", "number"),
     [
-        (("--method", "imp", "--density", "0.5", "--epochs", "40"), "imp-lenet-300-100-digits-d0.5-s0", "level-02"),
-        (("--epochs", "200"), "edge-popup-lenet-300-100-digits-d0.5-s0", "training"),
+        (*_KILLED_IMP, signal.SIGTERM),
+        (*_KILLED_EDGE_POPUP, signal.SIGKILL),
+        pytest.param(*_KILLED_IMP, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(*_KILLED_IMP, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(*_KILLED_EDGE_POPUP, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(*_KILLED_EDGE_POPUP, signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_process_resumes_to_the_same_bytes(words, run_name, stage, number, never_stopped, tmp_path):

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -92,19 +90,14 @@ def test_training_an_untrained_ticket(quick, tmp_path):
     assert trained.ticket.masks == untrained.ticket.masks
 
 
-def ticket(*words: str, cwd) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "ticket_search", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-
-
-def test_train_from_the_shell(found, tmp_path):
-    done = ticket("train", str(found.path), "--seed", "4", "--epochs", "1", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["seed"] == 4
+def test_train_from_the_shell(ticket, found, tmp_path):
+    done = ticket("train", str(found.path), "--seed", "4", "--epochs", "1", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["seed"] == 4
     assert (tmp_path / "runs" / "train-lenet-300-100-digits-d0.5-s4" / "ticket.safetensors").exists()
-    plan = ticket("train", str(found.path), "--epochs", "2", "--dry-run", "--json", cwd=tmp_path)
-    assert json.loads(plan.stdout)["steps"] == 42, plan.stderr
-    help_text = ticket("train", "--help", cwd=tmp_path).stdout
+    plan = ticket("train", str(found.path), "--epochs", "2", "--dry-run", "--json")
+    assert json.loads(plan.out)["steps"] == 42, plan.err
+    help_text = ticket("train", "--help").out
     assert "--state" in help_text
     assert "The Lottery Ticket Hypothesis" in help_text
     for words, problem in [
@@ -117,9 +110,9 @@ def test_train_from_the_shell(found, tmp_path):
         ([str(found.path), "--state", "begin"], "unknown state 'begin'"),
         ([str(found.path), "--epochs", "0", "--fraction", "0.5"], "--fraction is a flag of imp"),
     ]:
-        wrong = ticket("train", *words, cwd=tmp_path)
-        assert wrong.returncode == 2
-        assert problem in wrong.stderr
+        wrong = ticket("train", *words)
+        assert wrong.code == 2
+        assert problem in wrong.err
 
 
 @pytest.mark.parametrize("state", ["start", "final"])
@@ -160,18 +153,18 @@ def test_exported_files_hold_the_masked_network(to, state, found, tmp_path):
     supermask.check(model)
 
 
-def test_export_overwrites_nothing_and_names_every_problem(found, tmp_path):
+def test_export_overwrites_nothing_and_names_every_problem(ticket, found, tmp_path):
     (tmp_path / "there").write_text("mine")
     with pytest.raises(RequestError) as caught:
         export(found.ticket, "safetensor", tmp_path / "there", "end")
     assert len(caught.value.problems) == 3
     assert "did you mean 'safetensors'" in str(caught.value)
     assert (tmp_path / "there").read_text() == "mine"
-    done = ticket("export", str(found.path), "--to", "npz", "--output", "net.npz", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "wrote net.npz" in done.stdout
-    assert ticket("export", str(found.path), "--to", "npz", "--output", "net.npz", cwd=tmp_path).returncode == 2
-    assert ticket("export", str(found.path), "--to", "npz", "--output", "no/net.npz", cwd=tmp_path).returncode == 2
-    odd = ticket("export", str(found.path), "--to", "hidden-networks", "--output", "hn.pt", cwd=tmp_path)
-    assert odd.returncode == 2
-    assert "hidden-networks has one density for all layers" in odd.stderr
+    done = ticket("export", str(found.path), "--to", "npz", "--output", "net.npz")
+    assert done.code == 0, done.err
+    assert "wrote net.npz" in done.out
+    assert ticket("export", str(found.path), "--to", "npz", "--output", "net.npz").code == 2
+    assert ticket("export", str(found.path), "--to", "npz", "--output", "no/net.npz").code == 2
+    odd = ticket("export", str(found.path), "--to", "hidden-networks", "--output", "hn.pt")
+    assert odd.code == 2
+    assert "hidden-networks has one density for all layers" in odd.err

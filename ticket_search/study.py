@@ -167,13 +167,13 @@ def write_study(study: Study, runs: Sequence[Path], output: str | os.PathLike[st
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{study.name}.{suffix}" for suffix in ("md", "png", "html", "csv")]
     plot_comparison(comparison, paths[1], published=points, overwrite=True)
-    paths[0].write_text(_page(study, beside, to_markdown(comparison)), encoding="utf-8")
+    paths[0].write_text(_page(study, beside, comparison["groups"], to_markdown(comparison)), encoding="utf-8")
     paths[2].write_text(to_html(comparison, study.title, published=points), encoding="utf-8")
     paths[3].write_text(to_csv(comparison), encoding="utf-8")
     return paths
 
 
-def _page(study: Study, beside: Sequence[Mapping[str, Any]], tables: str) -> str:
+def _page(study: Study, beside: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]], tables: str) -> str:
     parts = [f"# {study.title}", study.question, f"After {study.paper}."]
     parts.append(f"```\nticket study {study.name}\n```")
     if study.differs:
@@ -191,8 +191,21 @@ def _page(study: Study, beside: Sequence[Mapping[str, Any]], tables: str) -> str
             f"## Published numbers beside ours\n\n*Agrees*: in our interval, or within {NEAR:g} pp of our mean.\n\n"
             + "\n".join(lines)
         )
+    answers = [(group["label"], answer) for group in groups for answer in _answers(group["verdict"] or {})]
+    if answers:
+        lines = ["| | question | answer | because |", "|---|---|---|---|", *(_answer_line(*pair) for pair in answers)]
+        parts.append("## Is it a ticket?\n\n" + "\n".join(lines))
     parts.append("## What we measured\n\n" + tables.strip())
     return "\n\n".join(parts) + "\n"
+
+
+def _answers(verdict: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [answer for answer in verdict.values() if isinstance(answer, Mapping)]
+
+
+def _answer_line(label: str, answer: Mapping[str, Any]) -> str:
+    more = f" ({answer['more_seeds']} more seeds)" if answer["more_seeds"] else ""
+    return f"| {label} | {answer['question']} | {answer['answer']}{more} | {answer['because']} |"
 
 
 def _published_line(row: Mapping[str, Any]) -> str:

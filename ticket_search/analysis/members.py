@@ -131,8 +131,11 @@ def _false_claim(folder: Path, member: Member) -> str:
 def _read_others(rows: Iterable[Mapping[str, Any]]) -> list[Member]:
     """Lines of a table, one for each density and seed, as members."""
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
+    # Controls last: one may be on other data than what it is a control of.
+    for row in sorted(rows, key=lambda row: bool(row.get("control"))):
         key = (*(row.get(name) or "" for name in ("method", "label", "model", "data")), row["seed"])
+        if row.get("control") and key not in found:
+            key = next((other for other in found if (*other[:3], other[4]) == (*key[:3], key[4])), key)
         moment = {"min_validation_loss": {"step": row["early_step"]}} if row.get("early_step") is not None else {}
         found.setdefault(key, []).append({**row, **moment})
     members = []
@@ -140,9 +143,9 @@ def _read_others(rows: Iterable[Mapping[str, Any]]) -> list[Member]:
         recipe = {"method": method, "label": label, "model": model, "data": data}
         own = sorted((line for line in lines if not line.get("control")), key=lambda line: -line["density"])
         if len(own) > 1:
-            own = [{**line, "level": level} for level, line in enumerate(own)]
+            own = [{**line, "level": _level(line, level)} for level, line in enumerate(own)]
         levels = {line["density"]: line.get("level") for line in own}
-        beside = [{**line, "level": levels.get(line["density"])} for line in lines if line.get("control")]
+        beside = [{**line, "level": _level(line, levels.get(line["density"]))} for line in lines if line.get("control")]
         members.append(
             Member(
                 name=f"{label or method}, seed {seed}",
@@ -155,3 +158,9 @@ def _read_others(rows: Iterable[Mapping[str, Any]]) -> list[Member]:
             )
         )
     return [member for member in members if member.rows]
+
+
+def _level(line: Mapping[str, Any], otherwise: int | None) -> int | None:
+    """The level that a line says, or else its place."""
+    level: int | None = line.get("level")
+    return otherwise if level is None else level

@@ -52,18 +52,19 @@ def answer_not_worse(question: str, found: Difference | None, margin: float, uni
     lower, upper = found.interval
     because = f"{_in_words(found, unit)}; the margin is {-margin:+.2f}"
     if found.n < LEAST_SEEDS:
-        return Answer(question, "undecided", because, _more(margin, found))
+        return Answer(question, "undecided", because, _more(found, margin, abs(found.mean + margin)))
     if lower > -margin:
         return Answer(question, "yes", because)
     if upper < -margin:
         return Answer(question, "no", because)
-    return Answer(question, "undecided", because, _more(margin, found))
+    return Answer(question, "undecided", because, _more(found, margin, abs(found.mean + margin)))
 
 
 def answer_better(question: str, found: Difference | None, chance: float | None, margin: float) -> Answer:
     """Whether the ticket is better than a control; `chance` is the p-value after correction.
 
-    It is not, where the difference is certainly less than `margin`.
+    It is not, where the difference is certainly less than `margin`. The seeds asked for find a difference as large as
+    the one seen, or the margin.
     """
     if found is None:
         return Answer(question, "unknown", "`ticket controls` has not been run")
@@ -71,12 +72,12 @@ def answer_better(question: str, found: Difference | None, chance: float | None,
         return Answer(question, "undecided", f"{found.mean:+.2f} pp; one seed has no interval", LEAST_SEEDS - 1)
     because = f"{_in_words(found, 'pp')}; Holm p = {chance:.2g}"
     if found.n < LEAST_SEEDS:
-        return Answer(question, "undecided", because, _more(margin, found))
+        return Answer(question, "undecided", because, _more(found, max(margin, found.mean), abs(found.mean)))
     if found.mean > 0 and chance < ALPHA:
         return Answer(question, "yes", because)
     if found.interval[1] < margin:
         return Answer(question, "no", because)
-    return Answer(question, "undecided", because, _more(margin, found))
+    return Answer(question, "undecided", because, _more(found, max(margin, found.mean), abs(found.mean)))
 
 
 def answer_in_order(answers: Sequence[Answer]) -> list[Answer]:
@@ -158,11 +159,10 @@ def _in_words(found: Difference, unit: str) -> str:
     return f"{mean:+.2f} {unit} over {found.n} seeds ({low:+.2f} to {high:+.2f})"
 
 
-def _more(margin: float, found: Difference) -> int:
-    """How many seeds to add."""
+def _more(found: Difference, effect: float, seen: float) -> int:
+    """How many seeds to add to find an effect; where so many did not do, to find the one that was seen."""
     assert found.std is not None
-    needed = seeds_to_find(margin, found.std, found.n) or MOST_SEEDS
+    needed = seeds_to_find(effect, found.std, found.n) or MOST_SEEDS
     if needed <= found.n:
-        # As many seeds did not do: the truth lies nearer to the margin than to no difference.
-        needed = seeds_to_find(abs(found.mean + margin), found.std, found.n) or MOST_SEEDS
+        needed = seeds_to_find(seen, found.std, found.n) or MOST_SEEDS
     return max(needed, LEAST_SEEDS, found.n + 1) - found.n
