@@ -190,7 +190,8 @@ def run(options: argparse.Namespace, runs: Path) -> dict[str, Any]:
             rows.append({"truth": "random mask: better than its shuffle", "false_yes": share, "interval": interval,
                          "last": dict(Counter(one["last"]["positions"]["answer"] for one in found)), "first": {},
                          "seeds_asked": 0.0, "holds": share <= MUST_FALSE})  # fmt: skip
-    leaks = [leak(number, runs / f"leak-{number}") for number in range(20)]
+    with tempfile.TemporaryDirectory() as folder:
+        leaks = [leak(number, Path(folder, str(number))) for number in range(20)]
     refused = sum(map(all, leaks))
     rows.append({"truth": "leaking mask", "first": {}, "last": {"refused": refused}, "seeds_asked": 0.0,
                  "holds": refused == len(leaks)})  # fmt: skip
@@ -223,6 +224,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="keep the bank in this folder, and go on with what is there")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.bank < 15:
+        parser.error(f"--bank {options.bank}: expected 15 or more, five seeds of each of three kinds")
     with tempfile.TemporaryDirectory() as folder:
         found = run(options, options.runs or Path(folder))
     show(found)

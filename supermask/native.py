@@ -37,17 +37,18 @@ def build() -> dict[torch.dtype, Any] | None:
         return None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         built = Path(folder, "cut.so")
-        answer = subprocess.run(
-            [compiler, *FLAGS, str(SOURCE), "-o", str(built)], capture_output=True, text=True, check=False
-        )
-        if answer.returncode:
+        try:
+            subprocess.run(
+                [compiler, *FLAGS, str(SOURCE), "-o", str(built)], capture_output=True, text=True, check=True
+            )
+            library = ctypes.CDLL(str(built))
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = getattr(error, "stderr", "") or error
             warnings.warn(
-                f"{compiler} could not build {SOURCE.name}, compiled passes choose masks by a slower way:\n"
-                f"{answer.stderr}",
+                f"{compiler} could not build {SOURCE.name}, compiled passes choose masks by a slower way:\n{said}",
                 stacklevel=2,
             )
             return None
-        library = ctypes.CDLL(str(built))
     functions = {torch.float32: library.find_cut_of_floats, torch.float64: library.find_cut_of_doubles}
     for function in functions.values():
         function.restype = ctypes.c_int64

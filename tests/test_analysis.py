@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -121,6 +122,9 @@ def test_levels_are_tested_downward_to_the_first_that_fails():
     tested = answer_in_order(words)
     assert [answer.answer for answer in tested] == ["yes", "yes", "no", "unknown", "unknown"]
     assert all("level 3 before it is no" in answer.because for answer in tested[3:])
+    unsure = answer_in_order([answer_not_worse("?", spread(0.0, 1.0, 5), 0.5), words[0]])
+    assert [answer.answer for answer in unsure] == ["undecided", "undecided"]
+    assert unsure[1].more_seeds == unsure[0].more_seeds
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +198,73 @@ def test_like_is_compared_with_like(runs, tmp_path):
     assert any("2 tasks" in note for note in found["notes"])
     with_own = compare([ticket.path, other.path, runs["dense", 0].path])
     assert of(with_own, "train")["baseline"] == "dense"
+
+
+def test_a_tickets_seeds_are_those_of_its_own_weights(runs, tmp_path):
+    """One ticket trained in five orders is one draw of weights: not five seeds beside five dense networks."""
+    again = [train(runs["imp", 0].path, runs=tmp_path, seed=seed, **QUICK) for seed in range(3)]
+    found = compare([*(run.path for run in again), *(runs["dense", seed].path for seed in SEEDS)])
+    group = of(found, "train")
+    assert group["n"] == 3
+    assert group["levels"][0]["difference"]["n"] == 1, "only the dense network of its weights and order is its pair"
+
+
+def test_masks_that_differ_alone_are_not_more_seeds(tmp_path):
+    runs = [search("random", runs=tmp_path, density=0.3, mask_seed=seed, **QUICK) for seed in range(3)]
+    found = compare([run.path for run in runs])
+    assert found["groups"][0]["n"] == 1
+    assert len([line for line in found["left_out"] if "only the masks' seed is not" in line]) == 2
+
+
+def test_untrained_weights_are_nobodys_baseline(tmp_path):
+    whole = search("edge-popup", runs=tmp_path, density=1.0, **QUICK)
+    half = search("edge-popup", runs=tmp_path, density=0.5, **QUICK)
+    found = compare([whole.path, half.path])
+    assert [group["baseline"] for group in found["groups"]] == [None, None]
+    assert all(
+        group["verdict"]["matching"] is None or group["verdict"]["matching"]["answer"] == "unknown"
+        for group in found["groups"]
+    )
+
+
+def test_levels_of_others_are_joined_by_density():
+    rows = [
+        {"method": "mine", "seed": seed, "density": density, "test_accuracy": 90.0 + seed - (1 - density)}
+        for seed, densities in ((0, (1.0, 0.5, 0.2)), (1, (1.0, 0.2)), (2, (0.5, 0.2)))
+        for density in densities
+    ]
+    levels = compare([], others=rows)["groups"][0]["levels"]
+    assert [(row["density"], row["n"]) for row in levels] == [(1.0, 2), (0.5, 2), (0.2, 3)]
+    assert levels[2]["difference"]["n"] == 2
+    assert levels[2]["difference"]["mean"] == pytest.approx(-0.8)
+
+
+def test_a_control_elsewhere_is_compared_with_nothing_here():
+    own = {"method": "mine", "data": "a", "density": 0.5}
+    rows = [
+        row
+        for seed in SEEDS
+        for row in (
+            {**own, "seed": seed, "test_accuracy": 90.0},
+            {**own, "seed": seed, "test_accuracy": 50.0, "control": "reinit", "data": "b"},
+        )
+    ]
+    control = compare([], others=rows)["groups"][0]["controls"][0]
+    assert control["difference"] is None and control["p_holm"] is None
+
+
+def test_controls_have_the_runs_own_metric(tmp_path):
+    (tmp_path / "own_metric.py").write_text("def hits(y, t):\n    return (y.argmax(1) == t).float() * 0.5\n")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        run = search("snip", runs=tmp_path, density=0.3, metric="own_metric:hits", dtype="bf16", **QUICK)
+        row = controls(run.path, ["shuffle"], progress=False)[0]
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert run.summary["test_accuracy"] <= 50 and row["test_accuracy"] <= 50
+    structured = search("one-shot", runs=tmp_path, density=0.5, granularity="2:4", **QUICK)
+    with pytest.raises(RequestError, match="keeps units of 2:4"):
+        controls(structured.path)
 
 
 def test_what_is_no_run_or_says_what_is_not_so_is_left_out(runs, tmp_path):

@@ -243,7 +243,7 @@ class Run:
             self._restore()
             with (
                 (self.path / "metrics.jsonl").open("a", encoding="utf-8") as self._rows,
-                self._catching_signals(),
+                stopping_on_signals(self._stop),
                 self.progress,
             ):
                 yield self
@@ -286,26 +286,30 @@ class Run:
             with rows.open("r+b") as file:
                 file.truncate(state["metrics_bytes"])
 
-    @contextmanager
-    def _catching_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+    def _stop(self) -> None:
+        self.interrupted = True
 
-        def ask_to_stop(number: int, frame: Any) -> None:
-            self.interrupted = True
-            # A second signal does what it would do without us.
-            signal.signal(number, previous[signal.Signals(number)] or signal.SIG_DFL)
 
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            for number in previous:
-                signal.signal(number, ask_to_stop)
-            yield
-        finally:
-            for number, handler in previous.items():
-                if handler is not None:  # one that was not set from Python cannot be put back
-                    signal.signal(number, handler)
+@contextmanager
+def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` when SIGINT or SIGTERM comes; a second one does what it would do without us."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask_to_stop(number: int, frame: Any) -> None:
+        stop()
+        signal.signal(number, previous[signal.Signals(number)] or signal.SIG_DFL)
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in previous:
+            signal.signal(number, ask_to_stop)
+        yield
+    finally:
+        for number, handler in previous.items():
+            if handler is not None:  # one that was not set from Python cannot be put back
+                signal.signal(number, handler)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

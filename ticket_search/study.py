@@ -150,6 +150,11 @@ def _apart(one: float, other: float) -> float:
     return max(one, other) / min(one, other)
 
 
+def page_files(study: Study, output: str | os.PathLike[str]) -> list[Path]:
+    """The files of a study's page."""
+    return [Path(output) / f"{study.name}.{suffix}" for suffix in ("md", "png", "html", "csv")]
+
+
 def write_study(study: Study, runs: Sequence[Path], output: str | os.PathLike[str]) -> list[Path]:
     """Compare the runs of a study and write its page: NAME.md, NAME.png, NAME.html and NAME.csv in a folder.
 
@@ -162,10 +167,11 @@ def write_study(study: Study, runs: Sequence[Path], output: str | os.PathLike[st
 
     comparison = compare(runs, delta=study.delta)
     beside = compare_with_published(comparison, study.published)
-    points = [{"label": point.label, "density": point.density, "accuracy": point.accuracy} for point in study.published]
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{study.name}.{suffix}" for suffix in ("md", "png", "html", "csv")]
+    # The figure has no place for what was measured on other data; the table beside it has.
+    own = [point for point in study.published if not point.data]
+    points = [{"label": point.label, "density": point.density, "accuracy": point.accuracy} for point in own]
+    Path(output).mkdir(parents=True, exist_ok=True)
+    paths = page_files(study, output)
     plot_comparison(comparison, paths[1], published=points, overwrite=True)
     paths[0].write_text(_page(study, beside, comparison["groups"], to_markdown(comparison)), encoding="utf-8")
     paths[2].write_text(to_html(comparison, study.title, published=points), encoding="utf-8")
@@ -183,13 +189,13 @@ def _page(study: Study, beside: Sequence[Mapping[str, Any]], groups: Sequence[Ma
         parts.append("## What the publication says\n\n" + "\n".join(f"- {line}" for line in study.statements))
     if beside:
         lines = [
-            "| | density | published % | ours % | seeds | 95 % interval | agrees |",
+            "| | density | published % | ours % | seeds | 95 % interval | consistent |",
             "|---|---|---|---|---|---|---|",
         ]
         lines += [_published_line(row) for row in beside]
         parts.append(
-            f"## Published numbers beside ours\n\n*Agrees*: in our interval, or within {NEAR:g} pp of our mean.\n\n"
-            + "\n".join(lines)
+            f"## Published numbers beside ours\n\n*Consistent*: in our interval, or within {NEAR:g} pp of our mean; a "
+            "wide interval contradicts little.\n\n" + "\n".join(lines)
         )
     answers = [(group["label"], answer) for group in groups for answer in _answers(group["verdict"] or {})]
     if answers:

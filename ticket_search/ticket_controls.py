@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import filelock
 from torch import nn
 
 import supermask
@@ -25,7 +28,7 @@ from .objective import make_objective
 from .problems import RequestError, unknown
 from .runs import REWIND_POINT, TICKET, Run, write_json
 from .searches import prepare, train
-from .setup import Setup, exact_arithmetic
+from .setup import Setup, exact_arithmetic, load_data
 from .ticket_training import random_masks
 
 # What a ticket that is trained is compared with, and what is needed on other data than its own.
@@ -84,22 +87,29 @@ def controls(
     opened = Run(folder, read_config(folder))
     asked = _check(opened, kinds, levels, elsewhere, survivors)
     path = folder / CONTROLS
-    rows: list[dict[str, Any]] = read_json(path)["rows"] if path.exists() else []
+    where = opened.config.data if elsewhere is None else _name_of(elsewhere, opened)
     made: Setup | None = None
+    rows = _read(path)
     for level in asked.levels:
         for kind in asked.kinds:
-            where = opened.config.data if elsewhere is None else _name_of(elsewhere)
             key = {"control": kind, "trained": asked.trained, "data": where, "level": level}
             if any(all(row.get(name) == value for name, value in key.items()) for row in rows):
                 continue
             if asked.trained:
-                row = _train(opened, kind, level, model, data if elsewhere is None else elsewhere, elsewhere, progress)
+                other = "" if elsewhere is None else where
+                row = _train(opened, kind, level, model, data if elsewhere is None else elsewhere, other, progress)
             else:
                 made = made or _set_up(opened, model, data)
                 row = _evaluate(opened, kind, made)
-            rows.append({**key, "seed": opened.config.seed, **row})
-            write_json(path, {"rows": rows})
+            with filelock.FileLock(folder / ".controls.lock"):
+                # Read again: another process may make other controls of this run.
+                rows = [*_read(path), {**key, "seed": opened.config.seed, **row}]
+                write_json(path, {"rows": rows})
     return rows
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return list(read_json(path)["rows"]) if path.exists() else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +127,15 @@ def _check(
         raise RequestError(f"the run {run.path} is not finished; `ticket resume {run.path}` goes on")
     traits = find_method(run.config.method).traits
     trained = survivors or not traits.frozen_weights
+    shape = getattr(run.config, "granularity", "weight")
+    if shape != "weight":
+        problems.append(
+            f"{run.path} keeps units of {shape}: controls move single weights, and would differ in more than position"
+        )
+    if getattr(run.config, "rewind_optimizer", "fresh") == "restore":
+        problems.append(f"{run.path} starts each level with restored moments, which no control can")
+    if run.config.method == "gradual":
+        problems.append(f"{run.path} prunes while it trains: no control is trained as its ticket is")
     if traits.dense:
         problems.append(f"{run.path} is a dense run: it has no mask to control")
     if survivors and not traits.frozen_weights:
@@ -142,12 +161,12 @@ def _check(
 
 
 def _train(
-    run: Run, kind: str, level: int | None, model: Any, data: Any, elsewhere: Any, progress: bool
+    run: Run, kind: str, level: int | None, model: Any, data: Any, elsewhere: str, progress: bool
 ) -> dict[str, Any]:
     """Train a control in a folder of its own inside the run's."""
     place = kind if level is None else f"{kind}-level-{level:02d}"
-    if elsewhere is not None:
-        place += f"-{_name_of(elsewhere)}"
+    if elsewhere:
+        place += f"-{re.sub(r'[^A-Za-z0-9._-]+', '-', elsewhere)}"
     folder = run.path / "controls" / place
     if (folder / "summary.json").exists():
         return _row(Run(folder, read_config(folder)))
@@ -159,7 +178,8 @@ def _train(
             raise RequestError(f"{run.path} has no dense network of its own: a dense one elsewhere needs levels")
     flags: dict[str, Any] = {"seed": config.seed, "threads": config.threads, "device": config.device}
     flags |= {"order_seed": config.seeds["order"], "control": "none" if kind in ("ticket", "dense") else kind}
-    flags |= {"data_dir": config.data_dir, "compile": config.compile}
+    # A ticket file never names code to import, but the run beside it is the user's own.
+    flags |= {key: getattr(config, key) for key in ("data_dir", "compile", "loss", "metric", "dtype", "workers")}
     if kind == "reinit":
         flags["init_seed"] = config.seeds["init"] + _OTHER_SEED
     elif kind not in ("ticket", "dense"):
@@ -221,5 +241,5 @@ def make_untrained(ticket: Ticket, kind: str, seed: int, made: Setup, config: An
     return supermask.Ticket(masks, {"final": supermask.make_state(tensors, masks, draws)}, dict(ticket.meta))
 
 
-def _name_of(data: Any) -> str:
-    return data if isinstance(data, str) else "arrays"
+def _name_of(data: Any, run: Run) -> str:
+    return data if isinstance(data, str) else load_data(data, run.config).name

@@ -9,10 +9,9 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from .config import read_json
 from .methods import find_method
 from .problems import Interrupted, RequestError, RunError
 from .requests import Request
-from .runs import Run
+from .runs import Run, stopping_on_signals
 from .searches import carry_out, prepare
 from .sweep_progress import CONTROLS, RUNNING, Board, BoardProgress, SweepProgress
 
@@ -66,7 +65,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, board: Board, shows: SweepProg
     ended: dict[int, dict[str, Any]] = {}
     waiting, suspects = deque(jobs), deque[Job]()
     tried: set[int] = set()
-    with _stopping_on_signals(board), shows, _Crew(processes, board) as crew:
+    with stopping_on_signals(board.stop), shows, _Crew(processes, board) as crew:
         while crew.running or (not board.stopping and (waiting or suspects)):
             while not board.stopping and waiting and len(crew.running) < processes:
                 crew.give(waiting.popleft())
@@ -148,28 +147,6 @@ class _Crew:
         ]
 
 
-@contextmanager
-def _stopping_on_signals(board: Board) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask_to_stop(number: int, frame: Any) -> None:
-        board.stop()
-        # A second signal does what it would do without us.
-        signal.signal(number, previous[signal.Signals(number)] or signal.SIG_DFL)
-
-    previous = {number: signal.getsignal(number) for number in _SIGNALS}
-    try:
-        for number in previous:
-            signal.signal(number, ask_to_stop)
-        yield
-    finally:
-        for number, handler in previous.items():
-            if handler is not None:  # one that was not set from Python cannot be put back
-                signal.signal(number, handler)
-
-
 def begin(board: Board, folder: str) -> None:
     """Make this a process of a sweep: signals count inside a run only, and it ends when the sweep does.
 
@@ -234,14 +211,16 @@ def _carry_out(job: Job) -> str:
 
 
 def _control(job: Job, there: list[int]) -> None:
-    from .ticket_controls import controls
+    from .ticket_controls import EVALUATED, controls
 
+    frozen = find_method(job.request.method).traits.frozen_weights
+    kinds = [kind for kind in job.controls if not frozen or kind in EVALUATED]
     levels = [level for level in job.control_levels if level in there[1:]]
     if there and job.control_levels and not levels:
         return
-    controls(job.folder, kinds=job.controls, levels=levels or None, progress=False)
-    if job.controls_on and not find_method(job.request.method).traits.frozen_weights:
-        kinds = ["ticket", *(["dense"] if there else []), *(kind for kind in job.controls if kind != "random-erk")]
+    controls(job.folder, kinds=kinds, levels=levels or None, progress=False)
+    if job.controls_on and not frozen:
+        kinds = ["ticket", *(["dense"] if there else []), *(kind for kind in kinds if kind != "random-erk")]
         controls(job.folder, kinds=kinds, levels=levels or None, elsewhere=job.controls_on, progress=False)
 
 

@@ -58,6 +58,10 @@ def compare(
         group = grouped.setdefault(json.dumps(member.recipe, sort_keys=True), {})
         if member.seeds in group:
             left_out.append(f"{member.name}: repeats the seeds of {group[member.seeds].name}")
+        elif same := next((other for other in group.values() if other.pair == member.pair), None):
+            left_out.append(
+                f"{member.name}: its weights and data order are those of {same.name}, only the masks' seed is not"
+            )
         else:
             group[member.seeds] = member
     groups = [list(group.values()) for group in grouped.values()]
@@ -76,7 +80,7 @@ def compare(
 def _describe(group: list[Member], groups: Sequence[list[Member]], delta: float, notes: list[str]) -> dict[str, Any]:
     first = group[0]
     baseline, name = _find_baseline(group, groups, notes)
-    levels = [_describe_level(group, level, baseline) for level in range(min(len(member.rows) for member in group))]
+    levels = [_describe_level(group, level, rows, baseline) for level, rows in enumerate(_rows_by_level(group))]
     controls = _describe_controls(group)
     # What the questions are about: not the ticket on other data, nor trained where it is a ticket as it is.
     own = [row for row in controls if _is_own(row, first)]
@@ -101,16 +105,16 @@ def _find_baseline(group: list[Member], groups: Sequence[list[Member]], notes: l
     if first.dense:
         return {}, None
     if first.starts_dense:
-        return {member.pair: member.rows[0] for member in group}, "level 0"
+        return {member.pair: member.rows[0] for member in group if member.rows[0]["density"] == 1}, "level 0"
     found = []
     for other in groups:
         theirs = other[0]
-        if theirs.rows[0]["density"] != 1 or _differ(first, theirs, TASK):
+        if theirs.rows[0]["density"] != 1 or theirs.frozen or _differ(first, theirs, TASK):
             continue
         if not first.frozen and (differs := _differ(first, theirs, RECIPE)):
             notes.append(f"{theirs.name} is no baseline of {first.name}: {', '.join(differs)}")
             continue
-        rows = {member.pair: member.rows[0] for member in other}
+        rows = {member.pair: member.rows[0] for member in other if member.rows[0]["density"] == 1}
         found.append((len(rows.keys() & {member.pair for member in group}), theirs.dense, rows, theirs))
     if not found:
         return {}, None
@@ -121,23 +125,39 @@ def _find_baseline(group: list[Member], groups: Sequence[list[Member]], notes: l
 
 
 def _differ(one: Member, other: Member, keys: Sequence[str]) -> list[str]:
-    """What differs in the flags that both have; `init = "keep"` is whatever init the weights once had."""
-    both = [key for key in keys if key in one.recipe and key in other.recipe]
+    """What differs in the flags, of others' numbers those that are said; `init = "keep"` is any init."""
+    if one.measured_here and other.measured_here:
+        both = list(keys)  # what is not set is a value too: no clipping, no loss of one's own
+    else:
+        both = [key for key in keys if key in one.recipe and key in other.recipe]
     if "keep" in (one.recipe.get("init"), other.recipe.get("init")):
         both = [key for key in both if key != "init"]
     return differences(other.recipe, one.recipe, both) if both else []
 
 
-def _describe_level(group: list[Member], level: int, baseline: _Rows) -> dict[str, Any]:
-    rows = {member.pair: member.rows[level] for member in group}
-    first = group[0].rows[level]
+def _rows_by_level(group: list[Member]) -> list[_Rows]:
+    """The rows of all seeds, level by level; of others' numbers, density by density."""
+    if group[0].measured_here:
+        number = min(len(member.rows) for member in group)
+        return [{member.pair: member.rows[level] for member in group} for level in range(number)]
+    densities = sorted({row["density"] for member in group for row in member.rows}, reverse=True)
+    return [
+        {member.pair: row for member in group for row in member.rows if row["density"] == density}
+        for density in densities
+    ]
+
+
+def _describe_level(group: list[Member], level: int, rows: _Rows, baseline: _Rows) -> dict[str, Any]:
+    first = next(iter(rows.values()))
+    there = [member for member in group if member.pair in rows]
+    costs = [m.cost(level) if m.measured_here else rows[m.pair].get("dense_trainings") for m in there]
     is_baseline = all(baseline.get(pair) is row for pair, row in rows.items())
     return {
         "level": first.get("level"),
         "density": first["density"],
         "kept": first.get("kept"),
         **_summarize(group, rows),
-        "dense_trainings": _mean([member.cost(level) for member in group]),
+        "dense_trainings": _mean(costs),
         "difference": None if is_baseline else _difference(rows, baseline),
         "later": None if is_baseline else _later(rows, baseline),
     }
@@ -172,7 +192,8 @@ def _later(rows: _Rows, others: _Rows) -> dict[str, Any] | None:
         for part in (rows, others)
     )
     found = difference(here, there)
-    return None if found is None else asdict(found) | {"dense": statistics.fmean(there.values())}
+    paired = [there[pair] for pair in here if pair in there]
+    return None if found is None else asdict(found) | {"dense": statistics.fmean(paired)}
 
 
 def _accuracies(rows: _Rows) -> dict[Any, float]:
@@ -190,8 +211,8 @@ def _describe_controls(group: Sequence[Member]) -> list[dict[str, Any]]:
     for (level, data, trained, control), rows in found.items():
         first = next(iter(rows.values()))
         # On other data, and where frozen weights are trained, the ticket is a control among the others.
-        tickets: _Rows | None = found.get((level, data, trained, "ticket"))
-        if tickets is None:
+        tickets: _Rows = found.get((level, data, trained, "ticket"), {})
+        if not tickets and _is_own(first, group[0]):
             tickets = {member.pair: row for member in group for row in member.rows if row.get("level") == level}
         described.append(
             {

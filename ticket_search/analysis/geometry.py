@@ -60,7 +60,7 @@ def compare_levels(run: str | Path) -> list[dict[str, Any]]:
     Raises:
         RequestError: a run without levels.
     """
-    paths = sorted(Path(run, "levels").glob(f"*/{TICKET}"))
+    paths = sorted(Path(run, "levels").glob(f"*/{TICKET}"), key=lambda path: int(path.parent.name))
     if not paths:
         raise RequestError(f"{run} has no levels")
     rows: list[dict[str, Any]] = []

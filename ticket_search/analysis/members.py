@@ -51,8 +51,8 @@ class Member:
 
     @property
     def dense(self) -> bool:
-        """Whether nothing is pruned."""
-        return len(self.rows) == 1 and self.rows[0]["density"] == 1
+        """Whether nothing is pruned, and what there is was trained."""
+        return len(self.rows) == 1 and self.rows[0]["density"] == 1 and not self.frozen
 
     @property
     def starts_dense(self) -> bool:
@@ -96,16 +96,30 @@ def _read_run(folder: Path) -> Member:
     config, summary = read_toml(folder / "config.toml"), read_json(folder / "summary.json")
     controls = read_json(folder / CONTROLS)["rows"] if (folder / CONTROLS).exists() else []
     seed = config.get("seed", 0)
+    # A ticket brings the weights that it starts from: who trains it again with other seeds draws none of its own.
+    drawn = {**config, **_drawn_by(config)}
+    init = drawn.get("init_seed", drawn.get("seed", 0))
     return Member(
         name=str(folder),
         recipe={key: value for key, value in config.items() if key not in _NOT_COMPARED},
         seed=seed,
-        seeds=tuple(config.get(key, seed) for key in ("init_seed", "order_seed", "mask_seed")),
+        seeds=(init, config.get("order_seed", seed), config.get("mask_seed", seed)),
         rows=summary.get("levels") or [summary],
         controls=controls,
         seconds=summary["seconds"],
         dense_trainings=summary["cost"]["dense_trainings"],
     )
+
+
+def _drawn_by(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The seeds of the weights that a trained ticket started from, where its file is still there."""
+    import supermask
+
+    own = config.get("control", "none") == "reinit"
+    if config["method"] != "train" or own or not Path(config["ticket"]).is_file():
+        return {}
+    recorded = supermask.load(config["ticket"]).meta.get("config", {})
+    return {key: recorded[key] for key in ("seed", "init_seed") if key in recorded}
 
 
 def _false_claim(folder: Path, member: Member) -> str:
@@ -138,14 +152,19 @@ def _read_others(rows: Iterable[Mapping[str, Any]]) -> list[Member]:
             key = next((other for other in found if (*other[:3], other[4]) == (*key[:3], key[4])), key)
         moment = {"min_validation_loss": {"step": row["early_step"]}} if row.get("early_step") is not None else {}
         found.setdefault(key, []).append({**row, **moment})
+    densities: dict[tuple[Any, ...], set[float]] = {}
+    for key, lines in found.items():
+        densities.setdefault(key[:4], set()).update(line["density"] for line in lines if not line.get("control"))
     members = []
-    for (method, label, model, data, seed), lines in found.items():
+    for key, lines in found.items():
+        method, label, model, data, seed = key
         recipe = {"method": method, "label": label, "model": model, "data": data}
-        own = sorted((line for line in lines if not line.get("control")), key=lambda line: -line["density"])
-        if len(own) > 1:
-            own = [{**line, "level": _level(line, level)} for level, line in enumerate(own)]
-        levels = {line["density"]: line.get("level") for line in own}
-        beside = [{**line, "level": _level(line, levels.get(line["density"]))} for line in lines if line.get("control")]
+        # The same level of the same density in all seeds, whatever is missing of one.
+        order = sorted(densities[key[:4]], reverse=True)
+        places = {density: place if len(order) > 1 else None for place, density in enumerate(order)}
+        placed = [{**line, "level": _level(line, places.get(line["density"]))} for line in lines]
+        own = sorted((line for line in placed if not line.get("control")), key=lambda line: -line["density"])
+        beside = [line for line in placed if line.get("control")]
         members.append(
             Member(
                 name=f"{label or method}, seed {seed}",

@@ -88,8 +88,15 @@ def answer_in_order(answers: Sequence[Answer]) -> list[Answer]:
         if failed is None:
             tested.append(answer)
         else:
-            because = f"not tested: level {failed} before it is {tested[failed - 1].answer}"
-            tested.append(Answer(answer.question, "unknown", because))
+            before = tested[failed - 1]
+            because = f"not tested: level {failed} before it is {before.answer}"
+            # Who decides that one goes on to this one.
+            waits = before.answer == "undecided"
+            tested.append(
+                Answer(answer.question, "undecided", because, before.more_seeds)
+                if waits
+                else Answer(answer.question, "unknown", because)
+            )
     return tested
 
 

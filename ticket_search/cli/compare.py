@@ -171,12 +171,12 @@ def _masks(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Overlaps of the tickets of each network."""
     from ..analysis.geometry import compare_masks, load_tickets
 
-    networks: dict[tuple[str, str], list[str]] = {}
+    networks: dict[str, dict[str, Any]] = {}
     for group in found["groups"]:
-        networks.setdefault((group["model"], group["data"]), []).extend(
-            run for run in group["runs"] if group["density"] < 1 and Path(run).is_dir()
-        )
-    return [compare_masks(load_tickets(names)) for names in networks.values() if len(names) > 1]
+        names = [run for run in group["runs"] if group["density"] < 1 and Path(run).is_dir()]
+        for name, ticket in (load_tickets(names) if names else {}).items():
+            networks.setdefault(repr(ticket.masks.shapes), {})[name] = ticket
+    return [compare_masks(tickets) for tickets in networks.values() if len(tickets) > 1]
 
 
 def _print_masks(compared: list[dict[str, Any]]) -> None:

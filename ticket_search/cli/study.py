@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..study import read_study
+from ..study import page_files, read_study
 from .sweep import carry_out_sweep
 from .terminal import errors, output
 
@@ -30,15 +29,14 @@ def study(
     from ..problems import RequestError
 
     asked = read_study(find_study(file))
-    page = Path(results) / f"{asked.name}.md"
-    if page.exists() and not (overwrite or dry_run):
-        raise RequestError(f"{page} is there already: add --overwrite, or choose another folder by --results")
+    there = [str(path) for path in page_files(asked, results) if path.exists()]
+    if there and not (overwrite or dry_run):
+        raise RequestError(f"{', '.join(there)}: there already; add --overwrite, or choose another folder by --results")
     output().print(f"{asked.title}\n{asked.question}\n(budget {asked.hours:g} h on two cores)", highlight=False)
-    carry_out_sweep(asked.sweep, runs, jobs, dry_run, as_json=False)
+    folders = carry_out_sweep(asked.sweep, runs, jobs, dry_run, as_json=False)
     if dry_run:
         return
     from ..study import write_study
 
-    folders = sorted(path.parent for path in (Path(runs) / asked.name).glob("*/summary.json"))
     for path in write_study(asked, folders, results):
         errors().print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)

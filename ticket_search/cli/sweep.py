@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -35,8 +36,12 @@ def sweep(
     carry_out_sweep(read_sweep(file, threads), runs, jobs, dry_run, as_json)
 
 
-def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: bool) -> None:
-    """Plan a sweep, carry it out, and say how it ended: exit 1 where a run failed, 130 where it was stopped."""
+def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: bool) -> list[Path]:
+    """Plan a sweep, carry it out, and say how it ended: exit 1 where a run failed, 130 where it was stopped.
+
+    Returns:
+        The folders of its runs, none where nothing was to be done.
+    """
     try:
         from ..sweep import plan_sweep, run_plan
 
@@ -46,7 +51,7 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
         if dry_run or not as_json:
             print_plan(plan, dry_run, as_json)
         if dry_run:
-            return
+            return []
         result = run_plan(plan)
     except KeyboardInterrupt:
         _say_stopped()
@@ -61,6 +66,7 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
     if result.failures:
         _say_failures(plan, result)
         raise typer.Exit(1)
+    return result.finished
 
 
 def print_plan(plan: SweepPlan, dry_run: bool, as_json: bool) -> None:
