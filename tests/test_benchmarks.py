@@ -244,6 +244,16 @@ def test_the_page_on_speed_says_what_was_measured():
         assert f"| {row['row']} | " + " | ".join(numbers) + " |" in page
 
 
+def test_the_page_on_the_verdict_says_what_was_measured():
+    page, found = (RESULTS / "verdict.md").read_text(), json.loads((RESULTS / "verdict.json").read_text())
+    for row in found["rows"]:
+        line = next(line for line in page.splitlines() if line.startswith(f"| {row['truth']} | "))
+        assert all(f"{key} {number}" in line for part in ("first", "last") for key, number in row[part].items())
+        share = row.get("false_yes", row.get("power"))
+        assert share is None or f"| {share:.1%} (" in line
+        assert row["holds"] == line.endswith("| yes |")
+
+
 def test_pages_say_what_was_measured(benchmarks):
     """Every number on a page of `results/` that has a table comes from the file beside it."""
     from pruning_at_init import HEADER, as_row
