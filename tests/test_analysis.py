@@ -362,6 +362,15 @@ def test_controls_of_frozen_weights_fall_to_chance(tmp_path):
     assert all(row["test_accuracy"] > 80 for row in trained.values())
     group = of(compare([run.path]), "edge-popup")
     assert len(group["controls"]) == 6
+    assert group["verdict"]["as_early"]["answer"] == "unknown"
+
+
+def test_fresh_weights_are_fresh_in_layers_without_a_mask_too(tmp_path):
+    run = search("snip", runs=tmp_path, density=0.3, exclude=("fc3",), **QUICK)
+    controls(run.path, ["reinit"], progress=False)
+    fresh = supermask.load(run.path / "controls/reinit/ticket.safetensors").state_dict("start")
+    own = run.ticket.state_dict("start")
+    assert not any(torch.equal(fresh[name], own[name]) for name in ("fc1.weight", "fc2.weight", "fc3.weight"))
 
 
 def test_controls_that_cannot_be_are_all_named_at_once(runs):

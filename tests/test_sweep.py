@@ -509,3 +509,15 @@ def test_what_is_shown_of_a_sweep(terminal):
     assert "1 of 3  finished  one  test 90.00 %  1.0 s\n" in written.replace("\r", "")
     assert "2 of 3  failed  two  oh" in written
     assert ("\x1b[" in written) == terminal
+
+
+def test_controls_that_cannot_be_are_said_before_anything_starts(tmp_path):
+    path = tmp_path / "many.toml"
+    base = '[base]\nmethod = "snip"\ndensity = 0.5\ngranularity = "2:4"\nallocation = "layerwise"\n'
+    path.write_text(f'controls = ["shuffle"]\n{base}')
+    with pytest.raises(RequestError) as error:
+        read_sweep(path)
+    assert any("keeps units of 2:4" in problem for problem in error.value.problems)
+    path.write_text('controls = ["shuffle"]\n[base]\nmethod = "gradual"\n')
+    with pytest.raises(RequestError, match="controls: gradual-.* prunes while it trains"):
+        read_sweep(path)

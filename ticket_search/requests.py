@@ -151,6 +151,19 @@ def name_problems(model: Any, data: Any) -> list[str]:
     return problems
 
 
+def control_problems(config: Config) -> list[str]:
+    """Why no control would differ from the tickets of this configuration in one thing only; empty where some do."""
+    problems = []
+    shape = getattr(config, "granularity", "weight")
+    if shape != "weight":
+        problems.append(f"keeps units of {shape}: controls move single weights, and would differ in more than position")
+    if getattr(config, "rewind_optimizer", "fresh") == "restore":
+        problems.append("starts each level with restored moments, which no control can")
+    if config.method == "gradual":
+        problems.append("prunes while it trains: no control is trained as its ticket is")
+    return problems
+
+
 def read_flags(words: Sequence[str], problems: list[str]) -> dict[str, str]:
     """The flags in a list of words with their values as text; what is wrong is added to `problems`."""
     switches = {key for key, (placeholder, _) in LAUNCH_FLAGS.items() if placeholder is None}

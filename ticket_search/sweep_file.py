@@ -16,7 +16,7 @@ from .config import Config, find_recipe, public_fields, read_toml, to_plain
 from .folders import default_name
 from .methods import find_method, method_names
 from .problems import RequestError, unknown
-from .requests import DEFAULT_METHOD, Request, name_problems, parse_seeds, validate
+from .requests import DEFAULT_METHOD, Request, control_problems, name_problems, parse_seeds, validate
 
 # What the default name of a run says already.
 _NAMED = ("method", "model", "data", "density", "seed")
@@ -118,6 +118,8 @@ def make_sweep(table: dict[str, Any], name: str, threads: int | None = None) -> 
         for seed in seeds or (config.seed,)
     ]
     problems += _repeated(runs)
+    if file.controls:
+        problems += [f"controls: {run.name} {why}" for run in runs for why in control_problems(run.config)]
     if problems:
         raise RequestError(dict.fromkeys(problems))
     folder = re.sub(r"[^A-Za-z0-9._-]+", "-", name)

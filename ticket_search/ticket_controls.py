@@ -26,6 +26,7 @@ from .folders import find_run, read_config
 from .methods import find_method
 from .objective import make_objective
 from .problems import RequestError, unknown
+from .requests import control_problems
 from .runs import REWIND_POINT, TICKET, Run, write_json
 from .searches import prepare, train
 from .setup import Setup, exact_arithmetic, load_data
@@ -127,15 +128,7 @@ def _check(
         raise RequestError(f"the run {run.path} is not finished; `ticket resume {run.path}` goes on")
     traits = find_method(run.config.method).traits
     trained = survivors or not traits.frozen_weights
-    shape = getattr(run.config, "granularity", "weight")
-    if shape != "weight":
-        problems.append(
-            f"{run.path} keeps units of {shape}: controls move single weights, and would differ in more than position"
-        )
-    if getattr(run.config, "rewind_optimizer", "fresh") == "restore":
-        problems.append(f"{run.path} starts each level with restored moments, which no control can")
-    if run.config.method == "gradual":
-        problems.append(f"{run.path} prunes while it trains: no control is trained as its ticket is")
+    problems += [f"{run.path} {problem}" for problem in control_problems(run.config)]
     if traits.dense:
         problems.append(f"{run.path} is a dense run: it has no mask to control")
     if survivors and not traits.frozen_weights:
@@ -232,7 +225,10 @@ def make_untrained(ticket: Ticket, kind: str, seed: int, made: Setup, config: An
         raise RequestError(f"the control {kind} needs weights that were drawn; the ticket stores {', '.join(lost)}")
     draws = dict(final.drawn)
     if kind == "reinit":
-        draws |= {name: dataclasses.replace(draws[name], seed=draws[name].seed + _OTHER_SEED) for name in masks}
+        draws = {
+            name: draw if draw.init in ("zeros", "ones") else dataclasses.replace(draw, seed=draw.seed + _OTHER_SEED)
+            for name, draw in draws.items()
+        }
     elif kind == "shuffle":
         masks = masks.shuffled(seed)
     else:

@@ -124,7 +124,8 @@ def make_control(ticket: Ticket, config: Config, targets: Targets) -> Ticket:
         )
     if config.control == "reinit":
         seed = config.seeds["init"]
-        random_draws = {name: draw for name, draw in draws.items() if name in masks}
+        # What carries no mask too: biases and norms alone are no draw.
+        random_draws = {name: draw for name, draw in draws.items() if draw.init not in ("zeros", "ones")}
         if any(draw.seed == seed for draw in random_draws.values()):
             raise RequestError(
                 f"--control reinit: seed {seed} draws the ticket's own weights: give another --init-seed"

@@ -159,7 +159,8 @@ def _describe_level(group: list[Member], level: int, rows: _Rows, baseline: _Row
         **_summarize(group, rows),
         "dense_trainings": _mean(costs),
         "difference": None if is_baseline else _difference(rows, baseline),
-        "later": None if is_baseline else _later(rows, baseline),
+        # The steps of scores, and of another recipe, are no steps of dense training.
+        "later": None if is_baseline or group[0].frozen else _later(rows, baseline),
     }
 
 

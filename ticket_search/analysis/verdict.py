@@ -106,9 +106,10 @@ def judge(
     random_against_dense: Mapping[int | None, Mapping[str, Any] | None],
     delta: float,
 ) -> dict[str, Any]:
-    """The answers about a group: of its sparsest level, or, if that is none, of the sparsest that is a ticket.
+    """The answers about a group; each row of `levels` gets its `matching`.
 
-    Each row of `levels` gets its `matching`.
+    `matching` is of the sparsest level. The controls are those of the sparsest level that matches and has some, or else
+    of the sparsest that has some (`controls_at`, its density); `as_early` is of the sparsest that matches, or the last.
 
     Args:
         levels: rows of one configuration, dense first; `difference` is ticket minus dense.
