@@ -41,6 +41,24 @@ def test_digits_are_those_of_scikit_learn():
     assert set(np.bincount(arrays.test_y) > 20) == {True}
 
 
+def test_fewer_training_samples_are_drawn_from_the_same_and_leave_validation_and_test_as_they_are():
+    whole = read_samples("digits", None, 0)
+    few, more = whole.first(50, 0), whole.first(200, 0)
+    labels = {
+        (*x, y) for x, y in zip(map(tuple, whole.train_x.flatten(1).tolist()), whole.train_y.tolist(), strict=True)
+    }
+    pairs = [
+        {(*x, y) for x, y in zip(map(tuple, data.train_x.flatten(1).tolist()), data.train_y.tolist(), strict=True)}
+        for data in (few, more)
+    ]
+    assert (few.train_size, len(pairs[0]), len(pairs[1])) == (50, 50, 200)
+    assert pairs[0] < pairs[1] < labels
+    assert torch.equal(few.validation_x, whole.validation_x) and torch.equal(few.test_y, whole.test_y)
+    assert not torch.equal(few.train_x, whole.first(50, 1).train_x)
+    with pytest.raises(RequestError, match="--train-size 2000: digits has 1293 training samples"):
+        whole.first(2000, 0)
+
+
 def test_the_test_split_is_fixed_and_validation_is_drawn_by_its_seed():
     arrays = read_arrays("digits")
     one, other = split("digits", arrays, 0), split("digits", arrays, 1)

@@ -57,6 +57,9 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     weights: str | None = Field(None, description="checkpoint to start from: a state dict or safetensors file")
     data: str = Field("digits", description="the data set (`ticket data` lists them), or package.module:function")
     data_dir: str | None = Field(None, description="folder to look for data in first")
+    train_size: int | None = Field(
+        None, ge=1, description="train on so many of the training samples, drawn by the split's seed; else on all"
+    )
     density: float = Field(0.5, gt=0, le=1, allow_inf_nan=False, description="fraction of the maskable weights to keep")
     epochs: int = Field(12, ge=1, description="epochs of one training")
     batch_size: int = Field(128, ge=1, description="samples per step")
@@ -127,6 +130,7 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
         idle = {
             "crop": self.data == "imagefolder" and "data in memory: an image folder has crops and flips of its own",
             "flip": self.data == "imagefolder" and "data in memory: an image folder has crops and flips of its own",
+            "train_size": self.data == "imagefolder" and "data in memory",
             "image_size": self.data != "imagefolder" and "--data imagefolder",
             "workers": self.data != "imagefolder" and "--data imagefolder",
             "label_smoothing": self.loss is not None and "cross-entropy, not --loss",

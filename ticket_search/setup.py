@@ -162,9 +162,16 @@ def describe_model(model: str | Callable[..., nn.Module]) -> str:
 def load_data(data: Any, config: Config) -> Samples:
     """Samples of a built-in set's name, of what `package.module:function` gives, or of the caller's arrays or Dataset.
 
+    `config.train_size` of the training samples, where it says how many.
+
     Raises:
         RequestError: an unknown name, data that cannot be had, or that does not fit.
     """
+    found = _all_samples(data, config)
+    return found.first(config.train_size, config.split_seed) if config.train_size and isinstance(found, Data) else found
+
+
+def _all_samples(data: Any, config: Config) -> Samples:
     augmentation = Augmentation(config.crop, config.flip)
     if isinstance(data, str) and ":" not in data:
         return read_samples(

@@ -30,7 +30,7 @@ _UNTIMED = (
     "weight_decay", "schedule", "milestones", "drop", "warmup", "label_smoothing", "init", "dtype",
 )  # fmt: skip
 # What decides about the data that are read.
-_OF_DATA = ("data", "data_dir", "split_seed", "crop", "flip", "image_size", "workers", "device")
+_OF_DATA = ("data", "data_dir", "train_size", "split_seed", "crop", "flip", "image_size", "workers", "device")
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ FIXED = ("ticket", "found_by", "density", "init", "weights", "include", "exclude
 REPEATED = (
     "epochs", "batch_size", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule", "milestones", "drop",
     "warmup", "evaluate_every", "model_args", "activation", "crop", "flip", "image_size", "label_smoothing", "clip",
-    "accumulate", "precision", "channels_last", "split_seed", "include", "exclude",
+    "accumulate", "precision", "channels_last", "train_size", "split_seed", "include", "exclude",
 )  # fmt: skip
 
 

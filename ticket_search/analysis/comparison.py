@@ -18,8 +18,8 @@ from .verdict import DELTA, judge
 # What must be equal in the runs of a ticket and in those of the dense network that it is compared with: the task, and,
 # where the ticket's weights are trained, how they are.
 TASK = (
-    "model", "model_args", "activation", "data", "image_size", "crop", "flip", "loss", "metric", "label_smoothing",
-    "split_seed", "precision",
+    "model", "model_args", "activation", "data", "train_size", "image_size", "crop", "flip", "loss", "metric",
+    "label_smoothing", "split_seed", "precision",
 )  # fmt: skip
 RECIPE = (
     "epochs", "batch_size", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule", "milestones", "drop",

@@ -79,6 +79,17 @@ class Data:
         """The same data, augmented by the random numbers of another seed."""
         return replace(self, seed=seed)
 
+    def first(self, size: int, seed: int) -> Data:
+        """The same data with so many of its training samples, drawn by a seed; those of fewer are among those of more.
+
+        Raises:
+            RequestError: more than there are.
+        """
+        if size > self.train_size:
+            raise RequestError(f"--train-size {size}: {self.name} has {self.train_size} training samples")
+        index = torch.from_numpy(np.sort(permutation(self.train_size, seed, "train")[:size])).to(self.device)
+        return replace(self, train_x=self.train_x[index], train_y=self.train_y[index])
+
     def train_batches(
         self, order: Order, batch_size: int, first: int = 0, epoch: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
