@@ -440,3 +440,30 @@ def test_geometry_of_runs(runs):
         geometry.load_tickets(["nowhere"])
     with pytest.raises(RequestError, match="no levels"):
         geometry.compare_levels(runs["dense", 0].path)
+
+
+def test_the_small_dense_control_has_as_many_weights_and_the_same_training(tmp_path, monkeypatch):
+    run = search("imp", runs=tmp_path, density=0.2, fraction=0.8, batch_size=128, **QUICK)
+    (row,) = controls(run.path, ["small-dense"], progress=False)
+    assert row["control"] == "small-dense" and row["density"] == row["kept"] / run.summary["weights"]
+    # 64 pixels, 300 w and 100 w units, 10 classes, by brute force over the numbers that rounding can give.
+    possible = {
+        64 * a + a * b + b * 10 for a, b in ((round(300 * w / 4000), round(100 * w / 4000)) for w in range(40, 4001))
+    }
+    kept = run.ticket.masks.kept
+    assert abs(row["kept"] - kept) == min(abs(size - kept) for size in possible)
+    summary = json.loads((run.path / row["path"] / "summary.json").read_text())
+    assert summary["cost"]["steps"] * 2 == run.summary["cost"]["steps"]
+    assert controls(run.path, ["small-dense"], progress=False) == [row]
+    (run.path / "controls.json").unlink()
+    monkeypatch.setattr("ticket_search.small_dense.carry_out", None)
+    assert controls(run.path, ["small-dense"], progress=False) == [row]
+
+
+def test_the_small_dense_control_needs_a_width(tmp_path):
+    def make():
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+
+    run = search("imp", model=make, runs=tmp_path, density=0.5, fraction=0.5, **QUICK)
+    with pytest.raises(RequestError, match="needs a network that takes an argument width.*takes none"):
+        controls(run.path, ["small-dense"], model=make, progress=False)

@@ -188,7 +188,7 @@ def _table_problems(file: _File) -> list[str]:
         if not isinstance(values, list) or not values
     ]
     controls = get_args(find_method("train").Config.model_fields["control"].annotation)
-    kinds = [kind for kind in controls if kind != "none"]
+    kinds = [*(kind for kind in controls if kind != "none"), "small-dense"]
     found += [unknown("control", kind, kinds) for kind in file.controls if kind not in kinds]
     found += [] if file.controls_on == "" else name_problems(None, file.controls_on)
     for key in ("control_levels", "controls_on"):

@@ -30,15 +30,17 @@ from .requests import control_problems
 from .runs import REWIND_POINT, TICKET, Run, write_json
 from .searches import prepare, train
 from .setup import Setup, exact_arithmetic, load_data
+from .small_dense import train_small_dense
 from .ticket_training import random_masks
 
 # What a ticket that is trained is compared with, and what is needed on other data than its own.
-TRAINED = ("reinit", "shuffle", "random", "random-erk")
+TRAINED = ("reinit", "shuffle", "random", "random-erk", "small-dense")
 ELSEWHERE = ("ticket", "dense", "reinit", "shuffle", "random")
 # What a ticket of frozen weights is compared with, as it is; trained, the first is the ticket itself.
 EVALUATED = ("reinit", "shuffle", "random")
 SURVIVORS = ("ticket", "reinit", "shuffle")
 DEFAULT = ("reinit", "shuffle", "random")
+_ROW = ("density", "kept", "test_accuracy", "val_accuracy", "min_validation_loss", "seconds")
 # Added to a run's seed where the control must not draw the ticket's own weights again.
 _OTHER_SEED = 1_000_003
 
@@ -63,7 +65,8 @@ def controls(
 
     A ticket that is trained: the same mask with fresh weights (`reinit`), the mask shuffled within each tensor
     (`shuffle`), a random mask of the same total (`random`: the same share of each tensor, `random-erk`: shares in
-    proportion to dimensions). On other data also the ticket itself and the dense network. A ticket of frozen weights is
+    proportion to dimensions); and a dense network of as many weights, all hidden layers narrower by one factor
+    (`small-dense`). On other data also the ticket itself and the dense network. A ticket of frozen weights is
     evaluated with other weights or another mask, not trained.
 
     Args:
@@ -161,10 +164,14 @@ def _train(
     if elsewhere:
         place += f"-{re.sub(r'[^A-Za-z0-9._-]+', '-', elsewhere)}"
     folder = run.path / "controls" / place
-    if (folder / "summary.json").exists():
-        return _row(Run(folder, read_config(folder)))
     config = run.config
     ticket = run.path / TICKET if level is None else run.path / "levels" / f"{level:02d}" / TICKET
+    if kind == "small-dense":
+        kept = supermask.load(ticket).masks.kept
+        row = train_small_dense(run, kept, folder.parent, place, _set_up(run, model, data), model, data, progress)
+        return {**{key: row[key] for key in _ROW if key in row}, "path": f"controls/{place}"}
+    if (folder / "summary.json").exists():
+        return _row(Run(folder, read_config(folder)))
     if kind == "dense":
         ticket = run.path / "levels" / "00" / TICKET
         if not ticket.exists():
@@ -185,8 +192,7 @@ def _train(
 
 def _row(run: Run) -> dict[str, Any]:
     summary = run.summary
-    kept = ("density", "kept", "test_accuracy", "val_accuracy", "min_validation_loss", "seconds")
-    return {**{key: summary[key] for key in kept if key in summary}, "path": f"controls/{run.path.name}"}
+    return {**{key: summary[key] for key in _ROW if key in summary}, "path": f"controls/{run.path.name}"}
 
 
 def _set_up(run: Run, model: Any, data: Any) -> Setup:

@@ -211,7 +211,7 @@ def _carry_out(job: Job) -> str:
 
 
 def _control(job: Job, there: list[int]) -> None:
-    from .ticket_controls import EVALUATED, controls
+    from .ticket_controls import ELSEWHERE, EVALUATED, controls
 
     frozen = find_method(job.request.method).traits.frozen_weights
     kinds = [kind for kind in job.controls if not frozen or kind in EVALUATED]
@@ -220,7 +220,7 @@ def _control(job: Job, there: list[int]) -> None:
         return
     controls(job.folder, kinds=kinds, levels=levels or None, progress=False)
     if job.controls_on and not frozen:
-        kinds = ["ticket", *(["dense"] if there else []), *(kind for kind in kinds if kind != "random-erk")]
+        kinds = ["ticket", *(["dense"] if there else []), *(kind for kind in kinds if kind in ELSEWHERE)]
         controls(job.folder, kinds=kinds, levels=levels or None, elsewhere=job.controls_on, progress=False)
 
 

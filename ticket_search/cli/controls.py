@@ -17,7 +17,7 @@ def add_to(app: typer.Typer) -> None:
 
 def controls(
     run: Annotated[str, typer.Argument(help="A finished run, by folder or by name.")],
-    kinds: Annotated[str, typer.Option("--controls", help="As reinit,shuffle,random,random-erk.")] = "",
+    kinds: Annotated[str, typer.Option("--controls", help="As reinit,shuffle,random,random-erk,small-dense.")] = "",
     levels: Annotated[
         str, typer.Option("--levels", help="Levels of a search with levels, as 3,7; else the last.")
     ] = "",

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .activations import make_activation
+from .widths import scaled
 
 _WIDTHS = (64, 128, 256, 512)
 
@@ -19,27 +20,28 @@ _WIDTHS = (64, 128, 256, 512)
 class Conv(nn.Module):
     """Pairs of 3x3 convolutions, a pooling after each pair that halves the image, then layers of 256, 256, classes.
 
-    An image that is one pixel high or wide is not pooled further.
+    Each of these is multiplied by `width`. An image that is one pixel high or wide is not pooled further.
     """
 
-    def __init__(self, depth: int, input_shape: Sequence[int], classes: int, activation: str) -> None:
+    def __init__(self, depth: int, input_shape: Sequence[int], classes: int, activation: str, width: float) -> None:
         super().__init__()
-        channels, height, width = input_shape
+        channels, height, width_of_image = input_shape
         layers: list[nn.Module] = []
-        for out in _WIDTHS[: depth // 2]:
+        for out in (scaled(filters, width) for filters in _WIDTHS[: depth // 2]):
             for _ in range(2):
                 layers += [nn.Conv2d(channels, out, 3, padding=1), make_activation(activation)]
                 channels = out
-            if min(height, width) > 1:
+            if min(height, width_of_image) > 1:
                 layers.append(nn.MaxPool2d(2))
-                height, width = height // 2, width // 2
+                height, width_of_image = height // 2, width_of_image // 2
         self.features = nn.Sequential(*layers)
+        hidden = scaled(256, width)
         self.classifier = nn.Sequential(
-            nn.Linear(channels * height * width, 256),
+            nn.Linear(channels * height * width_of_image, hidden),
             make_activation(activation),
-            nn.Linear(256, 256),
+            nn.Linear(hidden, hidden),
             make_activation(activation),
-            nn.Linear(256, classes),
+            nn.Linear(hidden, classes),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,21 +50,29 @@ class Conv(nn.Module):
         return logits
 
 
-def conv2(input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu") -> Conv:
+def conv2(
+    input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu", width: float = 1.0
+) -> Conv:
     """Conv-2: 4,300,992 weights on CIFAR-10."""
-    return Conv(2, input_shape, classes, activation)
+    return Conv(2, input_shape, classes, activation, width)
 
 
-def conv4(input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu") -> Conv:
+def conv4(
+    input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu", width: float = 1.0
+) -> Conv:
     """Conv-4: 2,425,024 weights on CIFAR-10."""
-    return Conv(4, input_shape, classes, activation)
+    return Conv(4, input_shape, classes, activation, width)
 
 
-def conv6(input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu") -> Conv:
+def conv6(
+    input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu", width: float = 1.0
+) -> Conv:
     """Conv-6: 2,261,184 weights on CIFAR-10."""
-    return Conv(6, input_shape, classes, activation)
+    return Conv(6, input_shape, classes, activation, width)
 
 
-def conv8(input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu") -> Conv:
+def conv8(
+    input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu", width: float = 1.0
+) -> Conv:
     """Conv-8: 5,275,840 weights on CIFAR-10."""
-    return Conv(8, input_shape, classes, activation)
+    return Conv(8, input_shape, classes, activation, width)

@@ -9,16 +9,18 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .activations import make_activation
+from .widths import scaled
 
 
 class LeNet300100(nn.Module):
-    """Two hidden layers of 300 and 100 units, over flattened input."""
+    """Two hidden layers of 300 and 100 units times `width`, over flattened input."""
 
-    def __init__(self, inputs: int, classes: int, activation: str) -> None:
+    def __init__(self, inputs: int, classes: int, activation: str, width: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(inputs, 300)
-        self.fc2 = nn.Linear(300, 100)
-        self.fc3 = nn.Linear(100, classes)
+        first, second = scaled(300, width), scaled(100, width)
+        self.fc1 = nn.Linear(inputs, first)
+        self.fc2 = nn.Linear(first, second)
+        self.fc3 = nn.Linear(second, classes)
         self.activation = make_activation(activation)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,6 +32,8 @@ class LeNet300100(nn.Module):
         return logits
 
 
-def lenet_300_100(input_shape: Sequence[int] = (1, 28, 28), classes: int = 10, activation: str = "relu") -> LeNet300100:
+def lenet_300_100(
+    input_shape: Sequence[int] = (1, 28, 28), classes: int = 10, activation: str = "relu", width: float = 1.0
+) -> LeNet300100:
     """LeNet-300-100 for samples of any shape: 266,200 weights on 28x28 pixels and 10 classes."""
-    return LeNet300100(math.prod(input_shape), classes, activation)
+    return LeNet300100(math.prod(input_shape), classes, activation, width)

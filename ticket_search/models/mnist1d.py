@@ -12,16 +12,18 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .activations import make_activation
+from .widths import scaled
 
 
 class Residual(nn.Module):
-    """Two hidden layers of 500 units, the second with a residual sum around it."""
+    """Two hidden layers of 500 units times `width`, the second with a residual sum around it."""
 
-    def __init__(self, inputs: int, classes: int, activation: str) -> None:
+    def __init__(self, inputs: int, classes: int, activation: str, width: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(inputs, 500)
-        self.fc2 = nn.Linear(500, 500)
-        self.fc3 = nn.Linear(500, classes)
+        units = scaled(500, width)
+        self.fc1 = nn.Linear(inputs, units)
+        self.fc2 = nn.Linear(units, units)
+        self.fc3 = nn.Linear(units, classes)
         self.activation = make_activation(activation)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,6 +34,8 @@ class Residual(nn.Module):
         return logits
 
 
-def mnist1d_mlp(input_shape: Sequence[int] = (40,), classes: int = 10, activation: str = "relu") -> Residual:
+def mnist1d_mlp(
+    input_shape: Sequence[int] = (40,), classes: int = 10, activation: str = "relu", width: float = 1.0
+) -> Residual:
     """40-500-500-10 with a residual sum: 275,000 weights."""
-    return Residual(math.prod(input_shape), classes, activation)
+    return Residual(math.prod(input_shape), classes, activation, width)

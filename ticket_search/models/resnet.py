@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .activations import make_activation
+from .widths import scaled
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -67,8 +68,10 @@ class ResNet(nn.Module):
         input_shape: Sequence[int],
         classes: int,
         activation: str,
+        width: float,
     ) -> None:
         super().__init__()
+        stem, widths = scaled(stem, width), [scaled(channels, width) for channels in widths]
         self.stem = _conv(input_shape[0], stem, 3)
         before = block is PreActivationBlock
         self.norm = nn.BatchNorm2d(widths[-1] if before else stem)
@@ -76,11 +79,11 @@ class ResNet(nn.Module):
         self.norm_at_end = before
         stages: list[nn.Module] = []
         channels = stem
-        for stage, width in enumerate(widths):
+        for stage, out in enumerate(widths):
             layers: list[nn.Module] = []
             for index in range(blocks):
-                layers.append(block(channels, width, 2 if stage and index == 0 else 1, activation))
-                channels = width
+                layers.append(block(channels, out, 2 if stage and index == 0 else 1, activation))
+                channels = out
             stages.append(nn.Sequential(*layers))
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(channels, classes)
@@ -97,21 +100,29 @@ class ResNet(nn.Module):
         return logits
 
 
-def resnet20(input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu") -> ResNet:
+def resnet20(
+    input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu", width: float = 1.0
+) -> ResNet:
     """ResNet-20 for CIFAR: 270,896 weights in convolutions and 640 in the head (shortcuts of 1x1: 2,560)."""
-    return ResNet(Block, 16, (16, 32, 64), 3, input_shape, classes, activation)
+    return ResNet(Block, 16, (16, 32, 64), 3, input_shape, classes, activation, width)
 
 
-def resnet56(input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu") -> ResNet:
+def resnet56(
+    input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu", width: float = 1.0
+) -> ResNet:
     """ResNet-56 for CIFAR."""
-    return ResNet(Block, 16, (16, 32, 64), 9, input_shape, classes, activation)
+    return ResNet(Block, 16, (16, 32, 64), 9, input_shape, classes, activation, width)
 
 
-def resnet18(input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu") -> ResNet:
+def resnet18(
+    input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu", width: float = 1.0
+) -> ResNet:
     """ResNet-18 with a 3x3 stem and no pooling, for small images: 11,164,352 weights on CIFAR-10."""
-    return ResNet(Block, 64, (64, 128, 256, 512), 2, input_shape, classes, activation)
+    return ResNet(Block, 64, (64, 128, 256, 512), 2, input_shape, classes, activation, width)
 
 
-def wide_resnet_28_10(input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu") -> ResNet:
+def wide_resnet_28_10(
+    input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu", width: float = 1.0
+) -> ResNet:
     """WRN-28-10: 36.5 million parameters on CIFAR-10."""
-    return ResNet(PreActivationBlock, 16, (160, 320, 640), 4, input_shape, classes, activation)
+    return ResNet(PreActivationBlock, 16, (160, 320, 640), 4, input_shape, classes, activation, width)

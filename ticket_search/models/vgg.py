@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .activations import make_activation
+from .widths import scaled
 
 # Output channels of the convolutions, 0 for a pooling.
 _VGG11 = (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512)
@@ -19,21 +20,24 @@ _VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 
 class VGG(nn.Module):
     """3x3 convolutions without biases, each with batch norm; the mean over what is left of the image; a linear head."""
 
-    def __init__(self, plan: Sequence[int], input_shape: Sequence[int], classes: int, activation: str) -> None:
+    def __init__(
+        self, plan: Sequence[int], input_shape: Sequence[int], classes: int, activation: str, width: float
+    ) -> None:
         super().__init__()
-        channels, height, width = input_shape
+        channels, height, width_of_image = input_shape
         layers: list[nn.Module] = []
-        for out in plan:
-            if out:
+        for filters in plan:
+            if filters:
+                out = scaled(filters, width)
                 layers += [
                     nn.Conv2d(channels, out, 3, padding=1, bias=False),
                     nn.BatchNorm2d(out),
                     make_activation(activation),
                 ]
                 channels = out
-            elif min(height, width) > 1:
+            elif min(height, width_of_image) > 1:
                 layers.append(nn.MaxPool2d(2))
-                height, width = height // 2, width // 2
+                height, width_of_image = height // 2, width_of_image // 2
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(channels, classes)
 
@@ -43,11 +47,15 @@ class VGG(nn.Module):
         return logits
 
 
-def vgg11(input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu") -> VGG:
+def vgg11(
+    input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu", width: float = 1.0
+) -> VGG:
     """VGG-11 with batch norm: 9,222,848 weights on CIFAR-10."""
-    return VGG(_VGG11, input_shape, classes, activation)
+    return VGG(_VGG11, input_shape, classes, activation, width)
 
 
-def vgg16(input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu") -> VGG:
+def vgg16(
+    input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, activation: str = "relu", width: float = 1.0
+) -> VGG:
     """VGG-16 with batch norm: 14,715,584 weights on CIFAR-10."""
-    return VGG(_VGG16, input_shape, classes, activation)
+    return VGG(_VGG16, input_shape, classes, activation, width)
