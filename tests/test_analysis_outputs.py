@@ -115,7 +115,8 @@ def make_group(
         for (key, question), answer in zip(QUESTIONS.items(), answers, strict=True)
     }  # fmt: skip
     return {
-        "id": f"group-{sum(map(ord, label))}", "label": label, "method": name, "model": "lenet-300-100", "data": "digits",
+        "id": f"group-{sum(map(ord, label))}", "label": label, "curve": label, "method": name,
+        "model": "lenet-300-100", "data": "digits",
         "precision": "fp32", **{k: last[k] for k in ("density", "kept", "n", "seeds", "mean", "std", "interval")},
         "val_mean": 97.0, "dense_trainings": last["dense_trainings"], "seconds": 61.5,
         "runs": [f"runs/{label}-{seed}" for seed in range(seeds)], "differs": {"fraction": 0.5}, "baseline": "dense",
@@ -548,3 +549,18 @@ def test_the_board_leaves_out_what_has_no_number_of_weights(tmp_path):
     folders = write_board(make_comparison(groups), tmp_path)
     assert "edge-popup" not in {folder.name for folder in folders}
     assert len(set(folders)) == len(folders)
+
+
+def test_single_measurements_that_differ_in_density_are_one_curve():
+    comparison = make_comparison(CASES["one"])
+    (group,) = (group for group in comparison["groups"] if group["verdict"])
+    rows = [{**row, "dense_trainings": 1.0} for row in group["levels"] if row["density"] < 1]
+    single = [
+        {**group, "label": f"imp d{row['density']:.3g}", "curve": "imp", "levels": [row], "controls": []}
+        for row in rows
+    ]
+    figure = draw({**comparison, "groups": single}, (), Look())
+    (panel,) = figure.axes
+    (drawn,) = [line for line in panel.lines if len(line.get_xdata()) == len(rows)]
+    assert list(drawn.get_xdata()) == sorted((row["density"] for row in rows), reverse=True)
+    assert next(text.get_text() for text in figure.legends[0].get_texts()) == "imp"

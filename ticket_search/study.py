@@ -198,6 +198,7 @@ def _page(study: Study, beside: Sequence[Mapping[str, Any]], groups: Sequence[Ma
             "wide interval contradicts little.\n\n" + "\n".join(lines)
         )
     answers = [(group["label"], answer) for group in groups for answer in _answers(group["verdict"] or {})]
+    answers = [(label, answer) for label, answer in answers if answer["answer"] != "unknown"]
     if answers:
         lines = ["| | question | answer | because |", "|---|---|---|---|", *(_answer_line(*pair) for pair in answers)]
         parts.append("## Is it a ticket?\n\n" + "\n".join(lines))

@@ -43,7 +43,8 @@ def compare(
     Returns:
         `{"delta", "groups", "left_out", "notes"}`. A group has `id label method model data precision density n seeds
         mean std interval val_mean kept dense_trainings seconds runs`, and `differs`, the flags that tell it from other
-        groups of its method; `baseline`, what its dense network is; `levels`, a row per density, dense first;
+        groups of its method; `curve`, the label without the density; `baseline`, what its dense network is; `levels`, a
+        row per density, dense first;
         `controls`, a row for each; and `verdict`, None for a dense network. Accuracies are test accuracies in
         percent; `std` and `interval` (95 %, Student's t) are None for one seed.
 
@@ -280,6 +281,6 @@ def _tell_apart(rows: list[dict[str, Any]], recipes: list[dict[str, Any]]) -> No
         same = [other for other in rows if other["method"] == row["method"] and other is not row]
         words = [str(recipe.get("label") or row["method"])]
         words += [str(row[key]) for key in ("model", "data") if any(other[key] != row[key] for other in same)]
-        if any(other["density"] != row["density"] for other in same):
-            words.append(f"d{row['density']:.3g}")
-        row["label"] = " ".join([*words, *(f"{key}={value}" for key, value in row["differs"].items())])
+        density = [f"d{row['density']:.3g}"] if any(other["density"] != row["density"] for other in same) else []
+        differs = [f"{key}={value}" for key, value in row["differs"].items()]
+        row["label"], row["curve"] = " ".join([*words, *density, *differs]), " ".join([*words, *differs])

@@ -73,10 +73,13 @@ def draw(comparison: Mapping[str, Any], published: Sequence[Mapping[str, Any]], 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    comparison = {**comparison, "groups": _join_densities(comparison["groups"])}
     series, dense = _make_series(comparison), _make_dense(comparison)
     handles, labels = _make_legend(comparison, series, dense, published)
     groups = [line for line in series if not line.control]
-    panels = 2 if any(row.get("dense_trainings") for line in groups for row in line.rows) else 1
+    costs = {f"{row['dense_trainings']:.2g}" for line in groups for row in line.rows if row.get("dense_trainings")}
+    # Where everything costs the same there is nothing to see.
+    panels = 2 if len(costs) > 1 else 1
     width, height = (5.2, 3.6 * panels) if look.stacked else (5.4 * panels, 4.2)
     columns = max(1, min(4, int(width / (0.6 + 0.062 * max(map(len, labels))))))
     height += 0.25 + 0.17 * math.ceil(len(labels) / columns)
@@ -104,6 +107,23 @@ def draw(comparison: Mapping[str, Any], published: Sequence[Mapping[str, Any]], 
         text.set_text(label)
         text.set_parse_math(False)
     return figure
+
+
+def _join_densities(groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Groups of one measurement each that differ in the density only are one curve."""
+    found: dict[Any, list[Mapping[str, Any]]] = {}
+    for index, group in enumerate(groups):
+        alone = len(group["levels"]) == 1 and group["verdict"] is not None
+        found.setdefault((*_task(group), group["curve"]) if alone else index, []).append(group)
+    return [
+        {
+            **same[0],
+            "label": same[0]["curve"] if len(same) > 1 else same[0]["label"],
+            "levels": sorted((row for group in same for row in group["levels"]), key=lambda row: -row["density"]),
+            "controls": [row for group in same for row in group["controls"]],
+        }
+        for same in found.values()
+    ]
 
 
 def _make_series(comparison: Mapping[str, Any]) -> list[_Series]:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import supermask
 from supermask import Masks, Ticket
 
 from ..problems import RequestError
 from ..runs import TICKET
+
+
+class HeatMap(NamedTuple):
+    """A matrix to be drawn: `values` has a row of numbers for each name in `rows`."""
+
+    title: str
+    rows: list[str]
+    columns: list[str]
+    values: list[list[float]]
 
 
 def overlap_by_chance(one: Masks, other: Masks) -> float:
@@ -73,6 +82,37 @@ def compare_levels(run: str | Path) -> list[dict[str, Any]]:
         rows.append(row)
         before = masks
     return rows
+
+
+def compare_runs_masks(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tickets of a comparison, network by network: overlaps, layer densities, and the levels that led to them.
+
+    Returns:
+        For each network with a ticket what `compare_masks` gives, and `levels`: `{run: what compare_levels gives}`.
+    """
+    networks: dict[str, dict[str, Ticket]] = {}
+    for group in comparison["groups"]:
+        names = [run for run in group["runs"] if group["density"] < 1 and Path(run).is_dir()]
+        for name, ticket in (load_tickets(names) if names else {}).items():
+            networks.setdefault(repr(ticket.masks.shapes), {})[name] = ticket
+    return [
+        {**compare_masks(tickets), "levels": {n: compare_levels(n) for n in tickets if Path(n, "levels").is_dir()}}
+        for tickets in networks.values()
+    ]
+
+
+def heat_maps(compared: Mapping[str, Any]) -> list[HeatMap]:
+    """What of the masks of a network is seen rather than read: layer densities, overlaps, and layers level by level."""
+    labels, layers = [Path(label).name for label in compared["labels"]], compared["layers"]
+    maps = [HeatMap("Density of each layer", labels, layers, compared["densities"])]
+    if len(labels) > 1:
+        for key, title in (("overlap", "Overlap of masks (IoU)"), ("chance", "Overlap that chance would give")):
+            maps.append(HeatMap(title, labels, labels, compared[key]))
+    for run, rows in compared["levels"].items():
+        names = [f"level {row['level']}" for row in rows]
+        values = [[row["layers"][name] for name in layers] for row in rows]
+        maps.append(HeatMap(f"Density of each layer, {Path(run).name}", names, layers, values))
+    return maps
 
 
 def load_tickets(names: Sequence[str | Path]) -> dict[str, Ticket]:

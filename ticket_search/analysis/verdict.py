@@ -17,7 +17,7 @@ from .intervals import ALPHA, MOST_SEEDS, Difference, seeds_to_find
 
 # Percentage points that a ticket may be worse than the dense network and still match it.
 DELTA = 0.5
-# No verdict on fewer seeds.
+# No ticket is claimed on fewer seeds.
 LEAST_SEEDS = 5
 # How much later than the dense network its minimum validation loss may come, as a fraction of the dense one's step.
 LATER = 0.1
@@ -51,12 +51,10 @@ def answer_not_worse(question: str, found: Difference | None, margin: float, uni
         return Answer(question, "undecided", because, LEAST_SEEDS - 1)
     lower, upper = found.interval
     because = f"{_in_words(found, unit)}; the margin is {-margin:+.2f}"
-    if found.n < LEAST_SEEDS:
-        return Answer(question, "undecided", because, _more(found, margin, abs(found.mean + margin)))
-    if lower > -margin:
-        return Answer(question, "yes", because)
     if upper < -margin:
         return Answer(question, "no", because)
+    if lower > -margin and found.n >= LEAST_SEEDS:
+        return Answer(question, "yes", because)
     return Answer(question, "undecided", because, _more(found, margin, abs(found.mean + margin)))
 
 

@@ -32,12 +32,16 @@ def compare(
     plot: Annotated[str, typer.Option("--plot", help="Draw accuracy against density and cost, .png or .svg.")] = "",
     html: Annotated[str, typer.Option("--html", help="Write everything as one page.")] = "",
     board: Annotated[str, typer.Option("--tensorboard", help="A folder for curves by kept weights.")] = "",
-    masks: Annotated[bool, typer.Option("--masks", help="Show how far the masks overlap, too.")] = False,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Show where the masks keep their weights, too; with --html as heat maps.")
+    ] = False,
+    heat_map: Annotated[str, typer.Option("--heat-map", help="Draw the density of each layer, .png or .svg.")] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare runs: seeds grouped, tickets beside dense networks and controls, each question answered by itself."""
     files = {"--csv": csv, "--markdown": markdown, "--latex": latex, "--plot": plot, "--html": html}
+    files["--heat-map"] = heat_map
     _check(files, delta, overwrite)
     from ..analysis.comparison import compare as compare_runs
     from ..analysis.tables import read_csv
@@ -45,8 +49,12 @@ def compare(
     rows = [row for path in others or () for row in read_csv(path)]
     folders = [Path(name) if Path(name).exists() else Path(runs) / name for name in names]
     found = compare_runs(folders, delta=delta, others=rows)
-    if masks:
-        found["masks"] = _masks(found)
+    if masks or heat_map:
+        from ..analysis.geometry import compare_runs_masks
+
+        found["masks"] = compare_runs_masks(found)
+        if heat_map and not found["masks"]:
+            raise RequestError("--heat-map: none of the runs has a mask")
     _write(found, files, board, overwrite)
     if as_json:
         print_json(found)
@@ -70,26 +78,37 @@ def _check(files: Mapping[str, str], delta: float, overwrite: bool) -> None:
             problems.append(f"{flag} {path} is there already: choose another name, or add --overwrite")
         if path and not Path(path).parent.is_dir():
             problems.append(f"{flag} {path}: there is no folder {Path(path).parent}")
-    if files["--plot"] and Path(files["--plot"]).suffix not in (".png", ".svg"):
-        problems.append(f"--plot {files['--plot']}: expected a name that ends in .png or .svg")
+    for flag in ("--plot", "--heat-map"):
+        if files[flag] and Path(files[flag]).suffix not in (".png", ".svg"):
+            problems.append(f"{flag} {files[flag]}: expected a name that ends in .png or .svg")
     if problems:
         raise RequestError(problems)
 
 
 def _write(found: dict[str, Any], files: Mapping[str, str], board: str, overwrite: bool) -> None:
     from ..analysis import page, plots, tables
+    from ..analysis.geometry import heat_maps
+
+    maps = [found_map for network in found.get("masks", ()) for found_map in heat_maps(network)]
+
+    def pictures() -> list[tuple[str, bytes]]:
+        return [(one.title, plots.heat_map_png(one.rows, one.columns, one.values, one.title)) for one in maps]
 
     texts: dict[str, Callable[[], str]] = {
         "--csv": lambda: tables.to_csv(found),
         "--markdown": lambda: tables.to_markdown(found),
         "--latex": lambda: tables.to_latex(found),
-        "--html": lambda: page.to_html(found, "Comparison of runs"),
+        "--html": lambda: page.to_html(found, "Comparison of runs", extra_pictures=pictures()),
     }
     for flag, text in texts.items():
         if files[flag]:
             Path(files[flag]).write_text(text(), encoding="utf-8")
     if files["--plot"]:
         plots.plot_comparison(found, files["--plot"], overwrite=overwrite)
+    if files["--heat-map"]:
+        # Level by level where there are levels of one ticket, else ticket by ticket.
+        one = maps[-1] if len(found["masks"]) == 1 and len(found["masks"][0]["labels"]) == 1 else maps[0]
+        plots.plot_heat_map(one.rows, one.columns, one.values, files["--heat-map"], one.title, overwrite=overwrite)
     if board:
         from ..analysis.board import write_board
 
@@ -167,19 +186,20 @@ def _in_words(answer: Mapping[str, Any]) -> str:
     return f"undecided ({more} more seeds)" if answer["answer"] == "undecided" else str(answer["answer"])
 
 
-def _masks(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Overlaps of the tickets of each network."""
-    from ..analysis.geometry import compare_masks, load_tickets
-
-    networks: dict[str, dict[str, Any]] = {}
-    for group in found["groups"]:
-        names = [run for run in group["runs"] if group["density"] < 1 and Path(run).is_dir()]
-        for name, ticket in (load_tickets(names) if names else {}).items():
-            networks.setdefault(repr(ticket.masks.shapes), {})[name] = ticket
-    return [compare_masks(tickets) for tickets in networks.values() if len(tickets) > 1]
-
-
 def _print_masks(compared: list[dict[str, Any]]) -> None:
+    for run, levels in ((run, rows) for found in compared for run, rows in found["levels"].items()):
+        output().print(f"{run}, level by level", markup=False, highlight=False)
+        print_table(
+            ("level", "density", "entries changed", "overlap with the level before"),
+            [
+                (
+                    row["level"],
+                    f"{row['density']:.4g}",
+                    *(f"{row[key]:.3f}" if key in row else "" for key in ("changed", "overlap")),
+                )
+                for row in levels
+            ],
+        )
     for found in compared:
         rows = [
             (one, other, f"{found['overlap'][i][j]:.3f}", f"{found['chance'][i][j]:.3f}")
