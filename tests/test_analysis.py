@@ -487,3 +487,15 @@ def test_masks_are_shown_level_by_level_and_as_heat_maps(ticket, tmp_path, monke
     search("dense", batch_size=128, **QUICK)
     none = ticket("compare", "runs/dense-lenet-300-100-digits-d1-s0", "--heat-map", "other.png")
     assert none.code == 2 and "none of the runs has a mask" in none.err
+
+
+def test_controls_of_a_one_shot_ticket_start_from_the_step_rewound_to(tmp_path):
+    run = search("one-shot", runs=tmp_path, density=0.4, rewind="7it", batch_size=128, **QUICK)
+    whole = run.load_rewind_point().state_dict()
+    assert run.ticket.meta["rewound_to"] == 7
+    (row,) = controls(run.path, ["shuffle"], progress=False)
+    ticket = supermask.load(run.path / row["path"] / "ticket.safetensors")
+    start = ticket.state_dict("start")
+    assert all(torch.equal(start[name], torch.where(mask, whole[name], 0.0)) for name, mask in ticket.masks.items())
+    again = train(run.path, runs=tmp_path, name="again", progress=False)
+    assert again.summary["cost"]["steps"] == 3 == run.summary["cost"]["steps"] - 10

@@ -32,7 +32,13 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long; no more.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summaries (or the plan) as JSON.")] = False,
 ) -> None:
-    """Carry out many runs. What is finished is not done again, what was stopped goes on."""
+    """Carry out many runs. What is finished is not done again, what was stopped goes on.
+
+    The file has flags by field name: [base] of every run (config = "RECIPE" gives them first values; [base.imp] of one
+    method), [grid] lists of values, of which every combination is run, [[runs]] single runs beside the grid. Above
+    them seeds = "0-4" of every run, controls = ["reinit", "shuffle"] that follow each run, control_levels = [3, 5], and
+    controls_on = "DATA", other data to train the controls on too.
+    """
     carry_out_sweep(read_sweep(file, threads), runs, jobs, dry_run, as_json)
 
 

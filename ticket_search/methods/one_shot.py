@@ -95,6 +95,11 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
         hook = RewindPoint(rewind)
         trained = train(model, data, config, run, hook=hook)
         everything = supermask.prune(model, 1.0, include=config.include or None, exclude=config.exclude or None)
+        if hook.tensors and config.then == "rewind":
+            # What a control of the ticket needs: the weights under the dropped ones too.
+            states = {"start": supermask.make_state(initial, everything, run.setup.draws)}
+            states["final"] = supermask.make_state(hook.tensors, everything)
+            run.save_rewind_point(supermask.Ticket(everything, states, {"step": rewind}))
         result = conclude(run, model, everything, initial, trained, level=0)
         return {**result, "trained": state_of(model), "point": hook.tensors or initial}
 
@@ -116,7 +121,8 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
         else:
             trained = train(model, data, config, run, start=rewind, order="order/1")
         supermask.check(model)
-        return conclude(run, model, masks, start, trained, level=1)
+        rewound: dict[str, Any] = {"rewound_to": rewind} if rewind and config.then != "fine-tune" else {}
+        return conclude(run, model, masks, start, trained, level=1, **rewound)
 
     run.rows.append(run.stage("level-01", retrain)["row"])
     ticket = run.load_level(1)
