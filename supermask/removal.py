@@ -149,7 +149,7 @@ class Removal:
                 self._close(self.name(member.module), member.module, "out", places)
             if member.writes and isinstance(member.module, (*LAYERS, *PER_CHANNEL)):
                 for attribute in ("bias",) if isinstance(member.module, LAYERS) else ("weight", "bias"):
-                    if isinstance(value := getattr(member.module, attribute, None), Tensor) and value.numel() > 1:
+                    if isinstance(entries := getattr(member.module, attribute, None), Tensor) and entries.numel() > 1:
                         self._close(self.name(member.module, attribute), None, "out", places)
         channels.alive &= ~gone
 
@@ -184,10 +184,12 @@ class Removal:
             for channels in self.groups
             for number, reader in enumerate(channels.readers)
         }
+        needed = any(bool(here.any()) for _, here in wanted.values())
         with undisturbed(self.net), torch.no_grad():
             # Other weights of the same masks: what is the same in both cannot depend on them, or on the input.
-            drawn = [self._record(self._redrawn(seed), random_like(self.example), wanted) for seed in (1, 2)]
-            actual = [self._record(self.net, make(self.example), wanted) for make in (random_like, normal_like)]
+            seeds, inputs = ((1, 2), (random_like, normal_like)) if needed else ((), ())
+            drawn = [self._record(self._redrawn(seed), random_like(self.example), wanted) for seed in seeds]
+            actual = [self._record(self.net, make(self.example), wanted) for make in inputs]
         found = {}
         for key, (reader, here) in wanted.items():
             known = torch.zeros(len(reader.places), dtype=torch.bool)
