@@ -4,6 +4,11 @@ from . import foreign as foreign
 from .allocation import by_glob as by_glob
 from .allocation import by_rate as by_rate
 from .allocation import with_floor as with_floor
+from .compact_file import load_compact as load_compact
+from .compact_file import pack_compact as pack_compact
+from .compaction import Compaction as Compaction
+from .compaction import compact as compact
+from .compaction import shrink as shrink
 from .differences import Difference as Difference
 from .edge_popup import learn as learn
 from .fitting import Fit as Fit
@@ -26,6 +31,7 @@ from .masks import Masks as Masks
 from .pruning import prune as prune
 from .schedules import densities_over as densities_over
 from .scores import Movement as Movement
+from .slicing import rebuild as rebuild
 from .targets import Targets as Targets
 from .targets import find_targets as find_targets
 from .ticket import State as State

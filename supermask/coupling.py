@@ -40,12 +40,13 @@ class Group:
     """Channels that several tensors write together.
 
     `rows` maps a masked tensor to (index of its filter, channel) pairs, `companions` the biases and norm parameters to
-    (index of the entry, channel) pairs.
+    (index of the entry, channel) pairs; `members` are all modules that write or read the channels.
     """
 
     channels: int
     rows: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     companions: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    members: list[Member] = field(default_factory=list)
 
 
 class Coupled:
@@ -115,15 +116,14 @@ def couple(model: nn.Module, targets: Targets, example_input: Any) -> Coupled:
     names = {id(parameter): name for name, parameter in parameters.items()}
     graph, copied, outputs = _trace(model, example_input)
     groups: dict[str, Group] = {}
-    readers: dict[str, list[Member]] = {}
     for members in _traced_groups(graph, copied, model):
         group = _read_group(members, targets, names, outputs)
         if group is not None:
             key = min(group.rows, key=list(targets).index)
-            groups[key], readers[key] = group, [member for member in members if not member.writes]
+            groups[key] = group
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     ordered = {name: groups[name] for name in targets if name in groups}
-    tight = _tight(Coupled(ordered, shapes), readers, targets, copied, example_input)
+    tight = _tight(Coupled(ordered, shapes), targets, copied, example_input)
     return Coupled({name: group for name, group in ordered.items() if name in tight}, shapes)
 
 
@@ -203,7 +203,7 @@ def _read_group(
     by_module = {id(target.owners[0][0]): target for target in targets.values() if _writes_alone(target)}
     if any(None in member.channels for member in members):
         return None  # heads of attention that are repeated
-    group = Group(channels=1 + max(max(member.channels) for member in members))
+    group = Group(channels=1 + max(max(member.channels) for member in members), members=members)
     read: set[int] = set()
     for twin, module, writes, index, channels in members:
         pairs = (torch.tensor(index), torch.tensor(channels))
@@ -237,9 +237,7 @@ def _writes_alone(target: Target) -> bool:
     return not module.transposed and (module.groups < module.out_channels or module.in_channels == module.out_channels)
 
 
-def _tight(
-    coupled: Coupled, readers: Mapping[str, list[Member]], targets: Targets, copied: nn.Module, example: Any
-) -> set[str]:
+def _tight(coupled: Coupled, targets: Targets, copied: nn.Module, example: Any) -> set[str]:
     """The groups of which a dropped channel is the same wherever it is read, whatever input and other weights are.
 
     Half of the channels are dropped, and two networks of different random weights run on different random inputs.
@@ -258,11 +256,12 @@ def _tight(
             _redraw(copied, masks)
             handles = [
                 _record(member, dropped[key], held.setdefault((key, place), []))
-                for key in coupled.groups
-                for place, member in enumerate(readers[key])
+                for key, group in coupled.groups.items()
+                for place, member in enumerate(group.members)
+                if not member.writes
             ]
             try:
-                call(copied, _random_like(example))
+                call(copied, random_like(example))
             except Exception as error:
                 said = f"{type(error).__name__}: {error}"
                 raise ValueError(f"the model does not run on random numbers in place of the example: {said}") from error
@@ -302,12 +301,13 @@ def _same(first: list[Tensor], second: list[Tensor]) -> bool:
     return len(first) == len(second) and all(map(torch.equal, first, second))
 
 
-def _random_like(example: Any) -> Any:
+def random_like(example: Any) -> Any:
+    """Random numbers in [0.5, 1.5) in place of all floating-point ones."""
     if isinstance(example, Tensor):
         return torch.rand_like(example) + 0.5 if example.is_floating_point() else example
     if isinstance(example, Mapping):
-        return {key: _random_like(part) for key, part in example.items()}
-    return tuple(_random_like(part) for part in example) if isinstance(example, (tuple, list)) else example
+        return {key: random_like(part) for key, part in example.items()}
+    return tuple(random_like(part) for part in example) if isinstance(example, (tuple, list)) else example
 
 
 def _add(held: dict[str, tuple[Tensor, Tensor]], name: str, pairs: tuple[Tensor, Tensor]) -> None:

@@ -284,7 +284,7 @@ def detach(model: Model) -> Model:
     return model
 
 
-def _copy(model: Model) -> Model:
+def copy_of(model: Model) -> Model:
     """A deep copy; what layers computed and kept, such as the weight of the old `spectral_norm`, is constant in it."""
     kept = [value for module in model.modules() for value in vars(module).values()]
     kept += [value for table in kept if isinstance(table, dict) for value in table.values()]
@@ -299,4 +299,4 @@ def bake(model: Model) -> Model:
         ValueError: the model carries no masks.
     """
     _program(model).settle()
-    return detach(_copy(model))
+    return detach(copy_of(model))

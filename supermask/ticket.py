@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import find_architecture
+from .compaction import Compaction, shrink
 from .differences import Difference, compare_masks, compare_plain, compare_tensors
 from .fitting import Fit, first_names, fit, set_state
 from .inits import Draw, fingerprint
@@ -303,3 +304,25 @@ class Ticket:
                 f"the ticket's arguments do not fit its model '{architecture['name']}': {error}"
             ) from None
         return self.apply_to(net, state).eval()
+
+    def compact(self, example_input: Any = None, state: str = "final") -> nn.Module:
+        """The ticket's network as a smaller dense one, in evaluation mode (see `supermask.compact`).
+
+        Args:
+            example_input: what the network takes; without it, two inputs of the architecture's `input_shape`.
+            state: `start` or `final`.
+
+        Raises:
+            ValueError: no example input and no `input_shape` in the file, or as of `model` and `supermask.compact`.
+        """
+        return self.shrink(example_input, state).model
+
+    def shrink(self, example_input: Any = None, state: str = "final") -> Compaction:
+        """What `compact` gives, and what was done (see `supermask.shrink`)."""
+        net = self.model(state)
+        if example_input is None:
+            shape = self.meta["architecture"].get("arguments", {}).get("input_shape")
+            if shape is None:
+                raise ValueError("the ticket's architecture says no input_shape: give example_input=...")
+            example_input = torch.ones(2, *shape)
+        return shrink(net, self.masks, example_input)

@@ -141,6 +141,12 @@ def test_exported_files_hold_the_masked_network(to, state, found, tmp_path):
                 if name.startswith("mask/")
             }
         assert found.ticket.masks == masks
+    elif to == "compact":
+        # Not the same tensors, by design: tests/test_compaction.py has the rest.
+        x = torch.rand(3, 1, 8, 8)
+        expected_outputs, outputs = chosen.model(state)(x), supermask.load_compact(path)(x)
+        torch.testing.assert_close(outputs, expected_outputs)
+        return
     elif to == "safetensors":
         read = safetensors.torch.load_file(path)
     else:

@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from supermask import Ticket, TicketError, foreign
+from supermask import Ticket, TicketError, foreign, pack_compact
 from supermask.ticket_file import write_atomically
 
 from .problems import RequestError, unknown
@@ -61,6 +61,7 @@ FORMATS: dict[str, Callable[[Ticket, str], bytes]] = {
     "torch-prune": _to_torch_prune,
     "hidden-networks": _to_hidden_networks,
     "open-lth": _to_open_lth,
+    "compact": pack_compact,
 }
 
 
@@ -71,8 +72,9 @@ def export(ticket: Ticket, to: str, output: str | os.PathLike[str], state: str =
 
     Args:
         ticket: what to export.
-        to: `safetensors`, `state-dict` (`torch.load` reads it), `npz` (`numpy.load` reads it, masks beside weights), or
-            for other programs `torch-prune` (a state dict), `hidden-networks` (a checkpoint), `open-lth` (a mask.pth).
+        to: `safetensors`, `state-dict` (`torch.load` reads it), `npz` (`numpy.load` reads it, masks beside weights),
+            `compact` (a smaller dense network, which `supermask.load_compact` builds), or for other programs
+            `torch-prune` (a state dict), `hidden-networks` (a checkpoint), `open-lth` (a mask.pth).
         output: the file, which must not exist.
         state: `start` or `final`.
 

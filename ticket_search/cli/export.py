@@ -17,7 +17,8 @@ def add_to(app: typer.Typer) -> None:
 def export(
     ticket: Annotated[str, typer.Argument(help="The ticket file, or a run.")],
     to: Annotated[
-        str, typer.Option("--to", help="safetensors, state-dict, npz, torch-prune, hidden-networks or open-lth.")
+        str,
+        typer.Option("--to", help="safetensors, state-dict, npz, compact, torch-prune, hidden-networks or open-lth."),
     ],
     output: Annotated[str, typer.Option("--output", help="The file to write; it must not exist.")],
     state: Annotated[str, typer.Option(help="The network at its start, or final.")] = "final",
