@@ -32,6 +32,9 @@ from .pruning import prune as prune
 from .schedules import densities_over as densities_over
 from .scores import Movement as Movement
 from .slicing import rebuild as rebuild
+from .sparse import Speedup as Speedup
+from .sparse import accelerate as accelerate
+from .sparse import speedup_of as speedup_of
 from .targets import Targets as Targets
 from .targets import find_targets as find_targets
 from .ticket import State as State

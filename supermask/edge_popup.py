@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .bits import masked
+from .granularity import NM, GroupChooser, Weight, find_granularity
 from .inits import WEIGHT_INITS, Draw, density_scale, fingerprint, initialize, uniform
 from .live import Program
 from .masks import Masks
@@ -49,13 +50,19 @@ class EdgePopup(Program):
     own names and the scores beside them as `<weight>_scores`.
     """
 
-    def __init__(self, model: nn.Module, targets: Targets, density: float, allocation: str) -> None:
+    def __init__(
+        self, model: nn.Module, targets: Targets, density: float, allocation: str, groups: NM | None = None
+    ) -> None:
         super().__init__(model, targets)
         self.allocation = allocation
         self.density = density
         self.counts = {name: count_kept(density, target.size) for name, target in targets.items()}
         self.total = count_kept(density, targets.size)
-        self.chooser = Chooser(self.total if allocation == "global" else list(self.counts.values()))
+        self.chooser: Chooser | GroupChooser = Chooser(
+            self.total if allocation == "global" else list(self.counts.values())
+        )
+        if groups is not None:
+            self.chooser = GroupChooser(groups, targets)
         self.trained = {name: p.requires_grad for name, p in model.named_parameters()}
         self.frozen: list[tuple[nn.Module, str, Tensor]] = []
         self.fingerprint = ""
@@ -136,8 +143,9 @@ def _put(module: nn.Module, attribute: str, tensor: Tensor) -> None:
 
 def learn(
     model: nn.Module,
-    density: float,
+    density: float | None = None,
     *,
+    granularity: str = "weight",
     weights: str = "signed-constant",
     scaled: bool = True,
     allocation: str = "layerwise",
@@ -149,7 +157,7 @@ def learn(
 ) -> Targets:
     """Turn a model, in place, into one whose masks are learned: weights frozen, scores trainable.
 
-        supermask.learn(model, density=0.5)
+        supermask.learn(model, density=0.5)  # or granularity="2:4": two of every four inputs
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
         ...any training loop...
         net = supermask.bake(model)
@@ -160,7 +168,8 @@ def learn(
 
     Args:
         model: any module; no layer is replaced and no name changes.
-        density: fraction of the maskable weights to use, in (0, 1].
+        density: fraction of the maskable weights to use, in (0, 1]. It follows from N:M, where it need not be given.
+        granularity: `weight`, or N:M as `2:4`: of every M consecutive inputs of an output those N with the largest |s|.
         weights: the init of the frozen weights (see `draw`), or `keep` for the model's own weights as they are.
         scaled: multiply drawn weights by sqrt(1/density), which keeps a layer's variance under the mask.
         allocation: `layerwise` (the same density in each tensor) or `global` (all scores ranked together).
@@ -175,16 +184,25 @@ def learn(
 
     Raises:
         ValueError: a density outside (0, 1], an unknown init or allocation, a tensor that would keep no weight, a
-            target without a fan-in, or a model that carries masks already.
+            target without a fan-in, or a model that carries masks already; with N:M another density or allocation, or
+            inputs that are no multiple of M, all of it at once.
 
     Source: Ramanujan et al., What's Hidden in a Randomly Weighted Neural Network?, 2020.
     """
     model = unwrap(model)
-    count_kept(density, 1)
     find_named("allocation", allocation, dict.fromkeys(RANKINGS))
     find_named("init", weights, {**WEIGHT_INITS, "keep": None})
+    groups = _groups(granularity)
+    if density is None and groups is None:
+        raise ValueError("learn needs a density, the fraction of the weights to use, or granularity N:M, as '2:4'")
+    if density is not None:
+        count_kept(density, 1)
     targets = find_targets(model, include, exclude)
-    program = EdgePopup(model, targets, density, allocation)
+    if groups is not None:
+        _check_groups(groups, density, allocation, targets)
+        density = groups.density
+    assert density is not None
+    program = EdgePopup(model, targets, density, allocation, groups)
     empty = [f"{name} ({targets[name].size})" for name, count in program.counts.items() if count == 0]
     if empty and allocation == "layerwise":
         raise ValueError(f"density {density} keeps none of the weights of {', '.join(empty)}: raise it or exclude them")
@@ -205,6 +223,25 @@ def learn(
         module.register_parameter(attribute + SCORES_SUFFIX, score)
     program.fingerprint = fingerprint(program.weights())
     return targets
+
+
+def _groups(granularity: str) -> NM | None:
+    shape = find_granularity(granularity)
+    if isinstance(shape, (NM, Weight)):
+        return shape if isinstance(shape, NM) else None
+    raise ValueError(f"learned scores choose single weights or N:M of them: expected weight or 2:4, got {granularity}")
+
+
+def _check_groups(groups: NM, density: float | None, allocation: str, targets: Targets) -> None:
+    problems, name = [], f"{groups.kept}:{groups.group}"
+    if density is not None and density != groups.density:
+        problems.append(f"{name} keeps {groups.density:g} of every tensor, not density={density:g}: leave it out")
+    if allocation != "layerwise":
+        problems.append(f"{name} keeps the same of every tensor: expected allocation='layerwise', got '{allocation}'")
+    if misfits := {name: problem for name, each in targets.items() if (problem := groups.problem(each))}:
+        problems.append(f"{', '.join(misfits.values())}: give exclude={list(misfits)}")
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def _weights_of(model: nn.Module) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
 from einops import EinopsError, reduce, repeat
 from torch import Tensor
 
-from .selection import top_k
+from .selection import best_of_each, top_k
 from .targets import Target, Targets, find_named
 
 Units = dict[str, Tensor]
@@ -289,8 +289,7 @@ class NM(_PerTensor):
             )
         chosen = {}
         for name, unit in units.items():
-            order = unit.sort(dim=-1, descending=True, stable=True).indices[:, : self.kept]
-            chosen[name] = torch.zeros(unit.shape, dtype=torch.bool, device=unit.device).scatter_(1, order, True)
+            chosen[name] = best_of_each(unit, self.kept)
             if bool((chosen[name] & (unit == -torch.inf)).any()):
                 raise ValueError(f"{name} has groups of {self.group} of which fewer than {self.kept} were kept before")
         return chosen
@@ -299,6 +298,26 @@ class NM(_PerTensor):
         """The choices in the weight's own order."""
         moved = target.parameter.movedim(1 - target.output_axis, -1).shape
         return kept.reshape(moved).movedim(-1, 1 - target.output_axis).contiguous()
+
+
+class GroupChooser:
+    """The masks that scores choose in groups: the N largest absolute values of each; `tracking.Chooser`: of a whole."""
+
+    def __init__(self, shape: NM, targets: Targets) -> None:
+        self.shape = shape
+        self.axes = [1 - target.output_axis for target in targets.values()]
+
+    def choose(self, scores: Sequence[Tensor]) -> list[Tensor]:
+        """A bool mask for each tensor of scores, none of them NaN; ties to the first."""
+        masks = []
+        for score, axis in zip(scores, self.axes, strict=True):
+            moved = score.detach().abs().movedim(axis, -1)
+            kept = best_of_each(moved.reshape(-1, self.shape.group), self.shape.kept)
+            masks.append(kept.view(moved.shape).movedim(-1, axis))
+        return masks
+
+    # Nothing is remembered from one time to the next.
+    choose_from_nothing = choose
 
 
 GRANULARITIES: Mapping[str, type[_PerTensor]] = {"weight": Weight, "filter": Filter, "channel": Channel}

@@ -24,6 +24,8 @@ Marks = NDArray[np.bool_]
 SMALL = 4096
 # Keys a step: what a pass works on stays in the cache.
 STEP = 1 << 18
+# Up to so many keys a group comparing all pairs takes less time than sorting.
+PAIRS = 16
 # Cuts to try before the search gives its sample up.
 PASSES = 6
 
@@ -97,6 +99,24 @@ def settle_ties(keys: Tensor, threshold: Tensor, k: int) -> Tensor:
     # Running counts stay on the device: no host synchronization on an accelerator.
     chosen = tied & (tied.cumsum(0) <= missing)
     return mask | chosen.view(keys.shape)
+
+
+def best_of_each(groups: Tensor, k: int) -> Tensor:
+    """A bool mask of the k largest keys in each row of [groups, size], ties to the first; none of them NaN.
+
+    In small groups a key is kept if fewer than k others are ahead of it, which takes no sort.
+    """
+    if groups.shape[-1] > PAIRS:
+        order = groups.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+        return torch.zeros(groups.shape, dtype=torch.bool, device=groups.device).scatter_(1, order, True)
+    columns = [column.contiguous() for column in groups.unbind(-1)]
+    ahead = [torch.zeros(column.shape, dtype=torch.uint8, device=column.device) for column in columns]
+    for later, column in enumerate(columns):
+        for earlier in range(later):
+            earlier_wins = columns[earlier] >= column
+            ahead[later] += earlier_wins
+            ahead[earlier] += ~earlier_wins
+    return torch.stack([count < k for count in ahead], dim=-1)
 
 
 def flatten(keys: Tensor) -> Keys:

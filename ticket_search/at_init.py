@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from .config import Config as SharedConfig
+from .config import ShapedConfig
 from .methods import Stage, Traits
 from .problems import RequestError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from supermask import Masks, Targets, Ticket
     from supermask.gradients import Evidence
     from supermask.scores import Scores
+    from supermask.targets import Target
 
     from .data.samples import Samples
     from .runs import Run
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 TRAITS = Traits()
 
 
-class PruningConfig(SharedConfig):
+class PruningConfig(ShapedConfig):
     """The flags of every method that prunes by a score: how many each tensor keeps, and in what shape."""
 
     density: float = Field(0.1, gt=0, le=1, allow_inf_nan=False, description="fraction of the weights kept at the end")
@@ -37,22 +39,6 @@ class PruningConfig(SharedConfig):
     )
     granularity: str = Field("weight", description="what is dropped as one: weight, filter, channel, block:4x4, 2:4")
     floor: float = Field(0.0, ge=0, lt=1, description="fraction of its weights that every tensor keeps at least")
-
-    @property
-    def group_density(self) -> float | None:
-        """N / M where the granularity is N:M."""
-        kept, _, group = self.granularity.partition(":")
-        return int(kept) / int(group) if kept.isdecimal() and group.isdecimal() and int(group) else None
-
-    def problems(self, given: Set[str] = frozenset()) -> list[str]:
-        """N:M has a density and an allocation of its own."""
-        found = super().problems(given)
-        if self.group_density is not None:
-            if self.density != self.group_density:
-                found.append(f"--granularity {self.granularity} keeps {self.group_density:g}: give that --density")
-            if self.allocation not in (None, "layerwise"):
-                found.append(f"--granularity {self.granularity} goes with --allocation layerwise")
-        return found
 
 
 class AtInitConfig(PruningConfig):
@@ -95,6 +81,8 @@ def check_pruning(config: PruningConfig, targets: Targets) -> None:
     from supermask.granularity import find_granularity
     from supermask.pruning import allocation_for
 
+    if problems := group_problems(config, targets):
+        raise RequestError(problems)
     try:
         shape = find_granularity(config.granularity)
         units = shape.reduce({name: target.parameter.detach() for name, target in targets.items()}, targets)
@@ -107,6 +95,23 @@ def check_pruning(config: PruningConfig, targets: Targets) -> None:
     if not any(counts.values()):
         number, what = sum(unit.numel() for unit in units.values()), config.granularity
         raise RequestError(f"--density {config.density:g} keeps none of the {number:,} units ({what})")
+
+
+def group_problems(config: ShapedConfig, targets: Mapping[str, Target]) -> list[str]:
+    """What cannot be cut into the groups of N:M, all of it and the flag that leaves it dense; empty if that is all."""
+    from supermask.granularity import NM, find_granularity
+
+    if config.group_density is None:
+        return []
+    shape = find_granularity(config.granularity)
+    assert isinstance(shape, NM)
+    misfits = {name: problem for name, target in targets.items() if (problem := shape.problem(target))}
+    if not misfits:
+        return []
+    typed = ",".join([*config.exclude, *misfits])
+    return [
+        f"--granularity {config.granularity}: {'; '.join(misfits.values())}; leave that dense with --exclude {typed}"
+    ]
 
 
 def prune_and_train(model: nn.Module, data: Samples, config: AtInitConfig, run: Run) -> Ticket:

@@ -141,6 +141,40 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
         return found + [f"{flag(key)} goes with {wanted}" for key, wanted in idle.items() if wanted and key in given]
 
 
+class ShapedConfig(Config):
+    """The flags of methods that may keep N of every M weights: the density follows from N:M where it is not given."""
+
+    granularity: str = Field("weight", description="what is kept as one: weight, or N of every M inputs, as 2:4")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _density_of_groups(cls, values: Any) -> Any:
+        groups = groups_of(values.get("granularity")) if isinstance(values, dict) else None
+        return {"density": groups[0] / groups[1], **values} if groups else values
+
+    @property
+    def group_density(self) -> float | None:
+        """N / M where the granularity is N:M."""
+        groups = groups_of(self.granularity)
+        return groups[0] / groups[1] if groups else None
+
+    def problems(self, given: Set[str] = frozenset()) -> list[str]:
+        """N:M has a density and an allocation of its own."""
+        found = super().problems(given)
+        if self.group_density is not None:
+            if self.density != self.group_density:
+                found.append(f"--granularity {self.granularity} keeps {self.group_density:g}: give that --density")
+            if getattr(self, "allocation", None) not in (None, "layerwise"):
+                found.append(f"--granularity {self.granularity} goes with --allocation layerwise")
+        return found
+
+
+def groups_of(granularity: Any) -> tuple[int, int] | None:
+    """N and M of a granularity `N:M`, 1 <= N < M; None of any other."""
+    match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", granularity) if isinstance(granularity, str) else None
+    return (int(match[1]), int(match[2])) if match and 1 <= int(match[1]) < int(match[2]) else None
+
+
 def flag(field: str) -> str:
     """A field's name as a flag: `batch_size` -> `--batch-size`."""
     return "--" + field.replace("_", "-")

@@ -68,6 +68,7 @@ def learn_scores(model: nn.Module, config: Config) -> None:
     supermask.learn(
         model,
         config.density,
+        granularity=flags["granularity"],
         weights=config.init,
         scaled=flags["scaled"],
         allocation=flags["allocation"],

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from ..config import Config as SharedConfig
-from ..config import Init
+from ..at_init import group_problems
+from ..config import Init, ShapedConfig
 from ..problems import RequestError
 from . import Stage, Traits
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..runs import Run
 
 
-class Config(SharedConfig):
+class Config(ShapedConfig):
     """Flags of edge-popup."""
 
     draws_masks: ClassVar[bool] = True
@@ -40,10 +40,12 @@ class Config(SharedConfig):
     train_norms: bool = Field(False, description="train the scale and shift of norms")
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
-        """Weights that are kept as they are cannot be scaled."""
+        """Weights that are kept as they are cannot be scaled; scores choose single weights or N of every M."""
         found = super().problems(given)
         if self.init == "keep" and "scaled" in given:
             found.append("--scaled goes with weights that are drawn, not with --init keep")
+        if self.granularity != "weight" and self.group_density is None:
+            found.append(f"--granularity {self.granularity}: expected weight, or N:M with N below M, as 2:4")
         return found
 
 
@@ -54,7 +56,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     """One training of the scores.
 
     Raises:
-        RequestError: a density that leaves a tensor without weights, or a target that is no weight.
+        RequestError: a density that leaves a tensor without weights, a target that is no weight, or one without groups.
     """
     from supermask.selection import count_kept
 
@@ -62,6 +64,8 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     flat = [name for name, target in targets.items() if target.parameter.dim() < 2]
     if flat:
         problems.append(f"--include takes {', '.join(flat)} too: scores need the fan-in of a weight; exclude them")
+    weights = {name: target for name, target in targets.items() if name not in flat}
+    problems += group_problems(config, weights)
     empty = [name for name, target in targets.items() if count_kept(config.density, target.size) == 0]
     if config.allocation == "layerwise" and empty:
         problems.append(f"--density {config.density:g} keeps none of {', '.join(empty)}: raise it or --exclude them")

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Set
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from ..config import Config as SharedConfig
-from ..config import Duration, is_zero, steps_of
+from ..at_init import group_problems
+from ..config import Duration, ShapedConfig, groups_of, is_zero, steps_of
 from ..problems import RequestError
 from ..tensorboard import densities
 from . import Stage, Traits
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
-class Config(SharedConfig):
+class Config(ShapedConfig):
     """Flags of iterative magnitude pruning."""
 
     method: str = "imp"
@@ -49,16 +49,23 @@ class Config(SharedConfig):
     rewind_optimizer: Literal["fresh", "restore"] = Field("fresh", description="optimizer moments after rewinding")
     data_order: Literal["fresh", "same"] = Field("fresh", description="batches of each level: drawn anew or repeated")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _allocation_of_groups(cls, values: Any) -> Any:
+        follows = isinstance(values, dict) and groups_of(values.get("granularity"))
+        return {"allocation": "layerwise", **values} if follows else values
+
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """Per-layer rates need layerwise ranking, and some training must be left after the rewind point."""
         found = super().problems(given)
+        rates = {"--conv-fraction": self.conv_fraction, "--output-fraction": self.output_fraction}
+        own = [name for name, value in rates.items() if value is not None]
         if self.allocation == "global":
-            rates = {"--conv-fraction": self.conv_fraction, "--output-fraction": self.output_fraction}
-            found += [
-                f"{name} goes with --allocation layerwise or module"
-                for name, value in rates.items()
-                if value is not None
-            ]
+            found += [f"{name} goes with --allocation layerwise or module" for name in own]
+        if self.granularity != "weight":
+            found += [f"{name} goes with --granularity weight, not {self.granularity}" for name in own]
+            if self.group_density is None:
+                found.append(f"--granularity {self.granularity}: expected weight, or N:M with N below M, as 2:4")
         if self.rewind.endswith("ep") and steps_of(self.rewind, 1) >= self.epochs:
             found.append(f"--rewind {self.rewind}: expected less than the {self.epochs} epochs of a training")
         if self.rewind_optimizer == "restore" and is_zero(self.rewind):
@@ -107,14 +114,19 @@ def level_counts(config: Config, targets: Targets) -> list[dict[str, int]]:
     """Weights kept in each tensor at every level after the dense one, if each tensor is pruned at its own rate.
 
     After t levels a tensor keeps the share (1 - rate)^t. The last level is where the total is exactly that of the
-    density asked; a last step of less than a tenth of a level is joined to the one before it.
+    density asked; a last step of less than a tenth of a level is joined to the one before it. With N:M a level keeps
+    as many of every M as `patterns` says.
 
     Raises:
-        RequestError: a density that the rates never reach.
+        RequestError: a density that the rates never reach, or tensors that cannot be cut into groups of M.
     """
     from supermask.allocation import largest_remainder, shrink_by_rate
     from supermask.selection import count_kept
 
+    if groups := patterns(config):
+        if problems := group_problems(config, targets):
+            raise RequestError(problems)
+        return [{name: target.size // group * kept for name, target in targets.items()} for kept, group in groups]
     rate = rates(config, targets)
     sizes = {name: target.size for name, target in targets.items()}
     total = count_kept(config.density, targets.size)
@@ -141,6 +153,19 @@ def level_counts(config: Config, targets: Targets) -> list[dict[str, int]]:
     else:
         counts.append(largest_remainder(shares(end), total, before))
     return counts
+
+
+def patterns(config: Config) -> list[tuple[int, int]]:
+    """N and M at every level after the dense one, each below the last by about --fraction: 3:4 and 2:4, as a rule."""
+    groups = groups_of(config.granularity)
+    if groups is None:
+        return []
+    last, group = groups
+    found = [group]
+    while found[-1] > last:
+        share = math.floor(group * (1.0 - config.fraction) ** len(found) + 0.5)
+        found.append(max(last, min(found[-1] - 1, share)))
+    return [(kept, group) for kept in found[1:]]
 
 
 def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
@@ -222,7 +247,8 @@ def _train_level(
     from ..training import train
 
     before = run.load_level(level - 1)
-    masks = _prune(before.apply_to(model), config, before.masks, counts)
+    pattern = patterns(config)[level - 1] if config.group_density else None
+    masks = _prune(before.apply_to(model), config, before.masks, counts, pattern)
     set_state(model, start)
     supermask.hold(model, masks)
     moments = mask_moments(first["optimizer"], model, masks) if first["optimizer"] else None
@@ -241,7 +267,13 @@ def _order(config: Config, level: int) -> str:
     return "order/0" if config.data_order == "same" else f"order/{level}"
 
 
-def _prune(model: nn.Module, config: Config, previous: Masks, counts: Mapping[str, int]) -> Masks:
+def _prune(
+    model: nn.Module,
+    config: Config,
+    previous: Masks,
+    counts: Mapping[str, int],
+    pattern: tuple[int, int] | None,
+) -> Masks:
     import supermask
     from supermask.allocation import global_, rank_together
 
@@ -261,6 +293,7 @@ def _prune(model: nn.Module, config: Config, previous: Masks, counts: Mapping[st
         model,
         total / previous.size,
         allocation=allocate,
+        granularity="weight" if pattern is None else "{}:{}".format(*pattern),
         include=config.include or None,
         exclude=config.exclude or None,
         previous=previous,

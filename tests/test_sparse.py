@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from networks import NETWORKS
+from torch import nn
+
+import supermask
+from supermask.sparse import _difference, _replaceable
+from supermask.sparse_layers import TOLERANCES, ColumnsLinear, CsrLinear, semi_structured, unfit
+
+MKL = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="needs MKL")
+
+
+def random_layer(outputs: int, inputs: int, density: float, bias: bool = True, seed: int = 0) -> nn.Linear:
+    """A linear layer with a random mask, of which some rows and columns keep nothing."""
+    torch.manual_seed(seed)
+    layer = nn.Linear(inputs, outputs, bias=bias).requires_grad_(False)
+    layer.weight *= torch.rand(outputs, inputs) < density
+    layer.weight[::3] = 0
+    layer.weight[:, 1::4] = 0
+    return layer
+
+
+def slowly(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """Each output as the sum over the weights that are kept, one after the other."""
+    y = torch.zeros(len(x), layer.out_features, dtype=torch.float64)
+    for row, column in layer.weight.nonzero().tolist():
+        y[:, row] += layer.weight[row, column].double() * x[:, column].double()
+    return y if layer.bias is None else y + layer.bias.double()
+
+
+@MKL
+@pytest.mark.parametrize("kind", [CsrLinear, ColumnsLinear])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
+def test_a_sparse_layer_is_the_sum_over_kept_weights(density, bias, kind):
+    layer, x = random_layer(9, 12, density, bias), torch.randn(5, 12)
+    sparse = kind(layer)
+    torch.testing.assert_close(sparse(x).double(), slowly(layer, x), rtol=1e-5, atol=1e-6)
+    for other in (x[0], x.view(5, 1, 12), x.t().contiguous().t(), x[:0]):
+        torch.testing.assert_close(sparse(other), layer(other), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sparse(input=x), layer(input=x), rtol=1e-5, atol=1e-6)
+
+
+@MKL
+@pytest.mark.parametrize("shape", [(3, 6, 4, 5), (6, 4, 5)])
+def test_a_1x1_convolution_in_compressed_rows(shape):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 8, 1).requires_grad_(False)
+    conv.weight *= torch.rand(conv.weight.shape) < 0.3
+    x = torch.randn(shape)
+    for given in (x, x.movedim(-3, -1).contiguous().movedim(-1, -3)):
+        torch.testing.assert_close(CsrLinear(conv)(given), conv(given), rtol=1e-5, atol=1e-6)
+
+
+@MKL
+def test_compressed_rows_are_copied_converted_and_loaded():
+    layer, x = random_layer(9, 12, 0.4), torch.randn(5, 12)
+    sparse = CsrLinear(layer)
+    expected = sparse(x)
+    twin = copy.deepcopy(sparse)
+    sparse.values.zero_()
+    assert torch.equal(twin(x), expected), "a copy has weights of its own"
+    sparse.load_state_dict(twin.state_dict())
+    assert torch.equal(sparse(x), expected)
+    assert twin.double()(x.double()).dtype == torch.float64
+    file = io.BytesIO()
+    torch.save(sparse, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(x), expected)
+    y = torch.randn(5, 12, requires_grad=True)
+    assert torch.allclose(torch.autograd.grad(sparse(y).sum(), y)[0], layer.weight.sum(0).expand(5, -1), atol=1e-6)
+
+
+class Pointwise(nn.Module):
+    """A 1x1 convolution, one that is none, and a head called twice behind `view`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(3, 64, 1)
+        self.kernel = nn.Conv2d(64, 8, 3)
+        self.fc = nn.Linear(8 * 16, 256)
+        self.again = nn.Linear(256, 256)
+        self.head = nn.Linear(256, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.kernel(torch.relu(self.wide(x))))
+        x = torch.relu(self.fc(x.flatten(1)))
+        x = torch.relu(self.again(torch.relu(self.again(x))))
+        return self.head(x.view(-1, 128).view(-1, 256))
+
+
+@pytest.mark.parametrize("network", [*NETWORKS, "pointwise"])
+def test_an_accelerated_network_gives_the_same_outputs(network):
+    if network == "pointwise":
+        torch.manual_seed(0)
+        model, x = Pointwise(), torch.randn(7, 3, 6, 6)
+    else:
+        model, x = NETWORKS[network][0](), NETWORKS[network][1]()
+    masks = supermask.prune(model, 0.1)
+    before = copy.deepcopy(model.state_dict())
+    net = supermask.accelerate(model, masks, example_input=x, seconds=0.01)
+    found = supermask.speedup_of(net)
+    assert not net.training and model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    supermask.hold(model, masks)
+    expected = model.eval()(x)
+    torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        supermask.accelerate(model, example_input=x, seconds=0.01)(x), expected, rtol=1e-4, atol=1e-5
+    )
+    baked = supermask.bake(model)
+    called = {row.name for row in found.layers}
+    assert called == {name for name, m in baked.named_modules() if name and _replaceable(m) and name != "kernel"}
+    for row in found.layers:
+        assert row.density == float((baked.get_submodule(row.name).weight != 0).double().mean())
+        assert "dense" in row.seconds or not row.seconds
+        if found.factor > 1 and row.seconds:
+            assert row.chosen == min(row.seconds, key=row.seconds.get)
+
+
+@MKL
+def test_the_fastest_is_chosen_and_seen(monkeypatch):
+    """With a clock by which compressed rows are fast: all layers are replaced, in a layout that `view` can read."""
+    from supermask import sparse
+
+    def by_name(calls, device, seconds):
+        return {name: {"csr": 1.0, "sparse": 1.0, "dense": 2.0, "columns": 3.0}[name] for name in calls}
+
+    monkeypatch.setattr(sparse, "_medians", by_name)
+    torch.manual_seed(0)
+    model, x = Pointwise(), torch.randn(7, 3, 6, 6)
+    net = supermask.accelerate(model, supermask.prune(model, 0.1), example_input=x)
+    kinds = {name: type(module).__name__ for name, module in net.named_children()}
+    assert kinds == {
+        "wide": "CsrLinear",
+        "kernel": "Conv2d",
+        "fc": "CsrLinear",
+        "again": "CsrLinear",
+        "head": "CsrLinear",
+    }
+    assert [row.chosen for row in supermask.speedup_of(net).layers] == ["csr"] * 4
+    assert net.again.contiguous, "`view` cannot read the transposed layout"
+    assert supermask.speedup_of(net).factor == 2 and supermask.speedup_of(net).difference < 1e-5
+    plain = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 7))
+    net = supermask.accelerate(plain, supermask.prune(plain, 0.2), example_input=torch.randn(5, 12))
+    assert not net[0].contiguous
+    assert net[0](torch.randn(5, 12)).t().is_contiguous(), "what the next layer reads as it is"
+
+
+@MKL
+def test_where_the_whole_is_not_faster_all_of_it_stays_dense(monkeypatch):
+    from supermask import sparse
+
+    monkeypatch.setattr(sparse, "_medians", lambda calls, *_: {name: float(name != "csr") for name in calls})
+    model, x = nn.Sequential(nn.Linear(12, 9)), torch.randn(5, 12)
+    net = supermask.accelerate(model, supermask.prune(model, 0.2), example_input=x)
+    assert type(net[0]) is nn.Linear
+    assert [row.chosen for row in supermask.speedup_of(net).layers] == ["dense"]
+    assert supermask.speedup_of(net).factor == 1
+
+
+@MKL
+def test_a_candidate_with_other_outputs_is_refused(monkeypatch):
+    monkeypatch.setattr(
+        CsrLinear, "forward", lambda self, input: input @ self.weight.to_dense().t() + self.bias.t() * 1.01
+    )
+    model, x = nn.Sequential(nn.Linear(12, 9)), torch.randn(5, 12)
+    net = supermask.accelerate(model, supermask.prune(model, 0.2), example_input=x, seconds=0.01)
+    (row,) = supermask.speedup_of(net).layers
+    assert row.chosen != "csr" and "csr" not in row.seconds
+    assert "its outputs differ by" in row.refused["csr"] and "more than 1e-05" in row.refused["csr"]
+    assert _difference(torch.full((2,), torch.nan), torch.ones(2)) == float("inf")
+
+
+def test_bad_requests():
+    model, x = nn.Sequential(nn.Linear(12, 9)), torch.randn(5, 12)
+    with pytest.raises(ValueError, match="2:4 needs CUDA with compute capability 8.0, found a model on cpu"):
+        supermask.accelerate(model, example_input=x, candidates=["2:4"])
+    with pytest.raises(ValueError, match=r"unknown candidate 'scr'; did you mean 'csr'.*; 2:4 needs CUDA"):
+        supermask.accelerate(model, example_input=x, candidates=["scr", "2:4"])
+    with pytest.raises(ValueError, match="calls no linear layer and no 1x1 convolution"):
+        supermask.accelerate(nn.Sequential(nn.Conv1d(12, 3, 3)), example_input=torch.randn(1, 12, 9))
+    with pytest.raises(ValueError, match="does not come from supermask.accelerate"):
+        supermask.speedup_of(model)
+    with pytest.raises(ValueError, match="there is no parameter '1.weight'"):
+        supermask.accelerate(model, {"1.weight": torch.ones(9, 12, dtype=torch.bool)}, example_input=x)
+    with pytest.raises(ValueError, match="seconds above 0"):
+        supermask.accelerate(model, example_input=x, seconds=0)
+
+
+def test_what_is_two_of_four():
+    layer = nn.Linear(8, 3).requires_grad_(False)
+    assert unfit("2:4", layer) == "its weights are not 2 of every 4 inputs"
+    layer.weight *= torch.tensor([1, 0, 1, 0, 0, 1, 1, 0])
+    assert unfit("2:4", layer) == ""
+    assert unfit("2:4", nn.Linear(6, 3)) == "its weights are not 2 of every 4 inputs"
+    assert unfit("columns", layer) == "" and unfit("columns", nn.Linear(8, 3)) == "every input is read"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_two_of_four_on_a_gpu(dtype):
+    """The first linear layer of a ViT-B block's MLP, over 8 pictures of 197 tokens."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(768, 3072), nn.GELU(), nn.Linear(3072, 768)).cuda().to(dtype)
+    x = torch.randn(8 * 197, 768, device="cuda", dtype=dtype)
+    masks = supermask.prune(model, 0.5, granularity="2:4")
+    net = supermask.accelerate(model, masks, example_input=x, candidates=["2:4"])
+    assert all(not row.refused for row in supermask.speedup_of(net).layers)
+    supermask.hold(model, masks)
+    torch.testing.assert_close(net(x), model.eval()(x), rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
+    first = supermask.bake(model)[0]
+    torch.testing.assert_close(semi_structured(first)(x), first(x), rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
