@@ -87,13 +87,11 @@ def to_onnx(model: nn.Module, input_shape: Sequence[int]) -> bytes:
         RunError: a network that cannot be exported, or whose file gives other outputs (relative difference over 1e-5).
     """
     require_onnx()
-    program = _traced(
-        "onnx", model, input_shape,
-        lambda example, shapes: torch.onnx.export(
-            model, (example,), input_names=["input"], output_names=["output"], dynamic_shapes=shapes,
-            dynamo=True, external_data=False, verbose=False,
-        ),
-    )  # fmt: skip
+    traced = _trace("onnx", model, input_shape)
+    with quiet():
+        program: Any = torch.onnx.export(
+            traced, input_names=["input"], output_names=["output"], dynamo=True, external_data=False, verbose=False
+        )
     data: bytes = program.model_proto.SerializeToString()
     check("onnx", model, onnx_session(data), input_shape)
     return data
@@ -105,10 +103,7 @@ def to_torch_export(model: nn.Module, input_shape: Sequence[int]) -> bytes:
     Raises:
         RunError: as `to_onnx`.
     """
-    program = _traced(
-        "torch-export", model, input_shape,
-        lambda example, shapes: torch.export.export(model, (example,), dynamic_shapes=shapes),
-    )  # fmt: skip
+    program = _trace("torch-export", model, input_shape)
     with quiet():
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
@@ -140,12 +135,18 @@ def check(what: str, model: nn.Module, other: Outputs, input_shape: Sequence[int
     """Compare two networks on random inputs of several batch sizes.
 
     Raises:
-        RunError: they differ by more than 1e-5 of the largest output.
+        RunError: they differ by more than 1e-5 of the largest output, or the other does not run.
     """
     generator = torch.Generator().manual_seed(0)
     for size in _CHECKED:
         x = torch.randn(size, *input_shape, generator=generator)
-        apart = difference(other(x), model(x))
+        expected = model(x)
+        try:
+            apart = difference(other(x), expected)
+        except Exception as error:
+            raise RunError(
+                f"--to {what}: the file does not run at batch {size}: {error}; nothing was written"
+            ) from error
         # Written so that NaN fails.
         if not apart <= TOLERANCE:
             raise RunError(
@@ -160,15 +161,19 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
 
 
-def _traced(what: str, model: nn.Module, input_shape: Sequence[int], trace: Callable[[Tensor, Any], Any]) -> Any:
+def _trace(what: str, model: nn.Module, input_shape: Sequence[int]) -> torch.export.ExportedProgram:
     example = torch.randn(_TRACED, *input_shape, generator=torch.Generator().manual_seed(0))
-    with quiet() as said:
-        try:
-            return trace(example, ({0: torch.export.Dim("batch")},))
-        except Exception as error:
-            first = str(error).strip().partition("\n")[0]
-            problem = f"--to {what}: the network cannot be exported: {type(error).__name__}: {first}"
-            raise RunError(problem + (f" ({said.getvalue()[-200:].strip()})" if not first else "")) from error
+    problems = []
+    # Plain tracing takes more networks; the strict one keeps the batch size open where code asks `len(x)`.
+    for strict in (False, True):
+        with quiet():
+            try:
+                shapes = ({0: torch.export.Dim("batch")},)
+                return torch.export.export(model, (example,), dynamic_shapes=shapes, strict=strict)
+            except Exception as error:
+                first = str(error).strip().partition("\n")[0]
+                problems.append(f"{type(error).__name__}: {first}")
+    raise RunError(f"--to {what}: the network cannot be exported: {'; '.join(dict.fromkeys(problems))}")
 
 
 @contextmanager
