@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,17 +134,19 @@ def bench(
 def measure(
     runs: Mapping[Any, Outputs], x: Tensor, seconds: float, one_more: Callable[[], None] = lambda: None
 ) -> dict[Any, list[float]]:
-    """Seconds of each call on `x`, all calls in turns, another one first in each round.
+    """Seconds of each call on `x`, all calls in turns, in another order in each round.
 
     The box is `seconds` for each call together with a few rounds at least; `one_more` is called 100 times meanwhile.
     """
     names, times = list(runs), {name: list[float]() for name in runs}
+    order = random.Random(0)
     begin, box, told = time.perf_counter(), seconds * len(runs), 0
     synchronize = torch.cuda.synchronize if x.is_cuda else lambda: None
     with torch.no_grad():
         for turn in range(_MOST if names else 0):
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
+            # What ran before leaves warm caches: no call may always follow the same one.
+            order.shuffle(names)
+            for name in names:
                 synchronize()
                 start = time.perf_counter()
                 runs[name](x)
