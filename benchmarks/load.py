@@ -4,61 +4,18 @@ from __future__ import annotations
 
 import datetime
 import math
-import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-# Above any of these, timings say as much about the other programs as about ours.
-LOAD_PER_CORE = 0.3
-STRETCH = 1.1
-WAITED = 0.02
-
-
-@dataclass(frozen=True)
-class Load:
-    """The load of a machine before a measurement."""
-
-    average: float | None  # programs that ran or waited during the last minute; None where the system does not say
-    cores: int
-    stretch: float  # a fixed piece of work: its median time over its shortest
-    waited: float  # share of that time in which the work did not run
-
-    @property
-    def busy(self) -> bool:
-        """Whether a verdict about speed should wait."""
-        crowded = self.average is not None and self.average > LOAD_PER_CORE * self.cores
-        return crowded or self.stretch > STRETCH or self.waited > WAITED
-
-    def __str__(self) -> str:
-        average = "unknown" if self.average is None else f"{self.average:.2f}"
-        return (
-            f"load average {average} on {self.cores} cores, a fixed piece of work takes {self.stretch:.2f} of its "
-            f"shortest time and waits {self.waited:.0%} of it"
-        )
-
-    def as_dict(self) -> dict[str, float | None]:
-        return {**asdict(self), "busy": self.busy}
-
-
-def measure_load(times: int = 30) -> Load:
-    """Load average, and how evenly `times` runs of the same few milliseconds of work go."""
-    average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    walls, works = [], []
-    for _ in range(times):
-        wall, work = time.perf_counter(), time.thread_time()
-        sum(i * i for i in range(50_000))
-        walls.append(time.perf_counter() - wall)
-        works.append(time.thread_time() - work)
-    waited = max(0.0, 1 - sum(works) / sum(walls))
-    return Load(average, os.cpu_count() or 1, statistics.median(walls) / min(walls), waited)
+from ticket_search.load import Load as Load
+from ticket_search.load import measure_load as measure_load
 
 
 def machine() -> dict[str, str | int | list[str]]:

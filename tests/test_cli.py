@@ -272,6 +272,7 @@ def test_help_shows_every_flag_and_the_paper(method, ticket):
 def test_every_command_has_help(ticket):
     commands = [command.name for command in app.registered_commands]
     assert sorted(commands) == [
+        "bench",
         "compare",
         "controls",
         "data",

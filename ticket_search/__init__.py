@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .analysis.comparison import compare as compare
+    from .bench import bench as bench
     from .problems import Interrupted as Interrupted
     from .problems import RequestError as RequestError
     from .problems import RunError as RunError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .ticket_controls import controls as controls
 
 _HOME = {
+    "bench": "bench",
     "compare": "analysis.comparison",
     "controls": "ticket_controls",
     "read_sweep": "sweep_file",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .data.samples import Samples
@@ -50,10 +50,15 @@ class _Counter(TorchDispatchMode):
 
 def forward_flops(model: nn.Module, data: Samples) -> int:
     """Floating-point operations of one sample's forward pass, two for a multiply-add."""
+    return flops_of(model, next(data.batches("test", 1))[0])
+
+
+def flops_of(model: nn.Module, x: Tensor) -> int:
+    """Floating-point operations of a forward pass in evaluation mode, two for a multiply-add."""
     counter = _Counter()
     was_training = model.training
     model.eval()
     with torch.no_grad(), counter:
-        model(next(data.batches("test", 1))[0])
+        model(x)
     model.train(was_training)
     return counter.flops

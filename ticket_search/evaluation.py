@@ -53,6 +53,26 @@ def evaluate(
     return Evaluation(loss.item() / count, 100.0 * score.item() / count)
 
 
+def read_data_of(ticket: Ticket, data: str, data_dir: str | None = None) -> Samples:
+    """A built-in data set for a ticket's network, normalized by its own mean and deviation, split as the ticket's.
+
+    Raises:
+        RequestError: an unknown data set, one that cannot be had, or that does not fit the network.
+    """
+    from .data import SOURCES, read_samples
+    from .problems import RequestError, unknown
+
+    if data not in SOURCES:
+        raise RequestError(unknown("data set", data, SOURCES))
+    samples = read_samples(data, data_dir, int(ticket.meta.get("config", {}).get("split_seed", 0)))
+    wanted = ticket.meta["architecture"].get("arguments", {})
+    offered = {"input_shape": list(samples.input_shape), "classes": samples.classes}
+    other = [f"{key} {wanted[key]}, {data} has {has}" for key, has in offered.items() if wanted.get(key, has) != has]
+    if other:
+        raise RequestError(f"the ticket's network does not fit {data}: it was built for {'; '.join(other)}")
+    return samples
+
+
 def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, state: str = "final") -> dict[str, float]:
     """Test and validation accuracy (percent) and loss of a ticket on a built-in data set, in fp32.
 
@@ -61,7 +81,7 @@ def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, stat
     Raises:
         RequestError: an unknown data set, state or model, or data that cannot be had.
     """
-    from .data import SOURCES, read_samples
+    from .data import SOURCES
     from .models import TORCHVISION, model_names
     from .problems import RequestError, unknown
 
@@ -80,12 +100,7 @@ def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, stat
     if problems:
         raise RequestError(problems)
     config = ticket.meta.get("config", {})
-    samples = read_samples(data, data_dir, int(config.get("split_seed", 0)))
-    wanted = ticket.meta["architecture"].get("arguments", {})
-    offered = {"input_shape": list(samples.input_shape), "classes": samples.classes}
-    other = [f"{key} {wanted[key]}, {data} has {has}" for key, has in offered.items() if wanted.get(key, has) != has]
-    if other:
-        raise RequestError(f"the ticket's network does not fit {data}: it was built for {'; '.join(other)}")
+    samples = read_data_of(ticket, data, data_dir)
     threads = torch.get_num_threads()
     try:
         # The order of sums, and so the last bit of a logit, depends on the number of threads.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from torch import nn
 
 from supermask import Ticket, TicketError, foreign, pack_compact
 from supermask.ticket_file import write_atomically
 
+from .graphs import build_network, input_shape_of, require_onnx, to_onnx, to_torch_export
 from .problems import RequestError, unknown
 
 
@@ -65,7 +67,19 @@ FORMATS: dict[str, Callable[[Ticket, str], bytes]] = {
 }
 
 
-def export(ticket: Ticket, to: str, output: str | os.PathLike[str], state: str = "final") -> Path:
+# The network itself, to be run without this package.
+GRAPHS: dict[str, Callable[[nn.Module, Sequence[int]], bytes]] = {"onnx": to_onnx, "torch-export": to_torch_export}
+
+
+def export(
+    ticket: Ticket,
+    to: str,
+    output: str | os.PathLike[str],
+    state: str = "final",
+    *,
+    model: str | Callable[..., nn.Module] | None = None,
+    input_shape: Sequence[int] | None = None,
+) -> Path:
     """Write a ticket's network, masks applied, as a file of another format.
 
         export(ticket, "state-dict", "net.pt"); net.load_state_dict(torch.load("net.pt"))
@@ -75,27 +89,41 @@ def export(ticket: Ticket, to: str, output: str | os.PathLike[str], state: str =
         to: `safetensors`, `state-dict` (`torch.load` reads it), `npz` (`numpy.load` reads it, masks beside weights),
             `compact` (a smaller dense network, which `supermask.load_compact` builds), or for other programs
             `torch-prune` (a state dict), `hidden-networks` (a checkpoint), `open-lth` (a mask.pth).
+            The network itself, for any batch size: `onnx` (one file) or `torch-export` (`torch.export.load` reads it).
         output: the file, which must not exist.
         state: `start` or `final`.
+        model: for a network itself: what builds it where the ticket's is not known by name.
+        input_shape: for a network itself: the shape of one sample where the ticket does not say it.
 
     Raises:
         RequestError: an unknown format or state, or a file that exists; all of them at once. Or a ticket that the
-            format cannot hold.
+            format cannot hold, or a package that is missing.
+        RunError: a network that cannot be exported, or whose file gives other outputs.
     """
     problems = []
-    if to not in FORMATS:
-        problems.append(unknown("format", to, FORMATS))
+    if to not in FORMATS and to not in GRAPHS:
+        problems.append(unknown("format", to, [*FORMATS, *GRAPHS]))
+    if to in FORMATS and (model is not None or input_shape is not None):
+        problems.append(f"--model and --input-shape are for --to {' and '.join(GRAPHS)}; {to} holds tensors only")
     if state not in ticket.states:
         problems.append(unknown("state", state, ticket.states))
     if Path(output).exists():
         problems.append(f"{output} exists; nothing is overwritten")
     if not Path(output).parent.is_dir():
         problems.append(f"there is no folder {Path(output).parent}")
+    if to == "onnx":
+        try:
+            require_onnx()
+        except RequestError as error:
+            problems += error.problems
     if problems:
         raise RequestError(problems)
     try:
-        data = FORMATS[to](ticket, state)
-    except TicketError:
+        if to in FORMATS:
+            data = FORMATS[to](ticket, state)
+        else:
+            data = GRAPHS[to](build_network(ticket, state, model), input_shape_of(ticket, input_shape))
+    except (TicketError, RequestError):
         raise
     except ValueError as error:
         raise RequestError(f"--to {to}: {error}") from None

@@ -39,8 +39,8 @@ def plot_comparison(
     Raises:
         RequestError: another suffix, a folder that is not there, or a file that is there already.
     """
-    path = _check_path(path, overwrite)
-    path.write_bytes(_render(draw(comparison, published, look or Look()), path.suffix.lower()))
+    path = check_path(path, overwrite)
+    path.write_bytes(render(draw(comparison, published, look or Look()), path.suffix.lower()))
     return path
 
 
@@ -48,14 +48,14 @@ def figure_png(
     comparison: Mapping[str, Any], published: Sequence[Mapping[str, Any]] = (), look: Look | None = None
 ) -> bytes:
     """What `plot_comparison` draws, as a PNG. The same comparison gives the same bytes."""
-    return _render(draw(comparison, published, look or Look()), ".png")
+    return render(draw(comparison, published, look or Look()), ".png")
 
 
 def figure_svg(
     comparison: Mapping[str, Any], published: Sequence[Mapping[str, Any]] = (), look: Look | None = None
 ) -> bytes:
     """What `plot_comparison` draws, as an SVG without fonts. The same comparison gives the same bytes."""
-    return _render(draw(comparison, published, look or Look()), ".svg")
+    return render(draw(comparison, published, look or Look()), ".svg")
 
 
 def plot_heat_map(
@@ -80,8 +80,8 @@ def plot_heat_map(
     Raises:
         RequestError: as `plot_comparison`.
     """
-    path = _check_path(path, overwrite)
-    path.write_bytes(_render(_draw_heat_map(rows, columns, values, title), path.suffix.lower()))
+    path = check_path(path, overwrite)
+    path.write_bytes(render(_draw_heat_map(rows, columns, values, title), path.suffix.lower()))
     return path
 
 
@@ -89,10 +89,11 @@ def heat_map_png(
     rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], title: str
 ) -> bytes:
     """What `plot_heat_map` draws, as a PNG."""
-    return _render(_draw_heat_map(rows, columns, values, title), ".png")
+    return render(_draw_heat_map(rows, columns, values, title), ".png")
 
 
-def _check_path(path: str | Path, overwrite: bool) -> Path:
+def check_path(path: str | Path, overwrite: bool) -> Path:
+    """The path of a figure that may be written, or a RequestError with every reason why not."""
     path = Path(path)
     problems = []
     if path.suffix.lower() not in FORMATS:
@@ -106,7 +107,8 @@ def _check_path(path: str | Path, overwrite: bool) -> Path:
     return path
 
 
-def _render(figure: Figure, suffix: str) -> bytes:
+def render(figure: Figure, suffix: str) -> bytes:
+    """A figure as the bytes of a PNG or SVG, the same each time."""
     import matplotlib
 
     file = io.BytesIO()

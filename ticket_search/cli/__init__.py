@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..problems import RequestError, RunError
-from . import catalog, compare, controls, evaluate, export, inspect, resume, runs, search, study, sweep, train
+from . import bench, catalog, compare, controls, evaluate, export, inspect, resume, runs, search, study, sweep, train
 from .terminal import errors
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ runs.add_to(app)
 evaluate.add_to(app)
 inspect.add_to(app)
 export.add_to(app)
+bench.add_to(app)
 controls.add_to(app)
 compare.add_to(app)
 study.add_to(app)

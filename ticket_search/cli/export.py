@@ -18,17 +18,27 @@ def export(
     ticket: Annotated[str, typer.Argument(help="The ticket file, or a run.")],
     to: Annotated[
         str,
-        typer.Option("--to", help="safetensors, state-dict, npz, compact, torch-prune, hidden-networks or open-lth."),
+        typer.Option(
+            "--to",
+            help="onnx, torch-export, compact, safetensors, state-dict, npz, torch-prune, hidden-networks or open-lth.",
+        ),
     ],
     output: Annotated[str, typer.Option("--output", help="The file to write; it must not exist.")],
     state: Annotated[str, typer.Option(help="The network at its start, or final.")] = "final",
+    model: Annotated[
+        str | None, typer.Option("--model", help="package.module:function that builds a network not known by name.")
+    ] = None,
+    input_shape: Annotated[
+        str, typer.Option("--input-shape", help="Shape of one sample, as 3,32,32, where the ticket does not say it.")
+    ] = "",
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
 ) -> None:
     """Write a ticket's network, masks applied, for other programs."""
-    from .tickets import read_ticket
+    from .tickets import read_numbers, read_ticket
 
+    shape = read_numbers("--input-shape", input_shape)
     found = read_ticket(ticket, runs)
     from ..export import export as write
 
-    path = write(found, to, output, state)
+    path = write(found, to, output, state, model=model, input_shape=shape or None)
     screen().print(f"wrote {path} ({path.stat().st_size:,} bytes)", highlight=False, soft_wrap=True)

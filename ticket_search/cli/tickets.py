@@ -1,4 +1,4 @@
-"""Tickets named on the command line: a file, a run's folder, or a run's name."""
+"""Tickets named on the command line: a file, a run's folder, or a run's name; lists of numbers."""
 
 from __future__ import annotations
 
@@ -41,3 +41,15 @@ def read_ticket(name: str, runs: str) -> Ticket:
     import supermask
 
     return supermask.load(ticket_path(name, runs))
+
+
+def read_numbers(option: str, text: str) -> list[int]:
+    """The positive numbers of `1,64,512`; none of nothing.
+
+    Raises:
+        RequestError: anything else.
+    """
+    words = [word.strip() for word in text.split(",")] if text else []
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise RequestError(f"{option} {text}: expected positive numbers, as 3,32,32")
+    return [int(word) for word in words]

@@ -1,0 +1,197 @@
+"""What a ticket gains where it runs: the table of its variants, and the verdict from the table."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import supermask
+import ticket_search.bench as benching
+from supermask import Ticket, make_state
+from supermask.architectures import find_architecture
+from ticket_search import RequestError
+from ticket_search.bench import ENGINES, VARIANTS, bench, measure
+from ticket_search.gain import Row, judge
+
+KEYS = {"variant", "engine", "batch", "median_ms", "q1", "q3", "samples_per_second", "accuracy", "reason"}
+
+
+def a_ticket(density: float, data: str = "digits") -> Ticket:
+    torch.manual_seed(0)
+    model = find_architecture("lenet-300-100")((1, 8, 8), 10)
+    masks = supermask.prune(model, density, allocation="layerwise")
+    meta = {
+        "data": data,
+        "architecture": {"name": "lenet-300-100", "arguments": {"input_shape": [1, 8, 8], "classes": 10}},
+    }
+    return Ticket(masks, {"final": make_state(model.state_dict(), masks)}, meta)
+
+
+@pytest.mark.parametrize("engines", [("eager", "onnxruntime"), pytest.param(ENGINES, marks=pytest.mark.slow)], ids=len)
+def test_the_command_measures_every_variant_in_every_engine(engines, ticket, tmp_path, monkeypatch):
+    compiled = []
+
+    def counted(*arguments, **named):
+        stats = torch._dynamo.utils.counters["stats"]
+        before = stats["unique_graphs"]
+        times = measure(*arguments, **named)
+        compiled.append(stats["unique_graphs"] - before)
+        return times
+
+    monkeypatch.setattr(benching, "measure", counted)
+    made = a_ticket(0.2)
+    supermask.save(made, tmp_path / "t.safetensors")
+    words = ("--json", "--batch-sizes", "3", "--seconds", "0.02", "--plot", "f.png", "--engines", ",".join(engines))
+    answer = ticket("bench", "t.safetensors", *words)
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert compiled == [0]  # all compiling is done before the clock starts
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+    rows = found["rows"]
+    assert [(row["variant"], row["engine"]) for row in rows] == [(v, e) for v in VARIANTS for e in engines]
+    for row in rows:
+        assert set(row) == KEYS and row["batch"] == 3
+        if row["reason"] is None:
+            assert 0 < row["q1"] <= row["median_ms"] <= row["q3"]
+            assert row["samples_per_second"] == pytest.approx(3000 / row["median_ms"])
+        else:
+            assert row["median_ms"] is None and row["variant"] in ("compacted", "sparse")
+    accuracies = {row["accuracy"] for row in rows if row["variant"] != "dense" and row["reason"] is None}
+    assert accuracies == {ticket_accuracy(ticket)}
+    assert {row["accuracy"] for row in rows if row["variant"] == "dense"} == {None}
+    sizes = found["sizes"]
+    assert sizes["kept"] == made.masks.kept and sizes["parameters"] == 50_610
+    assert sizes["macs"] == 64 * 300 + 300 * 100 + 100 * 10
+    assert sizes["dense_bytes"] == 4 * 50_610
+    assert sizes["ticket_bytes"] == (tmp_path / "t.safetensors").stat().st_size
+    assert 0 < sizes["effective"] <= sizes["kept"]
+    assert found["best"]["sentence"]
+    again = ticket("bench", "t.safetensors", "--plot", "f.png")
+    assert again.code == 2 and "f.png exists; nothing is overwritten" in again.err
+
+
+def ticket_accuracy(ticket) -> float:
+    return json.loads(ticket("evaluate", "t.safetensors", "--json").out)["test_accuracy"]
+
+
+def test_a_whole_network_gains_nothing_and_the_last_line_says_so(ticket, tmp_path):
+    supermask.save(a_ticket(1.0), tmp_path / "t.safetensors")
+    words = ("--batch-sizes", "2", "--engines", "eager", "--seconds", "0.02")
+    answer = ticket("bench", "t.safetensors", *words)
+    assert answer.code == 0, answer.err
+    last = answer.out.strip().splitlines()[-1]
+    assert last.startswith(("no gain on this machine at batch 2, because ", "best here at batch 2: "))
+    measured = bench(a_ticket(1.0), batch_sizes=[2], engines=["eager"], seconds=0.02, progress=False)
+    assert (last.startswith("no gain")) or measured["sizes"]["compacted_parameters"] == measured["sizes"]["parameters"]
+
+
+def test_a_variant_with_other_outputs_is_a_row_with_its_reason(monkeypatch):
+    class Other(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :10]
+
+    def variants(network, ticket, example):
+        return {"dense": network, "masked": network, "compacted": Other()}, {"sparse": "ValueError: no layer"}
+
+    monkeypatch.setattr(benching, "_variants", variants)
+    threads = torch.get_num_threads()
+    found = bench(a_ticket(0.5), batch_sizes=[2], engines=["eager"], seconds=0.01, threads=1, progress=False)
+    assert torch.get_num_threads() == threads and found["threads"] == 1
+    reasons = {row["variant"]: row["reason"] for row in found["rows"]}
+    assert reasons["dense"] is reasons["masked"] is None
+    assert reasons["compacted"].startswith("its outputs differ from the masked network's by ")
+    assert reasons["sparse"] == "ValueError: no layer"
+    assert "sparse: ValueError: no layer" in found["best"]["sentence"]
+
+
+def test_wrong_requests_are_said_at_once():
+    with pytest.raises(RequestError) as caught:
+        bench(a_ticket(0.5), batch_sizes=[0], engines=["eger"], threads=0, device="tpu", state="end", seconds=0)
+    assert len(caught.value.problems) == 6
+    assert "did you mean 'eager'" in str(caught.value)
+    with pytest.raises(RequestError, match="unknown data set 'digit'"):
+        bench(a_ticket(0.5), data="digit", progress=False)
+
+
+def test_all_take_turns_and_each_is_timed_alone():
+    order = []
+
+    def call(name, pause):
+        def run(x):
+            order.append(name)
+            time.sleep(pause)
+            return x
+
+        return run
+
+    ticks = []
+    times = measure({"a": call("a", 0.0), "b": call("b", 0.004)}, torch.zeros(1), 0.01, lambda: ticks.append(1))
+    turns = {tuple(order[i : i + 2]) for i in range(0, len(order), 2)}
+    assert turns == {("a", "b"), ("b", "a")}
+    assert len(times["a"]) == len(times["b"]) >= 5
+    assert sorted(times["b"])[0] >= 0.004 > sorted(times["a"])[len(times["a"]) // 2]
+    assert len(ticks) == 100
+
+
+SIZES = {"density": 0.1, "parameters": 1000, "compacted_parameters": 400, "units": 50, "dead_units": 20}
+
+
+def row(variant, engine, ms, accuracy=90.0, spread=0.1, batch=64, reason=None):
+    if ms is None:
+        return Row(variant, engine, batch, reason=reason)
+    accuracy = None if variant == "dense" else accuracy
+    return Row(variant, engine, batch, ms, ms * (1 - spread), ms * (1 + spread), 1000 * batch / ms, accuracy)
+
+
+DENSE = [row("dense", "eager", 10.0), row("dense", "onnxruntime", 6.0), row("masked", "eager", 10.0)]
+
+
+def test_the_fastest_of_the_same_accuracy_is_the_best():
+    rows = [*DENSE, row("compacted", "onnxruntime", 2.0), row("sparse", "eager", 1.0, accuracy=89.0)]
+    best = judge([*rows, row("compacted", "eager", 0.1, batch=1)], SIZES)
+    assert (best["variant"], best["engine"], best["gain"]) == ("compacted", "onnxruntime", True)
+    assert (best["times_dense_eager"], best["times_fastest_dense"]) == (5.0, 3.0)
+    assert best["sentence"] == (
+        "best here at batch 64: compacted in onnxruntime, 2 ms, 5.00 times as fast as dense in eager, 3.00 times as fast "
+        "as the fastest dense (onnxruntime)"
+    )
+    assert "busy (load 9): measure again" in judge(rows, SIZES, busy="load 9")["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("more", "sizes", "because"),
+    [
+        (
+            [row("compacted", "eager", 9.9), row("sparse", "eager", 20.0)],
+            SIZES | {"compacted_parameters": 1000, "dead_units": 0},
+            "compaction could remove nothing: all 50 units are alive; "
+            "the sparse network at density 0.1 takes 2.00 of the dense time in eager, at best",
+        ),
+        (
+            [row("compacted", "onnxruntime", 5.8), row("sparse", "eager", None, reason="ValueError: no layer")],
+            SIZES,
+            "the compacted network with 40% of the parameters takes 0.97 of the dense time in onnxruntime, at best; "
+            "sparse: ValueError: no layer",
+        ),
+        # Faster than dense in eager, but not than what an engine makes of the dense network.
+        ([row("compacted", "eager", 7.0)], SIZES, "takes 0.70 of the dense time in eager, at best"),
+        # Faster than dense, but not than the same shapes with zeros in them.
+        ([row("masked", "onnxruntime", 3.0), row("compacted", "eager", 2.8)], SIZES, "takes 0.28 of the dense time"),
+        # The masked network is dense to every engine: that it came out faster is noise.
+        ([row("masked", "onnxruntime", 3.0)], SIZES, "the sparse network was not measured"),
+    ],
+)
+def test_no_gain_has_its_reason(more, sizes, because):
+    best = judge([*DENSE, *more], sizes)
+    assert not best["gain"]
+    assert best["sentence"].startswith("no gain on this machine at batch 64, because ")
+    assert because in best["sentence"]
+    assert best["sentence"].endswith("onnxruntime alone runs the dense network 1.67 times as fast as eager")
+
+
+def test_no_times_no_verdict():
+    assert judge([row("dense", "eager", None, reason="x")], SIZES)["sentence"].startswith("no verdict at batch 64")

@@ -1,0 +1,161 @@
+"""Networks as ONNX and torch.export files: beside each file the network itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import supermask
+from supermask import Masks, Ticket, make_state
+from supermask.architectures import find_architecture
+from ticket_search import RequestError, RunError, graphs
+from ticket_search.export import GRAPHS, export
+from ticket_search.graphs import check, difference, onnx_session, to_onnx, to_torch_export
+from ticket_search.models import model_names
+
+HEAVY = {"wide-resnet-28-10", "vgg16", "vgg11", "resnet56", "resnet18", "vit-tiny", "conv4", "conv6", "conv8"}
+NETWORKS = [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in model_names()]
+SHAPE = (1, 8, 8)
+
+
+@torch.no_grad()
+def disturbed(model: nn.Module) -> nn.Module:
+    """Evaluation mode with every statistic, affine and head away from 0 and 1, and half of the weights dropped."""
+    generator = torch.Generator().manual_seed(1)
+    residual = any("shortcut" in name or "attention" in name for name, _ in model.named_modules())
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        noise = torch.rand(tensor.shape, generator=generator) - 0.5
+        if name.endswith(("bias", "mean")):
+            tensor.copy_(noise / 10)
+        elif tensor.dim() < 2:
+            tensor.copy_(noise + 1)
+        elif not tensor.any():
+            tensor.copy_(noise)
+        elif not residual:
+            tensor.mul_(2.5)  # so that deep networks pass on what they get
+    masks = supermask.prune(model, 0.5)
+    for name, parameter in model.named_parameters():
+        if name in masks:
+            parameter.mul_(masks[name])
+    return model.eval()
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return disturbed(find_architecture(name)(SHAPE, 5))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_as_onnx_and_as_torch_export(name):
+    model = network(name)
+    x = torch.randn(7, *SHAPE)  # neither the batch traced nor one that the exporter checks
+    with torch.no_grad():
+        expected = model(x)
+        assert expected.std(0).max() > 1e-3 * expected.abs().max()
+        assert difference(onnx_session(to_onnx(model, SHAPE))(x), expected) <= 1e-5
+        program = torch.export.load(io.BytesIO(to_torch_export(model, SHAPE)))
+        assert difference(program.module()(x), expected) <= 1e-5
+
+
+def a_ticket(name: str = "lenet-300-100", **arguments) -> Ticket:
+    model = network("lenet-300-100")
+    masks = Masks({name: weight != 0 for name, weight in model.named_parameters() if weight.dim() > 1})
+    meta = {"architecture": {"name": name, "arguments": arguments}}
+    return Ticket(masks, {"final": make_state(model.state_dict(), masks)}, meta)
+
+
+@pytest.mark.parametrize("to", GRAPHS)
+def test_the_command_writes_the_network_and_nothing_else_is_said(to, ticket, tmp_path):
+    made = a_ticket(input_shape=SHAPE, classes=5)
+    supermask.save(made, tmp_path / "t.safetensors")
+    answer = ticket("export", "t.safetensors", "--to", to, "--output", "net")
+    assert (answer.code, answer.err) == (0, ""), answer
+    size = (tmp_path / "net").stat().st_size
+    assert answer.out == f"wrote net ({size:,} bytes)\n"
+    x = torch.randn(4, *SHAPE)
+    data = (tmp_path / "net").read_bytes()
+    run = onnx_session(data) if to == "onnx" else torch.export.load(io.BytesIO(data)).module()
+    assert difference(run(x), made.model()(x)) <= 1e-5
+    again = ticket("export", "t.safetensors", "--to", to, "--output", "net")
+    assert again.code == 2 and "net exists; nothing is overwritten" in again.err
+    assert (tmp_path / "net").read_bytes() == data
+
+
+def test_a_network_that_is_not_known_by_name(tmp_path, ticket):
+    supermask.save(a_ticket("mine.net:make"), tmp_path / "t.safetensors")
+    words = ("export", "t.safetensors", "--to", "torch-export", "--output", "net.pt2")
+    unknown = ticket(*words)
+    assert unknown.code == 2 and "--model package.module:function" in unknown.err
+    known = (*words, "--model", "test_graphs:small_lenet")
+    assert "--input-shape" in ticket(*known).err
+    assert "expected positive numbers" in ticket(*known, "--input-shape", "1,8,x").err
+    wrong = ticket(*words, "--model", "test_graphs:another")
+    assert wrong.code == 2 and "--model test_graphs:another" in wrong.err
+    assert not (tmp_path / "net.pt2").exists()
+    done = ticket(*known, "--input-shape", "1,8,8")
+    assert done.code == 0, done.err
+    x = torch.randn(3, *SHAPE)
+    assert difference(torch.export.load(tmp_path / "net.pt2").module()(x), network("lenet-300-100")(x)) <= 1e-5
+
+
+def small_lenet() -> nn.Module:
+    return find_architecture("lenet-300-100")(SHAPE, 5)
+
+
+def another() -> nn.Module:
+    return nn.Linear(3, 4)
+
+
+def test_a_file_with_other_outputs_is_refused():
+    model = network("lenet-300-100")
+    check("onnx", model, model, SHAPE)
+    for other in (lambda x: model(x) * 1.00003, lambda x: model(x) * float("nan")):
+        with pytest.raises(RunError, match="differ from the network's"):
+            check("onnx", model, other, SHAPE)
+
+
+def test_what_cannot_be_traced_says_why():
+    class Deciding(nn.Module):
+        def forward(self, x):
+            return x * 2 if float(x.sum()) > 0 else x
+
+    class OneSize(nn.Module):
+        def forward(self, x):
+            return x.reshape(2, -1)
+
+    with pytest.raises(RunError, match="--to torch-export: the network cannot be exported"):
+        to_torch_export(Deciding().eval(), SHAPE)
+    with pytest.raises(RunError, match="--to onnx: the network cannot be exported"):
+        to_onnx(OneSize().eval(), SHAPE)
+    with pytest.raises(RunError, match="does not run at batch 1: "):
+        check("onnx", nn.Flatten(), OneSize(), SHAPE)
+
+
+def test_missing_packages_are_said_with_what_to_type(monkeypatch, tmp_path):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    with pytest.raises(RequestError) as caught:
+        export(a_ticket(input_shape=SHAPE, classes=5), "onnx", tmp_path / "no" / "net.onnx")
+    assert caught.value.problems[1:] == ['ONNX needs onnxscript: pip install "supermask[onnx]"']
+    assert len(caught.value.problems) == 2
+
+
+def test_tensors_alone_need_no_network(tmp_path):
+    with pytest.raises(RequestError, match="npz holds tensors only"):
+        export(a_ticket(), "npz", tmp_path / "net.npz", model=small_lenet)
+
+
+def test_quiet_gives_warnings_and_logs_back():
+    with graphs.quiet() as said:
+        print("chatter")
+        warnings.warn("more", stacklevel=1)
+    assert said.getvalue() == "chatter\n"
+    with pytest.warns(UserWarning, match="heard"):
+        warnings.warn("heard", stacklevel=1)

@@ -1,0 +1,83 @@
+"""`ticket bench`: what a ticket is worth when it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from .terminal import harmless, output, percent, print_json, print_table
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("bench")(bench)
+
+
+def bench(
+    ticket: Annotated[str, typer.Argument(help="The ticket file, or a run.")],
+    batch_sizes: Annotated[str, typer.Option("--batch-sizes", help="Samples in a batch.")] = "1,64,512",
+    engines: Annotated[str, typer.Option("--engines", help="What runs it.")] = "eager,compiled,onnxruntime",
+    threads: Annotated[int | None, typer.Option("--threads", help="Threads; PyTorch's own number by default.")] = None,
+    seconds: Annotated[float, typer.Option("--seconds", help="For each variant, engine and batch size.")] = 1.0,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    data: Annotated[str | None, typer.Option(help="Another data set than the ticket was found on.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder to look for data in first.")] = None,
+    state: Annotated[str, typer.Option(help="The network at its start, or final.")] = "final",
+    model: Annotated[
+        str | None, typer.Option("--model", help="package.module:function that builds a network not known by name.")
+    ] = None,
+    input_shape: Annotated[
+        str, typer.Option("--input-shape", help="Shape of one sample, as 3,32,32, where the ticket does not say it.")
+    ] = "",
+    plot: Annotated[
+        str | None, typer.Option("--plot", help="Draw the times: a .png or .svg that does not exist.")
+    ] = None,
+    runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure size, latency and throughput: dense, masked, compacted and sparse, side by side."""
+    from .tickets import read_numbers, ticket_path
+
+    sizes, shape = read_numbers("--batch-sizes", batch_sizes), read_numbers("--input-shape", input_shape)
+    path = ticket_path(ticket, runs)
+    import supermask
+
+    from ..analysis.bars import plot_bench
+    from ..analysis.plots import check_path
+    from ..bench import bench as run
+
+    if plot is not None:
+        check_path(plot, False)
+    measured = run(
+        supermask.load(path), file_bytes=path.stat().st_size, batch_sizes=sizes,
+        engines=[word.strip() for word in engines.split(",")], threads=threads, data=data, data_dir=data_dir,
+        device=device, state=state, model=model, input_shape=shape or None, seconds=seconds,
+    )  # fmt: skip
+    if plot is not None:
+        plot_bench(measured, plot)
+    if as_json:
+        print_json({"ticket": ticket, **measured})
+        return
+    facts = [(key.replace("_", " "), value) for key, value in measured["sizes"].items() if value is not None]
+    print_table(("ticket", ""), [(key, f"{value:.4g}" if isinstance(value, float) else value) for key, value in facts])
+    print_table(
+        ("variant", "engine", "batch", "median ms", "quartiles", "samples/s", "test %", ""),
+        [_cells(row) for row in measured["rows"]],
+    )
+    output().print(harmless(measured["best"]["sentence"], 1000), markup=False, highlight=False, soft_wrap=True)
+
+
+def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
+    where = (row["variant"], row["engine"], row["batch"])
+    if row["median_ms"] is None:
+        return (*where, None, None, None, None, row["reason"])
+    quartiles = f"{row['q1']:.4g} - {row['q3']:.4g}"
+    return (
+        *where,
+        f"{row['median_ms']:.4g}",
+        quartiles,
+        round(row["samples_per_second"]),
+        percent(row["accuracy"]),
+        "",
+    )
