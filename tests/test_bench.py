@@ -55,11 +55,11 @@ def test_the_command_measures_every_variant_in_every_engine(engines, ticket, tmp
     assert [(row["variant"], row["engine"]) for row in rows] == [(v, e) for v in VARIANTS for e in engines]
     for row in rows:
         assert set(row) == KEYS and row["batch"] == 3
-        if row["reason"] is None:
-            assert 0 < row["q1"] <= row["median_ms"] <= row["q3"]
-            assert row["samples_per_second"] == pytest.approx(3000 / row["median_ms"])
-        else:
-            assert row["median_ms"] is None and row["variant"] in ("compacted", "sparse")
+        if row["variant"] == "sparse" and row["reason"]:
+            continue  # an engine that has no compressed rows
+        assert row["reason"] is None
+        assert 0 < row["q1"] <= row["median_ms"] <= row["q3"]
+        assert row["samples_per_second"] == pytest.approx(3000 / row["median_ms"])
     accuracies = {row["accuracy"] for row in rows if row["variant"] != "dense" and row["reason"] is None}
     assert accuracies == {ticket_accuracy(ticket)}
     assert {row["accuracy"] for row in rows if row["variant"] == "dense"} == {None}

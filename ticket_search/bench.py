@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import os
 import random
 import statistics
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supermask import Ticket
+from supermask import Ticket, accelerate, compact
 from supermask.flow import flow
 
 from .cost import flops_of
@@ -178,9 +177,9 @@ def _variants(network: nn.Module, ticket: Ticket, example: Tensor) -> tuple[dict
                 noise = parameter.std() * torch.randn(parameter.shape, generator=generator)
                 parameter.copy_(torch.where(ticket.masks[name], parameter, noise))
     found, reasons = {"dense": dense, "masked": network}, {}
-    for variant, module, function in (("compacted", "compaction", "compact"), ("sparse", "sparse", "accelerate")):
+    makers: dict[str, Callable[..., nn.Module]] = {"compacted": compact, "sparse": accelerate}
+    for variant, make in makers.items():
         try:
-            make = getattr(importlib.import_module(f"supermask.{module}"), function)
             found[variant] = make(copy.deepcopy(network), ticket.masks, example_input=example).eval()
         except Exception as error:
             reasons[variant] = _first_line(error)
