@@ -250,6 +250,17 @@ def test_removal_goes_on_upwards_and_downwards():
     assert gap(baked(net, masks), found.model, torch.randn(5, 4)) <= 1e-5
 
 
+def test_tied_tensors_stay():
+    net = randomized(
+        nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 2))
+    )
+    net[2].bias = net[4].bias
+    masks = without_rows(net, **{"0_weight": [1]})
+    found = shrink(net, masks, torch.randn(3, 4))
+    assert gap(baked(net, masks), found.model, torch.randn(3, 4)) <= 1e-5
+    assert not found.removed
+
+
 class Gated(nn.Module):
     """One unit multiplies another's constant: what is read is no constant, though nothing reaches it."""
 
