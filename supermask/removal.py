@@ -76,12 +76,13 @@ class Removal:
                 "an example_input that torch-pruning can follow"
             ) from error
         self.names = {id(target.parameter): name for name, target in find_targets(masked, include="*").items()}
-        plain = {id(target.parameter) for target in targets.values() if len(target.owners) == 1}
+        alone = {id(t.parameter) for t in find_targets(masked, include="*").values() if len(t.owners) == 1}
+        plain = {id(target.parameter) for target in targets.values()} & alone
         paths = {id(module): path for path, module in masked.named_modules()}
         self.groups = [
             _channels(key, group, paths)
             for key, group in coupled.groups.items()
-            if all(_can_be_cut(member, paths, plain) for member in group.members)
+            if all(_can_be_cut(member, paths, plain, alone) for member in group.members)
         ]
         self.net = to_double(masked)
         self.parameters = {name: t.parameter for name, t in find_targets(self.net, include="*").items()}
@@ -171,7 +172,7 @@ class Removal:
         sums = weight.flatten(3).sum(3) if weight.dim() > 3 else weight
         if layer.bias is None:
             layer.bias = nn.Parameter(layer.weight.new_zeros(sums.shape[0] * sums.shape[1]))
-        elif layer.bias is not None and (name := self.names.get(id(getattr(reader.module, "bias", None)))):
+        elif name := self.names.get(id(getattr(reader.module, "bias", None))):
             self.open[name].fill_(True)
         held = weight.new_zeros(sums.shape[0] * sums.shape[2])
         held[places] = values.to(held)
@@ -208,7 +209,7 @@ class Removal:
         return found
 
     def _redrawn(self, seed: int) -> nn.Module:
-        """The network with positive weights so small that nothing saturates.
+        """The network with other, positive weights: so small that nothing saturates, or that nothing rounds away.
 
         What belongs to one channel (biases, norms, depthwise filters) is drawn alike for every seed.
         """
@@ -221,7 +222,7 @@ class Removal:
             if target.kind == "bias" or target.owners[0][1] == "bias":
                 drawn *= 0.01
             elif parameter.dim() > 1:
-                drawn *= (1 if own else 0.05) / parameter[0].numel()
+                drawn *= (1 if own else 0.05 if seed == 1 else 0.5) / parameter[0].numel()
             # A bias that was folded into has no mask of its own.
             kept = self.open.get(name)
             parameter.copy_(drawn.to(parameter) if kept is None else drawn.to(parameter) * kept)
@@ -319,14 +320,15 @@ def _channels(key: str, group: Group, paths: Mapping[int, str]) -> _Channels:
     return _Channels(key, group, members, readers, alive, ~alive, ~alive)
 
 
-def _can_be_cut(member: Member, paths: Mapping[int, str], plain: set[int]) -> bool:
-    """Whether a module can become smaller: norms over several channels and tied weights cannot."""
+def _can_be_cut(member: Member, paths: Mapping[int, str], plain: set[int], alone: set[int]) -> bool:
+    """Whether a module can become smaller: norms over several channels and tied tensors cannot."""
     module = member.module
-    if isinstance(module, LAYERS):
-        weight = module._parameters.get("weight")
-        split = isinstance(module, nn.modules.conv._ConvNd) and module.transposed and module.groups > 1
-        return id(module) in paths and id(weight) in plain and not split
-    return id(module) not in paths or isinstance(module, PER_CHANNEL)
+    if id(module) not in paths:
+        return True  # an operation
+    if not isinstance(module, (*LAYERS, *PER_CHANNEL)) or any(id(p) not in alone for p in module.parameters()):
+        return False
+    split = isinstance(module, nn.modules.conv._ConvNd) and module.transposed and module.groups > 1
+    return not split and (not isinstance(module, LAYERS) or id(module._parameters.get("weight")) in plain)
 
 
 def _balanced(channels: _Channels, gone: Tensor) -> Tensor:

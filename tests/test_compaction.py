@@ -250,6 +250,17 @@ def test_removal_goes_on_upwards_and_downwards():
     assert gap(baked(net, masks), found.model, torch.randn(5, 4)) <= 1e-5
 
 
+def test_tied_tensors_stay():
+    net = randomized(
+        nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 2))
+    )
+    net[2].bias = net[4].bias
+    masks = without_rows(net, **{"0_weight": [1]})
+    found = shrink(net, masks, torch.randn(3, 4))
+    assert gap(baked(net, masks), found.model, torch.randn(3, 4)) <= 1e-5
+    assert not found.removed
+
+
 class Gated(nn.Module):
     """One unit multiplies another's constant: what is read is no constant, though nothing reaches it."""
 
@@ -271,6 +282,18 @@ def test_what_a_gate_multiplies_is_no_constant():
     assert "depends on more" in found.kept_constant["value.weight"]
     masks = without_rows(net, value_weight=[0, 1], gate_weight=[0, 1])
     assert shrink(net, masks, x).removed == {"value.weight": (0, 1), "gate.weight": (0, 1)}
+
+
+def test_a_masked_bias_that_takes_a_constant_counts_as_open():
+    net = randomized(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), Gated()))
+    masks = dict(without_rows(net, **{"0_weight": [0]}))
+    masks["2.value.weight"][0, 1:] = False  # reads only the constant
+    masks["2.value.bias"] = torch.arange(6) != 0
+    with torch.no_grad():
+        net[2].gate.bias[0] = 1000.0
+    found = shrink(net, masks, torch.randn(4, 4))
+    assert found.removed == {"0.weight": (0,)}
+    assert "depends on more" in found.kept_constant["2.value.weight"]
 
 
 def test_units_that_no_data_activates_stay():
