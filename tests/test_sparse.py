@@ -20,7 +20,7 @@ def random_layer(outputs: int, inputs: int, density: float, bias: bool = True, s
     torch.manual_seed(seed)
     layer = nn.Linear(inputs, outputs, bias=bias).requires_grad_(False)
     layer.weight *= torch.rand(outputs, inputs) < density
-    layer.weight[::3] = 0
+    layer.weight[1::3] = 0
     layer.weight[:, 1::4] = 0
     return layer
 
