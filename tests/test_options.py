@@ -293,7 +293,7 @@ def test_a_loss_and_a_metric_of_ones_own(scratch):
         (["--data", "mine.things:broken"], "RuntimeError: no such disk"),
         (["--data", "mine.things:make_net"], "is Net, expected (x, y)"),
         (["--model", "mine.things:few", "--data", "mine.things:make_data"], "gives 2 numbers per sample, mine.things:make_data has 3 classes"),
-        (["--model-args", "width=3"], "does not take width; it takes input_shape, classes, activation"),
+        (["--model-args", "depth=3"], "does not take depth; it takes input_shape, classes, activation, width"),
         (["--model-args", "width"], "--model-args width: expected NAME=VALUE"),
         (["--model", "conv2", "--data", "mine.things:make_data"], "cannot be built"),
         (["--model", "torchvision:resnet18"], "takes images of 3 channels"),
