@@ -119,6 +119,8 @@ def onnx_session(data: bytes, threads: int = 0) -> Outputs:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    # Threads that spin after their work take the processor from whatever else is measured in turns with them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
