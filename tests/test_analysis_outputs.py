@@ -24,7 +24,14 @@ from ticket_search.analysis.board import FIGURE, OVERVIEW, TAGS, write_board
 from ticket_search.analysis.curves import COLOURS, Look, draw
 from ticket_search.analysis.intervals import confidence_interval
 from ticket_search.analysis.page import to_html
-from ticket_search.analysis.plots import figure_png, figure_svg, heat_map_png, plot_comparison, plot_heat_map
+from ticket_search.analysis.plots import (
+    _draw_heat_map,
+    figure_png,
+    figure_svg,
+    heat_map_png,
+    plot_comparison,
+    plot_heat_map,
+)
 from ticket_search.analysis.tables import (
     COLUMNS,
     REQUIRED,
@@ -263,6 +270,14 @@ def test_heat_map(tmp_path):
     assert png == heat_map_png(["a", "b"], ["1", "2", "3"], values, "layers")
     assert min(Image.open(io.BytesIO(png)).size) > 200
     heat_map_png(["a"], ["b"], [[None]], "nothing")
+
+
+def test_the_title_of_a_narrow_heat_map_is_not_cut():
+    figure = _draw_heat_map(["level 0"], ["fc1.weight"], [[1.0]], f"Density of each layer, {'imp-lenet-300-100-' * 5}")
+    figure.canvas.draw()
+    title = figure.get_suptitle()
+    drawn = next(text for text in figure.texts if text.get_text() == title).get_window_extent()
+    assert drawn.x0 >= 0 and drawn.x1 <= figure.bbox.width and "\n" in title
 
 
 def test_rows_are_those_of_levels_and_controls(comparison):

@@ -68,6 +68,7 @@ def test_a_study_runs_to_its_page(ticket, tmp_path, monkeypatch):
     answer = ticket("study", "small.toml")
     assert answer.code == 0, answer.err
     page = (tmp_path / "results/small.md").read_text()
+    assert "| unknown |" not in page, "what was not asked is no answer"
     for text in (
         "# A small study",
         "ticket study small",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,5 +148,7 @@ def _draw_heat_map(
             )  # fmt: skip
     axes.set_xticks(range(len(columns)), names[0], fontsize=SMALL, rotation=40, ha="right", parse_math=False)
     axes.set_yticks(range(len(rows)), names[1], fontsize=SMALL, parse_math=False)
-    axes.set_title(shorten(title, 200), fontsize=SMALL + 1, parse_math=False)
+    # In as many lines as it takes: a run's name is often longer than a narrow matrix is wide.
+    lines = textwrap.fill(shorten(title, 200), int(figure.get_figwidth() / 0.09))
+    figure.suptitle(lines, fontsize=SMALL + 1, parse_math=False)
     return figure
