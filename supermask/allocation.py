@@ -88,20 +88,21 @@ def by_rate(rates: Mapping[str, float]) -> Allocation:
     return allocate
 
 
-def by_glob(densities: Mapping[str, float]) -> Allocation:
+def by_glob(densities: Mapping[str, float], rest: float | None = None) -> Allocation:
     """The density of each tensor written out, whatever density is asked of the whole.
 
         prune(model, {"features.*": 0.5, "classifier": 0.1})
 
     Args:
-        densities: by glob, kind of layer or `output`, as in `by_rate`. Every tensor must have one.
+        densities: by glob, kind of layer or `output`, as in `by_rate`.
+        rest: the density of tensors that none fits; if not given, every tensor must have one.
 
     Raises (when called):
         ValueError: a density outside (0, 1], a key that fits nothing, or tensors without a density; all are named.
     """
 
     def allocate(scores: Mapping[str, Tensor], density: float, targets: Targets) -> Counts:
-        chosen = _choose(densities, scores, targets, missing=None)
+        chosen = _choose(densities, scores, targets, missing=rest)
         return {name: count_kept(chosen[name], score.numel()) for name, score in scores.items()}
 
     return allocate

@@ -12,6 +12,7 @@ import safetensors.torch
 from torch import nn
 
 from .architectures import find_architecture
+from .compaction import Compaction
 from .fitting import set_state, state_of
 from .slicing import rebuild
 from .ticket import Ticket, TicketError, to_json
@@ -20,23 +21,39 @@ KEY = "compact"
 VERSION = 1
 
 
-def pack_compact(ticket: Ticket, state: str = "final", example_input: Any = None) -> bytes:
+def pack_compact(
+    ticket: Ticket, state: str = "final", example_input: Any = None, model: nn.Module | None = None
+) -> bytes:
     """The bytes of a file that `load_compact` reads: the ticket's network as a smaller dense one.
 
-    The metadata holds, under `compact`, `{"version": 1, "architecture": {"name", "arguments"}, "changes": {...}}`, see
-    `rebuild`.
+    `model` is a network that the ticket fits, where its own is not known by name.
 
     Raises:
         ValueError: as of `Ticket.compact`.
     """
-    found = ticket.shrink(example_input, state)
-    description = {"version": VERSION, "architecture": ticket.meta["architecture"], "changes": found.changes}
+    return pack_compaction(ticket.shrink(example_input, state, model), ticket.meta.get("architecture", {}))
+
+
+def pack_compaction(found: Compaction, architecture: Mapping[str, Any]) -> bytes:
+    """The bytes of a file that `load_compact` reads.
+
+    The metadata holds, under `compact`, `{"version": 1, "architecture": {"name", "arguments"}, "changes": {...}}`, see
+    `rebuild`.
+    """
+    description = {"version": VERSION, "architecture": dict(architecture), "changes": found.changes}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_of(found.model).items()}
     return safetensors.torch.save(tensors, {KEY: to_json(description)})
 
 
-def load_compact(path: str | os.PathLike[str]) -> nn.Module:
+def load_compact(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
     """Build the network of a file that `ticket export --to compact` wrote, in eval mode. No code of the file is run.
+
+        net = supermask.load_compact("net.safetensors")
+        net = supermask.load_compact("net.safetensors", model=MyNet())   # a network that is not known by name
+
+    Args:
+        path: the file.
+        model: the whole network, where its architecture is not known by name; it is changed.
 
     Raises:
         ValueError: a file of something else, an architecture that is not known here, or tensors that do not fit.
@@ -49,16 +66,25 @@ def load_compact(path: str | os.PathLike[str]) -> nn.Module:
     except safetensors.SafetensorError as error:
         raise TicketError(f"{path} is not a safetensors file: {error}") from None
     architecture, changes = _description(path, metadata)
-    build = find_architecture(str(architecture["name"]))
-    try:
-        net = build(**architecture.get("arguments", {}))
-    except TypeError as error:
-        raise TicketError(f"{path}: the arguments do not fit its model '{architecture['name']}': {error}") from None
+    net = _build(path, architecture) if model is None else model
     try:
         set_state(rebuild(net, changes), tensors)
     except ValueError as error:
         raise TicketError(f"{path}: {error}") from None
     return net.eval()
+
+
+def _build(path: Any, architecture: Mapping[str, Any]) -> nn.Module:
+    if "name" not in architecture:
+        raise TicketError(f"{path} names no architecture: give the whole network as model=...")
+    try:
+        build = find_architecture(str(architecture["name"]))
+    except ValueError as error:
+        raise TicketError(f"{path}: {error}; or give the whole network as model=...") from None
+    try:
+        return build(**architecture.get("arguments", {}))
+    except TypeError as error:
+        raise TicketError(f"{path}: the arguments do not fit its model '{architecture['name']}': {error}") from None
 
 
 def _description(path: Any, metadata: Mapping[str, str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -73,6 +99,6 @@ def _description(path: Any, metadata: Mapping[str, str]) -> tuple[Mapping[str, A
         version = found.get("version") if isinstance(found, Mapping) else found
         raise TicketError(f"{path} is a compact file of version {version!r}, expected {VERSION}")
     architecture, changes = found.get("architecture"), found.get("changes")
-    if not isinstance(architecture, Mapping) or "name" not in architecture or not isinstance(changes, Mapping):
-        raise TicketError(f"{path}: expected an architecture with a name, and changes")
+    if not isinstance(architecture, Mapping) or not isinstance(changes, Mapping):
+        raise TicketError(f"{path}: expected an architecture and changes")
     return architecture, changes

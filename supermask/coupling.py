@@ -102,6 +102,24 @@ class Coupled:
                 masks[name][index.to(keep.device)] &= keep[channel.to(keep.device)]
         return masks
 
+    def dropped(self, key: str, masks: Mapping[str, Tensor], targets: Targets) -> Tensor:
+        """[channels] of a group: True where nothing is written."""
+        gone = torch.ones(self.groups[key].channels, dtype=torch.bool)
+        for name, (index, channel) in self.groups[key].rows.items():
+            if name in masks:
+                rows = masks[name].movedim(targets[name].output_axis, 0)
+                gone[channel] &= ~rows.flatten(1).any(1).cpu()[index]
+        return gone
+
+    def readers(self, key: str, channels: Tensor, targets: Targets) -> Iterator[tuple[str, list[int]]]:
+        """The targets that read a group's channels, and at which inputs those marked; grouped convolutions not."""
+        names = {id(target.owners[0][0]): name for name, target in targets.items()}
+        for member in self.groups[key].members:
+            name = names.get(id(member.module))
+            if name and not member.writes and getattr(member.module, "groups", 1) == 1:
+                pairs = zip(member.places, member.channels, strict=True)
+                yield name, [place for place, channel in pairs if channels[channel]]
+
 
 def couple(model: nn.Module, targets: Targets, example_input: Any) -> Coupled:
     """Find the channels of a model that can be dropped as a whole, by tracing it on an example input.

@@ -264,8 +264,9 @@ def test_controls_have_the_runs_own_metric(tmp_path):
         sys.path.remove(str(tmp_path))
     assert run.summary["test_accuracy"] <= 50 and row["test_accuracy"] <= 50
     structured = search("one-shot", runs=tmp_path, density=0.5, granularity="2:4", **QUICK)
-    with pytest.raises(RequestError, match="keeps units of 2:4"):
-        controls(structured.path)
+    with pytest.raises(RequestError, match="keeps units of 2:4: shuffle would move single weights"):
+        controls(structured.path, ["reinit", "shuffle"])
+    assert [row["control"] for row in controls(structured.path, progress=False)] == ["reinit"]
 
 
 def test_what_is_no_run_or_says_what_is_not_so_is_left_out(runs, tmp_path):

@@ -188,6 +188,17 @@ def choose_masks(model: nn.Module, config: PruningConfig, score: str, run: Run, 
         raise RunError(f"{config.method}: {error}") from None
 
 
+def fine_tuning(config: SharedConfig, epochs: int, lr: float | None, steps_per_epoch: int) -> SharedConfig:
+    """Training on at a constant rate; if none is given, the last of the configured training."""
+    from .optimization import learning_rate
+
+    total = config.epochs * steps_per_epoch
+    last = lr or learning_rate(config, total - 1, total, steps_per_epoch)
+    return config.model_copy(
+        update={"epochs": epochs, "lr": last, "schedule": "constant", "milestones": (), "warmup": "0"}
+    )
+
+
 def example_of(data: Samples) -> Tensor:
     """Two validation samples, for what needs to run the network: their shape is what counts."""
     return next(data.batches("validation", 2))[0]

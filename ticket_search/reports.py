@@ -11,13 +11,14 @@ from torch import Tensor, nn
 import supermask
 from supermask import Draw, Masks, Ticket
 from supermask.fitting import state_of
+from supermask.ticket_file import write_atomically
 
 from .config import to_plain
-from .cost import PASSES_PER_STEP, forward_flops
+from .cost import PASSES_PER_STEP, flops_of, forward_flops
 from .data.samples import Samples, whole_batches
 from .evaluation import evaluate
 from .objective import Objective, make_objective
-from .runs import Run
+from .runs import COMPACT, Run
 from .tensorboard import densities
 from .training import Moment, Trained
 
@@ -119,6 +120,39 @@ def measure(ticket: Ticket, run: Run, state: str) -> dict[str, float]:
         "test": evaluate(model, data, "test", objective).accuracy,
         "validation": evaluate(model, data, "validation", objective).accuracy,
     }
+
+
+def save_compacted(run: Run, ticket: Ticket) -> dict[str, Any]:
+    """Write the ticket's network without what was dropped, as `compact.safetensors`; its numbers beside the dense ones.
+
+    Where there is none, `reason` says why.
+    """
+    data = run.setup.data
+    example = next(data.batches("validation", 2))[0].cpu()
+    network = ticket.apply_to(run.setup.build()).eval()
+    try:
+        found = supermask.shrink(network, ticket.masks, example)
+    except ValueError as error:
+        run.progress.say(f"there is no compacted network: {error}")
+        return {"row": {"compact": {"reason": str(error)}}}
+    packed = supermask.pack_compaction(found, run.setup.architecture)
+    write_atomically(run.path / COMPACT, packed)
+    small = found.model
+    (parameters, macs), dense = (
+        (sum(parameter.numel() for parameter in net.parameters()), flops_of(net, example[:1]) // 2)
+        for net in (small, network)
+    )
+    measured = evaluate(small.to(run.config.device), data, "test", make_objective(run.config))
+    numbers = {
+        "parameters": parameters,
+        "share_of_parameters": parameters / dense[0],
+        "macs": macs,
+        "share_of_macs": macs / dense[1],
+        "bytes": len(packed),
+        "difference": found.difference,
+        "test_accuracy": measured.accuracy,
+    }
+    return {"row": {"compact": numbers}}
 
 
 def describe_training(run: Run, model: nn.Module, trained: Trained, ticket: Ticket) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from .problems import RequestError, nearest_hint, unknown
 
 DEFAULT_METHOD = "edge-popup"
 _MOST_SEEDS = 10_000
+# Controls that put the mask elsewhere, weight by weight.
+MOVING = ("shuffle", "random", "random-erk")
 
 # What is not part of a run's configuration: `flag: (placeholder or None where it takes no value, help)`.
 LAUNCH_FLAGS: dict[str, tuple[str | None, str]] = {
@@ -151,12 +153,16 @@ def name_problems(model: Any, data: Any) -> list[str]:
     return problems
 
 
-def control_problems(config: Config) -> list[str]:
-    """Why no control would differ from the tickets of this configuration in one thing only; empty where some do."""
+def control_problems(config: Config, kinds: Iterable[str] = ()) -> list[str]:
+    """Why a control would not differ from the tickets of this configuration in one thing only; empty where all do."""
     problems = []
     shape = getattr(config, "granularity", "weight")
-    if shape != "weight":
-        problems.append(f"keeps units of {shape}: controls move single weights, and would differ in more than position")
+    moving = [kind for kind in kinds if kind in MOVING]
+    if shape != "weight" and moving:
+        problems.append(
+            f"keeps units of {shape}: {', '.join(moving)} would move single weights, and differ in more than position; "
+            "expected reinit or small-dense"
+        )
     if getattr(config, "rewind_optimizer", "fresh") == "restore":
         problems.append("starts each level with restored moments, which no control can")
     if config.method == "gradual":

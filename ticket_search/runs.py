@@ -33,6 +33,7 @@ from .tensorboard import EventFile, surviving_weights
 
 TICKET = "ticket.safetensors"
 REWIND_POINT = "rewind.safetensors"
+COMPACT = "compact.safetensors"
 _STATE = "state.pt"
 # A state is written at the end of an epoch: not twice within the first number of seconds, and so seldom that it takes
 # this share of the time, but for the last number of seconds. So much, or an epoch, is what a kill can cost.

@@ -243,7 +243,7 @@ def make_plan(config: Config, setup: Setup) -> Plan:
     """What the search would do. Trains a copy for a few steps to estimate the time; writes nothing."""
     with exact_arithmetic(config), own_random_numbers():
         model = setup.make_model(config)
-        setup.check_outputs(config, model)
+        setup.check_model(config, model)
         targets = setup.targets(config, model)
         per_epoch = whole_batches(setup.data.train_size, config.batch_size)
         stages = plan_stages(config, setup, targets)
@@ -298,7 +298,7 @@ def carry_out(run: Run) -> Run:
     config, setup = run.config, run.setup
     with exact_arithmetic(config), own_random_numbers():
         model = setup.make_model(config)
-        setup.check_outputs(config, model)
+        setup.check_model(config, model)
         run.progress.total = sum(stage.steps for stage in plan_stages(config, setup, setup.targets(config, model)))
         with run.opened():
             run.expect_start(supermask.fingerprint(state_of(model)))

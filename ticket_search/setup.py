@@ -61,8 +61,10 @@ class Setup:
         return model.to(config.device)
 
     @torch.no_grad()
-    def check_outputs(self, config: Config, model: nn.Module) -> None:
+    def check_model(self, config: Config, model: nn.Module) -> None:
         """Check that the network takes the samples and, for cross-entropy, gives a number for each class.
+
+        Then what the method wants of it.
 
         Raises:
             RequestError: it does not.
@@ -83,6 +85,8 @@ class Setup:
             raise RequestError(
                 f"the network {name} gives {gives} numbers per sample, {self.data.name} has {self.data.classes} classes"
             )
+        if self.method.check is not None:
+            self.method.check(model, self.data, config)
 
     def targets(self, config: Config, model: nn.Module) -> Targets:
         """The tensors that may carry a mask.

@@ -240,7 +240,7 @@ def _count_steps(config: Config, loaded: dict[str, Samples]) -> tuple[Setup, int
     setup = _set_up(config, loaded)
     with exact_arithmetic(config), own_random_numbers():
         model = setup.make_model(config)
-        setup.check_outputs(config, model)
+        setup.check_model(config, model)
         return setup, sum(stage.steps for stage in plan_stages(config, setup, setup.targets(config, model)))
 
 

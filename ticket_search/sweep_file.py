@@ -119,7 +119,9 @@ def make_sweep(table: dict[str, Any], name: str, threads: int | None = None) -> 
     ]
     problems += _repeated(runs)
     if file.controls:
-        problems += [f"controls: {run.name} {why}" for run in runs for why in control_problems(run.config)]
+        problems += [
+            f"controls: {run.name} {why}" for run in runs for why in control_problems(run.config, file.controls)
+        ]
     if problems:
         raise RequestError(dict.fromkeys(problems))
     folder = re.sub(r"[^A-Za-z0-9._-]+", "-", name)

@@ -26,7 +26,7 @@ from .folders import find_run, read_config
 from .methods import find_method
 from .objective import make_objective
 from .problems import RequestError, unknown
-from .requests import control_problems
+from .requests import MOVING, control_problems
 from .runs import REWIND_POINT, TICKET, Run, write_json
 from .searches import prepare, train
 from .setup import Setup, exact_arithmetic, load_data
@@ -71,7 +71,7 @@ def controls(
 
     Args:
         run: its folder, or its name under `runs`.
-        kinds: of controls; `reinit`, `shuffle` and `random` if not given.
+        kinds: of controls; `reinit`, `shuffle` and `random` if not given, of whole filters or blocks `reinit`.
         levels: of a search with levels; the last if not given.
         model: the callable, where the run was started with one.
         data: the arrays, where the run was started with some.
@@ -131,7 +131,6 @@ def _check(
         raise RequestError(f"the run {run.path} is not finished; `ticket resume {run.path}` goes on")
     traits = find_method(run.config.method).traits
     trained = survivors or not traits.frozen_weights
-    problems += [f"{run.path} {problem}" for problem in control_problems(run.config)]
     if traits.dense:
         problems.append(f"{run.path} is a dense run: it has no mask to control")
     if survivors and not traits.frozen_weights:
@@ -139,11 +138,14 @@ def _check(
     if elsewhere is not None and not trained:
         problems.append("other data goes with tickets that are trained; a ticket of frozen weights: add --survivors")
     known = ELSEWHERE if elsewhere is not None else SURVIVORS if survivors else TRAINED if trained else EVALUATED
-    chosen = (
-        list(dict.fromkeys(kinds))
-        if kinds
-        else [k for k in known if elsewhere is not None or survivors or k in DEFAULT]
-    )
+    whole_units = getattr(run.config, "granularity", "weight") != "weight"
+    default = [
+        kind
+        for kind in known
+        if (elsewhere is not None or survivors or kind in DEFAULT) and not (whole_units and kind in MOVING)
+    ]
+    chosen = list(dict.fromkeys(kinds)) if kinds else default
+    problems += [f"{run.path} {problem}" for problem in control_problems(run.config, chosen)]
     problems += [unknown("control", kind, known) for kind in chosen if kind not in known]
     there = [int(row["level"]) for row in run.levels]
     if levels and not there:
@@ -184,8 +186,14 @@ def _train(
         flags["init_seed"] = config.seeds["init"] + _OTHER_SEED
     elif kind not in ("ticket", "dense"):
         flags["mask_seed"] = config.seeds["mask"] + _OTHER_SEED
-    if flags["control"] != "none" and (run.path / REWIND_POINT).exists():
-        flags["whole"] = str((run.path / REWIND_POINT).resolve())
+    if flags["control"] != "none":
+        # What lies under the dropped weights: of a ticket that goes on from trained ones, where those began.
+        dense = run.path / "levels" / "00" / TICKET
+        point = run.path / REWIND_POINT
+        if point.exists():
+            flags["whole"] = str(point.resolve())
+        elif kind == "reinit" and dense.exists():
+            flags["whole"] = str(dense.resolve())
     given = {key: value for key, value in flags.items() if value is not None}
     return _row(train(ticket, model, data, runs=folder.parent, name=place, progress=progress, **given))
 

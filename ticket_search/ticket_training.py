@@ -74,7 +74,9 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
 
     parent = supermask.load(config.ticket)
     masks = parent.masks
-    problems = mismatches(masks.shapes, {name: tuple(target.parameter.shape) for name, target in targets.items()})
+    # The others, of biases and norms, are checked where the ticket is put onto the network.
+    given = {name: tuple(mask.shape) for name, mask in masks.counted().items()}
+    problems = mismatches(given, {name: tuple(target.parameter.shape) for name, target in targets.items()})
     if problems:
         raise RequestError(f"the ticket does not fit {config.model} for {config.data}: {'; '.join(problems)}")
     if config.control != "none":
@@ -116,6 +118,11 @@ def make_control(ticket: Ticket, config: Config, targets: Targets) -> Ticket:
     tensors = {name: draw.tensor(name) for name, draw in draws.items()} | dict(origin.stored)
     if config.whole and config.control != "reinit":
         tensors = whole.state_dict("final")
+    if config.control == "reinit" and (lost := [name for name in masks.counted() if name not in draws]):
+        raise RequestError(
+            f"--control reinit: the weights of {', '.join(lost)} come from elsewhere (a checkpoint, the model's own), so "
+            "how fresh ones would be drawn is not known: a search that starts from scratch has this control"
+        )
     lost = [name for name in masks if name not in draws and not (config.whole and name in tensors)]
     if lost:
         raise RequestError(

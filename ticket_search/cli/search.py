@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import pydantic
@@ -196,6 +196,7 @@ def print_summary(run: Run) -> None:
                 "cost",
                 f"{cost['dense_trainings']:.1f} dense trainings, {cost['steps']:,} steps, {duration(cost['seconds'])}",
             ),
+            *_describe_compact(summary),
         ],
     )
     output().print(
@@ -207,3 +208,21 @@ def print_summary(run: Run) -> None:
         soft_wrap=True,
         markup=False,
     )
+
+
+def _describe_compact(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "compact" not in summary:
+        return []
+    filters = ("filters kept", f"{summary['filters_kept']:,} of {summary['filters']:,}")
+    compact = summary["compact"]
+    if "reason" in compact:
+        return [filters, ("smaller network", f"none: {compact['reason']}")]
+    size = f"{compact['parameters']:,} parameters ({compact['share_of_parameters']:.1%})"
+    work = f"{compact['macs']:,} multiply-adds ({compact['share_of_macs']:.1%})"
+    return [
+        filters,
+        (
+            "smaller network",
+            f"{size}, {work}, test accuracy {percent(compact['test_accuracy'])} %: compact.safetensors",
+        ),
+    ]

@@ -51,6 +51,8 @@ class Method:
     traits: Traits
     plan: Callable[[Any, Targets, int], list[Stage]]
     search: Callable[..., Ticket]
+    # (model, data, config): raises a RequestError for a network that the method can do nothing with.
+    check: Callable[..., None] | None = None
 
 
 def method_names() -> list[str]:
@@ -80,4 +82,5 @@ def find_method(name: str) -> Method:
         traits=module.TRAITS,
         plan=module.plan,
         search=module.search,
+        check=getattr(module, "check", None),
     )

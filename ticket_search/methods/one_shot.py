@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from ..at_init import TRAITS as TRAITS
-from ..at_init import PruningConfig, check_pruning, choose_masks, example_of, score_batches, warn_of_collapse
+from ..at_init import (
+    PruningConfig,
+    check_pruning,
+    choose_masks,
+    example_of,
+    fine_tuning,
+    score_batches,
+    warn_of_collapse,
+)
 from ..config import Duration, Positive, is_zero, steps_of
 from ..problems import RequestError
 from . import Stage
@@ -82,13 +90,12 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     from supermask.fitting import set_state, state_of
 
     from ..data.samples import whole_batches
-    from ..optimization import learning_rate
     from ..reports import conclude
     from ..rewinding import RewindPoint
     from ..training import train
 
     per_epoch = whole_batches(data.train_size, config.batch_size)
-    rewind, total = steps_of(config.rewind, per_epoch), config.epochs * per_epoch
+    rewind = steps_of(config.rewind, per_epoch)
     initial = state_of(model)
 
     def train_dense() -> dict[str, Any]:
@@ -114,10 +121,8 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
         set_state(model, start)
         supermask.hold(model, masks)
         if config.then == "fine-tune":
-            last = learning_rate(config, total - 1, total, per_epoch)
-            length = config.retrain_epochs or config.epochs
-            constant = {"schedule": "constant", "milestones": (), "warmup": "0", "lr": config.retrain_lr or last}
-            trained = train(model, data, config.model_copy(update={"epochs": length, **constant}), run, order="order/1")
+            again = fine_tuning(config, config.retrain_epochs or config.epochs, config.retrain_lr, per_epoch)
+            trained = train(model, data, again, run, order="order/1")
         else:
             trained = train(model, data, config, run, start=rewind, order="order/1")
         supermask.check(model)
