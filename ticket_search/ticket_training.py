@@ -120,8 +120,8 @@ def make_control(ticket: Ticket, config: Config, targets: Targets) -> Ticket:
         tensors = whole.state_dict("final")
     if config.control == "reinit" and (lost := [name for name in masks.counted() if name not in draws]):
         raise RequestError(
-            f"--control reinit: the weights of {', '.join(lost)} come from elsewhere (a checkpoint, the model's own), so "
-            "how fresh ones would be drawn is not known: a search that starts from scratch has this control"
+            f"--control reinit: the weights of {', '.join(lost)} come from elsewhere (a checkpoint, the model itself), "
+            "so how fresh ones would be drawn is not known: a search that starts from scratch has this control"
         )
     lost = [name for name in masks if name not in draws and not (config.whole and name in tensors)]
     if lost:

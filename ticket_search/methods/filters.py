@@ -194,7 +194,7 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
 
     filters = find_filters(model, data, config)
     initial = state_of(model)
-    dense = run.stage("level-00", partial(_train_dense, model, data, config, run, initial))
+    dense = run.stage("level-00", partial(_train_dense, model, data, config, run, filters, initial))
     run.rows.append(dense["row"])
     set_state(model, dense["trained"])
     final = None if config.tolerance is not None else count_filters(config, filters)
@@ -216,9 +216,8 @@ def _between(whole: int, last: int, share: float) -> int:
 
 
 def _train_dense(
-    model: nn.Module, data: Samples, config: Config, run: Run, initial: Mapping[str, Tensor]
+    model: nn.Module, data: Samples, config: Config, run: Run, filters: Filters, initial: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    import supermask
     from supermask.fitting import state_of
 
     from ..data.samples import whole_batches
@@ -228,7 +227,8 @@ def _train_dense(
     # A checkpoint was trained elsewhere: all of the schedule lies behind it.
     start = config.epochs * whole_batches(data.train_size, config.batch_size) if config.weights else 0
     trained = train(model, data, config, run, start=start)
-    everything = supermask.prune(model, 1.0, include=config.include or None, exclude=config.exclude or None)
+    # Over the tensors of all levels, so that levels compare.
+    everything = drop(model, config, filters, filters.channels, None)
     result = conclude(run, model, everything, initial, trained, level=0, exact=True)
     return {**result, "trained": state_of(model)}
 
