@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .runs import Run
 
 TRAITS = Traits()
+NO_RATE = "--schedule cosine ends at a rate of 0, which retrains nothing: give --retrain-lr"
 
 
 class PruningConfig(ShapedConfig):

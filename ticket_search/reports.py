@@ -170,12 +170,16 @@ def describe_training(run: Run, model: nn.Module, trained: Trained, ticket: Tick
     if empty := [name for name, kept in ticket.masks.kept_per_tensor.items() if kept == 0]:
         row["empty_layers"] = empty
     data, objective = run.setup.data, make_objective(run.config)
+    # Measured already: at the final step by the ticket itself, unless that rounds its weights.
+    measured = {trained.last_step: row["test_accuracy"]} if run.config.dtype == "fp32" else {}
     for name, moment in trained.moments.items():
+        if moment.step not in measured:
+            measured[moment.step] = _test_moment(model, data, moment, objective)
         row[name] = {
             "step": moment.step,
             "val_loss": moment.loss,
             "val_accuracy": moment.accuracy,
-            "test_accuracy": _test_moment(model, data, moment, objective),
+            "test_accuracy": measured[moment.step],
         }
     return row
 

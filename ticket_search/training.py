@@ -61,9 +61,10 @@ class Moment:
 
 @dataclass
 class Trained:
-    """What a training leaves beside the model itself, which is at its final step."""
+    """What a training of so many steps leaves beside the model itself, which is at its last step of the schedule."""
 
     steps: int
+    last_step: int
     final: Evaluation
     moments: dict[str, Moment]
 
@@ -228,7 +229,7 @@ class _Loop:
     def trained(self) -> Trained:
         if self.final is None or self.logged_step != self.step:
             self.final = self._validate()
-        return Trained(self.step - self.start, self.final, self.moments)
+        return Trained(self.step - self.start, self.step, self.final, self.moments)
 
     def state_dict(self) -> StateDict:
         return {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ..at_init import example_of, fine_tuning
+from ..at_init import NO_RATE, example_of, fine_tuning
 from ..config import Config as SharedConfig
 from ..config import Positive, Words
 from ..problems import RequestError, RunError
@@ -83,6 +83,8 @@ class Config(SharedConfig):
             found.append(f"--greedy goes with --score {' or '.join(_OF_WEIGHTS)}")
         if "mask_seed" in given and self.score != "random":
             found.append("--mask-seed goes with --score random")
+        if self.schedule == "cosine" and self.retrain_lr is None:
+            found.append(NO_RATE)
         return found
 
     @property

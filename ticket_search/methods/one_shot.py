@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ..at_init import TRAITS as TRAITS
 from ..at_init import (
+    NO_RATE,
     PruningConfig,
     check_pruning,
     choose_masks,
@@ -20,6 +20,7 @@ from ..at_init import (
     score_batches,
     warn_of_collapse,
 )
+from ..at_init import TRAITS as TRAITS
 from ..config import Duration, Positive, is_zero, steps_of
 from ..problems import RequestError
 from . import Stage
@@ -58,6 +59,8 @@ class Config(PruningConfig):
         if self.then == "fine-tune":
             if "rewind" in given and not is_zero(self.rewind):
                 found.append("--rewind goes with --then rewind or lr-rewind")
+            if self.schedule == "cosine" and self.retrain_lr is None:
+                found.append(NO_RATE)
         else:
             own = {"--retrain-epochs": self.retrain_epochs, "--retrain-lr": self.retrain_lr}
             found += [f"{name} goes with --then fine-tune" for name, value in own.items() if value is not None]
