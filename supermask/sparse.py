@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,10 +21,10 @@ from .live import bake, detach, hold
 from .program import program_of
 from .sparse_layers import TOLERANCES, ColumnsLinear, CsrLinear, semi_structured, unfit
 from .targets import find_named, unwrap
+from .timing import time_in_turns
 
 CAPABILITY = (8, 0)
 _ATTRIBUTE = "_supermask_speedup"
-_FEWEST = 5
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class LayerChoice:
     name: the layer's.
     chosen: `dense`, `csr`, `columns` or `2:4`.
     density: fraction of its weights that are not 0.
-    seconds: median of a call by candidate, at the example's batch; empty where there was nothing to choose.
+    seconds: of a call by candidate (first quartile), at the example's batch; empty where there was nothing to choose.
     refused: why a candidate could not be chosen, by candidate.
     """
 
@@ -48,7 +47,7 @@ class LayerChoice:
 
 @dataclass(frozen=True)
 class Speedup:
-    """What `accelerate` found: the layers in the order of their calls, and medians of a call of the whole model.
+    """What `accelerate` found: the layers in the order of their calls, and first quartiles of calls of the model.
 
     difference: the largest difference between the outputs of the two models, in units of the largest output.
     """
@@ -79,8 +78,9 @@ def accelerate(
         print(supermask.speedup_of(net))
 
     Layer after layer, in the order of their calls, each candidate runs on what the layer is given for `example_input`,
-    in turns; the lowest median wins, and a candidate whose outputs differ is refused. Then the whole copy is measured
-    against the dense model: if it is not faster, all of it stays dense. Only modules that are called are replaced:
+    in turns; the lowest first quartile of the times wins (what disturbs a machine only adds), and a candidate whose
+    outputs differ is refused. Then the whole copy is measured against the dense model: if it is not faster, all of it
+    stays dense. Only modules that are called are replaced:
     not a weight that another module reads, as attention's, nor a layer with hooks of its own.
 
     Args:
@@ -111,8 +111,8 @@ def accelerate(
         out = main_output(_run_transposed(net, example_input))
         expected = main_output(call(dense, example_input))
         calls = {"dense": partial(call, dense, example_input), "sparse": partial(call, net, example_input)}
-        medians = _medians(calls, expected.device, seconds)
-    found = Speedup(tuple(rows), medians["dense"], medians["sparse"], _difference(out, expected))
+        quartiles = _quartiles(calls, expected.device, seconds)
+    found = Speedup(tuple(rows), quartiles["dense"], quartiles["sparse"], _difference(out, expected))
     if found.seconds >= found.dense_seconds:
         left = tuple(replace(row, chosen="dense") for row in rows)
         net, found = dense, Speedup(left, found.dense_seconds, found.dense_seconds, 0.0)
@@ -258,12 +258,12 @@ def _choose(
             refused[candidate] = f"its outputs differ by {difference:.2g} of the largest, more than {allowed:g}"
     if len(modules) == 1:
         return LayerChoice(name, "dense", density, {}, refused)
-    medians = _medians({key: partial(module, x) for key, module in modules.items()}, x.device, seconds)
-    chosen = min(medians, key=medians.__getitem__)
+    quartiles = _quartiles({key: partial(module, x) for key, module in modules.items()}, x.device, seconds)
+    chosen = min(quartiles, key=quartiles.__getitem__)
     if chosen != "dense":
         for path in [path for path, other in net.named_modules(remove_duplicate=False) if other is layer]:
             net.set_submodule(path, modules[chosen])
-    return LayerChoice(name, chosen, density, medians, refused)
+    return LayerChoice(name, chosen, density, quartiles, refused)
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
@@ -275,21 +275,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     return float(relative) if relative == relative else float("inf")
 
 
-def _medians(calls: Mapping[str, Callable[[], Any]], device: torch.device, seconds: float) -> dict[str, float]:
-    """The median seconds of each call, made in turns until the time is over."""
-
-    def once(run: Callable[[], Any]) -> float:
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    for run in calls.values():
-        once(run)
-    took: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(took[next(iter(took))]) < _FEWEST:
-        for name, run in calls.items():
-            took[name].append(once(run))
-    return {name: statistics.median(times) for name, times in took.items()}
+def _quartiles(calls: Mapping[str, Callable[[], Any]], device: torch.device, seconds: float) -> dict[str, float]:
+    """The first quartile of the seconds of each call."""
+    times = time_in_turns(calls, seconds / len(calls), device)
+    return {name: statistics.quantiles(each, n=4, method="inclusive")[0] for name, each in times.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 
@@ -13,8 +14,9 @@ import supermask
 import ticket_search.bench as benching
 from supermask import Ticket, make_state
 from supermask.architectures import find_architecture
+from supermask.timing import time_in_turns
 from ticket_search import RequestError
-from ticket_search.bench import ENGINES, VARIANTS, bench, measure
+from ticket_search.bench import ENGINES, VARIANTS, bench
 from ticket_search.gain import Row, judge
 
 KEYS = {"variant", "engine", "batch", "median_ms", "q1", "q3", "samples_per_second", "accuracy", "reason"}
@@ -38,11 +40,11 @@ def test_the_command_measures_every_variant_in_every_engine(engines, ticket, tmp
     def counted(*arguments, **named):
         stats = torch._dynamo.utils.counters["stats"]
         before = stats["unique_graphs"]
-        times = measure(*arguments, **named)
+        times = time_in_turns(*arguments, **named)
         compiled.append(stats["unique_graphs"] - before)
         return times
 
-    monkeypatch.setattr(benching, "measure", counted)
+    monkeypatch.setattr(benching, "time_in_turns", counted)
     made = a_ticket(0.2)
     supermask.save(made, tmp_path / "t.safetensors")
     words = ("--json", "--batch-sizes", "3", "--seconds", "0.02", "--plot", "f.png", "--engines", ",".join(engines))
@@ -78,15 +80,36 @@ def ticket_accuracy(ticket) -> float:
     return json.loads(ticket("evaluate", "t.safetensors", "--json").out)["test_accuracy"]
 
 
-def test_a_whole_network_gains_nothing_and_the_last_line_says_so(ticket, tmp_path):
+@pytest.mark.parametrize(
+    ("slower", "says"),
+    [
+        ("", "no gain on this machine at batch 2, because compaction could remove nothing"),
+        ("dense masked", "best here at batch 2: compacted in eager, 1 ms, 2.00 times as fast as dense in eager"),
+    ],
+)
+def test_the_last_line_follows_from_the_times(slower, says, ticket, tmp_path, monkeypatch):
+    def times(calls, seconds, device, one_more):
+        return {cell: [2e-3 if cell[0] in slower.split() else 1e-3] * 5 for cell in calls}
+
+    monkeypatch.setattr(benching, "time_in_turns", times)
     supermask.save(a_ticket(1.0), tmp_path / "t.safetensors")
-    words = ("--batch-sizes", "2", "--engines", "eager", "--seconds", "0.02")
-    answer = ticket("bench", "t.safetensors", *words)
+    answer = ticket("bench", "t.safetensors", "--batch-sizes", "2", "--engines", "eager", "--seconds", "0.02")
     assert answer.code == 0, answer.err
-    last = answer.out.strip().splitlines()[-1]
-    assert last.startswith(("no gain on this machine at batch 2, because ", "best here at batch 2: "))
-    measured = bench(a_ticket(1.0), batch_sizes=[2], engines=["eager"], seconds=0.02, progress=False)
-    assert (last.startswith("no gain")) or measured["sizes"]["compacted_parameters"] == measured["sizes"]["parameters"]
+    assert answer.out.strip().splitlines()[-1].startswith(says)
+
+
+def test_the_sparse_network_is_the_compacted_one_chosen_at_each_batch_size(monkeypatch):
+    seen = []
+
+    def chosen(network, example_input):
+        seen.append((len(example_input), sum(p.numel() for p in network.parameters())))
+        return network
+
+    monkeypatch.setattr(benching, "accelerate", chosen)
+    found = bench(a_ticket(0.01), batch_sizes=[3, 1], engines=["eager"], seconds=0.01, progress=False)
+    small = found["sizes"]["compacted_parameters"]
+    assert small < found["sizes"]["parameters"]
+    assert seen == [(3, small), (1, small)]
 
 
 def test_a_variant_with_other_outputs_is_a_row_with_its_reason(monkeypatch):
@@ -94,10 +117,11 @@ def test_a_variant_with_other_outputs_is_a_row_with_its_reason(monkeypatch):
         def forward(self, x):
             return x.flatten(1)[:, :10]
 
-    def variants(network, ticket, example):
-        return {"dense": network, "masked": network, "compacted": Other()}, {"sparse": "ValueError: no layer"}
+    def none(*arguments):
+        raise ValueError("no layer")
 
-    monkeypatch.setattr(benching, "_variants", variants)
+    monkeypatch.setattr(benching, "compact", lambda *arguments: Other())
+    monkeypatch.setattr(benching, "_accelerate", none)
     threads = torch.get_num_threads()
     found = bench(a_ticket(0.5), batch_sizes=[2], engines=["eager"], seconds=0.01, threads=1, progress=False)
     assert torch.get_num_threads() == threads and found["threads"] == 1
@@ -117,24 +141,27 @@ def test_wrong_requests_are_said_at_once():
         bench(a_ticket(0.5), data="digit", progress=False)
 
 
-def test_all_take_turns_and_each_is_timed_alone():
-    order = []
+def test_all_take_turns_in_short_rows_and_each_is_timed_alone():
+    order, ticks = [], []
 
     def call(name, pause):
-        def run(x):
+        def run():
             order.append(name)
             time.sleep(pause)
-            return x
 
         return run
 
-    ticks = []
-    times = measure({"a": call("a", 0.0), "b": call("b", 0.004)}, torch.zeros(1), 0.01, lambda: ticks.append(1))
-    turns = {tuple(order[i : i + 2]) for i in range(0, len(order), 2)}
-    assert turns == {("a", "b"), ("b", "a")}
-    assert len(times["a"]) == len(times["b"]) >= 5
-    assert sorted(times["b"])[0] >= 0.004 > sorted(times["a"])[len(times["a"]) // 2]
+    calls = {"quick": call("quick", 0.0), "slow": call("slow", 0.012)}
+    times = time_in_turns(calls, 0.05, torch.device("cpu"), one_more=lambda: ticks.append(1))
+    rows = [(name, len(list(group))) for name, group in itertools.groupby(order)]
+    quick = order.count("quick") - len(times["quick"])  # the first of each turn is not counted
+    assert len(times["slow"]) == order.count("slow") == quick >= 5
+    assert len(times["quick"]) > len(times["slow"])
+    assert len(rows) < 2 * quick or len({rows[0], rows[-1]}) == 2
+    assert sorted(times["slow"])[0] >= 0.012 > sorted(times["quick"])[len(times["quick"]) // 2]
     assert len(ticks) == 100
+    assert all(len(each) <= 7 + 20 for each in time_in_turns(calls, 9.0, torch.device("cpu"), most=7).values())
+    assert time_in_turns({}, 1.0, torch.device("cpu")) == {}
 
 
 SIZES = {"density": 0.1, "parameters": 1000, "compacted_parameters": 400, "units": 50, "dead_units": 20}

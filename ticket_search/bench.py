@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-import random
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from supermask import Ticket, accelerate, compact
 from supermask.flow import flow
+from supermask.timing import time_in_turns
 
 from .cost import flops_of
 from .evaluation import evaluate, read_data_of
@@ -31,7 +31,7 @@ VARIANTS = ("dense", "masked", "compacted", "sparse")
 ENGINES = ("eager", "compiled", "onnxruntime")
 # Outputs of a variant against the masked network's, over the largest: sums in another order, not another function.
 TOLERANCE = 1e-4
-_FEWEST, _MOST, _WARM = 5, 1000, 3
+_WARM = 3
 
 
 def bench(
@@ -52,8 +52,9 @@ def bench(
 ) -> dict[str, Any]:
     """Measure a ticket's network: dense (its masks ignored: the same shapes, for time), masked, compacted and sparse.
 
-    All are measured in turns, one batch each, so that what disturbs the machine disturbs them alike. Each variant but
-    the dense one must give the masked network's outputs, in each engine, or it has no times but a reason.
+    All are measured in turns, so that what disturbs the machine disturbs them alike. The sparse network is the
+    compacted one with the fastest layers at each batch size (see `supermask.accelerate`). Each variant but the dense
+    one must give the masked network's outputs, in each engine, or it has no times but a reason.
 
     Args:
         ticket: what to measure.
@@ -97,29 +98,34 @@ def bench(
         if load.busy:
             shown.say(f"the machine is busy, times are uncertain: {load}")
         example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-        networks, reasons = _variants(network, ticket, example)
-        sizes = _sizes(ticket, networks, example, file_bytes)
-        networks = {variant: net.to(device) for variant, net in networks.items()}
-        accuracies = {
-            variant: evaluate(net, samples, "test").accuracy
-            for variant, net in networks.items()
-            if samples is not None and variant != "dense"
-        }
-        cells = [(variant, engine) for variant in VARIANTS for engine in engines]
         inputs = {size: torch.randn(size, *shape).to(device) for size in dict.fromkeys(batch_sizes)}
+        networks, reasons = _dense_variants(network, ticket, example)
+        sizes = _sizes(ticket, networks, example, file_bytes)
+        nets = {variant: dict.fromkeys(inputs, net.to(device)) for variant, net in networks.items()}
+        cells = [(variant, engine) for variant in VARIANTS for engine in engines]
         made: dict[tuple[str, str], dict[int, Outputs] | str] = {}
-        with shown.count("preparing", len(cells)) as one_more:
+        with shown.count("preparing", len(cells) + len(inputs)) as one_more:
+            try:
+                nets["sparse"] = _accelerate(networks.get("compacted", network), inputs, one_more)
+            except ValueError as error:
+                reasons["sparse"] = _first_line(error)
             # Tracing for a file makes PyTorch forget what it has compiled: that comes last.
             for variant, engine in sorted(cells, key=lambda cell: cell[1] == "compiled"):
                 made[variant, engine] = reasons.get(variant) or _prepare(
-                    networks[variant], engine, inputs, networks["masked"] if variant != "dense" else None, count
+                    variant, nets[variant], engine, inputs, None if variant == "dense" else network, count
                 )
                 one_more()
+        accuracies = {
+            variant: evaluate(next(iter(each.values())), samples, "test").accuracy
+            for variant, each in nets.items()
+            if samples is not None and variant != "dense"
+        }
         rows = []
         with shown.count("measuring", 100 * len(inputs)) as one_more:
             for size, x in inputs.items():
                 runs = {cell: each[size] for cell, each in made.items() if not isinstance(each, str)}
-                times = measure(runs, x, seconds, one_more)
+                calls = {cell: partial(_call, run, x) for cell, run in runs.items()}
+                times = time_in_turns(calls, seconds, x.device, one_more=one_more)
                 for cell in cells:
                     found, why = times.get(cell), made[cell]
                     row = Row(*cell, size, reason=why if isinstance(why, str) else None)
@@ -130,35 +136,9 @@ def bench(
     return {**facts, "density": ticket.density, "rows": [asdict(row) for row in rows], "best": best}
 
 
-def measure(
-    runs: Mapping[Any, Outputs], x: Tensor, seconds: float, one_more: Callable[[], None] = lambda: None
-) -> dict[Any, list[float]]:
-    """Seconds of each call on `x`, all calls in turns, in another order in each round.
-
-    The box is `seconds` for each call together with a few rounds at least; `one_more` is called 100 times meanwhile.
-    """
-    names, times = list(runs), {name: list[float]() for name in runs}
-    order = random.Random(0)
-    begin, box, told = time.perf_counter(), seconds * len(runs), 0
-    synchronize = torch.cuda.synchronize if x.is_cuda else lambda: None
-    with torch.no_grad():
-        for turn in range(_MOST if names else 0):
-            # What ran before leaves warm caches: no call may always follow the same one.
-            order.shuffle(names)
-            for name in names:
-                synchronize()
-                start = time.perf_counter()
-                runs[name](x)
-                synchronize()
-                times[name].append(time.perf_counter() - start)
-            spent = (time.perf_counter() - begin) / box
-            for _ in range(told, told := max(told, min(100, int(100 * spent)))):
-                one_more()
-            if spent >= 1 and turn + 1 >= _FEWEST:
-                break
-    for _ in range(told, 100):
-        one_more()
-    return times
+@torch.no_grad()
+def _call(run: Outputs, x: Tensor) -> Tensor:
+    return run(x)
 
 
 def _timed(row: Row, times: Sequence[float], accuracy: float | None) -> Row:
@@ -167,7 +147,8 @@ def _timed(row: Row, times: Sequence[float], accuracy: float | None) -> Row:
     return replace(row, median_ms=median, q1=q1, q3=q3, samples_per_second=speed, accuracy=accuracy)
 
 
-def _variants(network: nn.Module, ticket: Ticket, example: Tensor) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def _dense_variants(network: nn.Module, ticket: Ticket, example: Tensor) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The variants that any engine runs, and why one is missing."""
     dense = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -177,27 +158,43 @@ def _variants(network: nn.Module, ticket: Ticket, example: Tensor) -> tuple[dict
                 noise = parameter.std() * torch.randn(parameter.shape, generator=generator)
                 parameter.copy_(torch.where(ticket.masks[name], parameter, noise))
     found, reasons = {"dense": dense, "masked": network}, {}
-    makers: dict[str, Callable[..., nn.Module]] = {"compacted": compact, "sparse": accelerate}
-    for variant, make in makers.items():
-        try:
-            found[variant] = make(copy.deepcopy(network), ticket.masks, example_input=example).eval()
-        except Exception as error:
-            reasons[variant] = _first_line(error)
+    try:
+        found["compacted"] = compact(copy.deepcopy(network), ticket.masks, example)
+    except ValueError as error:
+        reasons["compacted"] = _first_line(error)
     return found, reasons
 
 
+def _accelerate(network: nn.Module, inputs: Mapping[int, Tensor], one_more: Callable[[], None]) -> dict[int, nn.Module]:
+    """The smallest network with the fastest layers for each batch size."""
+    found = {}
+    for size, x in inputs.items():
+        found[size] = accelerate(network, example_input=x)
+        one_more()
+    return found
+
+
 def _prepare(
-    net: nn.Module, engine: str, inputs: Mapping[int, Tensor], expected: nn.Module | None, threads: int
+    variant: str,
+    nets: Mapping[int, nn.Module],
+    engine: str,
+    inputs: Mapping[int, Tensor],
+    expected: nn.Module | None,
+    threads: int,
 ) -> dict[int, Outputs] | str:
     try:
         runs: dict[int, Outputs]
         if engine == "onnxruntime":
             x = next(iter(inputs.values()))
+            if variant == "sparse":
+                return "sparse layers are PyTorch's own: onnxruntime has none"
             if x.is_cuda:
                 return "onnxruntime is measured on the CPU"
-            runs = dict.fromkeys(inputs, onnx_session(to_onnx(net, x.shape[1:]), threads))
+            runs = dict.fromkeys(inputs, onnx_session(to_onnx(next(iter(nets.values())), x.shape[1:]), threads))
+        elif engine == "eager":
+            runs = dict(nets)
         else:
-            runs = {size: net if engine == "eager" else _compiled(net) for size in inputs}
+            runs = {size: _compiled(net) for size, net in nets.items()}
         with quiet(), torch.no_grad():
             for size, x in inputs.items():
                 for _ in range(_WARM):
