@@ -5,7 +5,6 @@ from .allocation import by_glob as by_glob
 from .allocation import by_rate as by_rate
 from .allocation import with_floor as with_floor
 from .compact_file import load_compact as load_compact
-from .compact_file import pack_compact as pack_compact
 from .compact_file import pack_compaction as pack_compaction
 from .compaction import Compaction as Compaction
 from .compaction import compact as compact

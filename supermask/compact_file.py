@@ -15,23 +15,10 @@ from .architectures import find_architecture
 from .compaction import Compaction
 from .fitting import set_state, state_of
 from .slicing import rebuild
-from .ticket import Ticket, TicketError, to_json
+from .ticket import TicketError, to_json
 
 KEY = "compact"
 VERSION = 1
-
-
-def pack_compact(
-    ticket: Ticket, state: str = "final", example_input: Any = None, model: nn.Module | None = None
-) -> bytes:
-    """The bytes of a file that `load_compact` reads: the ticket's network as a smaller dense one.
-
-    `model` is a network that the ticket fits, where its own is not known by name.
-
-    Raises:
-        ValueError: as of `Ticket.compact`.
-    """
-    return pack_compaction(ticket.shrink(example_input, state, model), ticket.meta.get("architecture", {}))
 
 
 def pack_compaction(found: Compaction, architecture: Mapping[str, Any]) -> bytes:

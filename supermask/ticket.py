@@ -317,9 +317,9 @@ class Ticket:
         """
         return self.shrink(example_input, state).model
 
-    def shrink(self, example_input: Any = None, state: str = "final", model: nn.Module | None = None) -> Compaction:
-        """What `compact` gives, and what was done (see `supermask.shrink`); `model` where it has no name."""
-        net = self.model(state) if model is None else self.apply_to(model, state).eval()
+    def shrink(self, example_input: Any = None, state: str = "final") -> Compaction:
+        """What `compact` gives, and what was done (see `supermask.shrink`)."""
+        net = self.model(state)
         if example_input is None:
             shape = self.meta.get("architecture", {}).get("arguments", {}).get("input_shape")
             if shape is None:

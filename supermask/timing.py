@@ -33,7 +33,7 @@ def time_in_turns(
         seconds: how long each call is measured, all together so many times their number.
         device: where they run: a GPU is waited for.
         fewest: rounds at least, whatever the time.
-        most: times of a call at most.
+        most: no further round after so many times of a call.
         one_more: called 100 times, evenly over the time.
     """
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -48,7 +48,7 @@ def time_in_turns(
     order, names = random.Random(0), list(calls)
     times: dict[Key, list[float]] = {name: [] for name in names}
     begin, box, told, turn = time.perf_counter(), seconds * len(names), 0, 0
-    while names and (turn < fewest or (time.perf_counter() - begin < box and len(times[names[0]]) < most)):
+    while names and (turn < fewest or (time.perf_counter() - begin < box and max(map(len, times.values())) < most)):
         turn += 1
         # What ran before leaves its own data in the caches: no call may always follow the same one.
         order.shuffle(names)

@@ -450,7 +450,7 @@ def test_a_compact_file_that_is_something_else_is_refused(tmp_path):
     for text, problem in {
         "{": "is not JSON",
         json.dumps(good | {"version": 2}): "version 2, expected 1",
-        json.dumps(good | {"architecture": 3}): "an architecture with a name",
+        json.dumps(good | {"architecture": 3}): "expected an architecture and changes",
         json.dumps(good | {"changes": {"nowhere": {}}}): "no module 'nowhere'",
         json.dumps(good): "has no tensor",
         json.dumps(good | {"architecture": {"name": "conv2", "arguments": {"odd": 1}}}): "do not fit its model",

@@ -130,10 +130,13 @@ def test_what_cannot_be_traced_says_why():
         def forward(self, x):
             return x.reshape(2, -1)
 
-    with pytest.raises(RunError, match="--to torch-export: the network cannot be exported"):
+    with pytest.raises(RunError, match="--to torch-export: the network cannot be traced"):
         to_torch_export(Deciding().eval(), SHAPE)
-    with pytest.raises(RunError, match="--to onnx: the network cannot be exported"):
+    with pytest.raises(RunError, match="--to onnx: the network cannot be traced"):
         to_onnx(OneSize().eval(), SHAPE)
+    inside = nn.Sequential(nn.Flatten(), nn.Sequential(nn.ReLU(), Deciding()), nn.Linear(64, 5))
+    with pytest.raises(RunError, match=r"--to torch-export: its module 1.1 \(Deciding\) cannot be traced"):
+        to_torch_export(inside.eval(), SHAPE)
     with pytest.raises(RunError, match="does not run at batch 1: "):
         check("onnx", nn.Flatten(), OneSize(), SHAPE)
 
@@ -150,6 +153,32 @@ def test_missing_packages_are_said_with_what_to_type(monkeypatch, tmp_path):
 def test_tensors_alone_need_no_network(tmp_path):
     with pytest.raises(RequestError, match="npz holds tensors only"):
         export(a_ticket(), "npz", tmp_path / "net.npz", model=small_lenet)
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch-export", "compact"])
+def test_a_compacted_network_is_exported(to, tmp_path, ticket):
+    torch.manual_seed(0)
+    model = find_architecture("lenet-300-100")(SHAPE, 5)
+    masks = supermask.prune(model, 0.5, granularity="filter", example_input=torch.ones(2, *SHAPE))
+    arguments = {"input_shape": list(SHAPE), "classes": 5}
+    meta = {"architecture": {"name": "test_graphs:small_lenet", "arguments": arguments}}
+    made = supermask.Ticket(masks, {"final": supermask.make_state(model.state_dict(), masks)}, meta)
+    supermask.save(made, tmp_path / "t.safetensors")
+    words = ["export", "t.safetensors", "--to", to, "--output", "net", "--model", "test_graphs:small_lenet"]
+    answer = ticket(*words, *(["--compact"] if to != "compact" else []))
+    assert answer.code == 0, answer.err
+    whole = made.apply_to(small_lenet()).eval()
+    x = torch.randn(3, *SHAPE)
+    if to == "onnx":
+        found = onnx_session((tmp_path / "net").read_bytes())(x)
+    elif to == "torch-export":
+        found = torch.export.load(tmp_path / "net").module()(x)
+    else:
+        found = supermask.load_compact(tmp_path / "net", model=small_lenet())(x)
+    assert difference(found, whole(x)) <= 1e-5
+    assert (tmp_path / "net").stat().st_size < 0.6 * 4 * sum(p.numel() for p in whole.parameters())
+    again = ticket("export", "t.safetensors", "--to", "npz", "--output", "npz", "--compact")
+    assert again.code == 2 and "--compact is for --to onnx and torch-export, not npz" in again.err
 
 
 def test_quiet_gives_warnings_and_logs_back():

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from supermask import Ticket, TicketError, foreign, pack_compact
+from supermask import Ticket, TicketError, foreign, pack_compaction, shrink
 from supermask.ticket_file import write_atomically
 
 from .graphs import build_network, input_shape_of, require_onnx, to_onnx, to_torch_export
@@ -63,12 +63,13 @@ FORMATS: dict[str, Callable[[Ticket, str], bytes]] = {
     "torch-prune": _to_torch_prune,
     "hidden-networks": _to_hidden_networks,
     "open-lth": _to_open_lth,
-    "compact": pack_compact,
 }
 
 
 # The network itself, to be run without this package.
 GRAPHS: dict[str, Callable[[nn.Module, Sequence[int]], bytes]] = {"onnx": to_onnx, "torch-export": to_torch_export}
+# What needs the network built, not its tensors alone.
+BUILT = (*GRAPHS, "compact")
 
 
 def export(
@@ -77,6 +78,7 @@ def export(
     output: str | os.PathLike[str],
     state: str = "final",
     *,
+    compact: bool = False,
     model: str | Callable[..., nn.Module] | None = None,
     input_shape: Sequence[int] | None = None,
 ) -> Path:
@@ -92,8 +94,9 @@ def export(
             The network itself, for any batch size: `onnx` (one file) or `torch-export` (`torch.export.load` reads it).
         output: the file, which must not exist.
         state: `start` or `final`.
-        model: for a network itself: what builds it where the ticket's is not known by name.
-        input_shape: for a network itself: the shape of one sample where the ticket does not say it.
+        compact: of a network itself: first take out what the masks leave without effect (see `supermask.compact`).
+        model: for a network itself and for `compact`: what builds it where the ticket's is not known by name.
+        input_shape: for the same: the shape of one sample where the ticket does not say it.
 
     Raises:
         RequestError: an unknown format or state, or a file that exists; all of them at once. Or a ticket that the
@@ -101,10 +104,12 @@ def export(
         RunError: a network that cannot be exported, or whose file gives other outputs.
     """
     problems = []
-    if to not in FORMATS and to not in GRAPHS:
-        problems.append(unknown("format", to, [*FORMATS, *GRAPHS]))
+    if to not in FORMATS and to not in BUILT:
+        problems.append(unknown("format", to, [*FORMATS, *BUILT]))
     if to in FORMATS and (model is not None or input_shape is not None):
-        problems.append(f"--model and --input-shape are for --to {' and '.join(GRAPHS)}; {to} holds tensors only")
+        problems.append(f"--model and --input-shape are for --to {', '.join(BUILT)}; {to} holds tensors only")
+    if compact and to not in GRAPHS:
+        problems.append(f"--compact is for --to {' and '.join(GRAPHS)}, not {to}")
     if state not in ticket.states:
         problems.append(unknown("state", state, ticket.states))
     if Path(output).exists():
@@ -119,13 +124,38 @@ def export(
     if problems:
         raise RequestError(problems)
     try:
-        if to in FORMATS:
-            data = FORMATS[to](ticket, state)
-        else:
-            data = GRAPHS[to](build_network(ticket, state, model), input_shape_of(ticket, input_shape))
+        data = FORMATS[to](ticket, state) if to in FORMATS else _build(ticket, to, state, compact, model, input_shape)
     except (TicketError, RequestError):
         raise
     except ValueError as error:
         raise RequestError(f"--to {to}: {error}") from None
     write_atomically(output, data)
     return Path(output)
+
+
+def _build(
+    ticket: Ticket,
+    to: str,
+    state: str,
+    smaller: bool,
+    model: str | Callable[..., nn.Module] | None,
+    input_shape: Sequence[int] | None,
+) -> bytes:
+    problems: list[str] = []
+    network, shape = None, tuple[int, ...]()
+    try:
+        network = build_network(ticket, state, model)
+    except RequestError as error:
+        problems += error.problems
+    try:
+        shape = input_shape_of(ticket, input_shape)
+    except RequestError as error:
+        problems += error.problems
+    if network is None or problems:
+        raise RequestError(problems)
+    if to != "compact" and not smaller:
+        return GRAPHS[to](network, shape)
+    found = shrink(network, ticket.masks, torch.ones(2, *shape))
+    if to == "compact":
+        return pack_compaction(found, ticket.meta.get("architecture", {}))
+    return GRAPHS[to](found.model, shape)

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from typing import Any
 
 import torch
@@ -175,7 +176,39 @@ def _trace(what: str, model: nn.Module, input_shape: Sequence[int]) -> torch.exp
             except Exception as error:
                 first = str(error).strip().partition("\n")[0]
                 problems.append(f"{type(error).__name__}: {first}")
-    raise RunError(f"--to {what}: the network cannot be exported: {'; '.join(dict.fromkeys(problems))}")
+    where = _culprit(model, example)
+    place = f"its module {where} ({type(model.get_submodule(where)).__name__})" if where else "the network"
+    raise RunError(f"--to {what}: {place} cannot be traced: {'; '.join(dict.fromkeys(problems))}")
+
+
+def _culprit(model: nn.Module, example: Tensor) -> str:
+    """The innermost module that cannot be traced by itself, on what it is given in a forward pass; "" for the whole."""
+    given: dict[str, tuple[Any, Any]] = {}
+
+    def note(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        given.setdefault(name, (args, kwargs))
+
+    handles = [
+        module.register_forward_pre_hook(partial(note, name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = ""
+    for name, (args, kwargs) in given.items():  # outer modules come before those inside them
+        if found and not name.startswith(f"{found}."):
+            continue
+        with quiet():
+            try:
+                torch.export.export(model.get_submodule(name), args, kwargs, strict=False)
+            except Exception:
+                found = name
+    return found
 
 
 @contextmanager

@@ -25,6 +25,9 @@ def export(
     ],
     output: Annotated[str, typer.Option("--output", help="The file to write; it must not exist.")],
     state: Annotated[str, typer.Option(help="The network at its start, or final.")] = "final",
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Of onnx and torch-export: without what the masks leave no effect.")
+    ] = False,
     model: Annotated[
         str | None, typer.Option("--model", help="package.module:function that builds a network not known by name.")
     ] = None,
@@ -40,5 +43,5 @@ def export(
     found = read_ticket(ticket, runs)
     from ..export import export as write
 
-    path = write(found, to, output, state, model=model, input_shape=shape or None)
+    path = write(found, to, output, state, compact=compact, model=model, input_shape=shape or None)
     screen().print(f"wrote {path} ({path.stat().st_size:,} bytes)", highlight=False, soft_wrap=True)
