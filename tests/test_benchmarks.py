@@ -254,6 +254,27 @@ def test_the_page_on_the_verdict_says_what_was_measured():
         assert row["holds"] == line.endswith("| yes |")
 
 
+@pytest.mark.slow
+def test_the_payoff_is_measured_on_what_was_searched(tmp_path):
+    words = ["--data", "digits", "--epochs", "1", "--seconds", "0.02", "--threads", "1", "--runs", tmp_path / "runs"]
+    command = [sys.executable, FOLDER / "payoff.py", *words, "--json", tmp_path / "out.json"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    here = {row["row"]: row["here"] for row in found["rows"]}
+    assert here["lenet: points over the masked network"] == 0
+    assert here["lenet: dense bytes over those of the ticket"] > 12
+    summary = json.loads((tmp_path / "runs" / "conv4" / "summary.json").read_text())
+    assert here["conv4: dense parameters over those kept"] == 1 / summary["compact"]["share_of_parameters"] > 3
+    dense = summary["levels"][0]["test_accuracy"]
+    assert here["conv4: points over the dense network"] == summary["compact"]["test_accuracy"] - dense
+    accuracies = found["details"]["conv4"]["accuracies"]
+    assert accuracies["dense"] == dense and accuracies["fresh weights"] > 10
+    assert (found["verdict"] is None) == found["load"]["busy"]
+    refused = subprocess.run([*command[:2], "--rows", "2:4"], capture_output=True, text=True, check=False)
+    assert refused.returncode and "2:4 needs CUDA with compute capability 8.0" in refused.stderr
+
+
 def test_pages_say_what_was_measured(benchmarks):
     """Every number on a page of `results/` that has a table comes from the file beside it."""
     from pruning_at_init import HEADER, as_row
