@@ -275,6 +275,22 @@ def test_the_payoff_is_measured_on_what_was_searched(tmp_path):
     assert refused.returncode and "2:4 needs CUDA with compute capability 8.0" in refused.stderr
 
 
+def test_the_page_on_the_payoff_says_what_was_measured():
+    page, found = (RESULTS / "payoff.md").read_text(), json.loads((RESULTS / "payoff.json").read_text())
+    assert found["verdict"] in page
+    for row in found["rows"]:
+        cells = ["" if row[key] is None else f"{row[key]:.2f}" for key in ("here", "must", "goal")]
+        assert f"| {row['row']} | " + " | ".join(cells) + " |" in page
+    for part in found["details"].values():
+        for row in part["rows"]:
+            times = f"{row['q1']:.3g} to {row['q3']:.3g}" if row["median_ms"] else ""
+            assert f"| {row['variant']} | {row['engine']} | " in page or not times
+            assert not times or f"| {row['median_ms']:.3g} | {times} |" in page
+    sizes, accuracies = found["details"]["lenet"]["sizes"], found["details"]["conv4"]["accuracies"]
+    numbers = [f"{sizes[key]:,}" for key in ("kept", "weights", "ticket_bytes", "dense_bytes", "compacted_parameters")]
+    assert all(number in page for number in [*numbers, *(f"{value:.2f} %" for value in accuracies.values())])
+
+
 def test_pages_say_what_was_measured(benchmarks):
     """Every number on a page of `results/` that has a table comes from the file beside it."""
     from pruning_at_init import HEADER, as_row

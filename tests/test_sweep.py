@@ -511,6 +511,15 @@ def test_what_is_shown_of_a_sweep(terminal):
     assert ("\x1b[" in written) == terminal
 
 
+def test_controls_on_data_of_another_shape_are_said_in_the_plan(tmp_path):
+    path = tmp_path / "many.toml"
+    path.write_text('controls = ["reinit"]\ncontrols_on = "mnist1d"\n[base]\nmethod = "snip"\nepochs = 1\n')
+    with pytest.raises(
+        RequestError, match=r"controls_on mnist1d: samples of shape \[40\].* fit \[1, 8, 8\] in 10 classes"
+    ):
+        plan_sweep(read_sweep(path), tmp_path / "runs")
+
+
 def test_controls_that_cannot_be_are_said_before_anything_starts(tmp_path):
     path = tmp_path / "many.toml"
     base = '[base]\nmethod = "snip"\ndensity = 0.5\ngranularity = "2:4"\nallocation = "layerwise"\n'

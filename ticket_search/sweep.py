@@ -147,7 +147,7 @@ def plan_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 
     firsts = {key: group[0].config for key, group in groups.items() if _count_left(group)}
     loaded: dict[str, Samples] = {}
     timed: dict[str, float] = {}
-    counted = _try_all(firsts, lambda key: _count_steps(firsts[key], loaded), problems)
+    counted = _try_all(firsts, lambda key: _count_steps(firsts[key], loaded, sweep.controls_on), problems)
     seconds = _try_all(counted, lambda key: _time_step(firsts[key], counted[key][0], names[key], timed), problems)
     rows: list[PlanRow] = []
     planned: list[PlannedRun] = []
@@ -231,13 +231,22 @@ def _set_up(config: Config, loaded: dict[str, Samples]) -> Setup:
     return make_setup(find_method(config.method), config.model, loaded[key], config)
 
 
-def _count_steps(config: Config, loaded: dict[str, Samples]) -> tuple[Setup, int]:
+def _count_steps(config: Config, loaded: dict[str, Samples], controls_on: str) -> tuple[Setup, int]:
     """What a run works on, and its steps.
 
     Raises:
-        RequestError: every problem at once.
+        RequestError: every problem at once; among them other data for its controls that its network does not take.
     """
     setup = _set_up(config, loaded)
+    if controls_on:
+        # A mask of one network does not fit another, and data of another shape have another network.
+        other = _set_up(config.model_copy(update={"data": controls_on}), loaded).data
+        here, there = ((list(data.input_shape), data.classes) for data in (setup.data, other))
+        if here != there:
+            raise RequestError(
+                f"controls_on {controls_on}: samples of shape {there[0]} in {there[1]} classes; the masks of "
+                f"{config.data} fit {here[0]} in {here[1]} classes"
+            )
     with exact_arithmetic(config), own_random_numbers():
         model = setup.make_model(config)
         setup.check_model(config, model)
