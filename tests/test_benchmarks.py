@@ -126,6 +126,7 @@ def test_a_difference_counts_where_its_interval_leaves_zero_out(benchmarks, monk
     assert as_row("m", [90.0], [89.0]) == "| m | 90.00 | 90.00 | 89.00 | 89.00 | +1.00 |  |"
 
 
+@pytest.mark.slow
 def test_layer_collapse_counts_what_is_kept(benchmarks, tmp_path, capsys):
     flags = f"--model lenet-300-100 --density 0.001 --json {tmp_path / 'out.json'}".split()
     benchmarks("layer_collapse", *flags)
@@ -216,6 +217,7 @@ def test_loops_are_measured_side_by_side(benchmarks, tmp_path, capsys, monkeypat
     assert loop.training.train.__module__ == "ticket_search.training", "what was timed is put back"
 
 
+@pytest.mark.slow
 def test_whole_searches_are_timed(benchmarks, tmp_path, capsys):
     benchmarks(
         "search", *f"--rows lenet-imp-2018 --data digits --epochs 1 --threads 1 --json {tmp_path / 'o.json'}".split()

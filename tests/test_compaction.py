@@ -76,7 +76,7 @@ NETWORKS = {
     "densenet121": (vision.densenet121, 32),
     "vit_b_16": (lambda: vision.vit_b_16(image_size=32), 32),
 }
-QUICK = ("resnet20", "mobilenet_v3_small")
+QUICK = ("resnet20",)
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=slow) for n in NETWORKS])

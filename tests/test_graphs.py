@@ -18,7 +18,18 @@ from ticket_search.export import GRAPHS, export
 from ticket_search.graphs import check, difference, onnx_session, to_onnx, to_torch_export
 from ticket_search.models import model_names
 
-HEAVY = {"wide-resnet-28-10", "vgg16", "vgg11", "resnet56", "resnet18", "vit-tiny", "conv4", "conv6", "conv8"}
+HEAVY = {
+    "wide-resnet-28-10",
+    "vgg16",
+    "vgg11",
+    "resnet56",
+    "resnet18",
+    "resnet20",
+    "vit-tiny",
+    "conv4",
+    "conv6",
+    "conv8",
+}
 NETWORKS = [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in model_names()]
 SHAPE = (1, 8, 8)
 

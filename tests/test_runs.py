@@ -469,7 +469,7 @@ _KILLED_EDGE_POPUP = ("--epochs", "200"), "edge-popup-lenet-300-100-digits-d0.5-
 @pytest.mark.parametrize(
     ("words", "run_name", "stage", "number"),
     [
-        (*_KILLED_IMP, signal.SIGTERM),
+        pytest.param(*_KILLED_IMP, signal.SIGTERM, marks=pytest.mark.slow),
         (*_KILLED_EDGE_POPUP, signal.SIGKILL),
         pytest.param(*_KILLED_IMP, signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param(*_KILLED_IMP, signal.SIGINT, marks=pytest.mark.slow),

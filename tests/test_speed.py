@@ -59,7 +59,8 @@ def test_the_search_imports_no_compiler(tmp_path):
     """`torch._dynamo` takes as long to import as all of PyTorch, scikit-learn and pandas longer than to search."""
     code = (
         "import sys; from ticket_search import search\n"
-        f"for method in ('edge-popup', 'imp', 'dense'): search(method, runs={str(tmp_path)!r}, epochs=2, progress=False)\n"
+        f"for method in ('edge-popup', 'imp', 'dense'): "
+        f"search(method, runs={str(tmp_path)!r}, epochs=2, threads=1, progress=False)\n"
         "print([name for name in ('torch._dynamo', 'sklearn', 'pandas', 'sympy', 'torch.utils.tensorboard')"
         " if name in sys.modules])"
     )
