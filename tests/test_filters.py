@@ -154,6 +154,13 @@ def test_a_checkpoint_is_not_trained_again(tmp_path):
         controls(run.path, progress=False)
 
 
+def test_the_command_shows_a_network_that_came_trained(tmp_path, ticket):
+    torch.save(search("dense", runs=tmp_path, **QUICK).ticket.state_dict(), tmp_path / "trained.pt")
+    answer = ticket("search", "--method", "filters", "--weights", "trained.pt", "--epochs", "2", "--threads", "1")
+    assert answer.code == 0, answer.err
+    assert "filters kept" in answer.out and "smaller network" in answer.out
+
+
 def test_retraining_goes_on_at_the_last_rate_for_a_quarter_of_the_epochs(tmp_path):
     flags = {"epochs": 5, "schedule": "step", "milestones": "2,4", "lr": 0.1, "threads": 1, "progress": False}
     run = search("filters", runs=tmp_path, **flags)

@@ -177,8 +177,9 @@ def print_summary(run: Run) -> None:
                     row["kept"],
                     percent(row["test_accuracy"]),
                     percent(row["val_accuracy"]),
-                    percent(row["min_validation_loss"]["test_accuracy"]),
-                    row["min_validation_loss"]["step"],
+                    # A network that came trained has had no step here, and so no moment chosen on validation.
+                    percent(row.get("min_validation_loss", {}).get("test_accuracy")),
+                    row.get("min_validation_loss", {}).get("step"),
                 )
                 for row in levels
             ],
