@@ -52,6 +52,9 @@ def load_compact(path: str | os.PathLike[str], model: nn.Module | None = None) -
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise TicketError(f"{path} is not a safetensors file: {error}") from None
+    except OSError as error:
+        # Of a folder it says "no such device".
+        raise IsADirectoryError(f"{path} is a folder, expected a file") if os.path.isdir(path) else error from None
     architecture, changes = _description(path, metadata)
     net = _build(path, architecture) if model is None else model
     try:
@@ -70,7 +73,7 @@ def _build(path: Any, architecture: Mapping[str, Any]) -> nn.Module:
         raise TicketError(f"{path}: {error}; or give the whole network as model=...") from None
     try:
         return build(**architecture.get("arguments", {}))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise TicketError(f"{path}: the arguments do not fit its model '{architecture['name']}': {error}") from None
 
 

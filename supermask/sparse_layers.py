@@ -39,7 +39,7 @@ class CsrLinear(nn.Module):
         self.register_buffer("rows", F.pad(kept.sum(1).cumsum(0), (1, 0)).int())
         self.register_buffer("columns", kept.nonzero()[:, 1].int())
         self.register_buffer("values", weight[kept])
-        self.register_buffer("bias", bias[:, None])
+        self.register_buffer("bias", bias)
         self._join()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -47,12 +47,12 @@ class CsrLinear(nn.Module):
         x = input
         if self.spatial:
             moved = x.movedim(-3, 0)
-            y = torch.addmm(self.bias, self.weight, moved.flatten(1))
+            y = torch.addmm(self.bias[:, None], self.weight, moved.flatten(1))
             y = y.view(self.out_features, *moved.shape[1:]).movedim(0, -3)
         elif x.dim() == 2:
-            y = torch.addmm(self.bias, self.weight, x.t()).t()
+            y = torch.addmm(self.bias[:, None], self.weight, x.t()).t()
         else:
-            y = torch.addmm(self.bias, self.weight, x.reshape(-1, self.in_features).t()).t()
+            y = torch.addmm(self.bias[:, None], self.weight, x.reshape(-1, self.in_features).t()).t()
             y = y.unflatten(0, x.shape[:-1]) if x.dim() > 2 else y[0]
         return y.contiguous() if self.contiguous else y
 

@@ -161,6 +161,11 @@ def test_the_command_shows_a_network_that_came_trained(tmp_path, ticket):
     assert "filters kept" in answer.out and "smaller network" in answer.out
 
 
+def test_sparsity_is_density_to_the_scan_too(ticket):
+    answer = ticket("search", "--method", "filters", "--tolerance", "5", "--sparsity", "0.3")
+    assert answer.code == 2 and "--density and --tolerance: the scan chooses the densities" in answer.err
+
+
 def test_retraining_goes_on_at_the_last_rate_for_a_quarter_of_the_epochs(tmp_path):
     flags = {"epochs": 5, "schedule": "step", "milestones": "2,4", "lr": 0.1, "threads": 1, "progress": False}
     run = search("filters", runs=tmp_path, **flags)

@@ -152,6 +152,27 @@ def test_what_cannot_be_traced_says_why():
         check("onnx", nn.Flatten(), OneSize(), SHAPE)
 
 
+def test_what_onnx_cannot_hold_is_said():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.special.bessel_j0(x.flatten(1))
+
+    with pytest.raises(RunError, match="--to onnx: ONNX cannot hold the network: .*bessel_j0"):
+        to_onnx(Odd().eval(), SHAPE)
+
+
+def test_samples_of_another_shape_are_said(tmp_path, ticket):
+    supermask.save(a_ticket(input_shape=list(SHAPE), classes=5), tmp_path / "t.safetensors")
+    for words in (
+        ["export", "--to", "onnx", "--output", "net.onnx"],
+        ["export", "--to", "compact", "--output", "n"],
+        ["bench"],
+    ):
+        answer = ticket(words[0], "t.safetensors", *words[1:], "--input-shape", "3,32,32")
+        assert answer.code == 2, answer.err
+        assert "does not take samples of shape [3, 32, 32]: mat1 and mat2" in answer.err
+
+
 def test_missing_packages_are_said_with_what_to_type(monkeypatch, tmp_path):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
@@ -185,6 +206,9 @@ def test_a_compacted_network_is_exported(to, tmp_path, ticket):
     elif to == "torch-export":
         found = torch.export.load(tmp_path / "net").module()(x)
     else:
+        # Not by the name in the ticket: what was given is another network.
+        with pytest.raises(supermask.TicketError, match="names no architecture: give the whole network as model="):
+            supermask.load_compact(tmp_path / "net")
         found = supermask.load_compact(tmp_path / "net", model=small_lenet())(x)
     assert difference(found, whole(x)) <= 1e-5
     assert (tmp_path / "net").stat().st_size < 0.6 * 4 * sum(p.numel() for p in whole.parameters())

@@ -152,6 +152,48 @@ def test_the_fastest_is_chosen_and_seen(monkeypatch):
     assert net[0](torch.randn(5, 12)).t().is_contiguous(), "what the next layer reads as it is"
 
 
+class ReadsElsewhere(nn.Module):
+    """A layer that is called, and of which something else reads a tensor too."""
+
+    def __init__(self, read: str, scale: float = 1.0) -> None:
+        super().__init__()
+        self.a, self.b, self.read, self.scale = nn.Linear(256, 256), nn.Linear(256, 256), read, scale
+
+    def forward(self, x):
+        y = self.b(torch.relu(self.a(x)))
+        return y * self.scale + (self.a.bias if self.read == "bias" else self.a.weight.norm())
+
+
+@MKL
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (ReadsElsewhere("bias"), None),
+        (ReadsElsewhere("weight"), "the model does not run with it: "),
+        (ReadsElsewhere("bias", float("nan")), "the model's outputs differ by inf"),
+    ],
+    ids=["bias", "weight", "nan"],
+)
+def test_where_the_whole_model_differs_all_of_it_stays_dense(model, reason, monkeypatch):
+    from supermask import sparse
+
+    def always(calls, *_):
+        return {name: float(name not in ("csr", "sparse")) for name in calls}
+
+    monkeypatch.setattr(sparse, "_quartiles", always)
+    masks, x = supermask.prune(model, 0.05), torch.randn(256, 256)
+    net = supermask.accelerate(model, masks, example_input=x)
+    layers = supermask.speedup_of(net).layers
+    if reason is None:
+        assert [layer.chosen for layer in layers] == ["csr", "csr"]
+        assert supermask.speedup_of(net).difference < 1e-5
+    else:
+        assert {layer.chosen for layer in layers} <= {"dense"}
+        assert all(reason in layer.refused["csr"] for layer in layers)
+    supermask.hold(model, masks)
+    assert torch.allclose(net(x), model.eval()(x), atol=1e-4, equal_nan=True)
+
+
 @MKL
 def test_where_the_whole_is_not_faster_all_of_it_stays_dense(monkeypatch):
     from supermask import sparse

@@ -22,7 +22,7 @@ from supermask.timing import time_in_turns
 from .cost import flops_of
 from .evaluation import evaluate, read_data_of
 from .gain import JUDGED, Row, judge
-from .graphs import Outputs, build_network, difference, input_shape_of, onnx_session, quiet, to_onnx
+from .graphs import Outputs, build_network, check_shape, difference, input_shape_of, onnx_session, quiet, to_onnx
 from .load import measure_load
 from .problems import RequestError, unknown
 from .progress import Progress
@@ -91,6 +91,7 @@ def bench(
     if problems:
         raise RequestError(problems)
     network, shape = build_network(ticket, state, model), input_shape_of(ticket, input_shape)
+    check_shape(network, shape)
     name = data or _own_data(ticket)
     samples = None if name is None else read_data_of(ticket, name, data_dir).to(device)
     load = measure_load()

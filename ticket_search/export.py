@@ -16,7 +16,7 @@ from torch import nn
 from supermask import Ticket, TicketError, foreign, pack_compaction, shrink
 from supermask.ticket_file import write_atomically
 
-from .graphs import build_network, input_shape_of, require_onnx, to_onnx, to_torch_export
+from .graphs import build_network, check_shape, input_shape_of, require_onnx, to_onnx, to_torch_export
 from .problems import RequestError, unknown
 
 
@@ -153,9 +153,11 @@ def _build(
         problems += error.problems
     if network is None or problems:
         raise RequestError(problems)
+    check_shape(network, shape)
     if to != "compact" and not smaller:
         return GRAPHS[to](network, shape)
     found = shrink(network, ticket.masks, torch.ones(2, *shape))
     if to == "compact":
-        return pack_compaction(found, ticket.meta.get("architecture", {}))
+        # A network of the caller's own is not the one that the ticket names: who loads the file brings it.
+        return pack_compaction(found, {} if model is not None else ticket.meta.get("architecture", {}))
     return GRAPHS[to](found.model, shape)

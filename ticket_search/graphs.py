@@ -68,6 +68,20 @@ def input_shape_of(ticket: Ticket, asked: Sequence[int] | None = None) -> tuple[
     return tuple(map(int, shape))
 
 
+@torch.no_grad()
+def check_shape(network: nn.Module, shape: Sequence[int]) -> None:
+    """Check that a network takes samples of a shape.
+
+    Raises:
+        RequestError: it does not.
+    """
+    try:
+        network(torch.zeros(2, *shape))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise RequestError(f"the network does not take samples of shape {list(shape)}: {first}") from error
+
+
 def _arguments(ticket: Ticket) -> Mapping[str, Any]:
     architecture = ticket.meta.get("architecture")
     found = architecture.get("arguments", {}) if isinstance(architecture, Mapping) else {}
@@ -90,9 +104,16 @@ def to_onnx(model: nn.Module, input_shape: Sequence[int]) -> bytes:
     require_onnx()
     traced = _trace("onnx", model, input_shape)
     with quiet():
-        program: Any = torch.onnx.export(
-            traced, input_names=["input"], output_names=["output"], dynamo=True, external_data=False, verbose=False
-        )
+        try:
+            program: Any = torch.onnx.export(
+                traced, input_names=["input"], output_names=["output"], dynamo=True, external_data=False, verbose=False
+            )
+        except Exception as error:  # whatever its passes raise; the first of them says what was wrong
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            first = str(cause).strip().partition("\n")[0]
+            raise RunError(f"--to onnx: ONNX cannot hold the network: {first}") from error
     data: bytes = program.model_proto.SerializeToString()
     check("onnx", model, onnx_session(data), input_shape)
     return data

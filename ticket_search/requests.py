@@ -82,7 +82,7 @@ def read_request(words: Sequence[str]) -> Request:
     density = _density(launch, typed, problems)
     problems += _seed_problems(launch, typed)
     values = {**_without_notes(recipe), **typed, **density}
-    request = Request(method, values, launch, frozenset(typed))
+    request = Request(method, values, launch, frozenset({**typed, **density}))
     from_file = set(recipe) - set(typed) - set(density)
     try:
         validate(method, request.model, request.data, values, given=request.given, typed=from_file)
