@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from ticket_search.analysis.intervals import (
     seeds_to_find,
 )  # fmt: skip
 from ticket_search.analysis.tables import read_csv, to_csv
-from ticket_search.analysis.verdict import answer_better, answer_in_order, answer_not_worse
+from ticket_search.analysis.verdict import answer_better, answer_in_order, answer_not_worse, in_words, judge
 
 SEEDS = range(5)
 QUICK = {"epochs": 1, "threads": 1, "progress": False}
@@ -120,12 +121,52 @@ def test_better_than_a_control():
 
 def test_levels_are_tested_downward_to_the_first_that_fails():
     words = [answer_not_worse("?", spread(mean, 0.1, 5), 0.5) for mean in (0.0, 0.0, -1.0, 0.0, 0.0)]
-    tested = answer_in_order(words)
+    names = [f"density {0.8**level:.4g}" for level in range(1, 6)]
+    tested = answer_in_order(words, names)
     assert [answer.answer for answer in tested] == ["yes", "yes", "no", "unknown", "unknown"]
-    assert all("level 3 before it is no" in answer.because for answer in tested[3:])
-    unsure = answer_in_order([answer_not_worse("?", spread(0.0, 1.0, 5), 0.5), words[0]])
+    assert [answer.tested for answer in tested] == [True, True, True, False, False]
+    assert all("not tested: density 0.512 before it is no" in answer.because for answer in tested[3:])
+    unsure = answer_in_order([answer_not_worse("?", spread(0.0, 1.0, 5), 0.5), words[0]], names)
     assert [answer.answer for answer in unsure] == ["undecided", "undecided"]
     assert unsure[1].more_seeds == unsure[0].more_seeds
+    assert f"density 0.8 before it is undecided ({unsure[0].more_seeds} more seed" in unsure[1].because
+    assert in_words(asdict(unsure[1])) == "not tested"
+    assert in_words(asdict(unsure[0])).startswith(f"undecided ({unsure[0].more_seeds} more seed")
+    assert in_words(asdict(tested[0])) == "yes"
+
+
+def level(density, difference, step, dense_step, n=5, at_end=0, **more):
+    """A row of `compare` about levels, of seeds that differ by little."""
+    gap = spread(difference, 0.1, n)
+    later = {**asdict(spread(step - dense_step, 1.0, n)), "dense": dense_step, "at_end": at_end}
+    return {"level": 1, "density": density, "difference": asdict(gap), "later": later, **more}
+
+
+@pytest.mark.parametrize(
+    ("row", "answer", "because"),
+    [
+        (level(0.5, 0.0, 100, 200), "yes", "+100.00 steps sooner over 5 seeds"),
+        (level(0.5, 0.0, 300, 200), "no", "-100.00 steps sooner"),
+        # The minimum may come later yet: as early as the last measurement is no step at all.
+        (level(0.5, 0.0, 200, 200, at_end=5), "unknown", "in 5 of 5 seeds the minimum is the last measurement"),
+        (level(0.5, 0.0, 100, 200, at_end=1), "unknown", "in 1 of 5 seeds"),
+        (level(0.5, 0.0, 300, 200, at_end=5), "no", "-100.00 steps sooner"),
+        (level(0.5, 0.0, 10, 200, retrained=True), "unknown", "it goes on from trained weights"),
+    ],
+)
+def test_as_early_as_the_dense_network(row, answer, because):
+    found = judge([{"density": 1.0, "level": 0, "difference": None}, row], [], {}, 0.5)["as_early"]
+    assert found["answer"] == answer
+    assert because in found["because"]
+
+
+def test_positions_are_not_asked_of_whole_filters():
+    rows = [{"density": 1.0, "level": 0, "difference": None}, level(0.5, 0.0, 100, 200)]
+    for whole, missing in ((False, "`ticket controls` has not been run"), (True, "not asked of whole filters")):
+        found = judge(rows, [], {}, 0.5, whole)
+        assert found["positions"]["answer"] == "unknown" and missing in found["positions"]["because"]
+        assert "`ticket controls` has not been run" in found["init"]["because"]
+        assert ("not asked of whole filters" in found["trivial"]["because"]) == whole
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +215,12 @@ def test_levels_and_controls_are_compared_seed_by_seed(runs):
         raw[row["control"]] = stats.ttest_1samp(gaps, 0).pvalue
     adjusted = holm(raw)
     assert {row["control"]: row["p_holm"] for row in group["controls"]} == pytest.approx(adjusted)
-    assert all(group["verdict"][key]["answer"] != "unknown" for key in ("init", "positions", "trivial", "as_early"))
+    assert all(group["verdict"][key]["answer"] != "unknown" for key in ("init", "positions", "trivial"))
+    last = runs["imp", 0].summary["cost"]["steps"] // 3
+    matching = [row for row in group["levels"][1:] if row["matching"]["answer"] == "yes"]
+    asked = (matching or group["levels"])[-1]["level"]
+    ends = sum(own["min_validation_loss"]["step"] == last for own in rows[asked])
+    assert (f"in {ends} of 5 seeds" in group["verdict"]["as_early"]["because"]) == (ends > 0)
 
 
 def test_untrained_tickets_are_compared_with_dense_training_and_it_is_said_how_that_differs(runs):

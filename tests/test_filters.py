@@ -14,7 +14,7 @@ from torch import nn
 
 import supermask
 from supermask.coupling import couple
-from ticket_search import RequestError, controls, search
+from ticket_search import RequestError, compare, controls, search
 from ticket_search.methods.filters import Config, count_filters, drop, find_filters
 from ticket_search.sensitivity import DENSITIES, lowest
 
@@ -181,6 +181,9 @@ def test_fresh_weights_are_the_control_of_whole_filters(tmp_path):
     assert row["kept"] == run.summary["kept"]
     control = supermask.load(run.path / row["path"] / "ticket.safetensors")
     assert control.masks == run.ticket.masks
+    (group,) = compare([run.path])["groups"]
+    assert "it goes on from trained weights" in group["verdict"]["as_early"]["because"]
+    assert "not asked of whole filters" in group["verdict"]["positions"]["because"]
     drawn = control.states["start"].drawn["fc1.weight"]
     first = run.load_level(0).states["start"].drawn["fc1.weight"]
     assert (drawn.init, drawn.seed != first.seed) == (first.init, True)

@@ -153,10 +153,15 @@ def name_problems(model: Any, data: Any) -> list[str]:
     return problems
 
 
+def shape_of(config: Config) -> str:
+    """What a search keeps or drops as one: `weight`, `filter`, `2:4`, ..."""
+    return str(getattr(config, "granularity", "weight"))
+
+
 def control_problems(config: Config, kinds: Iterable[str] = ()) -> list[str]:
     """Why a control would not differ from the tickets of this configuration in one thing only; empty where all do."""
     problems = []
-    shape = getattr(config, "granularity", "weight")
+    shape = shape_of(config)
     moving = [kind for kind in kinds if kind in MOVING]
     if shape != "weight" and moving:
         problems.append(

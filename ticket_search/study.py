@@ -211,8 +211,9 @@ def _answers(verdict: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _answer_line(label: str, answer: Mapping[str, Any]) -> str:
-    more = f" ({answer['more_seeds']} more seeds)" if answer["more_seeds"] else ""
-    return f"| {label} | {answer['question']} | {answer['answer']}{more} | {answer['because']} |"
+    from .analysis.verdict import in_words
+
+    return f"| {label} | {answer['question']} | {in_words(answer)} | {answer['because']} |"
 
 
 def _published_line(row: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from .folders import find_run, read_config
 from .methods import find_method
 from .objective import make_objective
 from .problems import RequestError, unknown
-from .requests import MOVING, control_problems
+from .requests import MOVING, control_problems, shape_of
 from .runs import REWIND_POINT, TICKET, Run, write_json
 from .searches import prepare, train
 from .setup import Setup, exact_arithmetic, load_data
@@ -138,7 +138,7 @@ def _check(
     if elsewhere is not None and not trained:
         problems.append("other data goes with tickets that are trained; a ticket of frozen weights: add --survivors")
     known = ELSEWHERE if elsewhere is not None else SURVIVORS if survivors else TRAINED if trained else EVALUATED
-    whole_units = getattr(run.config, "granularity", "weight") != "weight"
+    whole_units = shape_of(run.config) != "weight"
     default = [
         kind
         for kind in known

@@ -96,7 +96,9 @@ def _describe(group: list[Member], groups: Sequence[list[Member]], delta: float,
         "baseline": name,
         "levels": levels,
         "controls": controls,
-        "verdict": None if first.dense else judge(levels, own, _against_dense(group, baseline), delta),
+        "verdict": None
+        if first.dense
+        else judge(levels, own, _against_dense(group, baseline), delta, first.whole_units),
     }
 
 
@@ -160,6 +162,7 @@ def _describe_level(group: list[Member], level: int, rows: _Rows, baseline: _Row
         **_summarize(group, rows),
         "dense_trainings": _mean(costs),
         "difference": None if is_baseline else _difference(rows, baseline),
+        "retrained": any(row.get("retrained", False) for row in rows.values()),
         # The steps of scores, and of another recipe, are no steps of dense training.
         "later": None if is_baseline or group[0].frozen else _later(rows, baseline),
     }
@@ -188,14 +191,17 @@ def _difference(rows: _Rows, others: _Rows) -> dict[str, Any] | None:
 
 
 def _later(rows: _Rows, others: _Rows) -> dict[str, Any] | None:
-    """How much later, in steps, minimum validation loss comes than in the dense network."""
+    """How much later, in steps, minimum validation loss comes than in the dense network; how often at the very end."""
     here, there = (
         {pair: float(row["min_validation_loss"]["step"]) for pair, row in part.items() if "min_validation_loss" in row}
         for part in (rows, others)
     )
     found = difference(here, there)
-    paired = [there[pair] for pair in here if pair in there]
-    return None if found is None else asdict(found) | {"dense": statistics.fmean(paired)}
+    paired = [pair for pair in here if pair in there]
+    if found is None:
+        return None
+    at_end = sum(rows[pair]["min_validation_loss"].get("at_end", False) for pair in paired)
+    return asdict(found) | {"dense": statistics.fmean(there[pair] for pair in paired), "at_end": at_end}
 
 
 def _accuracies(rows: _Rows) -> dict[Any, float]:

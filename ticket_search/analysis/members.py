@@ -59,6 +59,15 @@ class Member:
         """Whether the first of several rows is the dense network."""
         return len(self.rows) > 1 and self.rows[0]["density"] == 1
 
+    @property
+    def whole_units(self) -> bool:
+        """Whether filters, blocks or groups were dropped, not single weights."""
+        if not self.measured_here:
+            return False
+        # A field of most methods, and fixed in that of filters.
+        fixed = vars(find_method(self.method).Config).get("granularity", "weight")
+        return bool(self.recipe.get("granularity", fixed) != "weight")
+
     def cost(self, level: int) -> float | None:
         """The search up to a level, in trainings of the dense network."""
         total = self.rows[level].get("dense_trainings", self.dense_trainings)
@@ -104,11 +113,20 @@ def _read_run(folder: Path) -> Member:
         recipe={key: value for key, value in config.items() if key not in _NOT_COMPARED},
         seed=seed,
         seeds=(init, config.get("order_seed", seed), config.get("mask_seed", seed)),
-        rows=summary.get("levels") or [summary],
+        rows=[_mark_end(row, summary["cost"]) for row in summary.get("levels") or [summary]],
         controls=controls,
         seconds=summary["seconds"],
         dense_trainings=summary["cost"]["dense_trainings"],
     )
+
+
+def _mark_end(row: dict[str, Any], cost: Mapping[str, float]) -> dict[str, Any]:
+    """The row, and whether its minimum of validation loss is the last step: training longer may find another."""
+    moment = row.get("min_validation_loss")
+    if moment is None:
+        return row
+    whole = round(cost["steps"] / cost["dense_trainings"]) if cost["dense_trainings"] else 0
+    return {**row, "min_validation_loss": {**moment, "at_end": moment["step"] == whole}}
 
 
 def _drawn_by(config: Mapping[str, Any]) -> dict[str, Any]:

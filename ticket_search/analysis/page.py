@@ -70,11 +70,11 @@ def _find(verdict: Mapping[str, Any]) -> Iterator[_Finding]:
     for name, meaning in _MEANING.items():
         answer = verdict.get(name)
         if answer is not None:
-            word, more = answer["answer"], answer["more_seeds"]
+            word, more = answer["answer"], answer["more_seeds"] if answer.get("tested", True) else None
             yield _Finding(
                 answer["question"],
                 _SIGNS[word],
-                word,
+                word if answer.get("tested", True) else "not tested",
                 meaning.get(word, "unknown" if word == "unknown" else "open"),
                 answer["because"],
                 "" if more is None else f"{more} more seed{'' if more == 1 else 's'} would probably decide",

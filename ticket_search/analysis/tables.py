@@ -109,8 +109,14 @@ def _flatten(group: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]
         "difference_low": gap_low,
         "difference_high": gap_high,
         "p_holm": row.get("p_holm"),
-        "matching": (row.get("matching") or {}).get("answer"),
+        "matching": _matching(row.get("matching")),
     }
+
+
+def _matching(answer: Mapping[str, Any] | None) -> str | None:
+    if answer is None:
+        return None
+    return str(answer["answer"]) if answer.get("tested", True) else "not tested"
 
 
 def to_csv(comparison: Mapping[str, Any]) -> str:

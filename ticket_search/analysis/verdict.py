@@ -27,16 +27,29 @@ AS_EARLY = "does it get there as early?"
 INIT = "do its own weights matter?"
 POSITIONS = "does it matter where its weights are?"
 TRIVIAL = "is it trivial, does a random mask match too?"
+_WHOLE = "not asked of whole filters or blocks: moving single weights would change more than positions"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`yes`, `no`, `undecided` with the number of seeds to add, or `unknown` where the runs do not tell."""
+    """`yes`, `no`, `undecided` with the number of seeds to add, or `unknown` where the runs do not tell.
+
+    Not `tested` is a level after the first that is no yes; its seeds are those that this one needs.
+    """
 
     question: str
     answer: Literal["yes", "no", "undecided", "unknown"]
     because: str
     more_seeds: int | None = None
+    tested: bool = True
+
+
+def in_words(answer: Mapping[str, Any]) -> str:
+    """An answer, as a dict, for a table."""
+    if not answer.get("tested", True):
+        return "not tested"
+    more = answer["more_seeds"]
+    return f"{answer['answer']} ({more} more seed{'' if more == 1 else 's'})" if more else str(answer["answer"])
 
 
 def answer_not_worse(question: str, found: Difference | None, margin: float, unit: str = "pp") -> Answer:
@@ -58,14 +71,20 @@ def answer_not_worse(question: str, found: Difference | None, margin: float, uni
     return Answer(question, "undecided", because, _more(found, margin, abs(found.mean + margin)))
 
 
-def answer_better(question: str, found: Difference | None, chance: float | None, margin: float) -> Answer:
+def answer_better(
+    question: str,
+    found: Difference | None,
+    chance: float | None,
+    margin: float,
+    missing: str = "`ticket controls` has not been run",
+) -> Answer:
     """Whether the ticket is better than a control; `chance` is the p-value after correction.
 
     It is not, where the difference is certainly less than `margin`. The seeds asked for find a difference as large as
-    the one seen, or the margin.
+    the one seen, or the margin. `missing` says why there is no difference.
     """
     if found is None:
-        return Answer(question, "unknown", "`ticket controls` has not been run")
+        return Answer(question, "unknown", missing)
     if found.interval is None or chance is None:
         return Answer(question, "undecided", f"{found.mean:+.2f} pp; one seed has no interval", LEAST_SEEDS - 1)
     because = f"{_in_words(found, 'pp')}; Holm p = {chance:.2g}"
@@ -78,22 +97,22 @@ def answer_better(question: str, found: Difference | None, chance: float | None,
     return Answer(question, "undecided", because, _more(found, max(margin, found.mean), abs(found.mean)))
 
 
-def answer_in_order(answers: Sequence[Answer]) -> list[Answer]:
+def answer_in_order(answers: Sequence[Answer], names: Sequence[str]) -> list[Answer]:
     """Answers of levels from the dense network downward: after the first that is no yes nothing is tested."""
     tested: list[Answer] = []
     for answer in answers:
-        failed = next((number for number, before in enumerate(tested, start=1) if before.answer != "yes"), None)
+        failed = next((number for number, before in enumerate(tested) if before.answer != "yes"), None)
         if failed is None:
             tested.append(answer)
         else:
-            before = tested[failed - 1]
-            because = f"not tested: level {failed} before it is {before.answer}"
+            before = tested[failed]
+            because = f"not tested: {names[failed]} before it is {in_words(asdict(before))}"
             # Who decides that one goes on to this one.
             waits = before.answer == "undecided"
             tested.append(
-                Answer(answer.question, "undecided", because, before.more_seeds)
+                Answer(answer.question, "undecided", because, before.more_seeds, tested=False)
                 if waits
-                else Answer(answer.question, "unknown", because)
+                else Answer(answer.question, "unknown", because, tested=False)
             )
     return tested
 
@@ -103,6 +122,7 @@ def judge(
     controls: Sequence[Mapping[str, Any]],
     random_against_dense: Mapping[int | None, Mapping[str, Any] | None],
     delta: float,
+    whole_units: bool = False,
 ) -> dict[str, Any]:
     """The answers about a group; each row of `levels` gets its `matching`.
 
@@ -114,9 +134,11 @@ def judge(
         controls: rows of the controls of the same data and kind; `difference` is ticket minus control.
         random_against_dense: random masks minus dense, by level.
         delta: percentage points.
+        whole_units: filters or blocks were dropped, of which no control moves single weights.
     """
     tested = [row for row in levels if row["density"] < 1]
-    answers = answer_in_order([answer_not_worse(MATCHING, _difference(row["difference"]), delta) for row in tested])
+    found = [answer_not_worse(MATCHING, _difference(row["difference"]), delta) for row in tested]
+    answers = answer_in_order(found, [f"density {row['density']:.4g}" for row in tested])
     for row in levels:
         row["matching"] = None
     for row, answer in zip(tested, answers, strict=True):
@@ -129,29 +151,43 @@ def judge(
     )
     beside = {row["control"]: row for row in controls if row["level"] == about["level"]}
 
-    def better(question: str, control: str) -> Answer:
+    def better(question: str, control: str, **missing: str) -> Answer:
         row = beside.get(control, {"difference": None, "p_holm": None})
-        return answer_better(question, _difference(row["difference"]), row["p_holm"], delta)
+        return answer_better(question, _difference(row["difference"]), row["p_holm"], delta, **missing)
 
-    trivial = answer_not_worse(TRIVIAL, _difference(random_against_dense.get(about["level"])), delta)
+    random = _difference(random_against_dense.get(about["level"]))
+    trivial = answer_not_worse(TRIVIAL, random, delta)
+    if whole_units and random is None:
+        trivial = Answer(TRIVIAL, "unknown", _WHOLE)
     return {
         "matching": asdict(answers[-1]) if answers else None,
         "sparsest_matching": matching[-1]["density"] if matching else None,
         "controls_at": about["density"],
         "as_early": asdict(_answer_as_early(matching[-1] if matching else levels[-1])),
         "init": asdict(better(INIT, "reinit")),
-        "positions": asdict(better(POSITIONS, "shuffle")),
+        "positions": asdict(better(POSITIONS, "shuffle", **({"missing": _WHOLE} if whole_units else {}))),
         "trivial": asdict(trivial),
     }
 
 
 def _answer_as_early(row: Mapping[str, Any]) -> Answer:
     later = row["later"]
+    if row.get("retrained"):
+        return Answer(
+            AS_EARLY, "unknown", "it goes on from trained weights: its steps are not those of a whole training"
+        )
     if later is None:
         return Answer(AS_EARLY, "unknown", "no steps of minimum validation loss to compare")
     numbers = dict(later)
-    margin = LATER * numbers.pop("dense")
-    return answer_not_worse(AS_EARLY, -Difference(**numbers), margin, "steps sooner")
+    margin, at_end = LATER * numbers.pop("dense"), numbers.pop("at_end")
+    answer = answer_not_worse(AS_EARLY, -Difference(**numbers), margin, "steps sooner")
+    if at_end and answer.answer != "no":
+        because = (
+            f"in {at_end} of {numbers['n']} seeds the minimum is the last measurement: it may come later yet; train "
+            "longer, or measure more often (--evaluate-every)"
+        )
+        return Answer(AS_EARLY, "unknown", because)
+    return answer
 
 
 def _difference(row: Mapping[str, Any] | None) -> Difference | None:

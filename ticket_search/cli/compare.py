@@ -147,10 +147,12 @@ def _print_levels(group: Mapping[str, Any]) -> None:
 
 
 def _level_cells(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    from ..analysis.verdict import in_words
+
     answer = row["matching"]
     return (
         f"{row['density']:.4g}", row["n"], percent(row["mean"]), _interval(row), _signed(row["difference"]),
-        "" if answer is None else answer["answer"],
+        "" if answer is None else in_words(answer),
         "" if row["early_step"] is None else f"{row['early_step']:.0f}", percent(row["early_mean"]),
     )  # fmt: skip
 
@@ -171,19 +173,16 @@ def _signed(found: Mapping[str, Any] | None) -> str:
 
 
 def _print_verdicts(found: Mapping[str, Any]) -> None:
+    from ..analysis.verdict import in_words
+
     rows = []
     for group in found["groups"]:
         for key in QUESTIONS if group["verdict"] else ():
             answer = group["verdict"][key]
             if answer is not None:
-                rows.append((group["label"], answer["question"], _in_words(answer), answer["because"]))
+                rows.append((group["label"], answer["question"], in_words(answer), answer["because"]))
     if rows:
         print_table(("is it a ticket?", "question", "answer", "because"), rows)
-
-
-def _in_words(answer: Mapping[str, Any]) -> str:
-    more = answer["more_seeds"]
-    return f"undecided ({more} more seeds)" if answer["answer"] == "undecided" else str(answer["answer"])
 
 
 def _print_masks(compared: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..problems import RequestError
-from .terminal import errors, percent, print_json, print_table
+from .terminal import errors, output, percent, print_json, print_table
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,7 +31,8 @@ def controls(
     words = [word for word in levels.split(",") if word]
     if not all(word.isdecimal() for word in words):
         raise RequestError(f"--levels {levels}: expected numbers, as 3,7")
-    from ..folders import find_run
+    from ..folders import find_run, read_config
+    from ..requests import MOVING, shape_of
     from ..ticket_controls import controls as run_controls
 
     folder = find_run(run, runs)
@@ -50,6 +51,9 @@ def controls(
         print_json({"rows": rows})
         return
     print_table(("control", "on", "level", "density", "kept", "test %", "validation %"), [_cells(row) for row in rows])
+    if not chosen and (shape := shape_of(read_config(folder))) != "weight":
+        line = f"not asked of units of {shape}: {', '.join(MOVING)}, which move single weights"
+        output().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _cells(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -290,7 +290,11 @@ def _train_level(
     supermask.check(model)
     result = conclude(run, model, masks, start, trained, level=level, exact=level < config.rounds)
     supermask.detach(model)
-    result["row"] |= {"filters": sum(filters.channels.values()), "filters_kept": sum(counts.values())}
+    result["row"] |= {
+        "retrained": True,
+        "filters": sum(filters.channels.values()),
+        "filters_kept": sum(counts.values()),
+    }
     return result
 
 

@@ -130,7 +130,9 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
             trained = train(model, data, config, run, start=rewind, order="order/1")
         supermask.check(model)
         rewound: dict[str, Any] = {"rewound_to": rewind} if rewind and config.then != "fine-tune" else {}
-        return conclude(run, model, masks, start, trained, level=1, **rewound)
+        result = conclude(run, model, masks, start, trained, level=1, **rewound)
+        result["row"] |= {"retrained": True} if config.then == "fine-tune" else {}
+        return result
 
     run.rows.append(run.stage("level-01", retrain)["row"])
     ticket = run.load_level(1)
