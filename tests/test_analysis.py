@@ -125,7 +125,7 @@ def test_levels_are_tested_downward_to_the_first_that_fails():
     tested = answer_in_order(words, names)
     assert [answer.answer for answer in tested] == ["yes", "yes", "no", "unknown", "unknown"]
     assert [answer.tested for answer in tested] == [True, True, True, False, False]
-    assert all("not tested: density 0.512 before it is no" in answer.because for answer in tested[3:])
+    assert all("density 0.512 before it is no" in answer.because for answer in tested[3:])
     unsure = answer_in_order([answer_not_worse("?", spread(0.0, 1.0, 5), 0.5), words[0]], names)
     assert [answer.answer for answer in unsure] == ["undecided", "undecided"]
     assert unsure[1].more_seeds == unsure[0].more_seeds

@@ -19,6 +19,22 @@ from ticket_search.methods import find_method, method_names
 EDGE_POPUP = "edge-popup-lenet-300-100-digits-d0.5-s0"
 
 
+@pytest.mark.parametrize("width", [40, 80, 100, 120, 160])
+def test_a_table_loses_nothing_on_a_narrow_terminal(width, monkeypatch, capsys):
+    from rich.console import Console
+
+    from ticket_search.cli import terminal
+
+    monkeypatch.setattr(terminal, "output", lambda: Console(width=width))
+    columns = ("method", "on", "density", "kept", "95 % interval", "dense trainings", "time", "test % there")
+    rows = [("edge-popup d0.5", "lenet-300-100 digits", "0.5", 25_100, "92.87 to 93.51", "1.0", "3.2 s", "93.20")] * 2
+    terminal.print_table(columns, rows)
+    shown = capsys.readouterr().out
+    words = [word for text in (*columns, *map(terminal._text, rows[0])) for word in text.split()]
+    assert all(word in shown for word in words), shown
+    assert max(map(len, shown.splitlines())) <= width
+
+
 def test_search_inspect_evaluate_compare_and_remove(ticket, tmp_path):
     done = ticket("search", "--method", "edge-popup", "--epochs", "5", "--threads", "1")
     assert done.code == 0, done.err

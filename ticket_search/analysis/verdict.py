@@ -106,7 +106,7 @@ def answer_in_order(answers: Sequence[Answer], names: Sequence[str]) -> list[Ans
             tested.append(answer)
         else:
             before = tested[failed]
-            because = f"not tested: {names[failed]} before it is {in_words(asdict(before))}"
+            because = f"{names[failed]} before it is {in_words(asdict(before))}"
             # Who decides that one goes on to this one.
             waits = before.answer == "undecided"
             tested.append(

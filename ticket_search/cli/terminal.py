@@ -43,15 +43,32 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table; numbers stand right."""
+    """A table; numbers stand right. Where the terminal is too narrow for it, a block of lines for each row."""
     rows = [[_text(cell) for cell in row] for row in rows]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    console = output()
+    table, least = Table(box=SIMPLE_HEAD, pad_edge=False), 0
     for index, column in enumerate(columns):
-        numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+        cells = [row[index] for row in rows]
+        numeric = bool(rows) and all(map(_is_number, cells))
+        # Numbers are one piece, text is folded between words; three characters stand between columns.
+        texts = [column, *cells]
+        longest = max(map(len, texts if numeric else [word for text in texts for word in text.split()]), default=0)
+        least += longest + 3
+        table.add_column(
+            column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric, min_width=longest
+        )
     for row in rows:
         table.add_row(*row)
-    output().print(table, highlight=False, markup=False)
+    if least > console.width:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for row in rows:
+            for column, cell in zip(columns, row, strict=True):
+                if cell:
+                    table.add_row(column, cell)
+            table.add_row()
+    console.print(table, highlight=False, markup=False)
 
 
 def print_definitions(title: str, rows: Iterable[tuple[str, str]]) -> None:
