@@ -20,7 +20,7 @@ from .gradients import undisturbed
 from .live import bake, copy_of, program_of
 from .masks import Masks
 from .removal import Removal
-from .slicing import Changes, describe_changes, rebuild
+from .slicing import Changes, Smaller, describe_changes, rebuild
 from .targets import find_targets, unwrap
 from .trials import inputs_to_double, normal_like, relative_difference, run, to_double
 
@@ -90,18 +90,23 @@ def shrink(
         pass
     layers = state.layers()
     changes = describe_changes(masked, layers)
-    small = rebuild(copy_of(masked), changes)
-    with torch.no_grad():
-        for path, layer in layers.items():
-            for name, tensor in layer.tensors.items():
-                getattr(small.get_submodule(path), name).copy_(tensor)
-    difference, exact = _differences(masked, small, example_input)
+    # In float64 too: what a coarse type rounds in a new bias is no difference of the networks.
+    small, exact_small = (_fill(rebuild(net, changes), layers) for net in (copy_of(masked), to_double(masked)))
+    difference, exact = _differences(masked, small, exact_small, example_input)
     if not exact <= tolerance:
         raise ValueError(
             f"the compacted model is not equal to the masked one: outputs differ by {exact:.3g} of the largest, "
             f"tolerance {tolerance:g}; something in it mixes channels in a way that the trace does not show"
         )
     return Compaction(small, state.removed(), state.reasons(), changes, difference, exact)
+
+
+@torch.no_grad()
+def _fill(net: nn.Module, layers: Mapping[str, Smaller]) -> nn.Module:
+    for path, layer in layers.items():
+        for name, tensor in layer.tensors.items():
+            getattr(net.get_submodule(path), name).copy_(tensor)
+    return net
 
 
 _NOTHING_PROVEN = (
@@ -130,15 +135,26 @@ def _masked(model: nn.Module, given: Mapping[str, Tensor] | None) -> tuple[nn.Mo
     return net, masks
 
 
-def _differences(masked: nn.Module, small: nn.Module, example: Any) -> tuple[float, float]:
-    """The largest relative difference of outputs in the model's precision and in float64."""
+def _differences(masked: nn.Module, small: nn.Module, exact_small: nn.Module, example: Any) -> tuple[float, float]:
+    """The largest relative difference of outputs in the model's precision and in float64.
+
+    Raises:
+        ValueError: outputs that are 0, or a network that has become too small for something in it.
+    """
     own = exact = 0.0
-    wide, wide_small = to_double(masked), to_double(small)
+    wide = to_double(masked)
     with undisturbed(masked, seed=7):
         for inputs in (random_like(example), normal_like(example)):
             outputs = run(wide, inputs_to_double(inputs))
             if not any(bool(output.any()) for output in outputs):
                 raise ValueError(_NOTHING_PROVEN)
-            exact = max(exact, relative_difference(outputs, run(wide_small, inputs_to_double(inputs))))
+            try:
+                found = run(exact_small, inputs_to_double(inputs))
+            except ValueError as error:
+                raise ValueError(
+                    "something in the model counts on its width, as a view with a number in it does: with fewer "
+                    f"channels it does not run: {error.__cause__ or error}"
+                ) from error
+            exact = max(exact, relative_difference(outputs, found))
             own = max(own, relative_difference(run(masked.eval(), inputs), run(small.eval(), inputs)))
     return own, exact

@@ -5,9 +5,9 @@ See `compaction` for what is made of it.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .coupling import Group, Member, couple, random_like
 from .gradients import undisturbed
 from .masks import Masks
+from .redrawing import SCALES, redraw
 from .slicing import (
     LAYERS,
     PER_CHANNEL,
@@ -187,50 +188,28 @@ class Removal:
         }
         needed = any(bool(here.any()) for _, here in wanted.values())
         with undisturbed(self.net), torch.no_grad():
-            # Other weights of the same masks: what is the same in both cannot depend on them, or on the input.
-            seeds, inputs = ((1, 2), (random_like, normal_like)) if needed else ((), ())
-            drawn = [self._record(self._redrawn(seed), random_like(self.example), wanted) for seed in seeds]
-            actual = [self._record(self.net, make(self.example), wanted) for make in inputs]
+            # Other weights of the same masks: what is the same in every pair cannot depend on them, or on the input.
+            makers: list[tuple[float | None, Callable[[Any], Any]]] = [(None, random_like)]
+            makers += [(scale, partial(normal_like, scale=scale)) for scale in SCALES]
+            pairs = [
+                [self._record(redraw(self.net, self.open, seed, scale), make(self.example), wanted) for seed in (1, 2)]
+                for scale, make in (makers if needed else ())
+            ]
+            actual = [self._record(self.net, make(self.example), wanted) for _, make in (makers if needed else ())]
         found = {}
         for key, (reader, here) in wanted.items():
             known = torch.zeros(len(reader.places), dtype=torch.bool)
             value = torch.zeros(len(reader.places), dtype=torch.float64)
             if bool(here.any()):
-                first, second = (run[key] for run in drawn)
-                same = len(first) == len(second) and all(a.shape == b.shape for a, b in zip(first, second, strict=True))
                 calls = torch.cat([x.reshape(-1, x.shape[-1]) for run in actual for x in run[key]])
-                if same and len(calls):
-                    equal = [(a == b).reshape(-1, a.shape[-1]).all(0) for a, b in zip(first, second, strict=True)]
+                equal = reduce(torch.logical_and, (_same_places(first[key], second[key]) for first, second in pairs))
+                if len(calls):
                     low, high = calls.amin(0), calls.amax(0)
                     even = high - low <= 1e-12 * torch.maximum(high.abs(), low.abs())
-                    known[here] = (torch.stack(equal).all(0) & even).cpu()
+                    known[here] = (equal & even).cpu()
                     value[here] = calls[0].cpu()
             found[key] = known, value
         return found
-
-    def _redrawn(self, seed: int) -> nn.Module:
-        """The network with other, positive weights: so small that nothing saturates, or that nothing rounds away.
-
-        What belongs to one channel (biases, norms, depthwise filters) is drawn alike for every seed.
-        """
-        net = copy.deepcopy(self.net)
-        alike, other = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
-        for name, target in find_targets(net, include="*").items():
-            parameter, module = target.parameter, target.owners[0][0]
-            own = parameter.dim() < 2 or is_depthwise(module)
-            drawn = torch.rand(parameter.shape, generator=alike if own else other, dtype=torch.float64) + 0.5
-            if target.kind == "bias" or target.owners[0][1] == "bias":
-                drawn *= 0.01
-            elif parameter.dim() > 1:
-                drawn *= (1 if own else 0.05 if seed == 1 else 0.5) / parameter[0].numel()
-            # A bias that was folded into has no mask of its own.
-            kept = self.open.get(name)
-            parameter.copy_(drawn.to(parameter) if kept is None else drawn.to(parameter) * kept)
-        for module in net.modules():
-            if isinstance(mean := getattr(module, "running_mean", None), Tensor):
-                mean.copy_(-0.01 * (torch.rand(mean.shape, generator=alike) + 0.5))
-                module.running_var.fill_(1)  # type: ignore[operator]
-        return net
 
     def _record(
         self, net: nn.Module, inputs: Any, wanted: Mapping[Any, tuple[_Reader, Tensor]]
@@ -348,3 +327,10 @@ def _balanced(channels: _Channels, gone: Tensor) -> Tensor:
             surplus = blocks & (blocks.cumsum(1) > int(blocks.sum(1).min()))
             gone[torch.tensor(member.channels)] &= ~surplus.flatten()[torch.tensor(member.places)]
     return gone
+
+
+def _same_places(first: list[Tensor], second: list[Tensor]) -> Tensor:
+    """[places]: at which all calls were given the same; none where the calls themselves differ."""
+    if [x.shape for x in first] != [x.shape for x in second] or not first:
+        return torch.zeros((), dtype=torch.bool)
+    return torch.stack([(a == b).reshape(-1, a.shape[-1]).all(0) for a, b in zip(first, second, strict=True)]).all(0)

@@ -23,9 +23,9 @@ def inputs_to_double(inputs: Any) -> Any:
     return tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
 
 
-def normal_like(inputs: Any) -> Any:
-    """Normal random numbers in place of all floating-point ones."""
-    return tree_map_only(Tensor, lambda x: torch.randn_like(x) if x.is_floating_point() else x, inputs)
+def normal_like(inputs: Any, scale: float = 1.0) -> Any:
+    """Normal random numbers, times a scale, in place of all floating-point ones."""
+    return tree_map_only(Tensor, lambda x: scale * torch.randn_like(x) if x.is_floating_point() else x, inputs)
 
 
 @torch.no_grad()

@@ -440,6 +440,69 @@ def test_a_ticket_is_compacted_from_its_file_alone(tmp_path):
         other.compact()
 
 
+class Joined(nn.Module):
+    """Two layers whose channels meet in a function that small numbers see one side of."""
+
+    def __init__(self, join) -> None:
+        super().__init__()
+        self.value, self.gate, self.out, self.join = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3), join
+
+    def forward(self, x):
+        return self.out(self.join(self.value(x), self.gate(x)))
+
+
+@pytest.mark.parametrize(
+    ("join", "bias"),
+    [
+        (torch.minimum, -20.0),
+        (lambda value, gate: torch.relu(value + gate - 3), -20.0),
+        (lambda value, gate: nn.functional.threshold(value + gate, 1, 0), 0.0),
+    ],
+    ids=["minimum", "shift", "threshold"],
+)
+def test_a_dead_zone_is_no_constant(join, bias):
+    from supermask.trials import relative_difference
+
+    torch.manual_seed(0)
+    model = Joined(join).eval()
+    model.value.bias.data[:2] = bias
+    masks = {"value.weight": torch.ones(6, 4, dtype=torch.bool)}
+    masks["value.weight"][:2] = False
+    found = supermask.shrink(model, masks, torch.randn(3, 4))
+    model.value.weight.data[:2] = 0
+    for scale in (1.0, 255.0, 1e4):
+        x = scale * torch.randn(64, 4)
+        with torch.no_grad():
+            assert relative_difference([model(x)], [found.model(x)]) < 1e-5
+    assert not found.removed and "value.weight" in found.kept_constant
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_constant_is_folded_in_any_type(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.Sigmoid(), nn.Linear(6, 4)).to(dtype).eval()
+    masks = {"0.weight": torch.ones(6, 8, dtype=torch.bool)}
+    masks["0.weight"][[1, 4]] = False
+    found = supermask.shrink(model, masks, torch.randn(3, 8, dtype=dtype))
+    assert found.removed == {"0.weight": (1, 4)} and found.model[0].weight.dtype == dtype
+    assert found.exact_difference < 1e-12 and found.difference < 8 * torch.finfo(dtype).eps
+
+
+def test_a_width_that_is_written_out_is_named():
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(1, 6, 3), nn.Linear(6 * 4, 3)
+
+        def forward(self, x):
+            return self.out(self.conv(x).view(-1, 6 * 4))
+
+    model, x = Written(), torch.randn(2, 1, 4, 4)
+    masks = supermask.prune(model, 0.5, granularity="filter", example_input=x)
+    with pytest.raises(ValueError, match="counts on its width, as a view with a number in it does"):
+        supermask.shrink(model, masks, x)
+
+
 def test_a_compact_file_that_is_something_else_is_refused(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"nothing")

@@ -108,6 +108,14 @@ def test_densities_by_layer_and_their_rounding():
     assert len(rows(masks_of(model, density=0.5, densities="conv*=0.8")["conv2.weight"])) == 6  # 6.4
 
 
+def test_the_scan_tells_what_it_found(ticket):
+    words = ("search", "--method", "filters", "--epochs", "1", "--threads", "1")
+    answer = ticket(*words, "--scan", "--densities", "fc1*=0.3")
+    assert answer.code == 0, answer.err
+    assert "-d0.5-by-layer-s0/sensitivity.png" in answer.err.replace("\n", "")
+    assert re.search(r"fc1\.weight alone: down to \d+% of its filters within 1 points of", answer.err)
+
+
 def test_rounds_only_shrink_and_end_at_the_density(tmp_path):
     run = search("filters", runs=tmp_path, density=0.3, rounds=3, retrain_epochs=1, **QUICK)
     tickets = [run.load_level(level) for level in range(4)]
@@ -207,7 +215,8 @@ def test_the_scan_is_what_dropping_one_layer_by_hand_gives(tmp_path):
                 layer.weight.data[row], layer.bias.data[row] = 0, 0
             assert evaluate(model, samples, "validation").accuracy == accuracy
     assert (run.path / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
-    chosen = search("filters", runs=tmp_path, tolerance=5.0, name="chosen", **QUICK)
+    chosen = search("filters", runs=tmp_path, tolerance=5.0, **QUICK)
+    assert chosen.path.name == "filters-lenet-300-100-digits-tolerance5-s0"
     widths = {n: len(rows(chosen.ticket.masks[n])) for n in found["accuracies"]}
     channels = {"fc1.weight": 300, "fc2.weight": 100}
     for name, accuracies in found["accuracies"].items():

@@ -19,8 +19,17 @@ def default_name(config: Config, dense: bool) -> str:
     method = (
         f"{config.method}-{control}" if (control := getattr(config, "control", "none")) != "none" else config.method
     )
-    parts = (method, config.model, config.data, f"d{1 if dense else config.density:g}", f"s{config.seed}")
+    parts = (method, config.model, config.data, _density_part(config, dense), f"s{config.seed}")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
+
+
+def _density_part(config: Config, dense: bool) -> str:
+    """How much a run keeps, as far as its flags say it."""
+    if dense:
+        return "d1"
+    if getattr(config, "tolerance", None) is not None:
+        return f"tolerance{config.tolerance:g}"  # type: ignore[attr-defined]
+    return f"d{config.density:g}" + ("-by-layer" if getattr(config, "densities", ()) else "")
 
 
 def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None, dense: bool = False) -> Path:

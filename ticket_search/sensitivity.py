@@ -54,6 +54,20 @@ def lowest(accuracies: list[float], dense: float, tolerance: float) -> float:
     return found
 
 
+def tell_scan(
+    run: Run, dense: float, accuracies: Mapping[str, list[float]], tolerance: float | None
+) -> dict[str, float]:
+    """Say where the scan is, and down to which density each layer alone costs at most so many points, 1 if None."""
+    points = 1.0 if tolerance is None else tolerance
+    found = {name: lowest(measured, dense, points) for name, measured in accuracies.items()}
+    for name, density in found.items():
+        run.progress.say(
+            f"{name} alone: down to {density:.0%} of its filters within {points:g} points of {dense:.2f} %"
+        )
+    run.progress.say(f"each layer alone: {run.path}/sensitivity.png, sensitivity.json")
+    return found
+
+
 def save_scan(folder: Path, dense: float, accuracies: Mapping[str, list[float]]) -> None:
     """Write `sensitivity.json` and `sensitivity.png`."""
     write_json(
@@ -77,7 +91,8 @@ def _draw(dense: float, accuracies: Mapping[str, list[float]]) -> bytes:
         colour = colours(0.95 * place / max(1, len(accuracies) - 1))
         panel.plot((1.0, *DENSITIES), (dense, *measured), "o-", ms=3, lw=1.2, color=colour, label=name)
     panel.set_xlim(1.02, 0.08)
-    panel.set_xlabel("share of the layer's filters kept")
+    panel.axhline(dense, ls="--", lw=0.8, color="#777777", label=f"dense, {dense:.2f} %")
+    panel.set_xlabel("share of the layer's filters or hidden units kept")
     panel.set_ylabel("validation accuracy, %")
     panel.set_title("One layer pruned at a time, not retrained", fontsize=10)
     panel.grid(alpha=0.3)

@@ -143,10 +143,12 @@ def print_plan(plan: Plan, as_json: bool) -> None:
     ]
     print_table(("maskable tensor", "kind", "shape", "weights"), rows)
     _print_left_out(targets.left_out_by_reason().items())
+    exact = find_method(plan.config.method).traits.exact_density
     print_table(
         ("training", "density", "weights kept", "steps"),
         [
-            (stage.name, f"{stage.density:.4f}", round(stage.density * targets.size), stage.steps)
+            # Of filters a density counts filters: how many weights those have is not known yet.
+            (stage.name, f"{stage.density:.4f}", round(stage.density * targets.size) if exact else None, stage.steps)
             for stage in plan.stages
         ],
     )

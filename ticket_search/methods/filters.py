@@ -59,7 +59,7 @@ class Config(SharedConfig):
     )
     tolerance: float | None = Field(
         None, ge=0, le=100, allow_inf_nan=False,
-        description="choose densities by the scan: the lowest at which a layer alone costs at most so many points",
+        description="choose densities by the scan: the lowest down to which a layer alone costs at most so many points",
     )  # fmt: skip
     retrain_epochs: int | None = Field(
         None, ge=1, description="epochs of retraining in each round; if not given, a quarter of --epochs"
@@ -241,7 +241,7 @@ def _scan(
     """Measure each layer alone; the counts given, or those that the tolerance allows."""
     from supermask.selection import count_kept
 
-    from ..sensitivity import DENSITIES, lowest, save_scan, scan_layer
+    from ..sensitivity import DENSITIES, save_scan, scan_layer, tell_scan
 
     dense, accuracies = run.rows[0]["val_accuracy"], {}
     with run.progress.count("scanning layers", len(filters.channels) * len(DENSITIES)) as one_more:
@@ -254,13 +254,8 @@ def _scan(
             measured = run.stage(f"scan {key}", partial(scan_layer, model, data, config, run, masks_at, one_more))
             accuracies[key] = measured["accuracies"]
     save_scan(run.path, dense, accuracies)
-    if counts is not None:
-        return counts
-    assert config.tolerance is not None
-    chosen = {key: lowest(measured, dense, config.tolerance) for key, measured in accuracies.items()}
-    for key, density in chosen.items():
-        run.progress.say(f"{key} keeps {density:.0%} of its {filters.channels[key]} filters")
-    return {key: max(1, count_kept(density, filters.channels[key])) for key, density in chosen.items()}
+    allowed = tell_scan(run, dense, accuracies, config.tolerance)
+    return counts or {key: max(1, count_kept(allowed[key], channels)) for key, channels in filters.channels.items()}
 
 
 def _train_level(
