@@ -19,6 +19,13 @@ from ticket_search.methods import find_method, method_names
 EDGE_POPUP = "edge-popup-lenet-300-100-digits-d0.5-s0"
 
 
+def test_help_gives_no_default_that_another_method_or_the_ticket_sets(ticket):
+    for words in (("search", "--help"), ("train", "--help")):
+        shown = ticket(*words).out
+        assert "--epochs" in shown and "; default" not in shown
+    assert "default 60" in ticket("search", "--method", "edge-popup", "--help").out
+
+
 @pytest.mark.parametrize("width", [40, 80, 100, 120, 160])
 def test_a_table_loses_nothing_on_a_narrow_terminal(width, monkeypatch, capsys):
     from rich.console import Console

@@ -75,7 +75,7 @@ def print_help(name: str | None) -> None:
         rows = [(method, find_method(method).idea) for method in method_names()]
         print_table(("method", "idea"), rows)
         console.print("Flags of a method: ticket search --method NAME --help", highlight=False)
-        print_flags("shared flags", public_fields(Config))
+        print_flags("shared flags; their defaults are the method's", public_fields(Config), defaults=False)
     else:
         method = find_method(name)
         console.print(f"Usage: ticket search --method {name} [FLAGS]\n\n{method.idea}\n{method.paper}", highlight=False)
@@ -90,13 +90,14 @@ def print_help(name: str | None) -> None:
     console.print(f"recipes for --config: {', '.join(recipes()) or 'none'}", highlight=False, soft_wrap=True)
 
 
-def print_flags(title: str, fields: dict[str, pydantic.fields.FieldInfo]) -> None:
-    """The flags of fields, with their values, choices and defaults."""
+def print_flags(title: str, fields: dict[str, pydantic.fields.FieldInfo], defaults: bool = True) -> None:
+    """The flags of fields, with their values, choices and defaults, where those are what holds."""
     rows = []
     for key, entry in fields.items():
         value, choices = _values(entry.annotation)
         name = f"{flag(key)}/--no-{flag(key)[2:]}" if is_switch(entry) else f"{flag(key)} {value}"
-        notes = [entry.description or "", f"one of {', '.join(choices)}" if choices else "", _default(entry.default)]
+        notes = [entry.description or "", f"one of {', '.join(choices)}" if choices else ""]
+        notes += [_default(entry.default)] if defaults else []
         rows.append((name, "; ".join(note for note in notes if note)))
     print_definitions(title, rows)
 

@@ -62,7 +62,7 @@ def _print_help() -> None:
     method = find_method("train")
     output().print(f"Usage: ticket train TICKET [FLAGS]\n\n{method.idea}\n{method.paper}", highlight=False)
     fields = {key: entry for key, entry in public_fields(method.Config).items() if key not in FIXED}
-    print_flags("flags; what is not given is as the ticket was trained", fields)
+    print_flags("flags; what is not given is as the ticket was trained", fields, defaults=False)
     print_definitions(
         "launch", [(f"{key} {LAUNCH_FLAGS[key][0] or ''}".strip(), LAUNCH_FLAGS[key][1]) for key in _LAUNCH]
     )
