@@ -51,7 +51,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
 BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "lenet: times dense in eager": (1.6, 2.0),
     "lenet: times the fastest dense": (None, 1.0),
-    "lenet: points over the masked network": (0.0, None),
+    "lenet: points over the accuracy reported": (0.0, None),
     "lenet: dense bytes over those of the ticket": (12.0, None),
     "conv4: times dense in eager": (3.0, None),
     "conv4: times the fastest dense": (None, 1.0),
@@ -75,12 +75,11 @@ def measure_lenet(options: argparse.Namespace) -> tuple[Row, dict[str, Any]]:
     run = find_run("lenet", options)
     measured = _bench(run, options)
     best, sizes = measured["best"], measured["sizes"]
-    masked = next(row for row in measured["rows"] if row["variant"] == "masked" and row["accuracy"] is not None)
     chosen = next(r for r in measured["rows"] if (r["variant"], r["engine"]) == (best["variant"], best["engine"]))
     numbers = {
         "lenet: times dense in eager": best["times_dense_eager"],
         "lenet: times the fastest dense": best["times_fastest_dense"],
-        "lenet: points over the masked network": chosen["accuracy"] - masked["accuracy"],
+        "lenet: points over the accuracy reported": chosen["accuracy"] - run.summary["test_accuracy"],
         "lenet: dense bytes over those of the ticket": sizes["dense_bytes"] / sizes["ticket_bytes"],
     }
     return numbers, {"density": run.summary["density"], "dense_accuracy": run.levels[0]["test_accuracy"], **measured}
@@ -172,7 +171,9 @@ def main() -> None:
     facts = {**machine(), **describe_device(options.device), "batch_size": BATCH}
     for name in asked:  # searching comes first: it makes the machine busy
         if name in SEARCHES:
-            find_run(name, options)
+            run = find_run(name, options)
+            if name == "conv4":
+                controls(run.path, ["reinit"])
     load = measure_load()
     rows: list[Row] = []
     details = {}

@@ -226,4 +226,11 @@ def test_a_gain_has_half_its_times_below_a_quarter_and_three_quarters_below_half
 
 
 def test_no_times_no_verdict():
-    assert judge([row("dense", "eager", None, reason="x")], SIZES)["sentence"].startswith("no verdict at batch 64")
+    none = judge([row("dense", "eager", None, reason="x")], SIZES)
+    assert none["sentence"].startswith("no verdict at batch 64")
+    assert none.keys() == judge(DENSE, SIZES).keys()
+
+
+def test_a_better_accuracy_is_no_reason_against_a_gain():
+    assert judge([*DENSE, row("compacted", "eager", 3.0, accuracy=90.01)], SIZES)["gain"]
+    assert not judge([*DENSE, row("compacted", "eager", 3.0, accuracy=89.99)], SIZES)["gain"]

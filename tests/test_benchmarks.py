@@ -264,7 +264,7 @@ def test_the_payoff_is_measured_on_what_was_searched(tmp_path):
     assert answer.returncode == 0, answer.stdout + answer.stderr
     found = json.loads((tmp_path / "out.json").read_text())
     here = {row["row"]: row["here"] for row in found["rows"]}
-    assert here["lenet: points over the masked network"] == 0
+    assert here["lenet: points over the accuracy reported"] == 0
     assert here["lenet: dense bytes over those of the ticket"] > 12
     summary = json.loads((tmp_path / "runs" / "conv4" / "summary.json").read_text())
     assert here["conv4: dense parameters over those kept"] == 1 / summary["compact"]["share_of_parameters"] > 3

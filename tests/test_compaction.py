@@ -141,6 +141,19 @@ def test_disconnected_units_of_conv4(density):
     assert gap(baked(net, masks), found.model, x) <= 1e-5
 
 
+@slow
+def test_disconnected_units_of_a_learned_mask(tmp_path):
+    from ticket_search import search
+
+    run = search("edge-popup", model="conv4", data="digits", density=0.1, epochs=2, runs=tmp_path, progress=False)
+    ticket, x = run.ticket, torch.randn(2, 1, 8, 8)
+    paths, found = flow(ticket.model(), ticket.masks, x), ticket.shrink()
+    dead = {name: units for name, units in paths.dead.items() if units}
+    assert dead == found.removed and sum(map(len, dead.values())) > 50
+    assert paths.effective_density < ticket.density
+    assert gap(ticket.model(), found.model, x) <= 1e-5
+
+
 def conv_net(**second):
     net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Sigmoid(), nn.Conv2d(6, 4, 3, **second), nn.ReLU(), nn.Flatten())
     return nn.Sequential(*net, nn.LazyLinear(5))

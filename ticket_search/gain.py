@@ -29,9 +29,9 @@ def judge(
 ) -> dict[str, Any]:
     """The best choice at a batch size, and one sentence about it.
 
-    A subnetwork gains where its fastest variant, at the masked network's accuracy, has three quarters of its times
-    below the median, and half of them below the first quartile, of every engine that runs the whole network, masked or
-    not: an engine's own gain is no gain of the subnetwork.
+    A subnetwork gains where its fastest variant, at the masked network's accuracy or above, has three quarters of its
+    times below the median, and half of them below the first quartile, of every engine that runs the whole network,
+    masked or not: an engine's own gain is no gain of the subnetwork.
 
     Args:
         rows: what was measured.
@@ -47,11 +47,16 @@ def judge(
     dense = [row for row in timed.values() if row.variant == "dense"]
     reference = min(dense, key=_median, default=None)
     wanted = next((row.accuracy for row in timed.values() if row.variant == "masked"), None)
-    same = [row for row in timed.values() if row.variant != "dense" and row.accuracy == wanted]
+    same = [
+        row
+        for row in timed.values()
+        if row.variant != "dense" and (wanted is None or (row.accuracy is not None and row.accuracy >= wanted))
+    ]
     best = min(same, key=_median, default=None)
     if best is None or reference is None or best.q3 is None or reference.q1 is None:
         sentence = f"no verdict at batch {batch}: nothing could be measured"
-        return {"variant": None, "engine": None, "batch": batch, "gain": False, "sentence": sentence}
+        nothing = ("variant", "engine", "median_ms", "times_dense_eager", "times_fastest_dense", "fastest_dense_engine")
+        return {**dict.fromkeys(nothing), "batch": batch, "gain": False, "sentence": sentence}
     # To every engine the masked network is a dense one too: the faster of the two must be beaten.
     whole = [row for row in timed.values() if row.variant in ("dense", "masked")]
     gain = best.variant not in ("dense", "masked") and all(

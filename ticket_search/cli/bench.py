@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .terminal import harmless, output, percent, print_json, print_table
+from .tickets import InputShape, Model, read_numbers, ticket_path
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,12 +25,8 @@ def bench(
     data: Annotated[str | None, typer.Option(help="Another data set than the ticket was found on.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder to look for data in first.")] = None,
     state: Annotated[str, typer.Option(help="The network at its start, or final.")] = "final",
-    model: Annotated[
-        str | None, typer.Option("--model", help="package.module:function that builds a network not known by name.")
-    ] = None,
-    input_shape: Annotated[
-        str, typer.Option("--input-shape", help="Shape of one sample, as 3,32,32, where the ticket does not say it.")
-    ] = "",
+    model: Model = None,
+    input_shape: InputShape = "",
     plot: Annotated[
         str | None, typer.Option("--plot", help="Draw the times: a .png or .svg that does not exist.")
     ] = None,
@@ -37,8 +34,6 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure size, latency and throughput: dense, masked, compacted and sparse, side by side."""
-    from .tickets import read_numbers, ticket_path
-
     sizes, shape = read_numbers("--batch-sizes", batch_sizes), read_numbers("--input-shape", input_shape)
     path = ticket_path(ticket, runs)
     import supermask

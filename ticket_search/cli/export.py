@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .terminal import output as screen
+from .tickets import InputShape, Model, read_numbers, read_ticket
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,17 +29,11 @@ def export(
     compact: Annotated[
         bool, typer.Option("--compact", help="Of onnx and torch-export: without what the masks leave no effect.")
     ] = False,
-    model: Annotated[
-        str | None, typer.Option("--model", help="package.module:function that builds a network not known by name.")
-    ] = None,
-    input_shape: Annotated[
-        str, typer.Option("--input-shape", help="Shape of one sample, as 3,32,32, where the ticket does not say it.")
-    ] = "",
+    model: Model = None,
+    input_shape: InputShape = "",
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
 ) -> None:
     """Write a ticket's network, masks applied, for other programs."""
-    from .tickets import read_numbers, read_ticket
-
     shape = read_numbers("--input-shape", input_shape)
     found = read_ticket(ticket, runs)
     from ..export import export as write

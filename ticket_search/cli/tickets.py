@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from ..problems import RequestError
 
 if TYPE_CHECKING:
     from supermask import Ticket
+
+
+# What builds a ticket's network, for the commands that run it.
+Model = Annotated[
+    str | None, typer.Option("--model", help="package.module:function that builds a network not known by name.")
+]
+InputShape = Annotated[
+    str, typer.Option("--input-shape", help="Shape of one sample, as 3,32,32, where the ticket does not say it.")
+]
 
 
 def ticket_path(name: str, runs: str) -> Path:
