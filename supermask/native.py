@@ -1,6 +1,6 @@
-"""`cut.cpp`, built where torch.compile builds its own kernels: the search of `tracking` without NumPy's many calls.
+"""Kernels in C++, built by the machine's compiler when they are first wanted: `cut.cpp` and `csr.cpp`.
 
-Only passes that are compiled use it, and without a C++ compiler they do without: what it finds is the same.
+Without a compiler everything does without them: what is found is the same, more slowly.
 """
 
 from __future__ import annotations
@@ -19,15 +19,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("cut.cpp")
 COMPILERS = ("c++", "g++", "clang++")
 # For this processor alone: what is built lasts as long as the process.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 
+_POINTER, _COUNT, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+# The functions of each source by the type of their numbers, what they take and what they return.
+_FUNCTIONS: dict[str, tuple[dict[torch.dtype, str], list[Any], Any]] = {
+    "cut": (
+        {torch.float32: "find_cut_of_floats", torch.float64: "find_cut_of_doubles"},
+        [_POINTER, _POINTER, _COUNT, _COUNT, _NUMBER, _NUMBER, _COUNT, *[_POINTER] * 4],
+        _COUNT,
+    ),
+    "csr": (
+        {torch.float32: "multiply_rows_of_floats", torch.float64: "multiply_rows_of_doubles"},
+        [*[_POINTER] * 4, _COUNT, _COUNT, _POINTER, *[_COUNT] * 5, _POINTER, _COUNT],
+        None,
+    ),
+}
+
 
 @functools.cache
-def build() -> dict[torch.dtype, Any] | None:
-    """The functions of `cut.cpp` by the type of the keys; None, where the machine has no C++ compiler.
+def build(name: str) -> dict[torch.dtype, Any] | None:
+    """The functions of `cut.cpp` or `csr.cpp` by the type of their numbers; None without a C++ compiler.
 
     The compiler is that of the environment variable CXX, or the first of COMPILERS. One that is there and fails is
     reported by a warning.
@@ -35,27 +49,26 @@ def build() -> dict[torch.dtype, Any] | None:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "", *COMPILERS))), None)
     if compiler is None:
         return None
+    source = Path(__file__).with_name(f"{name}.cpp")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        built = Path(folder, "cut.so")
+        built = Path(folder, f"{name}.so")
+        command = [compiler, *FLAGS, str(source), "-o", str(built)]
         try:
-            subprocess.run(
-                [compiler, *FLAGS, str(SOURCE), "-o", str(built)], capture_output=True, text=True, check=True
-            )
+            # Not every compiler has OpenMP: a kernel without it runs on one thread.
+            for flags in (["-fopenmp"], []):
+                done = subprocess.run([*command, *flags], capture_output=True, text=True)
+                if done.returncode == 0:
+                    break
+            done.check_returncode()
             library = ctypes.CDLL(str(built))
         except (OSError, subprocess.CalledProcessError) as error:
             said = getattr(error, "stderr", "") or error
-            warnings.warn(
-                f"{compiler} could not build {SOURCE.name}, compiled passes choose masks by a slower way:\n{said}",
-                stacklevel=2,
-            )
+            warnings.warn(f"{compiler} could not build {source.name}, slower ways are taken:\n{said}", stacklevel=2)
             return None
-    functions = {torch.float32: library.find_cut_of_floats, torch.float64: library.find_cut_of_doubles}
+    names, takes, returns = _FUNCTIONS[name]
+    functions = {dtype: library[function] for dtype, function in names.items()}
     for function in functions.values():
-        function.restype = ctypes.c_int64
-        function.argtypes = [
-            ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_double, ctypes.c_double,
-            ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
-        ]  # fmt: skip
+        function.argtypes, function.restype = takes, returns
     return functions
 
 
@@ -71,7 +84,7 @@ def find_cut(scores: Sequence[Tensor], k: int, band: tuple[float, float], room: 
     Returns:
         None if the k-th largest is not in the band, there are more than `room` in it, or `build` gave nothing.
     """
-    functions = build()
+    functions = build("cut")
     if functions is None:
         return None
     kind = torch.float64 if any(score.dtype == torch.float64 for score in scores) else torch.float32
@@ -86,3 +99,35 @@ def find_cut(scores: Sequence[Tensor], k: int, band: tuple[float, float], room: 
         pointers, sizes, len(flat), k, *band, room, start, start + step, start + 2 * step, ctypes.byref(threshold)
     )
     return None if last < 0 else (threshold.value, last)
+
+
+def can_multiply_rows(values: Tensor, bias: Tensor) -> bool:
+    """Whether `multiply_rows` takes these: of one type that the kernel knows, on the CPU, and the kernel is built."""
+    alike = values.dtype == bias.dtype and values.device.type == bias.device.type == "cpu"
+    return alike and values.dtype in _FUNCTIONS["csr"][0] and build("csr") is not None
+
+
+def multiply_rows(rows: Tensor, columns: Tensor, values: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """A matrix in compressed sparse rows times each column of `x`, plus a bias for each row.
+
+    Args:
+        rows: where each row begins among `columns` and `values`, and where the last one ends, int32 [outputs + 1].
+        columns: of each value, int32 [kept].
+        values: row after row, float32 or float64 [kept].
+        bias: of each row, [outputs]; `can_multiply_rows` of both.
+        x: [inputs, samples] or [groups, inputs, samples], of the same type, with any strides; not checked.
+
+    Returns:
+        [outputs, samples] or [groups, outputs, samples], contiguous.
+    """
+    functions = build("csr")
+    assert functions is not None, "can_multiply_rows was not asked"
+    n_rows, (n_columns, samples) = bias.shape[0], x.shape[-2:]
+    grouped = x.dim() == 3
+    y = x.new_empty((x.shape[0], n_rows, samples) if grouped else (n_rows, samples))
+    functions[x.dtype](
+        rows.data_ptr(), columns.data_ptr(), values.data_ptr(), bias.data_ptr(), n_rows, n_columns, x.data_ptr(),
+        x.shape[0] if grouped else 1, x.stride(0) if grouped else 0, *x.stride()[-2:], samples, y.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return y

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .gradients import call, main_output, tensors_in
 from .live import bake, detach, hold
+from .native import build
 from .program import program_of
 from .sparse_layers import TOLERANCES, ColumnsLinear, CsrLinear, semi_structured, unfit
 from .targets import find_named, unwrap
@@ -184,7 +185,9 @@ def _candidates(asked: Iterable[str] | None, device: torch.device) -> dict[str, 
 def _no_csr(device: torch.device) -> str:
     if device.type != "cpu":
         return f"csr is measured on CPUs, the model is on {device}"
-    return "" if torch.backends.mkl.is_available() else "csr needs a PyTorch with MKL, this one has none"
+    if torch.backends.mkl.is_available() or build("csr") is not None:
+        return ""
+    return "csr needs a C++ compiler or a PyTorch with MKL, here is neither"
 
 
 def _no_semi_structured(device: torch.device) -> str:

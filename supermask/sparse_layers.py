@@ -11,15 +11,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .native import can_multiply_rows, multiply_rows
+
 # How far the outputs of a candidate may be from the dense layer's, in units of the largest of them.
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+# What torch.compile and torch.export put into their graphs; by itself it takes longer to call than many a product.
+@torch.library.custom_op("supermask::multiply_rows", mutates_args=(), device_types="cpu")
+def _multiply_rows(rows: Tensor, columns: Tensor, values: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    return multiply_rows(rows, columns, values, bias, x)
+
+
+@_multiply_rows.register_fake
+def _(rows: Tensor, columns: Tensor, values: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-2], bias.shape[0], x.shape[-1]))
 
 
 class CsrLinear(nn.Module):
     """A linear layer, or a 1x1 convolution, whose weight is in compressed sparse rows: y = (W x^T + b)^T.
 
     The product is the transposed one, and its transpose costs nothing as a view: elementwise layers keep that layout,
-    and the next layer of this kind reads it as it is. `contiguous` lays outputs out as the dense layer does.
+    and the next layer of this kind reads it as it is. `contiguous` lays outputs out as the dense layer does. It is
+    multiplied by `csr.cpp`; by MKL where that cannot be built, and where a gradient of the input is wanted.
     """
 
     rows: Tensor
@@ -45,16 +59,30 @@ class CsrLinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """[*, inputs] to [*, outputs]; of a convolution [n, inputs, h, w] to [n, outputs, h, w]."""
         x = input
-        if self.spatial:
+        if self.spatial and x.dim() == 4 and x.is_contiguous() and self._is_native(x):
+            y = self._multiply(x.flatten(2)).unflatten(2, x.shape[2:])
+        elif self.spatial:
             moved = x.movedim(-3, 0)
-            y = torch.addmm(self.bias[:, None], self.weight, moved.flatten(1))
-            y = y.view(self.out_features, *moved.shape[1:]).movedim(0, -3)
+            y = self._multiply(moved.flatten(1)).view(self.out_features, *moved.shape[1:]).movedim(0, -3)
         elif x.dim() == 2:
-            y = torch.addmm(self.bias[:, None], self.weight, x.t()).t()
+            y = self._multiply(x.t()).t()
         else:
-            y = torch.addmm(self.bias[:, None], self.weight, x.reshape(-1, self.in_features).t()).t()
+            y = self._multiply(x.reshape(-1, self.in_features).t()).t()
             y = y.unflatten(0, x.shape[:-1]) if x.dim() > 2 else y[0]
         return y.contiguous() if self.contiguous else y
+
+    def _is_native(self, x: Tensor) -> bool:
+        trained = torch.is_grad_enabled() and (x.requires_grad or self.values.requires_grad)
+        return self.native and x.dtype == self.values.dtype and x.device.type == "cpu" and not trained
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        """[*, inputs, samples] to [*, outputs, samples]."""
+        if x.shape[-2] != self.in_features:
+            raise ValueError(f"expected {self.in_features} inputs of each sample, got {x.shape[-2]}")
+        if not self._is_native(x):
+            return torch.addmm(self.bias[:, None], self.weight, x)
+        multiply = _multiply_rows if torch.compiler.is_compiling() else multiply_rows
+        return multiply(self.rows, self.columns, self.values, self.bias, x)
 
     def extra_repr(self) -> str:
         """Sizes and density."""
@@ -68,6 +96,8 @@ class CsrLinear(nn.Module):
             warnings.filterwarnings("ignore", "Sparse CSR tensor support")
             weight = torch.sparse_csr_tensor(self.rows, self.columns, self.values, shape, check_invariants=False)
         self.__dict__["weight"] = weight
+        # Asked here once: torch.compile would follow the question into the search for a compiler.
+        self.native = can_multiply_rows(self.values, self.bias)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> CsrLinear:
         super()._apply(fn, recurse)

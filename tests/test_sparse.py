@@ -9,10 +9,27 @@ from networks import NETWORKS
 from torch import nn
 
 import supermask
+from supermask import native, sparse_layers
 from supermask.sparse import _difference, _replaceable
 from supermask.sparse_layers import TOLERANCES, ColumnsLinear, CsrLinear, semi_structured, unfit
 
 MKL = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="needs MKL")
+COMPILER = pytest.mark.skipif(native.build("csr") is None, reason="needs a C++ compiler")
+
+
+@pytest.fixture(params=[pytest.param("csr.cpp", marks=COMPILER), pytest.param("MKL", marks=MKL)])
+def multiplier(request, monkeypatch):
+    """Compressed rows multiplied by either; the other would be seen."""
+
+    def refuse(*_):
+        raise AssertionError(f"not by {request.param}")
+
+    if request.param == "MKL":
+        monkeypatch.setattr(sparse_layers, "can_multiply_rows", lambda *_: False)
+        monkeypatch.setattr(sparse_layers, "multiply_rows", refuse)
+    else:
+        monkeypatch.setattr(torch, "addmm", refuse)
+    return request.param
 
 
 def random_layer(outputs: int, inputs: int, density: float, bias: bool = True, seed: int = 0) -> nn.Linear:
@@ -33,11 +50,10 @@ def slowly(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     return y if layer.bias is None else y + layer.bias.double()
 
 
-@MKL
 @pytest.mark.parametrize("kind", [CsrLinear, ColumnsLinear])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
-def test_a_sparse_layer_is_the_sum_over_kept_weights(density, bias, kind):
+def test_a_sparse_layer_is_the_sum_over_kept_weights(density, bias, kind, multiplier):
     layer, x = random_layer(9, 12, density, bias), torch.randn(5, 12)
     sparse = kind(layer)
     torch.testing.assert_close(sparse(x).double(), slowly(layer, x), rtol=1e-5, atol=1e-6)
@@ -46,9 +62,73 @@ def test_a_sparse_layer_is_the_sum_over_kept_weights(density, bias, kind):
     torch.testing.assert_close(sparse(input=x), layer(input=x), rtol=1e-5, atol=1e-6)
 
 
-@MKL
+def compressed(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    csr = weight.to_sparse_csr()
+    return csr.crow_indices().int(), csr.col_indices().int(), csr.values()
+
+
+@COMPILER
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("samples", [0, 1, 2, 7, 8, 9, 16, 17, 31, 33, 63, 64, 65, 130])
+def test_the_kernel_of_compressed_rows_is_a_product(samples, dtype):
+    """Samples beside each other and apart, one group and several; what lies around them is not read."""
+    torch.manual_seed(samples)
+    weight, bias = torch.randn(11, 19, dtype=dtype) * (torch.rand(11, 19) < 0.2), torch.randn(11, dtype=dtype)
+    weight[3] = 0
+    around = torch.full((5, 40, samples + 50), torch.nan, dtype=dtype)
+    beside = around[1:4, 2:40:2, 7 : 7 + samples]
+    beside.copy_(torch.randn(beside.shape))
+    apart = torch.full((5, samples + 50, 40), torch.nan, dtype=dtype).mT[1:4, 2:40:2, 7 : 7 + samples]
+    apart.copy_(beside)
+    expected = torch.einsum("oi,gis->gos", weight, beside) + bias[:, None]
+    for x in (beside, apart):
+        found = native.multiply_rows(*compressed(weight), bias, x)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert found.is_contiguous()
+        torch.testing.assert_close(native.multiply_rows(*compressed(weight), bias, x[1]), found[1], rtol=0, atol=0)
+
+
+@COMPILER
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(1, 300, 40), (1, 300, 1000), (7, 300, 200), (3, 300, 1)])
+def test_the_kernel_of_compressed_rows_on_threads(shape, threads):
+    """Work that is worth several threads: blocks of every width, groups split or not."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(500, 300) * (torch.rand(500, 300) < 0.9), torch.randn(shape)
+    torch.set_num_threads(threads)
+    found = native.multiply_rows(*compressed(weight), torch.zeros(500), x)
+    torch.testing.assert_close(found, weight @ x, rtol=1e-4, atol=1e-4)
+
+
+@COMPILER
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compressed_rows_in_a_compiled_graph(dynamic):
+    """One graph, the same numbers, and an exported program that runs."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 8, 1).requires_grad_(False)
+    net = nn.Sequential(CsrLinear(conv), nn.ReLU(), nn.Flatten(), CsrLinear(random_layer(9, 8 * 20, 0.3))).eval()
+    inputs = [torch.randn(n, 6, 4, 5) for n in (3, 70)]
+    torch.compiler.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for x in inputs:
+        torch.testing.assert_close(compiled(x), net(x), rtol=0, atol=0)
+    torch.compiler.reset()
+    program = torch.export.export(net, (inputs[0],))
+    assert "supermask.multiply_rows" in str(program.graph)
+    torch.testing.assert_close(program.module()(inputs[0]), net(inputs[0]), rtol=0, atol=0)
+
+
+def test_compressed_rows_refuse_another_number_of_inputs(multiplier):
+    """Checked, because the kernel would read what is not there."""
+    for given in (torch.randn(5, 11), torch.randn(5, 13)):
+        with pytest.raises(ValueError, match=f"expected 12 inputs of each sample, got {given.shape[1]}"):
+            CsrLinear(random_layer(9, 12, 0.5))(given)
+    with pytest.raises(ValueError, match="expected 6 inputs of each sample, got 3"):
+        CsrLinear(nn.Conv2d(6, 8, 1).requires_grad_(False))(torch.randn(2, 3, 4, 4))
+
+
 @pytest.mark.parametrize("shape", [(3, 6, 4, 5), (6, 4, 5)])
-def test_a_1x1_convolution_in_compressed_rows(shape):
+def test_a_1x1_convolution_in_compressed_rows(shape, multiplier):
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 8, 1).requires_grad_(False)
     conv.weight *= torch.rand(conv.weight.shape) < 0.3
@@ -57,8 +137,10 @@ def test_a_1x1_convolution_in_compressed_rows(shape):
         torch.testing.assert_close(CsrLinear(conv)(given), conv(given), rtol=1e-5, atol=1e-6)
 
 
-@MKL
-def test_compressed_rows_are_copied_converted_and_loaded():
+@pytest.mark.parametrize("by", [pytest.param("csr.cpp", marks=COMPILER), pytest.param("MKL", marks=MKL)])
+def test_compressed_rows_are_copied_converted_and_loaded(by, monkeypatch):
+    if by == "MKL":
+        monkeypatch.setattr(sparse_layers, "can_multiply_rows", lambda *_: False)
     layer, x = random_layer(9, 12, 0.4), torch.randn(5, 12)
     sparse = CsrLinear(layer)
     expected = sparse(x)
@@ -233,6 +315,19 @@ def test_bad_requests():
         supermask.accelerate(model, {"1.weight": torch.ones(9, 12, dtype=torch.bool)}, example_input=x)
     with pytest.raises(ValueError, match="seconds above 0"):
         supermask.accelerate(model, example_input=x, seconds=0)
+
+
+def test_without_mkl_and_without_a_compiler_there_are_no_compressed_rows(monkeypatch):
+    from supermask import sparse
+
+    model, x = nn.Sequential(nn.Linear(12, 9)), torch.randn(5, 12)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    monkeypatch.setattr(sparse, "build", lambda name: None)
+    with pytest.raises(ValueError, match=r"csr needs a C\+\+ compiler or a PyTorch with MKL, here is neither"):
+        supermask.accelerate(model, example_input=x, candidates=["csr"])
+    net = supermask.accelerate(model, supermask.prune(model, 0.2), example_input=x, seconds=0.01)
+    (row,) = supermask.speedup_of(net).layers
+    assert "csr" not in {*row.seconds, *row.refused}
 
 
 def test_what_is_two_of_four():
