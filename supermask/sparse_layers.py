@@ -81,8 +81,10 @@ class CsrLinear(nn.Module):
             raise ValueError(f"expected {self.in_features} inputs of each sample, got {x.shape[-2]}")
         if not self._is_native(x):
             return torch.addmm(self.bias[:, None], self.weight, x)
-        multiply = _multiply_rows if torch.compiler.is_compiling() else multiply_rows
-        return multiply(self.rows, self.columns, self.values, self.bias, x)
+        if torch.compiler.is_compiling():
+            y: Tensor = _multiply_rows(self.rows, self.columns, self.values, self.bias, x)
+            return y
+        return multiply_rows(self.rows, self.columns, self.values, self.bias, x)
 
     def extra_repr(self) -> str:
         """Sizes and density."""
