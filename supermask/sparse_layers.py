@@ -59,6 +59,7 @@ class CsrLinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """[*, inputs] to [*, outputs]; of a convolution [n, inputs, h, w] to [n, outputs, h, w]."""
         x = input
+        y: Tensor
         if self.spatial and x.dim() == 4 and x.is_contiguous() and self._is_native(x):
             y = self._multiply(x.flatten(2)).unflatten(2, x.shape[2:])
         elif self.spatial:
