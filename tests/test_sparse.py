@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import copy
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +89,35 @@ def test_the_kernel_of_compressed_rows_is_a_product(samples, dtype):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         assert found.is_contiguous()
         torch.testing.assert_close(native.multiply_rows(*compressed(weight), bias, x[1]), found[1], rtol=0, atol=0)
+
+
+READS_AT_THE_END = """
+import ctypes, mmap, torch
+from supermask import native
+from test_sparse import compressed
+pages = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+protect = ctypes.CDLL(None, use_errno=True).mprotect
+protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+assert protect(start + mmap.PAGESIZE, mmap.PAGESIZE, 0) == 0
+weight = torch.randn(3, 2)
+for samples in (1, 3, 17, 63, 65):
+    memory = (ctypes.c_float * (2 * samples)).from_address(start + mmap.PAGESIZE - 8 * samples)
+    flat = torch.frombuffer(memory, dtype=torch.float32).copy_(torch.randn(2 * samples))
+    for x in (flat.view(2, samples), flat.view(samples, 2).t()):
+        found = native.multiply_rows(*compressed(weight), torch.zeros(3), x)
+        torch.testing.assert_close(found, weight @ x.clone())
+print("read no further")
+"""
+
+
+@COMPILER
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect of Linux")
+def test_the_kernel_of_compressed_rows_reads_no_further_than_the_samples():
+    """In a process of its own, whose memory ends with the last sample: it would be killed."""
+    command = [sys.executable, "-c", READS_AT_THE_END]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "read no further\n"), done.stderr
 
 
 @COMPILER
