@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from .native import can_multiply_rows, multiply_rows
 
@@ -33,7 +34,7 @@ class CsrLinear(nn.Module):
 
     The product is the transposed one, and its transpose costs nothing as a view: elementwise layers keep that layout,
     and the next layer of this kind reads it as it is. `contiguous` lays outputs out as the dense layer does. It is
-    multiplied by `csr.cpp`; by MKL where that cannot be built, and where a gradient of the input is wanted.
+    multiplied by `csr.cpp`; by MKL where that cannot be built, and where a derivative by the input is wanted.
     """
 
     rows: Tensor
@@ -73,8 +74,9 @@ class CsrLinear(nn.Module):
         return y.contiguous() if self.contiguous else y
 
     def _is_native(self, x: Tensor) -> bool:
-        trained = torch.is_grad_enabled() and (x.requires_grad or self.values.requires_grad)
-        return self.native and x.dtype == self.values.dtype and x.device.type == "cpu" and not trained
+        derived = torch.is_grad_enabled() and (x.requires_grad or self.values.requires_grad)
+        derived = derived or unpack_dual(x).tangent is not None
+        return self.native and x.dtype == self.values.dtype and x.device.type == "cpu" and not derived
 
     def _multiply(self, x: Tensor) -> Tensor:
         """[*, inputs, samples] to [*, outputs, samples]."""

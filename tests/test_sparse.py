@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from supermask.sparse import _difference, _replaceable
 from supermask.sparse_layers import TOLERANCES, ColumnsLinear, CsrLinear, semi_structured, unfit
 
 MKL = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="needs MKL")
-COMPILER = pytest.mark.skipif(native.build("csr") is None, reason="needs a C++ compiler")
+COMPILER = pytest.mark.skipif(not any(map(shutil.which, native.COMPILERS)), reason="needs a C++ compiler")
 
 
 @pytest.fixture(params=[pytest.param("csr.cpp", marks=COMPILER), pytest.param("MKL", marks=MKL)])
@@ -148,6 +149,19 @@ def test_compressed_rows_in_a_compiled_graph(dynamic):
     program = torch.export.export(net, (inputs[0],))
     assert "supermask.multiply_rows" in str(program.graph)
     torch.testing.assert_close(program.module()(inputs[0]), net(inputs[0]), rtol=0, atol=0)
+
+
+@COMPILER
+def test_compressed_rows_lose_no_derivative():
+    """The kernel knows no derivatives: forward ones, which MKL has not either, are refused, never left out."""
+    sparse, x = CsrLinear(random_layer(9, 12, 0.5)), torch.randn(5, 12)
+    with torch.autograd.forward_ad.dual_level():
+        with pytest.raises(NotImplementedError, match="SparseCsrCPU"):
+            sparse(torch.autograd.forward_ad.make_dual(x, torch.randn(5, 12)))
+        assert torch.equal(sparse(x), sparse(x.clone()))
+    for transform in (torch.func.vmap(sparse), torch.func.grad(lambda x: sparse(x).sum())):
+        with pytest.raises(RuntimeError):
+            transform(x)
 
 
 def test_compressed_rows_refuse_another_number_of_inputs(multiplier):
