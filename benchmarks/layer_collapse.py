@@ -22,9 +22,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import supermask
-from supermask.architectures import find_architecture
-from supermask.flow import flow
-from supermask.scores import ROUNDS, Scores, find_score
+from supermask.choosing.scores import ROUNDS, Scores, find_score
+from supermask.shrinking.flow import flow
+from supermask.weights.architectures import find_architecture
 
 SCORES = ("magnitude", "synflow")
 

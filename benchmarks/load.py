@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ticket_search.load import Load as Load
-from ticket_search.load import measure_load as measure_load
+from ticket_search.deploy.machine_load import Load as Load
+from ticket_search.deploy.machine_load import measure_load as measure_load
 
 
 def machine() -> dict[str, str | int | list[str]]:

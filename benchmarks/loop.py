@@ -45,13 +45,14 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from ticket_search import search, training
-from ticket_search.arithmetic import bf16_is_native
+from ticket_search import search
+from ticket_search.contract.errors import RequestError
 from ticket_search.data import read_samples
 from ticket_search.data.dataset import Data, from_arrays
 from ticket_search.models.conv import conv4
 from ticket_search.models.lenet import lenet_300_100
-from ticket_search.problems import RequestError
+from ticket_search.runs.experiment import bf16_is_native
+from ticket_search.training import loop as training
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"lenet-300-100": lenet_300_100, "conv4": conv4}
 BATCH = 128

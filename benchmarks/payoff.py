@@ -31,11 +31,11 @@ from rich.table import Table
 from torch import nn
 
 import supermask
-from supermask.timing import time_in_turns
+from supermask.sparse.timing import time_in_turns
 from ticket_search import Run, controls, resume, search
-from ticket_search.bench import bench
-from ticket_search.config import find_recipe
-from ticket_search.runs import TICKET
+from ticket_search.contract.flags import find_recipe
+from ticket_search.deploy.bench import bench
+from ticket_search.runs.names import TICKET
 
 BATCH = 64
 Row = dict[str, Any]

@@ -1,4 +1,4 @@
-"""What exact selection costs: `supermask.selection.top_k` beside `numpy.partition` alone.
+"""What exact selection costs: `supermask.selection.top_k.top_k` beside `numpy.partition` alone.
 
     python benchmarks/selection.py                                # 1e4 to 1e8 keys, one thread; some three minutes
     python benchmarks/selection.py --threads 2 --json out.json
@@ -38,7 +38,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from supermask.selection import count_kept, top_k
+from supermask.selection.top_k import count_kept, top_k
 
 SIZES = "1e4,1e5,1e6,1e7,1e8"
 DENSITIES = (0.5, 0.1, 0.01)

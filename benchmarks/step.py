@@ -41,10 +41,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import supermask
-from ticket_search.arithmetic import Arithmetic, bf16_is_native
 from ticket_search.models.conv import conv4, conv6
 from ticket_search.models.lenet import lenet_300_100
 from ticket_search.models.resnet import resnet18, resnet20
+from ticket_search.runs.experiment import bf16_is_native
+from ticket_search.training.precision import Arithmetic
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet": lenet_300_100, "conv4": conv4, "conv6": conv6, "resnet18": resnet18, "resnet20": resnet20,

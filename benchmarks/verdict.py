@@ -39,12 +39,12 @@ from rich.table import Table
 from scipy.stats import binomtest
 
 import supermask
-from supermask.fitting import state_of
+from supermask.weights.fitting import state_of
 from ticket_search import RequestError, compare
-from ticket_search.config import read_json
+from ticket_search.contract.flags import read_json
 from ticket_search.models.lenet import lenet_300_100
-from ticket_search.sweep import run_sweep
-from ticket_search.sweep_file import read_sweep
+from ticket_search.sweeps.file import read_sweep
+from ticket_search.sweeps.sweep import run_sweep
 
 MUST_FALSE, MUST_POWER = 0.05, 0.8
 # What truths take off the accuracy of a dense network, in percentage points.

@@ -9,7 +9,7 @@ import torch
 
 from ticket_search import search
 from ticket_search.cli import main
-from ticket_search.runs import Run
+from ticket_search.runs.run import Run
 
 # Small enough that a search takes a second, large enough that a tensor has ties, levels and more than one batch.
 FAST = {"epochs": 3, "threads": 1}

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import supermask
 from supermask import by_glob, by_rate, with_floor
-from supermask.allocation import ALLOCATIONS, find_allocation, shrink_by_rate
-from supermask.selection import count_kept
-from supermask.targets import Targets, find_targets
+from supermask.choosing.allocation import ALLOCATIONS, find_allocation, shrink_by_rate
+from supermask.masks.targets import Targets, find_targets
+from supermask.selection.top_k import count_kept
 
 Counts = dict[str, int]
 Lists = dict[str, list[float]]  # scores of the units of each tensor, -inf: dropped before

@@ -26,7 +26,7 @@ from ticket_search.analysis.intervals import (
     difference,
     holm,
     seeds_to_find,
-)  # fmt: skip
+)
 from ticket_search.analysis.tables import read_csv, to_csv
 from ticket_search.analysis.verdict import answer_better, answer_in_order, answer_not_worse, in_words, judge
 
@@ -504,7 +504,7 @@ def test_the_small_dense_control_has_as_many_weights_and_the_same_training(tmp_p
     assert summary["cost"]["steps"] * 2 == run.summary["cost"]["steps"]
     assert controls(run.path, ["small-dense"], progress=False) == [row]
     (run.path / "controls.json").unlink()
-    monkeypatch.setattr("ticket_search.small_dense.carry_out", None)
+    monkeypatch.setattr("ticket_search.running.small_dense.carry_out", None)
     assert controls(run.path, ["small-dense"], progress=False) == [row]
 
 

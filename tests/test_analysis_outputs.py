@@ -19,11 +19,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from ticket_search import RequestError
-from ticket_search.analysis import board, page
-from ticket_search.analysis.board import FIGURE, OVERVIEW, TAGS, write_board
+from ticket_search.analysis import html as page
+from ticket_search.analysis import to_tensorboard as board
 from ticket_search.analysis.curves import COLOURS, Look, draw
+from ticket_search.analysis.html import to_html
 from ticket_search.analysis.intervals import confidence_interval
-from ticket_search.analysis.page import to_html
 from ticket_search.analysis.plots import (
     _draw_heat_map,
     figure_png,
@@ -43,6 +43,7 @@ from ticket_search.analysis.tables import (
     to_markdown,
     to_rows,
 )
+from ticket_search.analysis.to_tensorboard import FIGURE, OVERVIEW, TAGS, write_board
 
 WEIGHTS = 266_200
 HOSTILE = (

@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_leaves
 
 import supermask
 from supermask import find_targets
-from supermask.live import program_of
-from supermask.selection import count_kept
-from supermask.targets import fan_in_and_out
+from supermask.live.held import program_of
+from supermask.masks.targets import fan_in_and_out
+from supermask.selection.top_k import count_kept
 
 
 @dataclass(frozen=True)

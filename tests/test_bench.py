@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 import supermask
-import ticket_search.bench as benching
+import ticket_search.deploy.bench as benching
 from supermask import Ticket, make_state
-from supermask.architectures import find_architecture
-from supermask.timing import time_in_turns
+from supermask.sparse.timing import time_in_turns
+from supermask.weights.architectures import find_architecture
 from ticket_search import RequestError
-from ticket_search.bench import ENGINES, VARIANTS, bench
-from ticket_search.gain import Row, judge
+from ticket_search.deploy.bench import ENGINES, VARIANTS, bench
+from ticket_search.deploy.bench_verdict import Row, judge
 
 KEYS = {"variant", "engine", "batch", "median_ms", "q1", "q3", "samples_per_second", "accuracy", "reason"}
 

@@ -13,7 +13,7 @@ from ticket_bytes import full_ticket
 
 import supermask
 from ticket_search.cli import app
-from ticket_search.config import Config, flag, public_fields, recipes
+from ticket_search.contract.flags import Config, flag, public_fields, recipes
 from ticket_search.methods import find_method, method_names
 
 EDGE_POPUP = "edge-popup-lenet-300-100-digits-d0.5-s0"
@@ -264,7 +264,7 @@ def test_ticket_files_that_are_none(ticket, tmp_path):
 
 
 def test_unfinished_runs_are_said_to_be(ticket):
-    from ticket_search.progress import Progress
+    from ticket_search.runs.progress import Progress
 
     with pytest.MonkeyPatch.context() as patch:
 
@@ -350,8 +350,8 @@ def test_inspect_shows_a_strangers_ticket_and_builds_nothing(ticket, tmp_path, m
     }  # fmt: skip
     supermask.save(supermask.Ticket(masks, given.states, meta, given.sets, given.levels), tmp_path / "theirs")
     supermask.save(given, tmp_path / "fine")
-    monkeypatch.setattr("supermask.ticket.find_architecture", refuse)
-    monkeypatch.setattr("supermask.coding.decode", refuse)
+    monkeypatch.setattr("supermask.tickets.ticket.find_architecture", refuse)
+    monkeypatch.setattr("supermask.tickets.bit_coding.decode", refuse)
     shown = ticket("inspect", "theirs")
     assert shown.code == 0, shown.err
     assert "\x1b" not in shown.out

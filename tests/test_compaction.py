@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import supermask
 from supermask import Masks, Ticket, TicketError, compact, make_state, rebuild, shrink
-from supermask.flow import flow
-from ticket_search.export import export
+from supermask.shrinking.flow import flow
+from ticket_search.deploy.export import export
 from ticket_search.models.conv import conv2, conv4
 from ticket_search.models.resnet import resnet20
 
@@ -391,7 +391,7 @@ class Mixing(nn.Module):
 def test_a_result_that_is_not_equal_is_refused(monkeypatch):
     net, x = randomized(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))), torch.randn(3, 4)
     masks = without_rows(net, **{"0_weight": [0, 1]})
-    monkeypatch.setattr("supermask.removal.Removal._fold", lambda *_: None)
+    monkeypatch.setattr("supermask.shrinking.removal.Removal._fold", lambda *_: None)
     with pytest.raises(ValueError, match="not equal to the masked one"):
         compact(net, masks, x)
 
@@ -474,7 +474,7 @@ class Joined(nn.Module):
     ids=["minimum", "shift", "threshold"],
 )
 def test_a_dead_zone_is_no_constant(join, bias):
-    from supermask.trials import relative_difference
+    from supermask.shrinking.trials import relative_difference
 
     torch.manual_seed(0)
     model = Joined(join).eval()

@@ -11,7 +11,7 @@ from networks import perceptron
 from torch import nn
 
 import supermask
-from ticket_search.arithmetic import compile_whole
+from ticket_search.training.precision import compile_whole
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from ticket_search.config import find_recipe, make_config, recipes
+from ticket_search.contract.flags import find_recipe, make_config, recipes
 from ticket_search.methods import find_method
-from ticket_search.requests import read_request, validate
+from ticket_search.running.request import read_request, validate
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -26,7 +26,7 @@ def test_every_recipe_is_valid_and_cites_its_paper(name):
 @pytest.mark.parametrize("name", recipes())
 def test_every_recipe_runs_dry(name):
     from supermask import find_targets
-    from supermask.architectures import find_architecture
+    from supermask.weights.architectures import find_architecture
 
     values = find_recipe(name)
     del values["about"]

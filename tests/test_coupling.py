@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import supermask
 from supermask import Masks
-from supermask.coupling import couple
-from supermask.selection import count_kept
-from supermask.targets import NORMS, find_targets
+from supermask.choosing.coupling import couple
+from supermask.masks.targets import NORMS, find_targets
+from supermask.selection.top_k import count_kept
 from ticket_search.models.resnet import resnet20
 from ticket_search.models.vgg import vgg11
 

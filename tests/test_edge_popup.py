@@ -9,9 +9,9 @@ from networks import NETWORKS, Attention, Residual, perceptron
 from torch import nn
 
 import supermask
-from supermask.edge_popup import RANKINGS
-from supermask.live import program_of
-from supermask.selection import count_kept
+from supermask.live.edge_popup import RANKINGS
+from supermask.live.held import program_of
+from supermask.selection.top_k import count_kept
 
 LR, MOMENTUM, DECAY = 0.3, 0.9, 0.05
 

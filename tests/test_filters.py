@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import supermask
-from supermask.coupling import couple
+from supermask.choosing.coupling import couple
 from ticket_search import RequestError, compare, controls, search
 from ticket_search.methods.filters import Config, count_filters, drop, find_filters
-from ticket_search.sensitivity import DENSITIES, lowest
+from ticket_search.training.sensitivity import DENSITIES, lowest
 
 QUICK = {"epochs": 2, "threads": 1, "progress": False}
 
@@ -88,7 +88,7 @@ def test_greedy_does_not_count_weights_on_dropped_channels(seed):
 
 
 def test_filters_of_a_residual_sum_go_together():
-    from supermask.architectures import find_architecture
+    from supermask.weights.architectures import find_architecture
 
     model = find_architecture("resnet20")(input_shape=(1, 8, 8), classes=10)
     masks = masks_of(model, density=0.5)
@@ -199,7 +199,7 @@ def test_fresh_weights_are_the_control_of_whole_filters(tmp_path):
 
 def test_the_scan_is_what_dropping_one_layer_by_hand_gives(tmp_path):
     from ticket_search.data import read_samples
-    from ticket_search.evaluation import evaluate
+    from ticket_search.training.evaluation import evaluate
 
     run = search("filters", runs=tmp_path, scan=True, **QUICK)
     found = json.loads((run.path / "sensitivity.json").read_text())

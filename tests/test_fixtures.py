@@ -16,8 +16,8 @@ from ticket_bytes import drawn_ticket, full_ticket, read_by_page
 
 import supermask
 from supermask import Masks, Ticket, make_state
-from supermask.inits import WEIGHT_INITS
-from supermask.ticket_header import FORMAT
+from supermask.tickets.header import FORMAT
+from supermask.weights.inits import WEIGHT_INITS
 
 FOLDER = Path(__file__).parent / "fixtures"
 FILES = sorted(FOLDER.glob("format-*/*.safetensors"))

@@ -17,8 +17,8 @@ from torchvision.ops import SqueezeExcitation
 
 import supermask
 from supermask import Masks
-from supermask.flow import Flow, describe, flow
-from supermask.targets import find_targets
+from supermask.masks.targets import find_targets
+from supermask.shrinking.flow import Flow, describe, flow
 
 
 @pytest.fixture(autouse=True)

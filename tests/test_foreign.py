@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import supermask
-from supermask import Masks, Ticket, foreign, make_state
+from supermask import Masks, Ticket, make_state
+from supermask.tickets import foreign
 
 
 def make_ticket(density=0.3, **how) -> tuple[Residual, Ticket]:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import supermask
-from supermask.gradients import main_output
-from supermask.scores import SCORES
+from supermask.choosing.gradients import main_output
+from supermask.choosing.scores import SCORES
 
 OF_GRADIENTS = ["snip", "taylor", "movement", "grasp"]
 

@@ -16,8 +16,8 @@ from torch import nn
 
 import supermask
 from supermask import NM, Block, Channel, Filter, Weight
-from supermask.granularity import GRANULARITIES, find_granularity
-from supermask.targets import Target, Targets, find_targets
+from supermask.choosing.granularity import GRANULARITIES, find_granularity
+from supermask.masks.targets import Target, Targets, find_targets
 
 Place = tuple[int, ...]
 

@@ -12,10 +12,11 @@ from torch import nn
 
 import supermask
 from supermask import Masks, Ticket, make_state
-from supermask.architectures import find_architecture
-from ticket_search import RequestError, RunError, graphs
-from ticket_search.export import GRAPHS, export
-from ticket_search.graphs import check, difference, onnx_session, to_onnx, to_torch_export
+from supermask.weights.architectures import find_architecture
+from ticket_search import RequestError, RunError
+from ticket_search.deploy import onnx as graphs
+from ticket_search.deploy.export import GRAPHS, export
+from ticket_search.deploy.onnx import check, difference, onnx_session, to_onnx, to_torch_export
 from ticket_search.models import model_names
 
 HEAVY = {

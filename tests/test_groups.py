@@ -11,11 +11,11 @@ from networks import NETWORKS, Attention, transposed
 from torch import nn
 
 import supermask
-from supermask.live import program_of
-from supermask.selection import PAIRS, best_of_each
+from supermask.live.held import program_of
+from supermask.selection.top_k import PAIRS, best_of_each
 from ticket_search import search
+from ticket_search.contract.errors import RequestError
 from ticket_search.methods.imp import Config, patterns
-from ticket_search.problems import RequestError
 
 QUICK = {"epochs": 2, "threads": 1, "progress": False}
 

@@ -15,7 +15,8 @@ from torch import nn
 
 import supermask
 from supermask import draw, initialize
-from supermask.inits import INITS, WEIGHT_INITS, _log, normal, permutation, signs, uniform
+from supermask.masks.random_numbers import _log, normal, permutation, signs, uniform
+from supermask.weights.inits import INITS, WEIGHT_INITS
 
 SHAPE = (257, 19, 3)
 

@@ -52,17 +52,17 @@ from networks import NETWORKS, Residual, perceptron
 from torch import nn
 
 import supermask
-from supermask.allocation import ALLOCATIONS
-from supermask.granularity import GRANULARITIES
-from supermask.live import program_of
-from supermask.schedules import SCHEDULES
-from supermask.scores import SCORES
-from supermask.selection import count_kept
-from supermask.targets import find_targets
-from ticket_search.at_init import PruningConfig
+from supermask.choosing.allocation import ALLOCATIONS
+from supermask.choosing.granularity import GRANULARITIES
+from supermask.choosing.schedules import SCHEDULES
+from supermask.choosing.scores import SCORES
+from supermask.live.held import program_of
+from supermask.masks.targets import find_targets
+from supermask.selection.top_k import count_kept
 from ticket_search.methods import find_method, method_names
 from ticket_search.methods.gradual import Config as Gradual
 from ticket_search.methods.one_shot import Config as OneShot
+from ticket_search.training.at_init import PruningConfig
 
 TESTS = Path(__file__).parent
 ROWS = re.findall(r"^- (.+):\n  (test_\w+)::(test_\w+)$", __doc__, re.MULTILINE)

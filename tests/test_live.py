@@ -12,8 +12,8 @@ from networks import NETWORKS, Residual, perceptron
 from torch import nn
 
 import supermask
-from supermask import live
-from supermask.live import program_of
+from supermask.live import hold as live
+from supermask.live.held import program_of
 
 OPTIMIZERS = {
     "sgd with momentum": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),

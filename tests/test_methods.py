@@ -12,13 +12,13 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import supermask
-import ticket_search.training
-from supermask.edge_popup import EdgePopup
-from supermask.live import program_of
-from supermask.selection import count_kept
+import ticket_search.training.loop
+from supermask.live.edge_popup import EdgePopup
+from supermask.live.held import program_of
+from supermask.selection.top_k import count_kept
 from ticket_search import Interrupted, resume, search
 from ticket_search.methods import find_method, method_names
-from ticket_search.progress import Progress
+from ticket_search.runs.progress import Progress
 
 METHODS = method_names()
 DENSITY = 0.3
@@ -74,9 +74,11 @@ def test_extreme_densities(name, density, tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_dropped_weights_are_zero_after_every_step(name, tmp_path, monkeypatch):
     models: list[torch.nn.Module] = []
-    make = ticket_search.training.make_optimizer
+    make = ticket_search.training.loop.make_optimizer
     monkeypatch.setattr(
-        ticket_search.training, "make_optimizer", lambda model, config: (models.append(model), make(model, config))[1]
+        ticket_search.training.loop,
+        "make_optimizer",
+        lambda model, config: (models.append(model), make(model, config))[1],
     )
     steps = []
 
@@ -143,7 +145,7 @@ def test_the_ticket_gives_the_accuracy_that_was_reported(name, finished):
     run = finished(name)
     ticket = supermask.load(run.path / "ticket.safetensors")
     assert supermask.unpack(supermask.pack(ticket)) == ticket
-    from ticket_search.evaluation import evaluate_ticket
+    from ticket_search.training.evaluation import evaluate_ticket
 
     measured = evaluate_ticket(ticket, "digits")
     assert measured["test_accuracy"] == run.summary["test_accuracy"] == ticket.meta["accuracy"]["final"]["test"]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import supermask
-from supermask.architectures import find_architecture
+from supermask.weights.architectures import find_architecture
 from ticket_search.models import model_names
 from ticket_search.models.activations import ACTIVATIONS
 

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 import supermask
-from supermask.live import mask_gradients
+from supermask.live.held import mask_gradients
 from ticket_search import RequestError, search
-from ticket_search.arithmetic import Arithmetic, bf16_is_native
-from ticket_search.config import make_config
+from ticket_search.contract.flags import make_config
 from ticket_search.methods import find_method
 from ticket_search.models.lenet import lenet_300_100
-from ticket_search.objective import Objective
-from ticket_search.setup import resolve
+from ticket_search.runs.experiment import bf16_is_native, resolve
+from ticket_search.training.objective import Objective
+from ticket_search.training.precision import Arithmetic
 
 
 def resolved(**flags):
@@ -330,7 +330,7 @@ def test_a_dataset_in_python(tmp_path):
 def test_a_torchvision_ticket_is_rebuilt_and_evaluated_by_name(tmp_path, monkeypatch):
     from test_data_formats import write_cifar10_binary
 
-    from ticket_search.evaluation import evaluate_ticket
+    from ticket_search.training.evaluation import evaluate_ticket
 
     write_cifar10_binary(tmp_path)
     flags = {"data": "cifar10", "data_dir": str(tmp_path), "epochs": 1, "batch_size": 2, "threads": 1, "density": 0.5}

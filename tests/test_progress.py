@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from ticket_search import progress
-from ticket_search.progress import Progress
+from ticket_search.runs import progress
+from ticket_search.runs.progress import Progress
 
 
 class Clock:

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 import supermask
 from supermask import Masks
-from supermask.allocation import ALLOCATIONS
-from supermask.coupling import couple
-from supermask.granularity import GRANULARITIES, find_granularity
-from supermask.inits import uniform
-from supermask.scores import SCORES
-from supermask.selection import count_kept
-from supermask.targets import Targets, find_targets
+from supermask.choosing.allocation import ALLOCATIONS
+from supermask.choosing.coupling import couple
+from supermask.choosing.granularity import GRANULARITIES, find_granularity
+from supermask.choosing.scores import SCORES
+from supermask.masks.random_numbers import uniform
+from supermask.masks.targets import Targets, find_targets
+from supermask.selection.top_k import count_kept
 
 Arrays = dict[str, np.ndarray]
 

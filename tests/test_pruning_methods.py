@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import supermask
-from supermask.schedules import cubic
-from supermask.selection import count_kept
+from supermask.choosing.schedules import cubic
+from supermask.selection.top_k import count_kept
 from ticket_search import RequestError, RunError, search, train
-from ticket_search.at_init import AtInitConfig, DataConfig, score_batches
 from ticket_search.data import read_samples
 from ticket_search.methods import find_method, method_names
 from ticket_search.methods.gradual import Config as Gradual
 from ticket_search.methods.gradual import prune_steps
-from ticket_search.progress import Progress
+from ticket_search.runs.progress import Progress
+from ticket_search.training.at_init import AtInitConfig, DataConfig, score_batches
 
 AT_INIT = [name for name in method_names() if issubclass(find_method(name).Config, AtInitConfig)]
 QUICK = {"epochs": 2, "threads": 1, "progress": False}

@@ -20,10 +20,10 @@ from torch import nn
 
 import supermask
 from ticket_search import Interrupted, RequestError, resume, search
-from ticket_search.config import read_json
-from ticket_search.folders import find_run
+from ticket_search.contract.flags import read_json
 from ticket_search.methods.imp import Config, level_counts
-from ticket_search.tensorboard import METRICS, TAGS
+from ticket_search.runs.folders import find_run
+from ticket_search.runs.tensorboard import METRICS, TAGS
 
 TICKET = [sys.executable, "-m", "ticket_search"]
 
@@ -101,7 +101,7 @@ def test_tensorboard_and_metrics_hold_the_same_numbers(method, quick):
 
 
 def test_a_resumed_run_has_no_doubled_and_no_missing_steps(tmp_path, monkeypatch):
-    from ticket_search.progress import Progress
+    from ticket_search.runs.progress import Progress
 
     count = 0
 
@@ -146,7 +146,7 @@ def test_names_taken_and_numbers(quick, tmp_path):
 
 
 def test_an_unfinished_run_of_another_configuration_is_left_alone(quick, monkeypatch):
-    from ticket_search.progress import Progress
+    from ticket_search.runs.progress import Progress
 
     monkeypatch.setattr(Progress, "advance_to", lambda self, step: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Interrupted) as stop:
@@ -218,7 +218,7 @@ def test_ones_own_model_and_data(method, kind, tmp_path):
 
 
 def test_resuming_ones_own_needs_the_same_objects(tmp_path, monkeypatch):
-    from ticket_search.progress import Progress
+    from ticket_search.runs.progress import Progress
 
     monkeypatch.setattr(Progress, "advance_to", lambda self, step: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Interrupted) as stop:
@@ -250,7 +250,7 @@ def test_data_that_is_none(data, problem, tmp_path):
 
 
 def test_resuming_a_lambda_says_what_to_call(tmp_path, monkeypatch):
-    from ticket_search.progress import Progress
+    from ticket_search.runs.progress import Progress
 
     def make(input_shape, classes):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
@@ -332,8 +332,8 @@ def test_the_output_is_the_models_last_linear_layer_and_rates_need_their_layers(
 
 
 def test_a_model_of_other_random_numbers_does_not_resume(tmp_path, monkeypatch):
-    from ticket_search.problems import RunError
-    from ticket_search.progress import Progress
+    from ticket_search.contract.errors import RunError
+    from ticket_search.runs.progress import Progress
 
     def unseeded():
         model = Mine()
@@ -363,8 +363,8 @@ def test_what_a_killed_process_leaves_is_cleared(quick, tmp_path):
 
 
 def test_a_run_that_another_process_finished_meanwhile_is_left_alone(quick):
-    from ticket_search.runs import Run
-    from ticket_search.searches import carry_out, prepare
+    from ticket_search.running.search import carry_out, prepare
+    from ticket_search.runs.run import Run
 
     run = quick("dense")
     before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
@@ -394,7 +394,7 @@ def test_rewinding_restores_the_step_and_the_schedule(quick):
 
 
 def test_restored_moments_of_dropped_weights_are_zero():
-    from ticket_search.rewinding import mask_moments
+    from ticket_search.training.rewinding import mask_moments
 
     model = nn.Linear(3, 2)
     optimizer = torch.optim.Adam(model.parameters())

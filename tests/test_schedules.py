@@ -11,10 +11,10 @@ from torch import nn
 
 import supermask
 from supermask import densities_over
-from supermask.schedules import SCHEDULES
-from supermask.scores import ROUNDS, SCORES
-from supermask.selection import count_kept
-from supermask.targets import find_targets
+from supermask.choosing.schedules import SCHEDULES
+from supermask.choosing.scores import ROUNDS, SCORES
+from supermask.masks.targets import find_targets
+from supermask.selection.top_k import count_kept
 
 # f(share of the rounds done) of a fall from 1 to 1/16, at 0, 1/4, 1/2, 3/4 and 1.
 EXPECTED = {

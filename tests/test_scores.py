@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import supermask
 from supermask import Evidence, Movement
-from supermask.gradients import undisturbed
-from supermask.inits import uniform
-from supermask.scores import SCORES, find_score
-from supermask.targets import find_targets
+from supermask.choosing.gradients import undisturbed
+from supermask.choosing.scores import SCORES, find_score
+from supermask.masks.random_numbers import uniform
+from supermask.masks.targets import find_targets
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from supermask import selection
-from supermask.allocation import global_, largest_remainder, layerwise
-from supermask.selection import (
+from supermask.choosing.allocation import global_, largest_remainder, layerwise
+from supermask.selection import top_k as selection
+from supermask.selection.top_k import (
     SMALL,
     STEP,
     count_kept,

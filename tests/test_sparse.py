@@ -13,9 +13,10 @@ from networks import NETWORKS
 from torch import nn
 
 import supermask
-from supermask import native, sparse_layers
-from supermask.sparse import _difference, _replaceable
-from supermask.sparse_layers import TOLERANCES, ColumnsLinear, CsrLinear, semi_structured, unfit
+from supermask.kernels import build as native
+from supermask.sparse import layers as sparse_layers
+from supermask.sparse.accelerate import _difference, _replaceable
+from supermask.sparse.layers import TOLERANCES, ColumnsLinear, CsrLinear, semi_structured, unfit
 
 MKL = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="needs MKL")
 COMPILER = pytest.mark.skipif(not any(map(shutil.which, native.COMPILERS)), reason="needs a C++ compiler")
@@ -254,7 +255,7 @@ def test_an_accelerated_network_gives_the_same_outputs(network):
 @MKL
 def test_the_fastest_is_chosen_and_seen(monkeypatch):
     """With a clock by which compressed rows are fast: all layers are replaced, in a layout that `view` can read."""
-    from supermask import sparse
+    from supermask.sparse import accelerate as sparse
 
     def by_name(calls, device, seconds):
         return {name: {"csr": 1.0, "sparse": 1.0, "dense": 2.0, "columns": 3.0}[name] for name in calls}
@@ -303,7 +304,7 @@ class ReadsElsewhere(nn.Module):
     ids=["bias", "weight", "nan"],
 )
 def test_where_the_whole_model_differs_all_of_it_stays_dense(model, reason, monkeypatch):
-    from supermask import sparse
+    from supermask.sparse import accelerate as sparse
 
     def always(calls, *_):
         return {name: float(name not in ("csr", "sparse")) for name in calls}
@@ -324,7 +325,7 @@ def test_where_the_whole_model_differs_all_of_it_stays_dense(model, reason, monk
 
 @MKL
 def test_where_the_whole_is_not_faster_all_of_it_stays_dense(monkeypatch):
-    from supermask import sparse
+    from supermask.sparse import accelerate as sparse
 
     monkeypatch.setattr(sparse, "_quartiles", lambda calls, *_: {name: float(name != "csr") for name in calls})
     model, x = nn.Sequential(nn.Linear(12, 9)), torch.randn(5, 12)
@@ -364,7 +365,7 @@ def test_bad_requests():
 
 
 def test_without_mkl_and_without_a_compiler_there_are_no_compressed_rows(monkeypatch):
-    from supermask import sparse
+    from supermask.sparse import accelerate as sparse
 
     model, x = nn.Sequential(nn.Linear(12, 9)), torch.randn(5, 12)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)

@@ -11,16 +11,16 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from supermask.architectures import find_architecture
-from ticket_search import training
-from ticket_search.config import make_config
-from ticket_search.cost import forward_flops
+from supermask.weights.architectures import find_architecture
+from ticket_search.contract.flags import make_config
 from ticket_search.data import read_samples
 from ticket_search.methods.dense import Config
 from ticket_search.models import model_names
-from ticket_search.objective import Objective, make_objective
-from ticket_search.optimization import make_optimizer
-from ticket_search.tally import Tally
+from ticket_search.training import loop as training
+from ticket_search.training.flops import forward_flops
+from ticket_search.training.objective import Objective, make_objective
+from ticket_search.training.optimization import make_optimizer
+from ticket_search.training.running_mean import Tally
 
 
 class Recorder(TorchDispatchMode):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ticket_search import RequestError
-from ticket_search.config import find_study, studies
-from ticket_search.study import Published, compare_with_published, read_study
+from ticket_search.contract.flags import find_study, studies
+from ticket_search.sweeps.study import Published, compare_with_published, read_study
 
 SMALL = """
 title = "A small study"

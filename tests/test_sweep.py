@@ -17,9 +17,9 @@ import pytest
 from rich.console import Console
 
 from ticket_search import RequestError, search
-from ticket_search.requests import parse_seeds, read_request
-from ticket_search.sweep import plan_sweep, read_sweep, run_sweep
-from ticket_search.sweep_progress import CONTROLS, RUNNING, Board, BoardProgress, SweepProgress
+from ticket_search.running.request import parse_seeds, read_request
+from ticket_search.sweeps.progress import CONTROLS, RUNNING, Board, BoardProgress, SweepProgress
+from ticket_search.sweeps.sweep import plan_sweep, read_sweep, run_sweep
 
 
 @pytest.fixture

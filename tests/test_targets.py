@@ -7,7 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from supermask import find_targets
-from supermask.targets import fan_in_and_out, plain_name
+from supermask.masks.targets import fan_in_and_out, plain_name
 
 
 @pytest.mark.parametrize("name", NETWORKS)

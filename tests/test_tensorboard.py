@@ -27,14 +27,14 @@ from torch import nn
 
 import supermask
 from supermask import Masks
-from supermask.live import program_of
+from supermask.live.held import program_of
 from ticket_search import Interrupted, search
-from ticket_search.config import make_config
+from ticket_search.contract.flags import make_config
 from ticket_search.methods.imp import Config
-from ticket_search.pictures import draw, kept_per_pixel, mask_grid, picture_first_layer
-from ticket_search.progress import Progress
-from ticket_search.runs import Run
-from ticket_search.tensorboard import BUCKETS, HPARAMS, TAGS, EventFile, level_curve
+from ticket_search.runs.first_layer import draw, kept_per_pixel, mask_grid, picture_first_layer
+from ticket_search.runs.progress import Progress
+from ticket_search.runs.run import Run
+from ticket_search.runs.tensorboard import BUCKETS, HPARAMS, TAGS, EventFile, level_curve
 
 IMP = {"density": 0.6, "epochs": 2, "threads": 1, "evaluate_every": "10it", "progress": False}
 EDGE_POPUP = {"density": 0.5, "epochs": 3, "threads": 1, "progress": False}
@@ -152,7 +152,7 @@ def test_histograms_of_surviving_weights_after_each_training(runs):
 
 
 def test_histograms_of_scores_once_an_epoch(runs):
-    from ticket_search.score_training import MaskWatch
+    from ticket_search.training.learned_scores import MaskWatch
 
     run = runs["edge-popup"]
     for name, mask in run.ticket.masks.items():
@@ -344,7 +344,7 @@ def test_no_step_twice_and_none_backwards(name, runs):
 
 
 def test_a_run_killed_while_it_ends_logs_the_end_once(tmp_path, monkeypatch, runs):
-    from ticket_search import runs as module
+    from ticket_search.runs import run as module
 
     def die(path, value):
         if path.name == "summary.json":

@@ -18,8 +18,8 @@ from ticket_bytes import full_ticket, rewrite
 
 import supermask
 from supermask import Masks, Ticket, TicketError, make_state
-from supermask.fitting import state_of
-from supermask.ticket_header import FORMAT
+from supermask.tickets.header import FORMAT
+from supermask.weights.fitting import state_of
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from ticket_bytes import blocks, drawn_ticket, full_ticket, page, read_by_page, take_apart
 
 import supermask
-from supermask import Draw, Masks, Ticket, coding, make_state
-from supermask.inits import INITS
+from supermask import Draw, Masks, Ticket, make_state
+from supermask.tickets import bit_coding as coding
+from supermask.weights.inits import INITS
 
 
 def code_lines(block: str) -> int:

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_selection import sorted_top_k
 
-from supermask import native, selection, tracking
-from supermask.selection import SMALL
-from supermask.tracking import Chooser, Tracker, cut_by_sorting
+from supermask.kernels import build as native
+from supermask.selection import top_k as selection
+from supermask.selection import tracking
+from supermask.selection.top_k import SMALL
+from supermask.selection.tracking import Chooser, Tracker, cut_by_sorting
 
 SIZE = 3 * SMALL + 17
 COMPILER = next(filter(None, map(shutil.which, native.COMPILERS)), None)

@@ -9,9 +9,10 @@ import torch
 from test_data_formats import write_set
 
 import supermask
-from supermask import Ticket, foreign, make_state
+from supermask import Ticket, make_state
+from supermask.tickets import foreign
 from ticket_search import RequestError, train
-from ticket_search.export import FORMATS, export
+from ticket_search.deploy.export import FORMATS, export
 from ticket_search.models.lenet import lenet_300_100
 
 

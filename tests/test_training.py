@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from ticket_search import search
-from ticket_search.config import make_config, steps_of
+from ticket_search.contract.errors import RunError
+from ticket_search.contract.flags import make_config, steps_of
 from ticket_search.data import read_arrays
 from ticket_search.data.dataset import split
 from ticket_search.data.samples import whole_batches
-from ticket_search.evaluation import evaluate
 from ticket_search.methods import find_method
 from ticket_search.models.lenet import lenet_300_100
-from ticket_search.optimization import learning_rate, make_optimizer
-from ticket_search.problems import RunError
+from ticket_search.training.evaluation import evaluate
+from ticket_search.training.optimization import learning_rate, make_optimizer
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -88,7 +88,7 @@ def test_evaluation_equals_the_mean_over_single_samples():
 def test_training_equals_a_loop_written_by_hand(quick):
     run = quick("dense", epochs=2, batch_size=100, optimizer="sgd", lr=0.05, schedule="cosine", init="kaiming-normal")
     import supermask
-    from supermask.inits import permutation
+    from supermask.masks.random_numbers import permutation
 
     torch.set_num_threads(1)
     data = split("digits", read_arrays("digits"), 0)

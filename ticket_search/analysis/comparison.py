@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..config import differences
-from ..problems import RequestError
+from ..contract.errors import RequestError
+from ..contract.flags import differences
 from .intervals import Difference, chance_of_none, confidence_interval, difference, holm
-from .members import Member, read_members
+from .read_runs import Member, read_members
 from .verdict import DELTA, judge
 
 # What must be equal in the runs of a ticket and in those of the dense network that it is compared with: the task, and,

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import supermask
 from supermask import Masks, Ticket
 
-from ..problems import RequestError
-from ..runs import TICKET
+from ..contract.errors import RequestError
+from ..runs.names import TICKET
 
 
 class HeatMap(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..problems import RequestError
+from ..contract.errors import RequestError
 from .curves import DPI, SMALL, Look, draw, shorten
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import Field
 
-from ..problems import RequestError, nearest_hint
+from ..contract.errors import RequestError, nearest_hint
 
 # The columns of the CSV, which has a line for each seed of each level and of each control.
 COLUMNS = {

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..problems import RequestError, RunError
+from ..contract.errors import RequestError, RunError
 from . import bench, catalog, compare, controls, evaluate, export, inspect, resume, runs, search, study, sweep, train
 from .terminal import errors
 

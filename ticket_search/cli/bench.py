@@ -38,9 +38,9 @@ def bench(
     path = ticket_path(ticket, runs)
     import supermask
 
-    from ..analysis.bars import plot_bench
+    from ..analysis.bench_plot import plot_bench
     from ..analysis.plots import check_path
-    from ..bench import bench as run
+    from ..deploy.bench import bench as run
 
     if plot is not None:
         check_path(plot, False)

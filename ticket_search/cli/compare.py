@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..problems import RequestError
+from ..contract.errors import RequestError
 from .terminal import duration, errors, output, percent, print_json, print_table
 
 QUESTIONS = ("matching", "as_early", "init", "positions", "trivial")
@@ -86,7 +86,8 @@ def _check(files: Mapping[str, str], delta: float, overwrite: bool) -> None:
 
 
 def _write(found: dict[str, Any], files: Mapping[str, str], board: str, overwrite: bool) -> None:
-    from ..analysis import page, plots, tables
+    from ..analysis import html as page
+    from ..analysis import plots, tables
     from ..analysis.geometry import heat_maps
 
     maps = [found_map for network in found.get("masks", ()) for found_map in heat_maps(network)]
@@ -110,7 +111,7 @@ def _write(found: dict[str, Any], files: Mapping[str, str], board: str, overwrit
         one = maps[-1] if len(found["masks"]) == 1 and len(found["masks"][0]["labels"]) == 1 else maps[0]
         plots.plot_heat_map(one.rows, one.columns, one.values, files["--heat-map"], one.title, overwrite=overwrite)
     if board:
-        from ..analysis.board import write_board
+        from ..analysis.to_tensorboard import write_board
 
         write_board(found, board)
     for path in filter(None, [*files.values(), board]):

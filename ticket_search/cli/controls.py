@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..problems import RequestError
+from ..contract.errors import RequestError
 from .terminal import errors, output, percent, print_json, print_table
 
 
@@ -31,9 +31,11 @@ def controls(
     words = [word for word in levels.split(",") if word]
     if not all(word.isdecimal() for word in words):
         raise RequestError(f"--levels {levels}: expected numbers, as 3,7")
-    from ..folders import find_run, read_config
-    from ..requests import MOVING, shape_of
-    from ..ticket_controls import controls as run_controls
+    from ..running.controls import controls as run_controls
+    from ..running.read_config import read_config
+    from ..running.request import shape_of
+    from ..runs.folders import find_run
+    from ..runs.names import MOVING
 
     folder = find_run(run, runs)
     try:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..problems import RequestError
+from ..contract.errors import RequestError
 from .terminal import percent, print_json, print_table
 
 
@@ -27,7 +27,7 @@ def evaluate(
     from .tickets import read_ticket
 
     found = read_ticket(ticket, runs)
-    from ..evaluation import evaluate_ticket
+    from ..training.evaluation import evaluate_ticket
 
     name = data or found.meta.get("data")
     if not isinstance(name, str):

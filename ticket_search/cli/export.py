@@ -36,7 +36,7 @@ def export(
     """Write a ticket's network, masks applied, for other programs."""
     shape = read_numbers("--input-shape", input_shape)
     found = read_ticket(ticket, runs)
-    from ..export import export as write
+    from ..deploy.export import export as write
 
     path = write(found, to, output, state, compact=compact, model=model, input_shape=shape or None)
     screen().print(f"wrote {path} ({path.stat().st_size:,} bytes)", highlight=False, soft_wrap=True)

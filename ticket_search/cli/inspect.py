@@ -48,7 +48,7 @@ def inspect(
 
 def describe(ticket: Ticket, file_bytes: int) -> dict[str, Any]:
     """What `ticket inspect` shows: without building the model or decoding a mask, and whatever the metadata hold."""
-    from supermask.coded import CodedMasks
+    from supermask.tickets.lazy import CodedMasks
 
     meta = ticket.meta
     described: dict[str, Any] = {key: meta[key] for key in _PROVENANCE if key in meta}

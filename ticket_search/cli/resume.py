@@ -21,8 +21,8 @@ def resume(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Go on with a stopped run, as if it had never been stopped."""
-    from ..folders import find_run
-    from ..searches import resume as resume_run
+    from ..running.search import resume as resume_run
+    from ..runs.folders import find_run
 
     folder = find_run(run, runs)
     done = (folder / "summary.json").exists()

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config import read_json, read_toml
-from ..folders import find_run, list_runs, remove_run
-from ..problems import RequestError
+from ..contract.errors import RequestError
+from ..contract.flags import read_json, read_toml
+from ..runs.folders import find_run, list_runs, remove_run
 from .terminal import duration, output, percent, print_json, print_table
 
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List runs, or remove them.")

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 import pydantic
 import typer
 
-from ..config import Config, flag, is_switch, public_fields, recipes
+from ..contract.flags import Config, flag, is_switch, public_fields, recipes
 from ..methods import find_method, method_names
-from ..requests import LAUNCH_FLAGS, read_request
+from ..running.read_config import find_kind
+from ..running.request import LAUNCH_FLAGS, read_request
 from .terminal import duration, errors, output, percent, print_definitions, print_json, print_table, stop_told
 
 if TYPE_CHECKING:
-    from ..runs import Run
-    from ..searches import Plan
+    from ..running.search import Plan
+    from ..runs.run import Run
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,16 +34,16 @@ def search(context: typer.Context) -> None:
         return
     request = read_request(words)
     if "--seeds" in request.launch:
-        from ..sweep_file import sweep_of_seeds
+        from ..sweeps.file import sweep_of_seeds
         from .sweep import carry_out_sweep
 
         runs, jobs = request.launch.get("--runs", "runs"), int(request.launch.get("--jobs", "1"))
         carry_out_sweep(sweep_of_seeds(request), runs, jobs, request.asks("--dry-run"), request.asks("--json"))
         return
-    from ..folders import choose_folder
-    from ..progress import Progress
-    from ..runs import Run
-    from ..searches import carry_out, make_plan, prepare
+    from ..running.search import carry_out, make_plan, prepare
+    from ..runs.folders import choose_folder
+    from ..runs.progress import Progress
+    from ..runs.run import Run
 
     flags = {key: value for key, value in request.values.items() if key not in ("model", "data")}
     config, setup = prepare(request.method, request.model, request.data, flags, request.given)
@@ -144,7 +145,7 @@ def print_plan(plan: Plan, as_json: bool) -> None:
     ]
     print_table(("maskable tensor", "kind", "shape", "weights"), rows)
     _print_left_out(targets.left_out_by_reason().items())
-    exact = find_method(plan.config.method).traits.exact_density
+    exact = find_kind(plan.config.method).traits.exact_density
     print_table(
         ("training", "density", "weights kept", "steps"),
         [

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from ..config import read_json
-from ..sweep_file import Sweep, read_sweep
+from ..contract.flags import read_json
+from ..sweeps.file import Sweep, read_sweep
 from .terminal import duration, errors, output, percent, print_json, print_table
 
 if TYPE_CHECKING:
-    from ..sweep import SweepPlan, SweepResult
+    from ..sweeps.sweep import SweepPlan, SweepResult
 
 
 def add_to(app: typer.Typer) -> None:
@@ -49,7 +49,7 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
         The folders of its runs, none where nothing was to be done.
     """
     try:
-        from ..sweep import plan_sweep, run_plan
+        from ..sweeps.sweep import plan_sweep, run_plan
 
         plan = plan_sweep(asked, runs, jobs)
         if plan.warning:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..problems import RequestError
+from ..contract.errors import RequestError
 
 if TYPE_CHECKING:
     from supermask import Ticket
@@ -30,8 +30,8 @@ def ticket_path(name: str, runs: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    from ..folders import find_run
-    from ..runs import TICKET
+    from ..runs.folders import find_run
+    from ..runs.names import TICKET
 
     try:
         folder = find_run(name, runs)

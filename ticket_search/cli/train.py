@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from ..config import public_fields
-from ..methods import find_method
-from ..problems import RequestError
-from ..requests import LAUNCH_FLAGS, read_flags
-from ..ticket_training import FIXED
+from ..contract.errors import RequestError
+from ..contract.flags import public_fields
+from ..running.read_config import find_kind
+from ..running.request import LAUNCH_FLAGS, read_flags
+from ..running.train import FIXED
 from .search import print_flags, print_plan, print_summary
 from .terminal import output, print_definitions, print_json, stop_told
 
@@ -35,10 +35,10 @@ def train(context: typer.Context) -> None:
     flags = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
     if problems:
         raise RequestError(problems)
-    from ..folders import choose_folder
-    from ..progress import Progress
-    from ..runs import Run
-    from ..searches import carry_out, describe_ticket, make_plan, prepare
+    from ..running.search import carry_out, describe_ticket, make_plan, prepare
+    from ..runs.folders import choose_folder
+    from ..runs.progress import Progress
+    from ..runs.run import Run
     from .tickets import ticket_path
 
     runs = launch.get("--runs", "runs")
@@ -59,7 +59,7 @@ def train(context: typer.Context) -> None:
 
 
 def _print_help() -> None:
-    method = find_method("train")
+    method = find_kind("train")
     output().print(f"Usage: ticket train TICKET [FLAGS]\n\n{method.idea}\n{method.paper}", highlight=False)
     fields = {key: entry for key, entry in public_fields(method.Config).items() if key not in FIXED}
     print_flags("flags; what is not given is as the ticket was trained", fields, defaults=False)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..problems import RequestError, unknown
+from ..contract.errors import RequestError, unknown
 
 if TYPE_CHECKING:
     from .arrays import Arrays

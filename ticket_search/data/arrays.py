@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
-from ..problems import RequestError
+from ..contract.errors import RequestError
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from supermask.inits import uniform
+from supermask.masks.random_numbers import uniform
 
-from ..problems import RequestError
+from ..contract.errors import RequestError
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from supermask.inits import permutation
+from supermask.masks.random_numbers import permutation
 
-from ..problems import RequestError
+from ..contract.errors import RequestError
 from .arrays import Arrays
 from .augmentation import NO_AUGMENTATION, Augmentation, augment
 from .samples import HeldOut, Order, whole_batches

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from supermask.inits import permutation
+from supermask.masks.random_numbers import permutation
 
 from .arrays import Arrays
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from ..problems import RequestError, nearest_hint
+from ..contract.errors import RequestError, nearest_hint
 
 
 def load_factory(spec: str) -> Any:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from supermask.inits import permutation, random_words
+from supermask.masks.random_numbers import permutation, random_words
 
-from ..problems import RequestError, RunError, nearest_hint
+from ..contract.errors import RequestError, RunError, nearest_hint
 from .dataset import TEST_SHARE, VALIDATION_SHARE
 from .samples import HeldOut, Order, whole_batches
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..problems import RequestError
+from ..contract.errors import RequestError
 from .arrays import Arrays
 
 _VALIDATION = 400

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..problems import RequestError
+from ..contract.errors import RequestError
 from .arrays import Arrays, Files, check_classes, locate, read_bytes
 
 _FILES = Files(torchvision="SVHN", layouts={"svhn": ("train_32x32.mat", "test_32x32.mat")}, by_split=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ..config import Config as SharedConfig
-from . import Stage, Traits
+from ..contract.flags import Config as SharedConfig
+from ..contract.method import Stage, Traits
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from supermask import Targets, Ticket
 
     from ..data.samples import Samples
-    from ..runs import Run
+    from ..runs.run import Run
 
 
 class Config(SharedConfig):
@@ -42,10 +42,10 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
 def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     """Train `model` and keep all of it."""
     import supermask
-    from supermask.fitting import state_of
+    from supermask.weights.fitting import state_of
 
-    from ..reports import conclude
-    from ..training import train
+    from ..training.conclude import conclude
+    from ..training.loop import train
 
     start = state_of(model)
     masks = supermask.prune(model, 1.0, include=config.include or None, exclude=config.exclude or None)

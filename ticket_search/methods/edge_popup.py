@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from ..at_init import group_problems
-from ..config import Init, ShapedConfig
-from ..problems import RequestError
-from . import Stage, Traits
+from ..contract.errors import RequestError
+from ..contract.flags import Init, ShapedConfig
+from ..contract.method import Stage, Traits
+from ..training.at_init import group_problems
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from supermask import Targets, Ticket
 
     from ..data.samples import Samples
-    from ..runs import Run
+    from ..runs.run import Run
 
 
 class Config(ShapedConfig):
@@ -58,7 +58,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     Raises:
         RequestError: a density that leaves a tensor without weights, a target that is no weight, or one without groups.
     """
-    from supermask.selection import count_kept
+    from supermask.selection.top_k import count_kept
 
     problems = []
     flat = [name for name, target in targets.items() if target.parameter.dim() < 2]
@@ -78,7 +78,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
 
 def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     """Learn which of the frozen weights of `model` to use."""
-    from ..score_training import learn_scores, train_scores
+    from ..training.learned_scores import learn_scores, train_scores
 
     learn_scores(model, config)
     return train_scores(model, data, config, run)

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ..at_init import NO_RATE, example_of, fine_tuning
-from ..config import Config as SharedConfig
-from ..config import Positive, Words
-from ..problems import RequestError, RunError
-from . import Stage, Traits
+from ..contract.errors import RequestError, RunError
+from ..contract.flags import Config as SharedConfig
+from ..contract.flags import Positive, Words
+from ..contract.method import Stage, Traits
+from ..training.at_init import NO_RATE, example_of, fine_tuning
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from supermask import Masks, Targets, Ticket
-    from supermask.coupling import Coupled
-    from supermask.gradients import Evidence
+    from supermask.choosing.coupling import Coupled
+    from supermask.choosing.gradients import Evidence
 
     from ..data.samples import Samples
-    from ..runs import Run
+    from ..runs.run import Run
 
 TRAITS = Traits(exact_density=False)
 _OF_WEIGHTS = ("magnitude", "l2")
@@ -152,7 +152,7 @@ def find_filters(model: nn.Module, data: Samples, config: Config) -> Filters:
         RequestError: there are none, or the network cannot be traced.
     """
     import supermask
-    from supermask.coupling import couple
+    from supermask.choosing.coupling import couple
 
     example = example_of(data)
     try:
@@ -173,7 +173,7 @@ def count_filters(config: Config, filters: Filters) -> dict[str, int]:
     """
     import torch
 
-    from supermask.allocation import by_glob
+    from supermask.choosing.allocation import by_glob
 
     units = {key: torch.zeros(channels) for key, channels in filters.channels.items()}
     try:
@@ -190,9 +190,9 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
 
     Beside the ticket the run has `compact.safetensors`, the network without what was dropped.
     """
-    from supermask.fitting import set_state, state_of
+    from supermask.weights.fitting import set_state, state_of
 
-    from ..reports import save_compacted
+    from ..training.conclude import save_compacted
 
     filters = find_filters(model, data, config)
     initial = state_of(model)
@@ -220,11 +220,11 @@ def _between(whole: int, last: int, share: float) -> int:
 def _train_dense(
     model: nn.Module, data: Samples, config: Config, run: Run, filters: Filters, initial: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    from supermask.fitting import state_of
+    from supermask.weights.fitting import state_of
 
     from ..data.samples import whole_batches
-    from ..reports import conclude
-    from ..training import train
+    from ..training.conclude import conclude
+    from ..training.loop import train
 
     # A checkpoint was trained elsewhere: all of the schedule lies behind it.
     start = config.epochs * whole_batches(data.train_size, config.batch_size) if config.weights else 0
@@ -239,9 +239,9 @@ def _scan(
     model: nn.Module, data: Samples, config: Config, run: Run, filters: Filters, counts: dict[str, int] | None
 ) -> dict[str, int]:
     """Measure each layer alone; the counts given, or those that the tolerance allows."""
-    from supermask.selection import count_kept
+    from supermask.selection.top_k import count_kept
 
-    from ..sensitivity import DENSITIES, save_scan, scan_layer, tell_scan
+    from ..training.sensitivity import DENSITIES, save_scan, scan_layer, tell_scan
 
     dense, accuracies = run.rows[0]["val_accuracy"], {}
     with run.progress.count("scanning layers", len(filters.channels) * len(DENSITIES)) as one_more:
@@ -268,11 +268,11 @@ def _train_level(
     counts: Mapping[str, int],
 ) -> dict[str, Any]:
     import supermask
-    from supermask.fitting import set_state, state_of
+    from supermask.weights.fitting import set_state, state_of
 
     from ..data.samples import whole_batches
-    from ..reports import conclude
-    from ..training import train
+    from ..training.conclude import conclude
+    from ..training.loop import train
 
     before = run.load_level(level - 1)
     set_state(model, before.state_dict("final"))
@@ -322,7 +322,7 @@ def _choose(
 ) -> Masks:
     """The best filters of the layers in `counts`; the others stay as they are."""
     import supermask
-    from supermask.scores import find_score
+    from supermask.choosing.scores import find_score
 
     scored = find_score(config.score)
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ..at_init import TRAITS as TRAITS
-from ..at_init import PruningConfig, check_pruning, choose_masks, example_of, warn_of_collapse
-from ..config import Duration, is_zero, steps_of
-from ..problems import RequestError
-from . import Stage
+from ..contract.errors import RequestError
+from ..contract.flags import Duration, is_zero, steps_of
+from ..contract.method import Stage
+from ..training.at_init import TRAITS as TRAITS
+from ..training.at_init import PruningConfig, check_pruning, choose_masks, example_of, warn_of_collapse
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from supermask import Masks, Targets, Ticket
 
     from ..data.samples import Samples
-    from ..runs import Run
+    from ..runs.run import Run
 
 
 class Config(PruningConfig):
@@ -81,11 +81,11 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
 def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     """Train and prune, then train on, with the optimizer's moments as they were."""
     import supermask
-    from supermask.fitting import set_state, state_of
+    from supermask.weights.fitting import set_state, state_of
 
     from ..data.samples import whole_batches
-    from ..reports import conclude
-    from ..training import train
+    from ..training.conclude import conclude
+    from ..training.loop import train
 
     first, steps = prune_steps(config, whole_batches(data.train_size, config.batch_size))
     start = state_of(model)
@@ -123,9 +123,9 @@ class Pruner:
 
     def on_step(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
         """Drop the smallest weights where it is time to."""
-        from supermask.schedules import SCHEDULES
+        from supermask.choosing.schedules import SCHEDULES
 
-        from ..tensorboard import densities
+        from ..runs.tensorboard import densities
 
         if step not in self.steps:
             return
@@ -164,7 +164,7 @@ class Pruner:
 
 def _replace_masks(model: nn.Module, masks: Masks) -> None:
     import supermask
-    from supermask.live import program_of
+    from supermask.live.held import program_of
 
     if program_of(model) is not None:
         supermask.detach(model)

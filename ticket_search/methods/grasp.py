@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ..at_init import TRAITS as TRAITS
-from ..at_init import DataConfig, prune_and_train
-from ..at_init import plan as plan
+from ..training.at_init import TRAITS as TRAITS
+from ..training.at_init import DataConfig, prune_and_train
+from ..training.at_init import plan as plan
 
 
 class Config(DataConfig):

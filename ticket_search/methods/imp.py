@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..at_init import group_problems
-from ..config import Duration, ShapedConfig, groups_of, is_zero, steps_of
-from ..problems import RequestError
-from ..tensorboard import densities
-from . import Stage, Traits
+from ..contract.errors import RequestError
+from ..contract.flags import Duration, ShapedConfig, groups_of, is_zero, steps_of
+from ..contract.method import Stage, Traits
+from ..runs.tensorboard import densities
+from ..training.at_init import group_problems
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from supermask import Masks, Targets, Ticket
 
     from ..data.samples import Samples
-    from ..runs import Run
+    from ..runs.run import Run
 
 Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
@@ -120,8 +120,8 @@ def level_counts(config: Config, targets: Targets) -> list[dict[str, int]]:
     Raises:
         RequestError: a density that the rates never reach, or tensors that cannot be cut into groups of M.
     """
-    from supermask.allocation import largest_remainder, shrink_by_rate
-    from supermask.selection import count_kept
+    from supermask.choosing.allocation import largest_remainder, shrink_by_rate
+    from supermask.selection.top_k import count_kept
 
     if groups := patterns(config):
         if problems := group_problems(config, targets):
@@ -186,7 +186,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
 
 def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     """Run every level; each one keeps its ticket under `levels/`, and `rewind.safetensors` the step rewound to."""
-    from supermask.fitting import state_of
+    from supermask.weights.fitting import state_of
 
     levels = level_counts(config, run.setup.targets(config, model))
     initial = state_of(model)
@@ -210,9 +210,9 @@ def _train_dense(
     import supermask
 
     from ..data.samples import whole_batches
-    from ..reports import conclude
-    from ..rewinding import RewindPoint
-    from ..training import train
+    from ..training.conclude import conclude
+    from ..training.loop import train
+    from ..training.rewinding import RewindPoint
 
     rewind = steps_of(config.rewind, whole_batches(data.train_size, config.batch_size))
     hook = RewindPoint(rewind)
@@ -240,11 +240,11 @@ def _train_level(
     exact: bool,
 ) -> dict[str, Any]:
     import supermask
-    from supermask.fitting import set_state
+    from supermask.weights.fitting import set_state
 
-    from ..reports import conclude
-    from ..rewinding import mask_moments
-    from ..training import train
+    from ..training.conclude import conclude
+    from ..training.loop import train
+    from ..training.rewinding import mask_moments
 
     before = run.load_level(level - 1)
     pattern = patterns(config)[level - 1] if config.group_density else None
@@ -275,7 +275,7 @@ def _prune(
     pattern: tuple[int, int] | None,
 ) -> Masks:
     import supermask
-    from supermask.allocation import global_, rank_together
+    from supermask.choosing.allocation import global_, rank_together
 
     total = sum(counts.values())
 

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ..at_init import (
+from ..contract.errors import RequestError
+from ..contract.flags import Duration, Positive, is_zero, steps_of
+from ..contract.method import Stage
+from ..training.at_init import (
     NO_RATE,
     PruningConfig,
     check_pruning,
@@ -20,10 +23,7 @@ from ..at_init import (
     score_batches,
     warn_of_collapse,
 )
-from ..at_init import TRAITS as TRAITS
-from ..config import Duration, Positive, is_zero, steps_of
-from ..problems import RequestError
-from . import Stage
+from ..training.at_init import TRAITS as TRAITS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from supermask import Masks, Targets, Ticket
 
     from ..data.samples import Samples
-    from ..runs import Run
+    from ..runs.run import Run
 
 LOOKS_AT_DATA = ("snip", "grasp", "taylor", "movement")
 
@@ -90,12 +90,12 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
 def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     """Train, prune, train again; the dense network is level 0, the ticket level 1."""
     import supermask
-    from supermask.fitting import set_state, state_of
+    from supermask.weights.fitting import set_state, state_of
 
     from ..data.samples import whole_batches
-    from ..reports import conclude
-    from ..rewinding import RewindPoint
-    from ..training import train
+    from ..training.conclude import conclude
+    from ..training.loop import train
+    from ..training.rewinding import RewindPoint
 
     per_epoch = whole_batches(data.train_size, config.batch_size)
     rewind = steps_of(config.rewind, per_epoch)

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from ..at_init import TRAITS as TRAITS
-from ..at_init import AtInitConfig, prune_and_train
-from ..at_init import plan as plan
+from ..training.at_init import TRAITS as TRAITS
+from ..training.at_init import AtInitConfig, prune_and_train
+from ..training.at_init import plan as plan
 
 
 class Config(AtInitConfig):

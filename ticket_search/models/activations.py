@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from supermask.targets import find_named
+from supermask.masks.targets import find_named
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,

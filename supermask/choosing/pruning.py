@@ -1,0 +1,247 @@
+"""prune(): score, allocation and granularity joined into masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..masks.masks import Masks, mismatches, shapes_of
+from ..masks.targets import Targets, find_targets, is_score, literal_globs, unwrap
+from ..selection.top_k import count_kept
+from .allocation import Allocation, by_glob, find_allocation, with_floor
+from .coupling import Coupled, couple
+from .gradients import Evidence, Loss, Replay, undisturbed
+from .granularity import NM, Channel, Filter, Granularity, Units, find_granularity
+from .schedules import Schedule, densities_over
+from .scores import ROUNDS, Score, find_score
+
+
+def prune(
+    model: nn.Module,
+    density: float | Mapping[str, float],
+    score: str | Score = "magnitude",
+    allocation: str | Allocation | None = None,
+    granularity: str | Granularity = "weight",
+    *,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    previous: Mapping[str, Tensor] | None = None,
+    floor: float = 0.0,
+    batches: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    example_input: Any = None,
+    rounds: int | Sequence[float] | None = None,
+    schedule: str | Schedule = "exponential",
+    seed: int = 0,
+) -> Masks:
+    """Choose which weights of a model to keep. The model is not changed: `hold` or `bake` applies the masks.
+
+        masks = supermask.prune(model, density=0.1)
+        masks = supermask.prune(model, density=0.05, previous=masks)                          # only shrinks
+        masks = supermask.prune(model, 0.1, "snip", batches=loader)                           # before training
+        masks = supermask.prune(model, 0.01, "synflow", example_input=torch.ones(1, 3, 32, 32))
+        masks = supermask.prune(model, 0.5, granularity="filter", example_input=x)            # whole channels
+        masks = supermask.prune(model, {"conv": 0.5, "linear": 0.1, "output": 1.0})           # layer by layer
+
+    Args:
+        model: any module.
+        density: fraction of the maskable units to keep, in (0, 1], met to the unit, ties included. Or densities by
+            glob, kind of layer or `output` (see `by_glob`), which are an allocation themselves.
+        score: `magnitude`, `l2`, `random`, `snip`, `grasp`, `synflow`, `taylor`, `movement`, `bn-scale`, or a function
+            `(model, targets, evidence) -> {name: tensor}`, higher is kept.
+        allocation: `global` (all units ranked together; the default), `layerwise` (the same density in each tensor; the
+            default of filters, channels and N:M), `erk`, `er`, `balanced`, or a function
+            `(unit scores, density, targets) -> {name: number}`.
+        granularity: `weight`, `filter`, `channel`, `block:4x4`, `2:4`, or an object of that contract. `filter` with an
+            `example_input` drops whole channels: all filters that write one, their biases, the norm behind them. The
+            masks then hold biases and norms too, which no density counts.
+        include: globs of the parameters to mask instead of the default set (see `find_targets`).
+        exclude: globs of parameters or modules to leave dense.
+        previous: masks of an earlier round; what they drop stays dropped. Where neither `include` nor `exclude` is
+            given, the tensors they name are the targets.
+        floor: the fraction of its units that every tensor keeps at least, and at least one; with 0 a tensor may lose
+            all of its units.
+        batches: for scores that look at gradients: any iterable of (inputs, targets); one is in memory at a time, but
+            for several rounds an iterator is read into a list.
+        loss: `loss(outputs, targets)` for them, cross-entropy if not given.
+        example_input: what the model takes: for `synflow`, `bn-scale` and coupled filters.
+        rounds: score and drop again and again, down to the density: their number or the density of each. 100 for
+            `synflow`, else 1.
+        schedule: the density over the rounds: `exponential`, `cubic` or `linear`.
+        seed: of scores that draw random numbers.
+
+    Raises:
+        ValueError: a density outside (0, 1], an unknown name, scores that are NaN or of the wrong shape, previous
+            masks that do not fit the model or keep fewer units than asked, a density that keeps nothing, a floor above
+            the density, or a combination that cannot be, with the reason.
+    """
+    model = unwrap(model)
+    if any(is_score(module, name) for module in model.modules() for name in module._parameters):
+        raise ValueError("the model's masks are being learned: supermask.bake(model) first")
+    _check_density(density, floor, allocation)
+    if previous is not None and include is None and exclude is None:
+        include = literal_globs(_counted(previous))
+    targets = find_targets(model, include, exclude)
+    shape = find_granularity(granularity)
+    if granularity == "filter" and example_input is not None:
+        shape = couple(model, targets, example_input)
+    allocate = by_glob(density) if isinstance(density, Mapping) else allocation_for(shape, allocation, floor)
+    scored = find_score(score)
+    if rounds is None:
+        rounds = ROUNDS.get(score, 1) if isinstance(score, str) and not isinstance(shape, NM) else 1
+    masks = None if previous is None else _take_previous(previous, model, targets)
+    goals = _goals(density, rounds, schedule, 1.0 if masks is None else _alive(masks, targets, shape))
+    if isinstance(batches, Iterator) and len(goals) > 1:
+        batches = Replay(batches)
+    evidence = Evidence(seed, batches, loss, example_input)
+    for left, goal in zip(reversed(range(len(goals))), goals, strict=True):
+        with undisturbed(model, seed), zeroed(model, masks):
+            scores = scored(model, targets, evidence)
+        masks = _choose(scores, targets, shape, allocate, goal, masks, last=left == 0)
+    assert masks is not None
+    return masks
+
+
+def allocation_for(shape: Granularity, allocation: str | Allocation | None, floor: float = 0.0) -> Allocation:
+    """The allocation asked, over a floor; if none is asked, the one that units of this shape can be ranked by.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if allocation is None:
+        # Sums over filters of different sizes do not compare.
+        allocation = "layerwise" if isinstance(shape, (NM, Filter, Channel, Coupled)) else "global"
+    found = find_allocation(allocation)
+    return with_floor(found, floor) if floor else found
+
+
+def _choose(
+    scores: Mapping[str, Tensor],
+    targets: Targets,
+    shape: Granularity,
+    allocate: Allocation,
+    density: float,
+    previous: Masks | None,
+    last: bool,
+) -> Masks:
+    _check_scores(scores, targets)
+    units = shape.reduce({name: scores[name].detach() for name in targets}, targets)
+    if previous is not None:
+        units = _bar_dropped(units, previous, targets, shape)
+    counts = allocate(units, density, targets)
+    if not any(counts.values()):
+        raise ValueError(f"density {density} keeps none of the {sum(unit.numel() for unit in units.values())} units")
+    if previous is not None and not last:  # only the density asked is met in each tensor
+        counts = {name: min(count, _alive_in(units[name])) for name, count in counts.items()}
+    if previous is not None:
+        _check_shrinks(counts, units, density)
+    masks = shape.expand(shape.choose(units, counts), targets)
+    for name, before in {} if previous is None else previous.items():
+        masks[name] = masks[name] & before.to(masks[name].device) if name in masks else before
+    return Masks(masks, uncounted=[name for name in masks if name not in targets])
+
+
+def _goals(
+    density: float | Mapping[str, float], rounds: int | Sequence[float], schedule: str | Schedule, start: float
+) -> list[float]:
+    if not isinstance(density, Mapping):
+        return densities_over(rounds, density, schedule, max(start, density))
+    if rounds != 1:
+        raise ValueError("densities by glob are met in one round: expected rounds=1, or one density for all")
+    return [1.0]
+
+
+def _alive(masks: Masks, targets: Targets, shape: Granularity) -> float:
+    """The fraction of the units of which something is kept."""
+    units = shape.reduce({name: masks[name].to(torch.float64) for name in targets}, targets).values()
+    return sum(int(torch.count_nonzero(unit)) for unit in units) / sum(unit.numel() for unit in units)
+
+
+def _alive_in(unit: Tensor) -> int:
+    return int(torch.count_nonzero(unit != -torch.inf))
+
+
+@contextmanager
+def zeroed(model: nn.Module, masks: Masks | None) -> Iterator[None]:
+    """The model with the dropped weights at 0, as long as the block lasts."""
+    if masks is None:
+        yield
+        return
+    masked = find_targets(model, include=literal_globs(masks))
+    dropped = [(target.parameter, ~masks[name].to(target.parameter.device)) for name, target in masked.items()]
+    before = [(parameter, where, parameter.detach()[where].clone()) for parameter, where in dropped]
+    with torch.no_grad():
+        for parameter, where in dropped:
+            parameter[where] = 0
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, where, values in before:
+                parameter[where] = values
+
+
+def _check_density(density: float | Mapping[str, float], floor: float, allocation: str | Allocation | None) -> None:
+    for value in density.values() if isinstance(density, Mapping) else [density]:
+        count_kept(value, 1)
+    if isinstance(density, Mapping) and floor:
+        raise ValueError("densities by glob are floors themselves: expected one density with a floor")
+    if isinstance(density, Mapping) and allocation is not None:
+        raise ValueError(f"densities by glob are an allocation themselves: expected one density with {allocation!r}")
+
+
+def _counted(masks: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in masks if not (isinstance(masks, Masks) and name in masks.uncounted)]
+
+
+def _check_scores(scored: Mapping[str, Tensor], targets: Targets) -> None:
+    problems = []
+    for name, target in targets.items():
+        if name not in scored:
+            problems.append(f"{name} has no score")
+        elif scored[name].shape != target.parameter.shape:
+            problems.append(f"{name} has shape {list(target.parameter.shape)}, its scores {list(scored[name].shape)}")
+        elif nan := int(torch.isnan(scored[name]).sum()):
+            problems.append(f"{name} has {nan} NaN among its {target.size} scores")
+    if problems:
+        raise ValueError("the scores cannot be ranked: " + "; ".join(problems))
+
+
+def _take_previous(previous: Mapping[str, Tensor], model: nn.Module, targets: Targets) -> Masks:
+    """The previous masks of the targets; where they are all targets, those of biases and norms that go with them."""
+    masks = {name: previous[name] for name in targets if name in previous}
+    shapes = {name: tuple(target.parameter.shape) for name, target in targets.items()}
+    if len(masks) == len(_counted(previous)) < len(previous):
+        masks |= previous
+        shapes = {name: tuple(each.parameter.shape) for name, each in find_targets(model, include="*").items()}
+    problems = mismatches(shapes_of(masks), shapes) + [
+        f"there is no previous mask for {n}" for n in targets if n not in masks
+    ]
+    if problems:
+        raise ValueError("the previous masks do not fit the targets: " + "; ".join(problems))
+    return Masks(masks, [name for name in masks if name not in targets])
+
+
+def _bar_dropped(units: Units, previous: Masks, targets: Targets, shape: Granularity) -> Units:
+    kept = shape.reduce({name: previous[name].to(torch.float64) for name in targets}, targets)
+    barred = {}
+    for key, score in units.items():
+        floating = score if score.is_floating_point() else score.to(torch.float64)
+        # The lowest finite score, not -inf, for a kept unit: -inf is what says "dropped before".
+        floating = floating.clamp_min(torch.finfo(floating.dtype).min)
+        barred[key] = floating.masked_fill((kept[key] <= 0).to(floating.device), -torch.inf)
+    return barred
+
+
+def _check_shrinks(counts: Mapping[str, int], units: Units, density: float) -> None:
+    grown = []
+    for name, count in counts.items():
+        had = _alive_in(units[name])
+        if count > had:
+            grown.append(f"{name} keeps {had} and density {density} asks for {count}")
+    if grown:
+        raise ValueError("masks only shrink, but the previous ones keep fewer weights: " + "; ".join(grown))

@@ -1,0 +1,1 @@
+"""C++ for what PyTorch takes too long for, and what builds it."""

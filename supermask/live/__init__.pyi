@@ -1,0 +1,15 @@
+from . import edge_popup as edge_popup
+from . import held as held
+from . import program as program
+from . import zeroing as zeroing
+from .held import Hold as Hold
+from .held import Model as Model
+from .held import bake as bake
+from .held import check as check
+from .held import copy_of as copy_of
+from .held import detach as detach
+from .held import hold as hold
+from .held import mask_gradients as mask_gradients
+from .held import masks_of as masks_of
+from .program import Program as Program
+from .program import program_of as program_of

@@ -1,0 +1,302 @@
+"""A mask on a live model: hold it through training, read it, check it, bake it in, take it off.
+
+Nothing is parametrized and no layer is replaced: the model keeps its classes, its parameters and their names. A
+program (see `program`) stands beside the model.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ..masks.masks import Masks
+from ..masks.targets import Target, Targets, computed_weights, find_targets, literal_globs, refuse_computed, unwrap
+from .program import Program as Program
+from .program import program_of as program_of
+from .zeroing import dropped_values, integer, local, make_bits, share, zero
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+# By their ids: a WeakSet takes longer to walk through than the rest of what follows an optimizer's step.
+_HELD: dict[int, weakref.ref[Hold]] = {}
+
+
+class _Seen:
+    """An ordinary weight, whole and of one owner, as it was when last zeroed; `view` is its memory as integers."""
+
+    def __init__(self, module: nn.Module, attribute: str, weight: nn.Parameter, bits: Tensor) -> None:
+        self.module, self.attribute, self.weight, self.bits = module, attribute, weight, bits
+        # What is made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            self.view = weight.data.view(bits.dtype)
+        self.address, self.shape, self.stride = weight.data_ptr(), weight.shape, weight.stride()
+
+    def is_as_it_was(self) -> bool:
+        """Whether the module still has this weight, and the weight the memory that `view` is."""
+        weight = self.weight
+        if self.module._parameters.get(self.attribute) is not weight or weight.data_ptr() != self.address:
+            return False
+        return weight.shape == self.shape and weight.stride() == self.stride
+
+
+class Hold(Program):
+    """Fixed masks: dropped weights are exactly 0 after every optimizer step and at every forward pass."""
+
+    def __init__(self, model: nn.Module, targets: Mapping[str, Target], masks: Masks) -> None:
+        super().__init__(model, targets)
+        self.kept = masks
+        self.bits: dict[tuple[str, torch.Size], Tensor] = {}
+        self.seen: dict[str, _Seen] = {}
+        self.borrowed: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+        self._be_found()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A deep copy of the model gets a copy of this program, which optimizers must find too.
+        self.__dict__.update(state)
+        self._be_found()
+        _hook_optimizers()
+
+    def _be_found(self) -> None:
+        """Let optimizers know of these masks, as long as the model is there."""
+        number = id(self)
+        _HELD[number] = weakref.ref(self, lambda _: _HELD.pop(number, None))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "bits": {}, "seen": {}}
+
+    def install(self) -> None:
+        """Hook the forward passes, `state_dict`, `load_state_dict` and, once per process, all optimizers."""
+        super().install()
+        for module in self.owning():
+            # Afterwards, when `fully_shard` has put back what is saved, whose memory the state shares. And partial,
+            # because PyTorch marks the hook by an attribute, which a method cannot have.
+            self.handles.append(module.register_state_dict_post_hook(partial(self._zero_own)))
+            self.handles.append(module.register_load_state_dict_post_hook(self._zero_own))
+        _hook_optimizers()
+        self.zero()
+
+    def remove(self) -> None:
+        """Take all hooks off; optimizers leave the model alone from now on."""
+        super().remove()
+        _HELD.pop(id(self), None)
+
+    def zero(self, names: Iterable[str] | None = None) -> None:
+        """Set the dropped weights, of these tensors or of all, to exactly +0."""
+        compiling = torch.compiler.is_compiling()
+        for name in self.owners if names is None else names:
+            seen = None if compiling else self.seen.get(name)
+            # This runs twice in every step: what is known of a weight that is where it was is not asked again.
+            if seen is not None and seen.is_as_it_was():
+                seen.view.bitwise_and_(seen.bits)
+                continue
+            self._zero_anew(name)
+            if not compiling:
+                self._see(name)
+
+    @torch.no_grad()
+    def _zero_anew(self, name: str) -> None:
+        for weight in self.copies(name):
+            if isinstance(weight, nn.Parameter):
+                zero(weight, self._bits(name, weight))
+
+    def _see(self, name: str) -> None:
+        self.seen.pop(name, None)
+        ((module, attribute), *others) = self.owners[name]
+        weight = module._parameters[attribute]
+        if type(weight) is nn.Parameter and not others and weight.device.type in ("cpu", "cuda"):
+            self.seen[name] = _Seen(module, attribute, weight, self._bits(name, weight))
+
+    def touches(self, parameters: set[int]) -> bool:
+        """Whether one of the masked parameters is among these ids."""
+        for owners in self.owners.values():
+            for module, attribute in owners:
+                if id(module._parameters.get(attribute)) in parameters:
+                    return True
+        return False
+
+    def masks(self) -> Masks:
+        """The masks that are held."""
+        return self.kept
+
+    def check(self) -> None:
+        """Raise ValueError with each tensor in which dropped weights are not 0, and their number."""
+        alive = []
+        for name, mask in self.kept.items():
+            dropped = [dropped_values(mask, weight) for weight in self.copies(name)]
+            if count := sum(int(torch.count_nonzero(values)) for values in dropped):
+                alive.append(f"{name} has {count} of {dropped[0].numel()} dropped weights different from 0")
+        if alive:
+            raise ValueError("the masks do not hold: " + "; ".join(alive))
+
+    def bake(self) -> None:
+        """Zero the dropped weights once more."""
+        self.zero()
+
+    def begin(self) -> None:
+        """Zero whatever was written by hand since the last pass.
+
+        What `torch.func.functional_call` lends is the caller's and may be differentiated: the pass reads it masked.
+        """
+        self.zero()
+        for name, mask in self.kept.items():
+            for module, attribute in self.owners[name]:
+                weight: Any = module._parameters[attribute]
+                if not isinstance(weight, nn.Parameter):
+                    masked: Any = torch.where(mask.to(weight.device), weight, torch.zeros_like(weight))
+                    module._parameters[attribute] = masked
+                    self.borrowed.append((module, attribute, weight, masked))
+
+    def end(self) -> None:
+        """Give back what was lent."""
+        for module, attribute, weight, masked in self.borrowed:
+            if module._parameters[attribute] is masked:
+                module._parameters[attribute] = weight  # type: ignore[assignment]
+        self.borrowed = []
+
+    def _zero_own(self, module: nn.Module, *args: Any) -> None:
+        self.zero(name for name, owners in self.owners.items() if any(owner is module for owner, _ in owners))
+
+    def _bits(self, name: str, weight: Tensor) -> Tensor:
+        key = name, local(weight).shape
+        bits = self.bits.get(key)
+        if bits is None or bits.device != weight.device or bits.dtype != integer(weight):
+            bits = self.bits[key] = make_bits(self.kept[name], weight)
+        return bits
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    if not _HELD:
+        return
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for reference in tuple(_HELD.values()):
+        program = reference()
+        if program is not None and program.touches(stepped):
+            program.zero()
+
+
+_optimizer_hook: Any = None
+
+
+def _hook_optimizers() -> None:
+    global _optimizer_hook
+    if _optimizer_hook is None:
+        _optimizer_hook = register_optimizer_step_post_hook(_after_step)
+
+
+def _program(model: nn.Module) -> Program:
+    program = program_of(model)
+    if program is None:
+        raise ValueError("the model carries no masks: supermask.hold(model, masks) or supermask.learn(model, density)")
+    return program
+
+
+def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> Targets:
+    """Keep the dropped weights of a model at exactly 0 from now on, whoever trains it.
+
+        masks = supermask.prune(model, density=0.1)
+        supermask.hold(model, masks)
+        ...any training loop...
+
+    They are zeroed now, after every step of any `torch.optim` optimizer, before every forward pass and after
+    `load_state_dict`, and in what `state_dict` returns, which is that of the plain model. A deep copy holds them too.
+
+    Several processes must hold the same masks: prune once DistributedDataParallel has given them the same weights, or
+    before `fully_shard`. `torch.func.functional_call` reads the weights it is given masked and does not write them.
+
+    Args:
+        model: any module.
+        masks: `{parameter name: bool tensor of its shape}`, True = kept.
+
+    Returns:
+        The targets masked.
+
+    Raises:
+        ValueError: masks that do not fit the model (all misfits named), or a model that carries masks already.
+    """
+    model = unwrap(model)
+    masks = masks if isinstance(masks, Masks) else Masks(masks)
+    if not masks:
+        raise ValueError("there are no masks to hold: expected {parameter name: bool tensor}")
+    refuse_computed(computed_weights(model), literal_globs(masks))
+    masks.check(model)
+    targets = find_targets(model, include=literal_globs(masks))
+    kept = Masks({name: masks[name] for name in targets}, masks.uncounted)
+    Hold(model, targets, kept).install()
+    return targets
+
+
+def masks_of(model: nn.Module) -> Masks:
+    """The masks that a model carries now: those it holds, or those its scores choose at this moment.
+
+    Raises:
+        ValueError: the model carries none.
+    """
+    return _program(model).masks()
+
+
+def check(model: nn.Module) -> None:
+    """Check that the masks on a model hold.
+
+    Raises:
+        ValueError: names each tensor whose dropped weights are not 0 (or whose frozen weights have changed) with the
+            number of them; or whose layer has been replaced by another; or the model carries no masks.
+    """
+    program = _program(model)
+    program.settle()
+    modules = {id(module) for module in program.root.modules()}
+    if gone := [name for name, own in program.owners.items() if any(id(owner) not in modules for owner, _ in own)]:
+        raise ValueError(
+            f"the masks of {', '.join(gone)} are on layers that the model no longer has: supermask.detach(model), then "
+            "masks for the layers that it has now"
+        )
+    program.check()
+
+
+@torch.no_grad()
+def mask_gradients(model: nn.Module) -> None:
+    """Zero the gradients of weights that a model holds at 0, for what reads gradients as a whole, such as clipping."""
+    program = program_of(model)
+    if isinstance(program, Hold):
+        for name, mask in program.kept.items():
+            for gradient in (weight.grad for weight in program.copies(name)):
+                if gradient is not None:
+                    local(gradient).masked_fill_(~share(mask, gradient), 0)
+
+
+def detach(model: Model) -> Model:
+    """Take the masks off in place: an ordinary module again, its weights those that the masks left.
+
+    Raises:
+        ValueError: the model carries none.
+    """
+    program = _program(model)
+    program.settle()
+    program.bake()
+    program.remove()
+    return model
+
+
+def copy_of(model: Model) -> Model:
+    """A deep copy; what layers computed and kept, such as the weight of the old `spectral_norm`, is constant in it."""
+    kept = [value for module in model.modules() for value in vars(module).values()]
+    kept += [value for table in kept if isinstance(table, dict) for value in table.values()]
+    computed = [value for value in kept if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+
+
+def bake(model: Model) -> Model:
+    """A copy of the model as an ordinary module, masks applied to its weights; the original keeps working.
+
+    Raises:
+        ValueError: the model carries no masks.
+    """
+    _program(model).settle()
+    return detach(copy_of(model))

@@ -1,0 +1,9 @@
+from . import masks as masks
+from . import random_numbers as random_numbers
+from . import targets as targets
+from .masks import LayerDensity as LayerDensity
+from .masks import Masks as Masks
+from .masks import Names as Names
+from .masks import mismatches as mismatches
+from .masks import rename as rename
+from .masks import shapes_of as shapes_of

@@ -1,0 +1,2 @@
+from . import top_k as top_k
+from . import tracking as tracking

@@ -1,0 +1,186 @@
+"""Smaller layers out of larger ones, and a description of that in plain JSON from which they can be made again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..live.held import Model
+from ..masks.targets import nearest
+
+# What a description may change. It may come from a file, so nothing else of a module can be written to.
+_SIZES = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_parameters")
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
+
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+# What else may become smaller: what treats each channel by itself.
+PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
+
+Changes = dict[str, dict[str, dict[str, Any]]]
+
+
+class Smaller(NamedTuple):
+    """A layer's new sizes by attribute, and its new tensors by name."""
+
+    sizes: dict[str, int]
+    tensors: dict[str, Tensor]
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether each channel of a convolution has one filter of its own."""
+    return (
+        isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups == module.in_channels == module.out_channels
+    )
+
+
+def takes_constants(module: Any) -> bool:
+    """Whether a constant in the input gives the same everywhere in the output."""
+    if isinstance(module, nn.Linear):
+        return True
+    if module.transposed:
+        return False
+    padding: Any = module.padding
+    if padding == "same":
+        padding = tuple(size - 1 for size in module.kernel_size)
+    return module.padding_mode != "zeros" or padding == "valid" or not any(padding)
+
+
+def blocks_of(module: Any, weight: Tensor) -> Tensor:
+    """A weight as [groups, outputs of a group, inputs of a group, ...], a view."""
+    weight = weight.transpose(0, 1) if getattr(module, "transposed", False) else weight
+    blocks: Tensor = weight.unflatten(0, (getattr(module, "groups", 1), -1))
+    return blocks
+
+
+def columns_read(module: Any, weight: Tensor) -> Tensor:
+    """Which inputs a layer reads, bool [inputs]."""
+    return blocks_of(module, weight).flatten(3).any(3).any(1).flatten() if weight.dim() > 2 else weight.any(0)
+
+
+def rows_read(module: Any, weight: Tensor) -> Tensor:
+    """Which outputs read anything, bool [outputs]."""
+    return blocks_of(module, weight).flatten(0, 1).flatten(1).any(1).cpu()
+
+
+def all_kept(module: nn.Module, outputs: bool) -> Tensor:
+    """True for each output, or input, of a layer."""
+    attributes = ("out_channels", "out_features") if outputs else ("in_channels", "in_features")
+    sizes = [getattr(module, name, None) for name in (*attributes, "num_features", "num_parameters")]
+    return torch.ones(next(size for size in sizes if size is not None), dtype=torch.bool)
+
+
+def cut(module: Any, kept_outputs: Tensor | None, kept_inputs: Tensor | None) -> Smaller:
+    """A layer without some of its outputs and inputs.
+
+    Args:
+        module: a linear layer, a convolution (grouped: as many in each group), a batch or instance norm or a PReLU.
+        kept_outputs: bool [outputs], None for all.
+        kept_inputs: bool [inputs], None for all. Not asked for where an output is an input.
+    """
+    tensors = {name: value for name in _TENSORS if isinstance(value := getattr(module, name, None), Tensor)}
+    if isinstance(module, nn.Linear):
+        out, inp = _all(kept_outputs, module.out_features), _all(kept_inputs, module.in_features)
+        tensors["weight"] = tensors["weight"][out][:, inp]
+        sizes = {"out_features": int(out.sum()), "in_features": int(inp.sum())}
+    elif is_depthwise(module):
+        out = _all(kept_outputs, module.out_channels)
+        tensors["weight"] = tensors["weight"][out]
+        sizes = dict.fromkeys(("out_channels", "in_channels", "groups"), int(out.sum()))
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        out, inp = _all(kept_outputs, module.out_channels), _all(kept_inputs, module.in_channels)
+        tensors["weight"] = _cut_kernel(module, tensors["weight"], out, inp)
+        sizes = {"out_channels": int(out.sum()), "in_channels": int(inp.sum())}
+    else:
+        attribute = "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
+        out = _all(kept_outputs, getattr(module, attribute))
+        tensors["weight"] = tensors["weight"][out] if "weight" in tensors else torch.empty(0)
+        sizes = {attribute: int(out.sum())}
+    for name in tensors.keys() - {"weight"}:
+        tensors[name] = tensors[name][out]
+    return Smaller(sizes, {name: value.detach().clone() for name, value in tensors.items() if value.numel()})
+
+
+def _all(kept: Tensor | None, size: int) -> Tensor:
+    return torch.ones(size, dtype=torch.bool) if kept is None else kept.cpu()
+
+
+def _cut_kernel(module: Any, weight: Tensor, out: Tensor, inp: Tensor) -> Tensor:
+    if module.transposed:
+        return weight[inp][:, out]
+    outs, ins, blocks = (part.chunk(module.groups) for part in (out, inp, weight))
+    return torch.cat([block[o][:, i] for block, o, i in zip(blocks, outs, ins, strict=True)])
+
+
+def describe_changes(model: nn.Module, layers: Mapping[str, Smaller]) -> Changes:
+    """What `rebuild` must do to a model so that it has these layers: new sizes and shapes, of what differs."""
+    changes: Changes = {}
+    for path, (sizes, tensors) in layers.items():
+        module = model.get_submodule(path)
+        new = {name: size for name, size in sizes.items() if size != getattr(module, name)}
+        shapes = {name: list(x.shape) for name, x in tensors.items() if _shape(module, name) != list(x.shape)}
+        if new or shapes:
+            changes[path] = {"sizes": new, "shapes": shapes}
+    return changes
+
+
+def rebuild(model: Model, changes: Mapping[str, Any]) -> Model:
+    """Give a dense network, in place, the layers of a compacted one; `load_state_dict` then takes its state.
+
+        compaction = supermask.shrink(model, masks, x)
+        net = supermask.rebuild(build_dense(), compaction.changes)
+        net.load_state_dict(compaction.model.state_dict())
+
+    Nothing is traced. The new tensors hold zeros.
+
+    Args:
+        model: the dense network.
+        changes: `{module: {"sizes": {attribute: number}, "shapes": {tensor: shape}}}` as in `Compaction.changes`. A
+            layer can only become smaller, or get a bias.
+
+    Raises:
+        ValueError: changes that do not fit the model; all of them are named.
+    """
+    modules = dict(model.named_modules())
+    problems = [problem for path, change in changes.items() for problem in _misfits(modules, path, change)]
+    if problems:
+        raise ValueError("the changes do not fit the model: " + "; ".join(problems))
+    for path, change in changes.items():
+        module = modules[path]
+        for name, size in change["sizes"].items():
+            setattr(module, name, size)
+        for name, shape in change["shapes"].items():
+            old: Any = getattr(module, name)
+            new = (module.weight if old is None else old).new_zeros(shape)
+            if name in module._buffers:
+                module._buffers[name] = new
+            else:
+                setattr(module, name, nn.Parameter(new, requires_grad=old is None or old.requires_grad))
+    return model
+
+
+def _misfits(modules: Mapping[str, nn.Module], path: str, change: Any) -> list[str]:
+    if path not in modules:
+        return [f"there is no module '{path}'{nearest(path, modules)}"]
+    module, problems = modules[path], []
+    if not isinstance(change, Mapping) or not all(isinstance(change.get(k), Mapping) for k in ("sizes", "shapes")):
+        return [f"{path}: expected sizes and shapes, got {change!r}"]
+    for name, size in change["sizes"].items():
+        there = getattr(module, name, None) if name in _SIZES else None
+        if not (type(size) is int and type(there) is int and 0 < size <= there):
+            problems.append(f"{path}.{name} is {there}, cannot become {size!r}")
+    for name, shape in change["shapes"].items():
+        there = _shape(module, name) if name in _TENSORS else None
+        if there is None and name == "bias" and isinstance(module, LAYERS):
+            there = [getattr(module, "out_features" if isinstance(module, nn.Linear) else "out_channels")]
+        fits = there is not None and isinstance(shape, list) and len(shape) == len(there)
+        if not fits or not all(type(n) is int and 0 < n <= old for n, old in zip(shape, there or [], strict=True)):
+            problems.append(f"{path}.{name} has shape {there}, cannot get {shape!r}")
+    return problems
+
+
+def _shape(module: nn.Module, name: str) -> list[int] | None:
+    value = getattr(module, name, None)
+    return list(value.shape) if isinstance(value, Tensor) else None

@@ -1,0 +1,5 @@
+"""Sparse layers where they are faster than dense ones."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+"""Tickets, their file, and the files of other programs."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

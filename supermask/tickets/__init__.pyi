@@ -1,0 +1,11 @@
+from . import bit_coding as bit_coding
+from . import compact_file as compact_file
+from . import container as container
+from . import differences as differences
+from . import file as file
+from . import foreign as foreign
+from . import header as header
+from . import lazy as lazy
+from . import reader as reader
+from . import ticket as ticket
+from . import writer as writer

@@ -1,0 +1,94 @@
+"""A compacted network as one file: a safetensors file of its state dict, and how to build it in one JSON string."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import nn
+
+from ..shrinking.compaction import Compaction
+from ..shrinking.slicing import rebuild
+from ..weights.architectures import find_architecture
+from ..weights.fitting import set_state, state_of
+from .ticket import TicketError, to_json
+
+KEY = "compact"
+VERSION = 1
+
+
+def pack_compaction(found: Compaction, architecture: Mapping[str, Any]) -> bytes:
+    """The bytes of a file that `load_compact` reads.
+
+    The metadata holds, under `compact`, `{"version": 1, "architecture": {"name", "arguments"}, "changes": {...}}`, see
+    `rebuild`.
+    """
+    description = {"version": VERSION, "architecture": dict(architecture), "changes": found.changes}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_of(found.model).items()}
+    return safetensors.torch.save(tensors, {KEY: to_json(description)})
+
+
+def load_compact(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+    """Build the network of a file that `ticket export --to compact` wrote, in eval mode. No code of the file is run.
+
+        net = supermask.load_compact("net.safetensors")
+        net = supermask.load_compact("net.safetensors", model=MyNet())   # a network that is not known by name
+
+    Args:
+        path: the file.
+        model: the whole network, where its architecture is not known by name; it is changed.
+
+    Raises:
+        ValueError: a file of something else, an architecture that is not known here, or tensors that do not fit.
+        OSError: a path that cannot be read.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise TicketError(f"{path} is not a safetensors file: {error}") from None
+    except OSError as error:
+        # Of a folder it says "no such device".
+        raise IsADirectoryError(f"{path} is a folder, expected a file") if os.path.isdir(path) else error from None
+    architecture, changes = _description(path, metadata)
+    net = _build(path, architecture) if model is None else model
+    try:
+        set_state(rebuild(net, changes), tensors)
+    except ValueError as error:
+        raise TicketError(f"{path}: {error}") from None
+    return net.eval()
+
+
+def _build(path: Any, architecture: Mapping[str, Any]) -> nn.Module:
+    if "name" not in architecture:
+        raise TicketError(f"{path} names no architecture: give the whole network as model=...")
+    try:
+        build = find_architecture(str(architecture["name"]))
+    except ValueError as error:
+        raise TicketError(f"{path}: {error}; or give the whole network as model=...") from None
+    try:
+        return build(**architecture.get("arguments", {}))
+    except (TypeError, ValueError) as error:
+        raise TicketError(f"{path}: the arguments do not fit its model '{architecture['name']}': {error}") from None
+
+
+def _description(path: Any, metadata: Mapping[str, str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    if KEY not in metadata:
+        hint = "; supermask.load reads tickets" if metadata else ""
+        raise TicketError(f"{path} has no '{KEY}' in its metadata: expected a file of ticket export --to compact{hint}")
+    try:
+        found = json.loads(metadata[KEY])
+    except json.JSONDecodeError as error:
+        raise TicketError(f"{path}: '{KEY}' is not JSON: {error}") from None
+    if not isinstance(found, Mapping) or found.get("version") != VERSION:
+        version = found.get("version") if isinstance(found, Mapping) else found
+        raise TicketError(f"{path} is a compact file of version {version!r}, expected {VERSION}")
+    architecture, changes = found.get("architecture"), found.get("changes")
+    if not isinstance(architecture, Mapping) or not isinstance(changes, Mapping):
+        raise TicketError(f"{path}: expected an architecture and changes")
+    return architecture, changes

@@ -1,0 +1,168 @@
+"""What a ticket file says of itself: the description that stands in it as one JSON string."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Annotated, Any
+
+import pydantic
+
+from ..weights.inits import INITS, WEIGHT_INITS
+from .container import DTYPES, parse_json
+from .ticket import STATES, TicketError
+
+FORMAT = 1
+KEY = "supermask"
+BITS = "bits"
+NO_CHECKSUM = "0" * 64
+
+Count = Annotated[int, pydantic.Field(ge=0, lt=2**62)]
+Shape = Annotated[list[Count], pydantic.Field(max_length=32)]
+# Beyond, float32 has no numbers for a network's weights.
+Factor = Annotated[float, pydantic.Field(ge=-1e30, le=1e30)]
+
+
+class _Strict(pydantic.BaseModel, extra="forbid", strict=True, frozen=True):
+    pass
+
+
+class Bits(_Strict):
+    """One coded bit vector: how many bits are True, and if it is no bitmap the Rice code (see `coding.Code`).
+
+    `rice` is the number of a remainder's digits and the number of bytes of all quotients.
+    """
+
+    kept: Count
+    rice: Annotated[list[Count], pydantic.Field(min_length=2, max_length=2)] | None = None
+
+
+class Mask(Bits):
+    """One mask: of blocks of this shape where there is one; `levels` divide what it keeps again and again."""
+
+    block: list[Annotated[int, pydantic.Field(ge=1, lt=2**62)]] | None = None
+    levels: Annotated[list[Bits], pydantic.Field(max_length=254)] = []
+    uncounted: bool = False
+
+
+class Tensor(_Strict):
+    """One tensor of the network: its shape, and the ticket's mask of it if there is one."""
+
+    shape: Shape
+    mask: Mask | None = None
+
+
+class Drawn(_Strict):
+    """Tensors drawn alike."""
+
+    init: str
+    seed: Annotated[int, pydantic.Field(ge=-(2**63), lt=2**64)]
+    scale: Factor
+    names: list[str]
+
+
+class State(_Strict):
+    """Where all tensors of a state come from; `stored` gives their types."""
+
+    fingerprint: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
+    drawn: list[Drawn] = []
+    signs: dict[str, Bits] = {}
+    gains: dict[str, Factor] = {}
+    stored: dict[str, str] = {}
+
+
+class Header(_Strict):
+    """The whole description."""
+
+    format: int
+    checksum: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
+    tensors: dict[str, Tensor]
+    sets: dict[str, dict[str, Mask]] = {}
+    states: dict[str, State] = {}
+    meta: dict[str, Any] = {}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    @property
+    def masks(self) -> dict[str, Mask]:
+        """The ticket's masks."""
+        return {name: tensor.mask for name, tensor in self.tensors.items() if tensor.mask is not None}
+
+    def problems(self) -> list[str]:
+        """What the fields' types do not say."""
+        shapes = self.shapes
+        found = [f"unknown state '{name}'" for name in self.states if name not in STATES]
+        for what, masks in [("mask", self.masks), *((f"set '{name}'", masks) for name, masks in self.sets.items())]:
+            for name, mask in masks.items():
+                if name not in shapes:
+                    found.append(f"{what}: '{name}' has no shape")
+                elif mask.block is not None:
+                    found += _block_problems(name, shapes[name], mask)
+        for name, state in self.states.items():
+            found += [f"{name}: {problem}" for problem in _state_problems(state, shapes)]
+        return found
+
+
+def _block_problems(name: str, shape: tuple[int, ...], mask: Mask) -> list[str]:
+    block = mask.block or []
+    fits = len(block) == len(shape) and all(size % part == 0 for size, part in zip(shape, block, strict=True))
+    if not fits or mask.kept % math.prod(block):
+        return [f"mask of '{name}': blocks of {block} do not make up {mask.kept} of {list(shape)}"]
+    return []
+
+
+def _state_problems(state: State, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    drawn = [(name, group.init) for group in state.drawn for name in group.names]
+    names = [name for name, _ in drawn] + list(state.stored)
+    found = [f"'{name}' is there twice" for name, times in Counter(names).items() if times > 1]
+    found += [f"'{name}' has no shape" for name in names if name not in shapes]
+    found += [f"unknown init '{group.init}'" for group in state.drawn if group.init not in INITS]
+    found += [
+        f"'{name}' cannot be drawn with shape {list(shapes[name])}"
+        for name, init in drawn
+        if init in WEIGHT_INITS and name in shapes and (len(shapes[name]) < 2 or not math.prod(shapes[name]))
+    ]
+    drawn_names = {name for name, _ in drawn}
+    found += [f"'{name}' has signs or a gain, but is not drawn" for name in {*state.signs, *state.gains} - drawn_names]
+    return found + [f"'{name}' has an unknown type" for name, dtype in state.stored.items() if dtype not in DTYPES]
+
+
+def read_header(text: str, max_weights: float) -> Header:
+    """Read and check a description.
+
+    Raises:
+        TicketError: says all that is wrong, or that the file is of a newer format.
+    """
+    try:
+        plain = parse_json(text)
+    except ValueError as error:
+        raise TicketError(f"the ticket's description is wrong: {error}") from None
+    version = plain.get("format") if isinstance(plain, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise TicketError(f"the ticket has format {version}, this version reads up to {FORMAT}: upgrade supermask")
+    try:
+        header = Header.model_validate(plain)
+    except pydantic.ValidationError as error:
+        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+    else:
+        problems = header.problems()
+    if version != FORMAT:
+        problems.append(f"format: expected {FORMAT}")
+    if problems:
+        raise TicketError(f"the ticket's description is wrong: {_some(problems)}")
+    # An axis of length 0 must not hide the others' lengths.
+    weights = sum(math.prod(max(1, size) for size in shape) for shape in header.shapes.values())
+    if weights > max_weights:
+        raise TicketError(
+            f"the ticket describes {weights:,} weights, more than {max_weights:,}: if you trust it, "
+            f"supermask.load(..., max_weights={weights})"
+        )
+    return header
+
+
+def _some(problems: list[str], most: int = 20) -> str:
+    rest = len(problems) - most
+    return "; ".join(problems[:most]) + (f"; and {rest} more" if rest > 0 else "")

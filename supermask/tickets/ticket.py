@@ -1,0 +1,328 @@
+"""Ticket: masks, where the weights come from, and what was run to find them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..live.held import Hold, Model, program_of
+from ..masks.masks import Masks, Names
+from ..masks.targets import nearest
+from ..shrinking.compaction import Compaction, shrink
+from ..weights.architectures import find_architecture
+from ..weights.fitting import Fit, first_names, fit, set_state
+from ..weights.inits import Draw, fingerprint
+from .differences import Difference, compare_masks, compare_plain, compare_tensors
+
+STATES = ("start", "final")
+
+
+class TicketError(ValueError):
+    """A ticket that cannot be read, or that does not hold what it says."""
+
+
+@dataclass(frozen=True)
+class State:
+    """All tensors of a network at one moment: stored, or drawn from a seed.
+
+    `fingerprint` is the SHA-256 of the whole state dict with the masks applied (see `supermask.fingerprint`).
+    `signs` and `gains` say how a drawn tensor becomes the effective one: where a sign is True the weight is negated,
+    and the gain multiplies all of a tensor. `order` are the tensors' names in the order of the state dict.
+    """
+
+    stored: Mapping[str, Tensor]
+    drawn: Mapping[str, Draw]
+    fingerprint: str
+    signs: Mapping[str, Tensor] = field(default_factory=dict)
+    gains: Mapping[str, float] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tensors."""
+        return self.order or (*self.drawn, *self.stored)
+
+    def tensors(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict, dropped weights 0; its fingerprint is not verified."""
+        return {name: _masked(self._tensor(name), masks.get(name)) for name in self.names}
+
+    def _tensor(self, name: str) -> Tensor:
+        if name in self.stored:
+            return self.stored[name]
+        return _flipped(self.drawn[name].tensor(name), self.signs.get(name), self.gains.get(name))
+
+
+def _flipped(drawn: Tensor, signs: Tensor | None, gain: float | None) -> Tensor:
+    if gain is not None:
+        drawn = drawn * torch.tensor(gain, dtype=torch.float32)
+    return drawn if signs is None else torch.where(signs, -drawn, drawn)
+
+
+def to_json(value: Any, sort_keys: bool = True) -> str:
+    """Text that is the same for the same value: no spaces, keys sorted.
+
+    Raises:
+        ValueError: a value that is not plain JSON, such as a NaN.
+    """
+    try:
+        return json.dumps(value, sort_keys=sort_keys, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a ticket's metadata is plain JSON without NaN: {error}") from None
+
+
+def make_state(
+    tensors: Mapping[str, Tensor],
+    masks: Masks,
+    draws: Mapping[str, Draw] | None = None,
+    gains: Mapping[str, float] | None = None,
+    dtype: torch.dtype | None = None,
+) -> State:
+    """Describe a state dict under masks: tensors that equal their draw are not stored, nor those of zeros or ones.
+
+    Args:
+        tensors: the state dict; dropped weights may hold any value.
+        masks: True = kept.
+        draws: how tensors were drawn; each is compared with its tensor. Where only signs differ, they are stored, one
+            bit for each kept weight; a tensor that has changed otherwise is stored itself.
+        gains: factors of drawn tensors, multiplied in float32.
+        dtype: bfloat16 or float16: round the kept weights of masked float32 tensors, so that they take half the bytes.
+
+    Raises:
+        ValueError: weights that are too large for float16; all tensors of them are named.
+    """
+    draws, gains = draws or {}, gains or {}
+    full = {name: _masked(tensor.detach().cpu(), masks.get(name)) for name, tensor in first_names(tensors).items()}
+    stored: dict[str, Tensor] = {}
+    drawn: dict[str, Draw] = {}
+    signs: dict[str, Tensor] = {}
+    for name, tensor in full.items():
+        if name in draws:
+            base = _masked(_flipped(draws[name].tensor(name), None, gains.get(name)), masks.get(name))
+            if tensor.dtype == torch.float32 and _bits_equal(base.abs(), tensor.abs()):
+                drawn[name] = draws[name]
+                # Of the bits, not the values: -0.0 is negative too.
+                negative = torch.signbit(base) ^ torch.signbit(tensor)
+                if negative.any():
+                    signs[name] = negative
+                continue
+        if (constant := _constant(tensor)) is not None:
+            drawn[name] = constant
+        else:
+            stored[name] = tensor.contiguous().clone()
+    if dtype is not None:
+        stored = _rounded(stored, masks, dtype)
+        full |= stored
+    used = {name: float(gains[name]) for name in drawn if name in gains and name in draws}
+    return State(stored, drawn, fingerprint(full), signs, used, tuple(full))
+
+
+def _rounded(stored: Mapping[str, Tensor], masks: Masks, dtype: torch.dtype) -> dict[str, Tensor]:
+    rounded = {
+        name: tensor.to(dtype).float() if name in masks and tensor.dtype == torch.float32 else tensor
+        for name, tensor in stored.items()
+    }
+    too_large = [
+        f"{name} (up to {float(stored[name].abs().max()):.3g})"
+        for name, tensor in rounded.items()
+        if tensor.is_floating_point() and bool((tensor.isinf() & stored[name].isfinite()).any())
+    ]
+    if too_large:
+        raise ValueError(
+            f"{str(dtype).removeprefix('torch.')} ends at {torch.finfo(dtype).max:.6g}, and these weights are larger: "
+            f"{', '.join(too_large)}; bfloat16 holds them"
+        )
+    return rounded
+
+
+def _constant(tensor: Tensor) -> Draw | None:
+    for init, value in (("zeros", 0.0), ("ones", 1.0)):
+        if tensor.numel() and _bits_equal(tensor, torch.full(tensor.shape, value)):
+            return Draw(init, 0, 1.0, tuple(tensor.shape))
+    return None
+
+
+def _bits_equal(one: Tensor, other: Tensor) -> bool:
+    # -0.0 equals 0.0 and NaN nothing; a tensor is rebuilt from its draw only where every bit is the same.
+    if one.dtype != torch.float32 or other.dtype != torch.float32 or one.shape != other.shape:
+        return False
+    return torch.equal(one.contiguous().view(torch.int32), other.contiguous().view(torch.int32))
+
+
+def _masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    return tensor if mask is None else tensor.masked_fill(~mask.to(tensor.device), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Ticket:
+    """A subnetwork: which weights are kept, and their values at the start of training and at its end.
+
+        ticket = supermask.load("ticket.safetensors")
+        ticket.density, ticket.masks["fc1.weight"], ticket.meta
+        net = ticket.model()                     # an architecture known by name, at its final state
+        net = ticket.apply_to(my_model)          # any module of the same parameters
+
+    `states` maps `start` (what the subnetwork is trained from) and `final` to a `State`; `meta` is plain JSON. Two
+    things are there where a method has them: `sets`, further masks by name over tensors of the same network, such as
+    one for each task; and `levels`, `{name: uint8 tensor}` that say more than a mask does: how many of a chain of
+    nested masks keep each weight, 0 where `masks` drops it (`ticket.at_level(2)` is the second mask of the chain).
+    """
+
+    masks: Masks
+    states: Mapping[str, State]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    sets: Mapping[str, Masks] = field(default_factory=dict)
+    levels: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # As it would be read back from a file: tuples become lists, keys text.
+        object.__setattr__(self, "meta", json.loads(to_json(dict(self.meta))))
+
+    @property
+    def density(self) -> float:
+        """Fraction of the maskable weights kept."""
+        return self.masks.density
+
+    def __eq__(self, other: object) -> bool:
+        return not self.diff(other) if isinstance(other, Ticket) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        about = ", ".join(str(self.meta[key]) for key in ("method", "model", "data") if key in self.meta)
+        return f"Ticket({about + ': ' if about else ''}density {self.density:.4g}, {self.masks.kept} weights kept)"
+
+    def at_level(self, level: int) -> Masks:
+        """The mask number `level`, from 1, of the chain of nested masks; tensors without levels keep their mask.
+
+        Raises:
+            ValueError: a ticket without levels, or a level below 1 or above all.
+        """
+        highest = max((int(levels.max()) for levels in self.levels.values() if levels.numel()), default=0)
+        if not 1 <= level <= highest:
+            raise ValueError(f"no level {level}: the ticket has {f'levels 1 to {highest}' if highest else 'no levels'}")
+        chosen = {name: self.levels[name] >= level if name in self.levels else self.masks[name] for name in self.masks}
+        return Masks(chosen, self.masks.uncounted)
+
+    def overlap(self, other: Ticket) -> float:
+        """Intersection over union of the weights that two tickets keep, in [0, 1] (see `Masks.overlap`)."""
+        return self.masks.overlap(other.masks)
+
+    def diff(self, other: Ticket) -> Difference:
+        """What differs between two tickets: metadata, masks tensor by tensor, weights. False if nothing does."""
+        none = Masks({})
+        pairs = [("", self.masks, other.masks)]
+        pairs += [(name, self.sets.get(name, none), other.sets.get(name, none)) for name in {**self.sets, **other.sets}]
+        states: dict[str, tuple[str, ...]] = {}
+        for name in {**self.states, **other.states}:
+            if not (name in self.states and name in other.states):
+                states[name] = ("only in the first" if name in self.states else "only in the second",)
+            elif self.states[name].fingerprint != other.states[name].fingerprint:
+                states[name] = compare_tensors(self.state_dict(name), other.state_dict(name))
+        masks = tuple(row for name, one, two in pairs for row in compare_masks(name, one, two))
+        levels = compare_tensors(self.levels, other.levels)
+        return Difference(compare_plain(self.meta, other.meta), masks, states, levels)
+
+    def _state(self, name: str) -> State:
+        if name not in self.states:
+            raise ValueError(f"the ticket has no state '{name}'{nearest(name, self.states)}; {', '.join(self.states)}")
+        return self.states[name]
+
+    def state_dict(self, state: str = "final") -> dict[str, Tensor]:
+        """All tensors of the network at `start` or `final`, masks applied.
+
+        Raises:
+            ValueError: a state that the ticket does not have.
+            TicketError: the tensors are not those that were saved.
+        """
+        source = self._state(state)
+        tensors = source.tensors(self.masks)
+        if (found := fingerprint(tensors)) != source.fingerprint:
+            raise TicketError(
+                f"the {state} weights are not those that were saved: their fingerprint is {found[:16]}..., "
+                f"the ticket says {source.fingerprint[:16]}..."
+            )
+        return tensors
+
+    def fit(self, model: nn.Module, state: str = "final", names: Names | None = None) -> Fit:
+        """How the ticket's tensors meet a model's, without changing it: what `apply_to` would say.
+
+        Raises:
+            ValueError: a state that the ticket does not have, or names of which two become one.
+        """
+        tensors = self.state_dict(state)
+        return fit({name: tuple(tensor.shape) for name, tensor in tensors.items()}, model, names)
+
+    def apply_to(self, model: Model, state: str = "final", names: Names | None = None, partial: bool = False) -> Model:
+        """Load the ticket's tensors into `model`, in place, and return it. `hold(model, ticket.masks)` keeps the masks.
+
+            ticket.apply_to(model, names={"": "encoder."})                # a prefix more; {"encoder.": ""}: one less
+            ticket.apply_to(model, names={"fc3.weight": "head.weight"})   # whole names
+            supermask.hold(model, ticket.masks.renamed({"": "encoder."}))
+
+        Args:
+            model: a module of the ticket's parameters.
+            state: `start` or `final`.
+            names: how the ticket's tensors are called in the model: a function of the name, or a mapping of whole names
+                and of prefixes that end in a dot (`""` is a prefix of all). None for a name leaves its tensor out.
+            partial: load what fits and leave the rest of the model as it is; `fit` says what that is.
+
+        Raises:
+            ValueError: tensors that are missing from the model, that the ticket does not have, or that have another
+                shape (all of them are named); or a model that carries other masks.
+        """
+        program = program_of(model)
+        if program is not None and not (isinstance(program, Hold) and program.masks() == self.masks.renamed(names)):
+            raise ValueError("the model carries other masks than the ticket's: supermask.detach(model) takes them off")
+        set_state(model, self.state_dict(state), names, partial)
+        return model
+
+    def model(self, state: str = "final") -> nn.Module:
+        """Build the ticket's network from the file alone, masks applied, in evaluation mode.
+
+        The architecture's name is looked up in the entry-point group `supermask.models`; no code is ever imported
+        because a file names it.
+
+        Raises:
+            ValueError: an architecture that is not known here by name; the message says what to call instead.
+            TicketError: arguments that the architecture does not take.
+        """
+        architecture = self.meta.get("architecture")
+        if not isinstance(architecture, Mapping) or "name" not in architecture:
+            raise ValueError(
+                "the ticket names no architecture: build the model yourself and call ticket.apply_to(model)"
+            )
+        build = find_architecture(str(architecture["name"]))
+        try:
+            net = build(**architecture.get("arguments", {}))
+        except TypeError as error:
+            raise TicketError(
+                f"the ticket's arguments do not fit its model '{architecture['name']}': {error}"
+            ) from None
+        return self.apply_to(net, state).eval()
+
+    def compact(self, example_input: Any = None, state: str = "final") -> nn.Module:
+        """The ticket's network as a smaller dense one, in evaluation mode (see `supermask.compact`).
+
+        Args:
+            example_input: what the network takes; without it, two inputs of the architecture's `input_shape`.
+            state: `start` or `final`.
+
+        Raises:
+            ValueError: no example input and no `input_shape` in the file, or as of `model` and `supermask.compact`.
+        """
+        return self.shrink(example_input, state).model
+
+    def shrink(self, example_input: Any = None, state: str = "final") -> Compaction:
+        """What `compact` gives, and what was done (see `supermask.shrink`)."""
+        net = self.model(state)
+        if example_input is None:
+            shape = self.meta.get("architecture", {}).get("arguments", {}).get("input_shape")
+            if shape is None:
+                raise ValueError("the ticket's architecture says no input_shape: give example_input=...")
+            example_input = torch.ones(2, *shape)
+        return shrink(net, self.masks, example_input)

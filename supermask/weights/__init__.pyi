@@ -1,0 +1,3 @@
+from . import architectures as architectures
+from . import fitting as fitting
+from . import inits as inits

@@ -1,0 +1,11 @@
+from . import bench_plot as bench_plot
+from . import comparison as comparison
+from . import curves as curves
+from . import geometry as geometry
+from . import html as html
+from . import intervals as intervals
+from . import plots as plots
+from . import read_runs as read_runs
+from . import tables as tables
+from . import to_tensorboard as to_tensorboard
+from . import verdict as verdict

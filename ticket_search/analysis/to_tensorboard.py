@@ -1,0 +1,126 @@
+"""A comparison in TensorBoard: a curve per group over the weights kept, laid over one another."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..contract.errors import RequestError
+from .plots import figure_png
+
+TAGS = {
+    "comparison/test-accuracy": "percent of the test split, mean over seeds, by kept weights",
+    "comparison/test-accuracy-low": "lower end of the 95 % interval of the mean",
+    "comparison/test-accuracy-high": "upper end of the 95 % interval of the mean",
+    "comparison/steps-to-min-validation-loss": "mean over seeds, by kept weights",
+    "comparison/difference-to-dense": "percentage points, ticket minus dense, mean of pairs of one seed",
+}
+_ACCURACY, _LOW, _HIGH, _STEPS, _DIFFERENCE = TAGS
+FIGURE = "comparison/figure"
+OVERVIEW = "comparison"
+_LAYOUT = "custom_scalars__config__"
+
+
+def write_board(
+    comparison: Mapping[str, Any], folder: str | Path, published: Sequence[Mapping[str, Any]] = ()
+) -> list[Path]:
+    """Write event files: a sub-folder per group, below it one per control, and one with the layout and the figure.
+
+    A point's step is its number of kept weights; rows without it are left out.
+
+    Args:
+        comparison: what `compare` returns.
+        folder: new, or without event files.
+        published: others' numbers for the figure, as in `plot_comparison`.
+
+    Returns:
+        The folders written to.
+
+    Raises:
+        RequestError: there are event files in it already.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.rglob("events.out.tfevents.*"))):
+        raise RequestError(f"{folder} holds event files already, or is one: choose a new folder")
+    curves: dict[str, list[Mapping[str, Any]]] = {}
+    for group, name in zip(comparison["groups"], _names(comparison["groups"]), strict=True):
+        curves[name] = group["levels"]
+        for row in group["controls"]:
+            kind = row["control"] if row["trained"] else f"{row['control']}-untrained"
+            place = "" if row["data"] == group["data"] else f"-on-{row['data']}"
+            curves.setdefault(f"{name}/{_plain(kind + place)}", []).append(row)
+    written = [folder / OVERVIEW]
+    _write(written[0], [(0, [_layout(), _picture(figure_png(comparison, published))])])
+    for name, rows in curves.items():
+        steps = {row["kept"]: _scalars(row) for row in rows if row["kept"] is not None}
+        if steps:
+            # TensorBoard's reader drops what it has of a tag when a smaller step comes.
+            _write(folder / name, sorted(steps.items()))
+            written.append(folder / name)
+    return written
+
+
+def _names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names for folders, no two the same."""
+    found: list[str] = []
+    for group in groups:
+        name = _plain(group["label"])
+        taken = {OVERVIEW, *(other.lower() for other in found)}
+        found.append(f"{name}-{group['id']}" if name.lower() in taken else name)
+    return found
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9=.,_-]+", "-", text).strip(".-")[:80] or "group"
+
+
+def _scalars(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    low, high = row["interval"] or (None, None)
+    gap = (row["difference"] or {}).get("mean")
+    # A control's difference is to the ticket.
+    values = (row["mean"], low, high, row["early_step"], None if "control" in row else gap)
+    return [
+        {"tag": tag, "simple_value": value, "metadata": _metadata("scalars", TAGS[tag], "DATA_CLASS_SCALAR")}
+        for tag, value in zip(TAGS, values, strict=True)
+        if value is not None
+    ]
+
+
+def _metadata(plugin: str, meaning: str = "", data_class: str = "DATA_CLASS_UNKNOWN") -> dict[str, Any]:
+    return {"summary_description": meaning, "plugin_data": {"plugin_name": plugin}, "data_class": data_class}
+
+
+def _picture(png: bytes) -> dict[str, Any]:
+    width, height = (int.from_bytes(png[start : start + 4]) for start in (16, 20))
+    image = {"encoded_image_string": png, "width": width, "height": height, "colorspace": 4}
+    meaning = "test accuracy against density and against the cost of the search"
+    return {"tag": FIGURE, "image": image, "metadata": _metadata("images", meaning, "DATA_CLASS_BLOB_SEQUENCE")}
+
+
+def _layout() -> dict[str, Any]:
+    """What the CUSTOM SCALARS tab shows: every group in each chart."""
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+    margin = {"series": [{"value": _ACCURACY, "lower": _LOW, "upper": _HIGH}]}
+    charts = [
+        {"title": "test accuracy (%) by kept weights", "multiline": {"tag": [f"^{_ACCURACY}$"]}},
+        {"title": "with 95 % intervals", "margin": margin},
+        {"title": "ticket minus dense (pp)", "multiline": {"tag": [f"^{_DIFFERENCE}$"]}},
+        {"title": "steps to minimum validation loss", "multiline": {"tag": [f"^{_STEPS}$"]}},
+    ]
+    layout = Layout(version=0, category=[{"title": "comparison", "chart": charts}]).SerializeToString()
+    tensor = {"dtype": "DT_STRING", "tensor_shape": {"dim": []}, "string_val": [layout]}
+    return {"tag": _LAYOUT, "tensor": tensor, "metadata": _metadata("custom_scalars", "", "DATA_CLASS_TENSOR")}
+
+
+def _write(folder: Path, steps: Sequence[tuple[int, Sequence[Mapping[str, Any]]]]) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(folder))
+    for step, values in steps:
+        writer.add_event(Event(wall_time=time.time(), step=step, summary={"value": values}))
+    writer.close()

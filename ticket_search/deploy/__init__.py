@@ -1,0 +1,5 @@
+"""A ticket where it is used: exported, and timed."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

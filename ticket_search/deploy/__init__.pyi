@@ -1,0 +1,5 @@
+from . import bench as bench
+from . import bench_verdict as bench_verdict
+from . import export as export
+from . import machine_load as machine_load
+from . import onnx as onnx

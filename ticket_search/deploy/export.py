@@ -1,0 +1,164 @@
+"""Tickets as files that other programs read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+
+from supermask import Ticket, TicketError, pack_compaction, shrink
+from supermask.tickets import foreign
+from supermask.tickets.file import write_atomically
+
+from ..contract.errors import RequestError, unknown
+from .onnx import build_network, check_shape, input_shape_of, require_onnx, to_onnx, to_torch_export
+
+
+def _to_safetensors(ticket: Ticket, state: str) -> bytes:
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in ticket.state_dict(state).items()})
+
+
+def _to_state_dict(ticket: Ticket, state: str) -> bytes:
+    return _saved(ticket.state_dict(state))
+
+
+def _to_npz(ticket: Ticket, state: str) -> bytes:
+    arrays = {name: tensor.numpy() for name, tensor in ticket.state_dict(state).items()}
+    masks = {f"mask/{name}": mask.numpy() for name, mask in ticket.masks.items()}
+    buffer = BytesIO()
+    np.savez(buffer, **arrays, **masks)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _to_torch_prune(ticket: Ticket, state: str) -> bytes:
+    return _saved(foreign.to_torch_prune(ticket, state))
+
+
+def _to_hidden_networks(ticket: Ticket, state: str) -> bytes:
+    return _saved(foreign.to_hidden_networks(ticket, state))
+
+
+def _to_open_lth(ticket: Ticket, state: str) -> bytes:
+    return _saved(foreign.to_open_lth(ticket))
+
+
+def _saved(content: Any) -> bytes:
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+# Weights with the masks applied; npz holds the masks too, as `mask/NAME`. What other programs prune with has masks or
+# scores in its own way (see `supermask.foreign`).
+FORMATS: dict[str, Callable[[Ticket, str], bytes]] = {
+    "safetensors": _to_safetensors,
+    "state-dict": _to_state_dict,
+    "npz": _to_npz,
+    "torch-prune": _to_torch_prune,
+    "hidden-networks": _to_hidden_networks,
+    "open-lth": _to_open_lth,
+}
+
+
+# The network itself, to be run without this package.
+GRAPHS: dict[str, Callable[[nn.Module, Sequence[int]], bytes]] = {"onnx": to_onnx, "torch-export": to_torch_export}
+# What needs the network built, not its tensors alone.
+BUILT = (*GRAPHS, "compact")
+
+
+def export(
+    ticket: Ticket,
+    to: str,
+    output: str | os.PathLike[str],
+    state: str = "final",
+    *,
+    compact: bool = False,
+    model: str | Callable[..., nn.Module] | None = None,
+    input_shape: Sequence[int] | None = None,
+) -> Path:
+    """Write a ticket's network, masks applied, as a file of another format.
+
+        export(ticket, "state-dict", "net.pt"); net.load_state_dict(torch.load("net.pt"))
+
+    Args:
+        ticket: what to export.
+        to: `safetensors`, `state-dict` (`torch.load` reads it), `npz` (`numpy.load` reads it, masks beside weights),
+            `compact` (a smaller dense network, which `supermask.load_compact` builds), or for other programs
+            `torch-prune` (a state dict), `hidden-networks` (a checkpoint), `open-lth` (a mask.pth).
+            The network itself, for any batch size: `onnx` (one file) or `torch-export` (`torch.export.load` reads it).
+        output: the file, which must not exist.
+        state: `start` or `final`.
+        compact: of a network itself: first take out what the masks leave without effect (see `supermask.compact`).
+        model: for a network itself and for `compact`: what builds it where the ticket's is not known by name.
+        input_shape: for the same: the shape of one sample where the ticket does not say it.
+
+    Raises:
+        RequestError: an unknown format or state, or a file that exists; all of them at once. Or a ticket that the
+            format cannot hold, or a package that is missing.
+        RunError: a network that cannot be exported, or whose file gives other outputs.
+    """
+    problems = []
+    if to not in FORMATS and to not in BUILT:
+        problems.append(unknown("format", to, [*FORMATS, *BUILT]))
+    if to in FORMATS and (model is not None or input_shape is not None):
+        problems.append(f"--model and --input-shape are for --to {', '.join(BUILT)}; {to} holds tensors only")
+    if compact and to not in GRAPHS:
+        problems.append(f"--compact is for --to {' and '.join(GRAPHS)}, not {to}")
+    if state not in ticket.states:
+        problems.append(unknown("state", state, ticket.states))
+    if Path(output).exists():
+        problems.append(f"{output} exists; nothing is overwritten")
+    if not Path(output).parent.is_dir():
+        problems.append(f"there is no folder {Path(output).parent}")
+    if to == "onnx":
+        try:
+            require_onnx()
+        except RequestError as error:
+            problems += error.problems
+    if problems:
+        raise RequestError(problems)
+    try:
+        data = FORMATS[to](ticket, state) if to in FORMATS else _build(ticket, to, state, compact, model, input_shape)
+    except (TicketError, RequestError):
+        raise
+    except ValueError as error:
+        raise RequestError(f"--to {to}: {error}") from None
+    write_atomically(output, data)
+    return Path(output)
+
+
+def _build(
+    ticket: Ticket,
+    to: str,
+    state: str,
+    smaller: bool,
+    model: str | Callable[..., nn.Module] | None,
+    input_shape: Sequence[int] | None,
+) -> bytes:
+    problems: list[str] = []
+    network, shape = None, tuple[int, ...]()
+    try:
+        network = build_network(ticket, state, model)
+    except RequestError as error:
+        problems += error.problems
+    try:
+        shape = input_shape_of(ticket, input_shape)
+    except RequestError as error:
+        problems += error.problems
+    if network is None or problems:
+        raise RequestError(problems)
+    check_shape(network, shape)
+    if to != "compact" and not smaller:
+        return GRAPHS[to](network, shape)
+    found = shrink(network, ticket.masks, torch.ones(2, *shape))
+    if to == "compact":
+        # A network of the caller's own is not the one that the ticket names: who loads the file brings it.
+        return pack_compaction(found, {} if model is not None else ticket.meta.get("architecture", {}))
+    return GRAPHS[to](found.model, shape)

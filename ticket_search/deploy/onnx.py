@@ -1,0 +1,245 @@
+"""Networks as graphs that run without this package: ONNX and torch.export, checked against the network."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supermask import Ticket
+
+from ..contract.errors import RequestError, RunError
+from ..runs.experiment import find_model
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# Largest difference to the network over its largest output: sums in another order stay far below it in float32.
+TOLERANCE = 1e-5
+_TRACED, _CHECKED = 2, (1, 2, 5)
+
+Outputs = Callable[[Tensor], Tensor]
+
+
+def build_network(
+    ticket: Ticket, state: str = "final", model: str | Callable[..., nn.Module] | None = None
+) -> nn.Module:
+    """A ticket's network, masks applied, in evaluation mode.
+
+    Args:
+        ticket: whose network.
+        state: `start` or `final`.
+        model: a network that is not known by name: `package.module:function` or the function. It gets those of the
+            ticket's arguments that it takes.
+
+    Raises:
+        RequestError: an architecture that is not known here by name, or that cannot be built or does not fit.
+    """
+    if model is None:
+        try:
+            return ticket.model(state)
+        except ValueError as error:
+            raise RequestError(f"{error}; or name what builds it by --model package.module:function") from None
+    factory = find_model(model)
+    takes = inspect.signature(factory).parameters
+    given = {key: value for key, value in _arguments(ticket).items() if key in takes}
+    try:
+        return ticket.apply_to(factory(**given), state).eval()
+    except Exception as error:
+        raise RequestError(f"--model {model}: {type(error).__name__}: {error}") from error
+
+
+def input_shape_of(ticket: Ticket, asked: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Shape of one sample: the one asked, or what the ticket's network was built for.
+
+    Raises:
+        RequestError: nobody says it.
+    """
+    shape = asked or _arguments(ticket).get("input_shape")
+    if not shape:
+        raise RequestError("the ticket does not say the shape of a sample; give it by --input-shape, as 3,32,32")
+    return tuple(map(int, shape))
+
+
+@torch.no_grad()
+def check_shape(network: nn.Module, shape: Sequence[int]) -> None:
+    """Check that a network takes samples of a shape.
+
+    Raises:
+        RequestError: it does not.
+    """
+    try:
+        network(torch.zeros(2, *shape))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise RequestError(f"the network does not take samples of shape {list(shape)}: {first}") from error
+
+
+def _arguments(ticket: Ticket) -> Mapping[str, Any]:
+    architecture = ticket.meta.get("architecture")
+    found = architecture.get("arguments", {}) if isinstance(architecture, Mapping) else {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def require_onnx() -> None:
+    """Raise a RequestError with what to type where a package is missing that ONNX needs."""
+    if missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
+        raise RequestError(f'ONNX needs {", ".join(missing)}: pip install "supermask[onnx]"')
+
+
+def to_onnx(model: nn.Module, input_shape: Sequence[int]) -> bytes:
+    """A network as one ONNX file: input `input` of any batch size, output `output`.
+
+    Raises:
+        RequestError: a package is missing.
+        RunError: a network that cannot be exported, or whose file gives other outputs (relative difference over 1e-5).
+    """
+    require_onnx()
+    traced = _trace("onnx", model, input_shape)
+    with quiet():
+        try:
+            program: Any = torch.onnx.export(
+                traced, input_names=["input"], output_names=["output"], dynamo=True, external_data=False, verbose=False
+            )
+        except Exception as error:  # whatever its passes raise; the first of them says what was wrong
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            first = str(cause).strip().partition("\n")[0]
+            raise RunError(f"--to onnx: ONNX cannot hold the network: {first}") from error
+    data: bytes = program.model_proto.SerializeToString()
+    check("onnx", model, onnx_session(data), input_shape)
+    return data
+
+
+def to_torch_export(model: nn.Module, input_shape: Sequence[int]) -> bytes:
+    """A network as `torch.export.save` writes it (`.pt2`), for any batch size: `torch.export.load(path).module()(x)`.
+
+    Raises:
+        RunError: as `to_onnx`.
+    """
+    program = _trace("torch-export", model, input_shape)
+    with quiet():
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        data = buffer.getvalue()
+        loaded = torch.export.load(io.BytesIO(data)).module()
+    check("torch-export", model, loaded, input_shape)
+    return data
+
+
+def onnx_session(data: bytes, threads: int = 0) -> Outputs:
+    """A function that runs an ONNX file on the CPU; `threads` 0 leaves their number to onnxruntime."""
+    require_onnx()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Threads that spin after their work take the processor from whatever else is measured in turns with them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    (name,) = (given.name for given in session.get_inputs())
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+    return run
+
+
+@torch.no_grad()
+def check(what: str, model: nn.Module, other: Outputs, input_shape: Sequence[int]) -> None:
+    """Compare two networks on random inputs of several batch sizes.
+
+    Raises:
+        RunError: they differ by more than 1e-5 of the largest output, or the other does not run.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for size in _CHECKED:
+        x = torch.randn(size, *input_shape, generator=generator)
+        expected = model(x)
+        try:
+            apart = difference(other(x), expected)
+        except Exception as error:
+            raise RunError(
+                f"--to {what}: the file does not run at batch {size}: {error}; nothing was written"
+            ) from error
+        # Written so that NaN fails.
+        if not apart <= TOLERANCE:
+            raise RunError(
+                f"--to {what}: the file's outputs differ from the network's by {apart:.3g} of the largest at batch "
+                f"{size}, allowed is {TOLERANCE:g}; nothing was written"
+            )
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of two outputs, over the largest expected one."""
+    found, expected = found.detach(), expected.detach()
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def _trace(what: str, model: nn.Module, input_shape: Sequence[int]) -> torch.export.ExportedProgram:
+    example = torch.randn(_TRACED, *input_shape, generator=torch.Generator().manual_seed(0))
+    problems = []
+    # Plain tracing takes more networks; the strict one keeps the batch size open where code asks `len(x)`.
+    for strict in (False, True):
+        with quiet():
+            try:
+                shapes = ({0: torch.export.Dim("batch")},)
+                return torch.export.export(model, (example,), dynamic_shapes=shapes, strict=strict)
+            except Exception as error:
+                first = str(error).strip().partition("\n")[0]
+                problems.append(f"{type(error).__name__}: {first}")
+    where = _culprit(model, example)
+    place = f"its module {where} ({type(model.get_submodule(where)).__name__})" if where else "the network"
+    raise RunError(f"--to {what}: {place} cannot be traced: {'; '.join(dict.fromkeys(problems))}")
+
+
+def _culprit(model: nn.Module, example: Tensor) -> str:
+    """The innermost module that cannot be traced by itself, on what it is given in a forward pass; "" for the whole."""
+    given: dict[str, tuple[Any, Any]] = {}
+
+    def note(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        given.setdefault(name, (args, kwargs))
+
+    handles = [
+        module.register_forward_pre_hook(partial(note, name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = ""
+    for name, (args, kwargs) in given.items():  # outer modules come before those inside them
+        if found and not name.startswith(f"{found}."):
+            continue
+        with quiet():
+            try:
+                torch.export.export(model.get_submodule(name), args, kwargs, strict=False)
+            except Exception:
+                found = name
+    return found
+
+
+@contextmanager
+def quiet() -> Iterator[io.StringIO]:
+    """Keep the lines, warnings and logs of exporters and compilers off the screen; gives what was printed."""
+    said, level = io.StringIO(), logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
+            warnings.simplefilter("ignore")
+            yield said
+    finally:
+        logging.disable(level)

@@ -1,0 +1,6 @@
+from . import controls as controls
+from . import read_config as read_config
+from . import request as request
+from . import search as search
+from . import small_dense as small_dense
+from . import train as train

@@ -1,0 +1,248 @@
+"""The controls of a run: what a ticket would have to be better than, trained or evaluated beside it.
+
+Frankle & Carbin, The Lottery Ticket Hypothesis, 2018 (fresh weights, random masks); Frankle et al., Pruning Neural
+Networks at Initialization: Why Are We Missing the Mark?, 2021 (masks shuffled within layers).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+from torch import nn
+
+import supermask
+from supermask import Ticket
+
+from ..contract.errors import RequestError, unknown
+from ..contract.flags import read_json, to_plain
+from ..runs.experiment import Setup, exact_arithmetic, load_data
+from ..runs.folders import find_run
+from ..runs.names import CONTROLS, DEFAULT, ELSEWHERE, EVALUATED, MOVING, REWIND_POINT, SURVIVORS, TICKET, TRAINED
+from ..runs.run import Run, write_json
+from ..training.evaluation import evaluate
+from ..training.objective import make_objective
+from .read_config import find_kind, read_config
+from .request import control_problems, shape_of
+from .search import prepare, train
+from .small_dense import train_small_dense
+from .train import random_masks
+
+_ROW = ("density", "kept", "test_accuracy", "val_accuracy", "min_validation_loss", "seconds")
+# Added to a run's seed where the control must not draw the ticket's own weights again.
+_OTHER_SEED = 1_000_003
+
+
+def controls(
+    run: str | os.PathLike[str],
+    kinds: Sequence[str] | None = None,
+    levels: Sequence[int] | None = None,
+    *,
+    model: str | Callable[..., nn.Module] | None = None,
+    data: Any = None,
+    elsewhere: Any = None,
+    survivors: bool = False,
+    runs: str | os.PathLike[str] = "runs",
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Train or evaluate the controls of a finished run; what is done already is not done again.
+
+        controls("runs/imp-...", kinds=["reinit", "shuffle"], levels=[3, 7])
+        controls("runs/imp-...", elsewhere="mnist1d-fresh")     # the mask on other data
+        controls("runs/edge-popup-...", survivors=True)         # train what edge-popup has kept
+
+    A ticket that is trained: the same mask with fresh weights (`reinit`), the mask shuffled within each tensor
+    (`shuffle`), a random mask of the same total (`random`: the same share of each tensor, `random-erk`: shares in
+    proportion to dimensions); and a dense network of as many weights, all hidden layers narrower by one factor
+    (`small-dense`). On other data also the ticket itself and the dense network. A ticket of frozen weights is
+    evaluated with other weights or another mask, not trained.
+
+    Args:
+        run: its folder, or its name under `runs`.
+        kinds: of controls; `reinit`, `shuffle` and `random` if not given, of whole filters or blocks `reinit`.
+        levels: of a search with levels; the last if not given.
+        model: the callable, where the run was started with one.
+        data: the arrays, where the run was started with some.
+        elsewhere: other data to train on.
+        survivors: train what a search over frozen weights has kept.
+        runs: the folder of all runs.
+        progress: show a progress line on stderr.
+
+    Returns:
+        The rows of `controls.json` beside the run: `control trained data level density kept seed test_accuracy ...`.
+
+    Raises:
+        RequestError: every problem of the request at once; nothing has been done.
+        Interrupted: stopped by a signal; the same call goes on.
+    """
+    folder = find_run(os.fspath(run), runs)
+    opened = Run(folder, read_config(folder))
+    asked = _check(opened, kinds, levels, elsewhere, survivors)
+    path = folder / CONTROLS
+    where = opened.config.data if elsewhere is None else _name_of(elsewhere, opened)
+    made: Setup | None = None
+    rows = _read(path)
+    for level in asked.levels:
+        for kind in asked.kinds:
+            key = {"control": kind, "trained": asked.trained, "data": where, "level": level}
+            if any(all(row.get(name) == value for name, value in key.items()) for row in rows):
+                continue
+            if asked.trained:
+                other = "" if elsewhere is None else where
+                row = _train(opened, kind, level, model, data if elsewhere is None else elsewhere, other, progress)
+            else:
+                made = made or _set_up(opened, model, data)
+                row = _evaluate(opened, kind, made)
+            with filelock.FileLock(folder / ".controls.lock"):
+                # Read again: another process may make other controls of this run.
+                rows = [*_read(path), {**key, "seed": opened.config.seed, **row}]
+                write_json(path, {"rows": rows})
+    return rows
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return list(read_json(path)["rows"]) if path.exists() else []
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    kinds: list[str]
+    levels: list[int | None]
+    trained: bool
+
+
+def _check(
+    run: Run, kinds: Sequence[str] | None, levels: Sequence[int] | None, elsewhere: Any, survivors: bool
+) -> _Asked:
+    problems = []
+    if not run.finished:
+        raise RequestError(f"the run {run.path} is not finished; `ticket resume {run.path}` goes on")
+    traits = find_kind(run.config.method).traits
+    trained = survivors or not traits.frozen_weights
+    if traits.dense:
+        problems.append(f"{run.path} is a dense run: it has no mask to control")
+    if survivors and not traits.frozen_weights:
+        problems.append(f"--survivors goes with methods that freeze the weights, not with {run.config.method}")
+    if elsewhere is not None and not trained:
+        problems.append("other data goes with tickets that are trained; a ticket of frozen weights: add --survivors")
+    known = ELSEWHERE if elsewhere is not None else SURVIVORS if survivors else TRAINED if trained else EVALUATED
+    whole_units = shape_of(run.config) != "weight"
+    default = [
+        kind
+        for kind in known
+        if (elsewhere is not None or survivors or kind in DEFAULT) and not (whole_units and kind in MOVING)
+    ]
+    chosen = list(dict.fromkeys(kinds)) if kinds else default
+    problems += [f"{run.path} {problem}" for problem in control_problems(run.config, chosen)]
+    problems += [unknown("control", kind, known) for kind in chosen if kind not in known]
+    there = [int(row["level"]) for row in run.levels]
+    if levels and not there:
+        problems.append(f"levels {', '.join(map(str, levels))}: {run.config.method} has none")
+    elif levels:
+        wrong = [level for level in levels if level not in there[1:]]
+        problems += [f"level {level}: the run has levels 1 to {there[-1]} after the dense one" for level in wrong]
+    if problems:
+        raise RequestError(problems)
+    return _Asked(chosen, list(dict.fromkeys(levels)) if levels else [there[-1] if there else None], trained)
+
+
+def _train(
+    run: Run, kind: str, level: int | None, model: Any, data: Any, elsewhere: str, progress: bool
+) -> dict[str, Any]:
+    """Train a control in a folder of its own inside the run's."""
+    place = kind if level is None else f"{kind}-level-{level:02d}"
+    if elsewhere:
+        place += f"-{re.sub(r'[^A-Za-z0-9._-]+', '-', elsewhere)}"
+    folder = run.path / "controls" / place
+    config = run.config
+    ticket = run.path / TICKET if level is None else run.path / "levels" / f"{level:02d}" / TICKET
+    if kind == "small-dense":
+        kept = supermask.load(ticket).masks.kept
+        row = train_small_dense(run, kept, folder.parent, place, _set_up(run, model, data), model, data, progress)
+        return {**{key: row[key] for key in _ROW if key in row}, "path": f"controls/{place}"}
+    if (folder / "summary.json").exists():
+        return _row(Run(folder, read_config(folder)))
+    if kind == "dense":
+        ticket = run.path / "levels" / "00" / TICKET
+        if not ticket.exists():
+            raise RequestError(f"{run.path} has no dense network of its own: a dense one elsewhere needs levels")
+    flags: dict[str, Any] = {"seed": config.seed, "threads": config.threads, "device": config.device}
+    flags |= {"order_seed": config.seeds["order"], "control": "none" if kind in ("ticket", "dense") else kind}
+    # A ticket file never names code to import, but the run beside it is the user's own.
+    flags |= {key: getattr(config, key) for key in ("data_dir", "compile", "loss", "metric", "dtype", "workers")}
+    if kind == "reinit":
+        flags["init_seed"] = config.seeds["init"] + _OTHER_SEED
+    elif kind not in ("ticket", "dense"):
+        flags["mask_seed"] = config.seeds["mask"] + _OTHER_SEED
+    if flags["control"] != "none":
+        # What lies under the dropped weights: of a ticket that goes on from trained ones, where those began.
+        dense = run.path / "levels" / "00" / TICKET
+        point = run.path / REWIND_POINT
+        if point.exists():
+            flags["whole"] = str(point.resolve())
+        elif kind == "reinit" and dense.exists():
+            flags["whole"] = str(dense.resolve())
+    given = {key: value for key, value in flags.items() if value is not None}
+    return _row(train(ticket, model, data, runs=folder.parent, name=place, progress=progress, **given))
+
+
+def _row(run: Run) -> dict[str, Any]:
+    summary = run.summary
+    return {**{key: summary[key] for key in _ROW if key in summary}, "path": f"controls/{run.path.name}"}
+
+
+def _set_up(run: Run, model: Any, data: Any) -> Setup:
+    values = to_plain(run.config)
+    flags = {key: value for key, value in values.items() if key not in ("method", "model", "data")}
+    config = run.config
+    _, made = prepare(config.method, model or config.model, config.data if data is None else data, flags, given=())
+    return made
+
+
+def _evaluate(run: Run, kind: str, made: Setup) -> dict[str, Any]:
+    """Measure a ticket of frozen weights with other weights, or with another mask, as it is."""
+    config = run.config
+    with exact_arithmetic(config):
+        control = make_untrained(run.ticket, kind, config.seeds["mask"] + _OTHER_SEED, made, config)
+        network = control.apply_to(made.make_model(config), "final").to(config.device)
+        objective = make_objective(config)
+        test, validation = (evaluate(network, made.data, part, objective) for part in ("test", "validation"))
+    return {
+        "density": control.density,
+        "kept": control.masks.kept,
+        "test_accuracy": test.accuracy,
+        "val_accuracy": validation.accuracy,
+    }
+
+
+def make_untrained(ticket: Ticket, kind: str, seed: int, made: Setup, config: Any) -> Ticket:
+    """A ticket of frozen weights that differs in one thing: weights drawn anew, the mask shuffled, or a random mask.
+
+    Raises:
+        RequestError: weights that were not drawn.
+    """
+    final, masks = ticket.states["final"], ticket.masks
+    lost = [name for name in masks if name not in final.drawn]
+    if lost:
+        raise RequestError(f"the control {kind} needs weights that were drawn; the ticket stores {', '.join(lost)}")
+    draws = dict(final.drawn)
+    if kind == "reinit":
+        draws = {
+            name: draw if draw.init in ("zeros", "ones") else dataclasses.replace(draw, seed=draw.seed + _OTHER_SEED)
+            for name, draw in draws.items()
+        }
+    elif kind == "shuffle":
+        masks = masks.shuffled(seed)
+    else:
+        masks = random_masks(masks, False, made.targets(config, made.make_model(config)), seed)
+    tensors = {name: draw.tensor(name) for name, draw in draws.items()} | dict(final.stored)
+    return supermask.Ticket(masks, {"final": supermask.make_state(tensors, masks, draws)}, dict(ticket.meta))
+
+
+def _name_of(data: Any, run: Run) -> str:
+    return data if isinstance(data, str) else load_data(data, run.config).name

@@ -1,0 +1,207 @@
+"""Train a ticket: its masks held, from its start or its final weights, on its own data or on other.
+
+Frankle & Carbin, The Lottery Ticket Hypothesis, 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ..contract.errors import RequestError
+from ..contract.flags import Config as SharedConfig
+from ..contract.flags import flag
+from ..contract.method import Stage, Traits
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from supermask import Masks, Targets, Ticket
+
+    from ..data.samples import Samples
+    from ..runs.run import Run
+
+
+class Config(SharedConfig):
+    """Which ticket, from which of its states. What is not given is as in the ticket's own training."""
+
+    draws_masks: ClassVar[bool] = True
+    method: str = "train"
+    ticket: str = Field("", description="the ticket file")
+    found_by: str = Field("", description="the method that found the ticket")
+    state: Literal["start", "final"] = Field("start", description="the weights to train from")
+    control: Literal["none", "shuffle", "reinit", "random", "random-erk"] = Field(
+        "none",
+        description="instead of the ticket: its mask shuffled in each layer, its weights drawn anew, a random mask of "
+        "the same density in each layer, or of densities in proportion to dimensions (ERK)",
+    )
+    whole: str = Field("", description="the dense network that a ticket which was rewound starts from, as a ticket")
+
+    def problems(self, given: Set[str] = frozenset()) -> list[str]:
+        """The masks and the weights are the ticket's own."""
+        found = super().problems(given)
+        if "mask_seed" in given and self.control in ("none", "reinit"):
+            found.append("--mask-seed goes with --control shuffle or random")
+        if self.control != "none" and self.state != "start":
+            found.append(f"--control {self.control} is of what a ticket starts from: expected --state start")
+        return found + [f"{flag(key)} is the ticket's own" for key in FIXED if key in given]
+
+
+TRAITS = Traits()
+
+# What a ticket brings with it, so that no flag may say otherwise.
+FIXED = ("ticket", "found_by", "density", "init", "weights", "include", "exclude")
+
+# Of the training that found the ticket, what another training of it repeats unless told otherwise. No name of a
+# function is among them: a ticket file never names code to import.
+REPEATED = (
+    "epochs", "batch_size", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule", "milestones", "drop",
+    "warmup", "evaluate_every", "model_args", "activation", "crop", "flip", "image_size", "label_smoothing", "clip",
+    "accumulate", "precision", "channels_last", "train_size", "split_seed", "include", "exclude",
+)  # fmt: skip
+
+
+def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
+    """One training.
+
+    Raises:
+        RequestError: a network that the ticket's masks do not fit.
+    """
+    import supermask
+    from supermask.masks.masks import mismatches
+
+    parent = supermask.load(config.ticket)
+    masks = parent.masks
+    # The others, of biases and norms, are checked where the ticket is put onto the network.
+    given = {name: tuple(mask.shape) for name, mask in masks.counted().items()}
+    problems = mismatches(given, {name: tuple(target.parameter.shape) for name, target in targets.items()})
+    if problems:
+        raise RequestError(f"the ticket does not fit {config.model} for {config.data}: {'; '.join(problems)}")
+    if config.control != "none":
+        make_control(parent, config, targets)
+    whole = config.epochs * steps_per_epoch
+    return [Stage("training", config.density, whole - start_step(parent, config, whole))]
+
+
+def start_step(ticket: Ticket, config: Config, whole: int) -> int:
+    """The step of the schedule that training starts at: the one that the ticket was rewound to, on its own data.
+
+    A ticket whose weights are drawn anew starts from the beginning, as does one trained further or on other data.
+    """
+    own = config.state == "start" and config.control != "reinit" and config.data == ticket.meta.get("data")
+    step = int(ticket.meta.get("rewound_to", 0)) if own else 0
+    return step if step < whole else 0
+
+
+def make_control(ticket: Ticket, config: Config, targets: Targets) -> Ticket:
+    """A ticket of the same size that differs in one thing: where it keeps weights, or which weights it starts from.
+
+    `shuffle` permutes the mask within each tensor, `random` keeps the same total at random, the same share of each
+    tensor, and `random-erk` shares in proportion to dimensions (see `allocation.erk`). All start from the ticket's own
+    weights, which must therefore be known under the dropped ones too: drawn, not stored, or those of `config.whole`.
+    `reinit` draws the weights anew.
+
+    Raises:
+        RequestError: a ticket whose weights were not drawn, or a seed that would draw its own weights again.
+    """
+    import dataclasses
+
+    import supermask
+
+    masks, origin = ticket.masks, ticket.states["start"]
+    if config.whole:
+        whole = supermask.load(config.whole)
+        origin = whole.states["start"]
+    draws = dict(origin.drawn)
+    tensors = {name: draw.tensor(name) for name, draw in draws.items()} | dict(origin.stored)
+    if config.whole and config.control != "reinit":
+        tensors = whole.state_dict("final")
+    if config.control == "reinit" and (lost := [name for name in masks.counted() if name not in draws]):
+        raise RequestError(
+            f"--control reinit: the weights of {', '.join(lost)} come from elsewhere (a checkpoint, the model itself), "
+            "so how fresh ones would be drawn is not known: a search that starts from scratch has this control"
+        )
+    lost = [name for name in masks if name not in draws and not (config.whole and name in tensors)]
+    if lost:
+        raise RequestError(
+            f"--control {config.control} needs the weights under the dropped ones; the ticket stores those it keeps of "
+            f"{', '.join(lost)}; --whole names the dense network that it was rewound to (rewind.safetensors)"
+        )
+    if config.control == "reinit":
+        seed = config.seeds["init"]
+        # What carries no mask too: biases and norms alone are no draw.
+        random_draws = {name: draw for name, draw in draws.items() if draw.init not in ("zeros", "ones")}
+        if any(draw.seed == seed for draw in random_draws.values()):
+            raise RequestError(
+                f"--control reinit: seed {seed} draws the ticket's own weights: give another --init-seed"
+            )
+        drawn_anew = {name: dataclasses.replace(draw, seed=seed) for name, draw in random_draws.items()}
+        draws |= drawn_anew
+        tensors |= {name: draw.tensor(name) for name, draw in drawn_anew.items()}
+    elif config.control == "shuffle":
+        masks = masks.shuffled(config.seeds["mask"])
+    else:
+        masks = random_masks(masks, config.control == "random-erk", targets, config.seeds["mask"])
+    return supermask.Ticket(masks, {"start": supermask.make_state(tensors, masks, draws)}, dict(ticket.meta))
+
+
+def random_masks(masks: Masks, by_dimensions: bool, targets: Targets, seed: int) -> Masks:
+    """Random masks that keep as many weights as `masks` in all: the same share of each tensor, or shares by ERK."""
+    from supermask.choosing.allocation import erk, largest_remainder
+
+    counted = masks.counted()
+    sizes = {name: mask.numel() for name, mask in counted.items()}
+    if by_dimensions:
+        counts = erk({name: mask.float() for name, mask in counted.items()}, masks.density, targets)
+    else:
+        counts = largest_remainder({name: masks.density * size for name, size in sizes.items()}, masks.kept, sizes)
+    return _draw_masks(masks, counts, seed)
+
+
+def _draw_masks(masks: Masks, counts: dict[str, int], seed: int) -> Masks:
+    import torch
+
+    import supermask
+    from supermask.masks.random_numbers import uniform
+    from supermask.selection.top_k import top_k
+
+    drawn = {
+        name: top_k(torch.from_numpy(uniform(mask.numel(), seed, f"random/{name}")), counts[name]).reshape(mask.shape)
+        for name, mask in masks.counted().items()
+    }
+    return supermask.Masks({name: drawn.get(name, mask) for name, mask in masks.items()}, masks.uncounted)
+
+
+def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
+    """Train the ticket's network with its masks held."""
+    import supermask
+
+    from ..data.samples import whole_batches
+    from ..training.conclude import conclude
+    from ..training.loop import train
+
+    parent = supermask.load(config.ticket)
+    targets = run.setup.targets(config, model)
+    ticket = parent if config.control == "none" else make_control(parent, config, targets)
+    start = ticket.state_dict(config.state)
+    ticket.apply_to(model, config.state)
+    supermask.hold(model, ticket.masks)
+
+    def work() -> dict[str, Any]:
+        first = start_step(parent, config, config.epochs * whole_batches(data.train_size, config.batch_size))
+        trained = train(model, data, config, run, start=first, order=_order(parent, config))
+        supermask.check(model)
+        described = {"fingerprint": parent.states[config.state].fingerprint, "state": config.state}
+        draws = ticket.states["start"].drawn if "start" in ticket.states else {}
+        return conclude(run, model, ticket.masks, start, trained, draws=draws, parent=described)
+
+    run.rows.append(run.stage("training", work)["row"])
+    return run.ticket
+
+
+def _order(ticket: Ticket, config: Config) -> str:
+    """The data order that the ticket's own training had, so that with its own seed it is that training again."""
+    fresh = ticket.meta.get("config", {}).get("data_order") == "fresh" and config.state == "start"
+    return f"order/{ticket.meta.get('level', 0)}" if fresh else "order/0"

@@ -1,0 +1,7 @@
+from . import experiment as experiment
+from . import first_layer as first_layer
+from . import folders as folders
+from . import names as names
+from . import progress as progress
+from . import run as run
+from . import tensorboard as tensorboard

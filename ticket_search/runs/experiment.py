@@ -1,0 +1,256 @@
+"""What a search works on: the network and the data, resolved from names or from the caller's own objects."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+import supermask
+from supermask import Draw
+from supermask.masks.targets import Targets
+from supermask.weights.architectures import find_architecture
+
+from ..contract.errors import RequestError
+from ..contract.flags import Config
+from ..contract.method import Method
+from ..data import read_samples
+from ..data.augmentation import Augmentation
+from ..data.dataset import Data, from_arrays, from_dataset
+from ..data.factories import find_factory, load_factory
+from ..data.samples import Samples
+from ..models import is_factory
+from ..models.checkpoints import load_checkpoint
+
+
+@dataclass
+class Setup:
+    """A search's network and data. `build()` gives the network as it comes.
+
+    `draws` says how the newest network was initialized, `parameters` how many numbers it has.
+    """
+
+    method: Method
+    data: Samples
+    architecture: dict[str, Any]
+    build: Callable[[], nn.Module]
+    draws: dict[str, Draw] = field(default_factory=dict)
+    parameters: int = 0
+
+    def make_model(self, config: Config) -> nn.Module:
+        """The network at initialization, on the configured device. The same seed gives the same weights."""
+        seed = config.seeds["init"]
+        with own_random_numbers():
+            torch.manual_seed(seed)
+            model = self.build()
+        if config.weights:
+            load_checkpoint(model, config.weights)
+        if config.init != "keep" and not self.method.traits.frozen_weights:
+            self.draws = supermask.initialize(model, config.init, seed)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        return model.to(config.device)
+
+    @torch.no_grad()
+    def check_model(self, config: Config, model: nn.Module) -> None:
+        """Check that the network takes the samples and, for cross-entropy, gives a number for each class.
+
+        Then what the method wants of it.
+
+        Raises:
+            RequestError: it does not.
+        """
+        name, shape = self.architecture["name"], list(self.data.input_shape)
+        x, _ = next(self.data.batches("validation", 2))
+        model.eval()
+        try:
+            outputs = model(x)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise RequestError(f"the network {name} does not take samples of shape {shape}: {error}") from None
+        finally:
+            model.train()
+        if config.loss is None and (outputs.dim() != 2 or outputs.shape[1] < self.data.classes):
+            gives = (
+                outputs.shape[1] if outputs.dim() == 2 else f"{list(outputs.shape)} for {len(x)} samples, not that many"
+            )
+            raise RequestError(
+                f"the network {name} gives {gives} numbers per sample, {self.data.name} has {self.data.classes} classes"
+            )
+        if self.method.check is not None:
+            self.method.check(model, self.data, config)
+
+    def targets(self, config: Config, model: nn.Module) -> Targets:
+        """The tensors that may carry a mask.
+
+        Raises:
+            RequestError: a glob that fits nothing, or a model without targets.
+        """
+        try:
+            return supermask.find_targets(model, config.include or None, config.exclude or None)
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+
+
+@contextlib.contextmanager
+def own_random_numbers() -> Iterator[None]:
+    """Leave the caller's global random numbers as they were."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+@contextlib.contextmanager
+def exact_arithmetic(config: Config) -> Iterator[None]:
+    """The configured number of threads, and fp32 that is fp32: no TF32, no algorithm chosen by timing."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = (torch.get_num_threads(), cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+    try:
+        torch.set_num_threads(config.threads or before[0])
+        cudnn.allow_tf32 = matmul.allow_tf32 = cudnn.benchmark = False
+        cudnn.deterministic = True
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic = before[1:]
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with `auto` and defaults of the machine replaced by what they mean here.
+
+    Raises:
+        RequestError: a device or a compiler that this machine does not have.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    device = config.device
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[device]:
+        there = ", ".join(name for name, is_there in available.items() if is_there)
+        raise RequestError(f"--device {device}: this machine has {there}")
+    compiler = os.environ.get("CXX", "g++")
+    if config.compile and shutil.which(compiler) is None:
+        raise RequestError(
+            f"--compile needs a C++ compiler, and {compiler} is not on the PATH: install g++, or set CXX"
+        )
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if bf16_is_native(device) else "fp32"
+    channels_last = precision == "bf16" if config.channels_last is None else config.channels_last
+    threads = config.threads or torch.get_num_threads()
+    found = {"device": device, "threads": threads, "precision": precision, "channels_last": channels_last}
+    return config.model_copy(update=found)
+
+
+def bf16_is_native(device: str) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware. By capability, never by timing: a run must repeat."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return device == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def describe_model(model: str | Callable[..., nn.Module]) -> str:
+    """The name of a model in the configuration: its own, or `module:function` of a callable."""
+    if isinstance(model, str):
+        return model
+    if not callable(model) or isinstance(model, nn.Module):
+        raise RequestError(
+            f"model is {type(model).__name__}, expected a name or a callable that builds a new module each time, "
+            "as model=lambda: MyNet()"
+        )
+    owner = getattr(model, "__module__", type(model).__module__)
+    return f"{owner}:{getattr(model, '__qualname__', type(model).__qualname__)}"
+
+
+def load_data(data: Any, config: Config) -> Samples:
+    """Samples of a built-in set's name, of what `package.module:function` gives, or of the caller's arrays or Dataset.
+
+    `config.train_size` of the training samples, where it says how many.
+
+    Raises:
+        RequestError: an unknown name, data that cannot be had, or that does not fit.
+    """
+    found = _all_samples(data, config)
+    return found.first(config.train_size, config.split_seed) if config.train_size and isinstance(found, Data) else found
+
+
+def _all_samples(data: Any, config: Config) -> Samples:
+    augmentation = Augmentation(config.crop, config.flip)
+    if isinstance(data, str) and ":" not in data:
+        return read_samples(
+            data, config.data_dir, config.split_seed,
+            augmentation=augmentation, image_size=config.image_size, workers=config.workers,
+        )  # fmt: skip
+    given = load_factory(data) if isinstance(data, str) else data
+    if isinstance(given, Data):
+        found = given
+    elif isinstance(given, Dataset) or (
+        isinstance(given, Mapping) and all(isinstance(part, Dataset) for part in given.values())
+    ):
+        found = from_dataset(given, config.split_seed)
+    else:
+        found = from_arrays(given, config.split_seed)
+    return replace(found, augmentation=augmentation, name=data if isinstance(data, str) else found.name)
+
+
+def find_model(model: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The factory of a network: by name, by `package.module:function`, or the callable itself.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if not isinstance(model, str):
+        return model
+    if is_factory(model):
+        return find_factory(model)
+    try:
+        return find_architecture(model)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+
+
+def make_setup(method: Method, model: str | Callable[..., nn.Module], data: Samples, config: Config) -> Setup:
+    """Join a method, a model and data.
+
+    A factory gets `input_shape`, `classes` and `activation` if it takes arguments of these names, and all model
+    arguments.
+
+    Raises:
+        RequestError: an activation or an argument that the network does not take.
+    """
+    name, factory = describe_model(model), find_model(model)
+    takes = inspect.signature(factory).parameters
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
+    asked: dict[str, Any] = dict(map(_read_argument, config.model_args))
+    if config.activation:
+        asked["activation"] = config.activation
+    if refused := [key for key in asked if not (takes_all or key in takes)]:
+        raise RequestError(f"the network {name} does not take {', '.join(refused)}; it takes {', '.join(takes)}")
+    offered: dict[str, Any] = {"input_shape": list(data.input_shape), "classes": data.classes}
+    arguments = {key: value for key, value in offered.items() if key in takes} | asked
+
+    def build() -> nn.Module:
+        try:
+            network = factory(**arguments)
+        except Exception as error:
+            raise RequestError(f"the network {name} cannot be built: {type(error).__name__}: {error}") from error
+        if not isinstance(network, nn.Module):
+            raise RequestError(f"the model {name} gave {type(network).__name__}, expected a torch.nn.Module")
+        return network
+
+    return Setup(method, data, {"name": name, "arguments": arguments}, build)
+
+
+def _read_argument(word: str) -> tuple[str, Any]:
+    name, _, value = word.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

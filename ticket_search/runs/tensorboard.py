@@ -1,0 +1,210 @@
+"""What is logged, under which tag, and the event files that TensorBoard reads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .first_layer import Picture, draw
+
+if TYPE_CHECKING:
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    from torch import Tensor, nn
+
+    from supermask import Masks
+
+    from ..contract.flags import Config
+
+# TensorBoard shows the meanings beside the tags. `{}` stands for the name of each masked tensor.
+TAGS = {
+    "scalars": {
+        "loss/train": "mean cross-entropy of the steps since the last row",
+        "loss/validation": "mean cross-entropy on the validation split",
+        "accuracy/train": "percent of the samples of the steps since the last row",
+        "accuracy/validation": "percent of the validation split",
+        "accuracy/test": "percent of the test split, once for each finished ticket",
+        "learning-rate": "of the step",
+        "density/total": "fraction of the maskable weights kept",
+        "density/{}": "fraction of the tensor's weights kept",
+        "mask/changed": "share of the mask entries that changed since the last row",
+        "speed/images-per-second": "training samples per second since the last row, evaluation not counted",
+        "memory/allocated-megabytes": "10^6 bytes on the GPU at the highest since the process took up the run",
+        "level/accuracy-test": "percent of the test split by kept weights: a level's ticket at the step of that number",
+        "level/accuracy-validation": "percent of the validation split by kept weights",
+        "level/accuracy-test-at-min-validation-loss": "percent of the test split by kept weights, stopped early",
+        "accuracy/final-test": "percent of the test split, of the run's ticket",
+        "accuracy/final-validation": "percent of the validation split, of the run's ticket",
+        "density/kept": "number of weights that the run's ticket keeps",
+    },
+    "histograms": {
+        "weights/{}": "the tensor's surviving weights at the end of a training",
+        "scores/{}": "the tensor's learned scores after an epoch",
+    },
+    "images": {
+        "first-layer/kept-per-pixel": "number of weights that the first layer keeps of each input pixel",
+        "first-layer/masks": "masks of the first layer's first units or filters, white = kept",
+    },
+}
+_CLASSES = {"scalars": "DATA_CLASS_SCALAR", "histograms": "DATA_CLASS_TENSOR", "images": "DATA_CLASS_BLOB_SEQUENCE"}
+# The columns of the HPARAMS tab: any method's, because TensorBoard takes the list of one run for all. It shows five at
+# first, and those before others that are said to differ.
+HPARAMS = dict.fromkeys(("method", "model", "data", "init", "allocation"), "DATA_TYPE_STRING")
+HPARAMS |= dict.fromkeys(("density", "seed", "lr", "epochs", "batch_size"), "DATA_TYPE_FLOAT64")
+SHOWN_HPARAMS = ("method", "model", "data", "density", "seed")
+METRICS = {
+    "test_accuracy": "accuracy/final-test",
+    "val_accuracy": "accuracy/final-validation",
+    "kept": "density/kept",
+}
+BUCKETS = 30
+
+
+def densities(masks: Masks) -> dict[str, float]:
+    """The density of the whole and of each tensor, by tag."""
+    tensors = {f"density/{name}": density for name, density in masks.densities.items()}
+    return {"density/total": masks.density, **tensors}
+
+
+def surviving_weights(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
+    """The kept weights of each masked tensor as a vector, by tag."""
+    from supermask.masks.targets import unwrap
+
+    weights = {name: unwrap(model).get_parameter(name).detach() for name in masks}
+    return {f"weights/{name}": weight[masks[name].to(weight.device)] for name, weight in weights.items()}
+
+
+def level_curve(levels: Sequence[Mapping[str, Any]]) -> list[tuple[int, dict[str, float]]]:
+    """Accuracies by tag for each number of kept weights, the fewest first.
+
+    TensorBoard's reader drops what it has of a tag when a smaller step comes, so the curve is written at once, upwards.
+    """
+    curve = []
+    for row in sorted(levels, key=lambda row: int(row["kept"])):
+        values = {"level/accuracy-test": row["test_accuracy"], "level/accuracy-validation": row["val_accuracy"]}
+        if "min_validation_loss" in row:
+            values["level/accuracy-test-at-min-validation-loss"] = row["min_validation_loss"]["test_accuracy"]
+        curve.append((int(row["kept"]), values))
+    return curve
+
+
+class EventFile:
+    """The run's event files: one per start of the process, cut back to the saved step when a run resumes.
+
+    Written through TensorBoard's own writer: torch.utils.tensorboard takes longer to import than a short search to run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.writer: EventFileWriter | None = None
+        self.described: set[str] = set()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add scalars at a step, by tag."""
+        self._add("scalars", step, {tag: {"simple_value": value} for tag, value in values.items()})
+
+    def write_histograms(self, step: int, values: Mapping[str, Tensor]) -> None:
+        """Add histograms at a step, by tag, each of all finite values of a tensor in 30 buckets of equal width."""
+        self._add("histograms", step, {tag: {"histo": _count(value)} for tag, value in values.items()})
+
+    def write_pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
+        """Add pictures at a step, by tag, drawn."""
+        images = {}
+        for tag, picture in pictures.items():
+            png, width, height = draw(picture)
+            images[tag] = {"image": {"encoded_image_string": png, "width": width, "height": height, "colorspace": 4}}
+        self._add("images", step, images)
+
+    def write_start(self, config: Config) -> None:
+        """Add what the HPARAMS tab shows of the run in its columns, and which columns and metrics there are."""
+        from tensorboard.plugins.hparams.plugin_data_pb2 import SessionStartInfo
+
+        names = [{"name": name, "type": kind, "differs": name in SHOWN_HPARAMS} for name, kind in HPARAMS.items()]
+        metrics = [{"name": {"tag": tag}, "display_name": name} for name, tag in METRICS.items()]
+        self._add_session("experiment", {"hparam_infos": names, "metric_infos": metrics})
+        start = SessionStartInfo(start_time_secs=time.time())
+        for name, value in config.model_dump(mode="json", include=set(HPARAMS), exclude_none=True).items():
+            setattr(start.hparams[name], "string_value" if isinstance(value, str) else "number_value", value)
+        self._add_session("session_start_info", start)
+
+    def write_end(self, step: int, summary: Mapping[str, Any]) -> None:
+        """Add the numbers of a finished run: the metrics of the HPARAMS tab, and the curve of its levels."""
+        for kept, values in level_curve(summary.get("levels", [])):
+            self.write(kept, values)
+        for end in (0, step):  # a line: charts leave out a single point that lies above those of other runs
+            self.write(end, {tag: summary[name] for name, tag in METRICS.items()})
+        self._add_session("session_end_info", {"status": "STATUS_SUCCESS", "end_time_secs": time.time()})
+
+    def _add_session(self, kind: str, content: Any) -> None:
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+        # What TensorBoard's own hparams.metadata makes, which takes longer to import than all else here.
+        data = HParamsPluginData(version=0, **{kind: content}).SerializeToString()
+        nothing = {"dtype": "DT_FLOAT", "tensor_shape": {"dim": [{}]}}
+        metadata = {"plugin_data": {"plugin_name": "hparams", "content": data}}
+        self._send(0, [{"tag": f"_hparams_/{kind}", "metadata": metadata, "tensor": nothing}])
+
+    def _add(self, plugin: str, step: int, values: Mapping[str, Mapping[str, Any]]) -> None:
+        summary = []
+        for tag, value in values.items():
+            added = {"tag": tag, **value}
+            if tag not in self.described:
+                self.described.add(tag)
+                meaning = TAGS[plugin].get(tag) or TAGS[plugin].get(tag.partition("/")[0] + "/{}", "")
+                added["metadata"] = {
+                    "summary_description": meaning,
+                    "plugin_data": {"plugin_name": plugin},
+                    "data_class": _CLASSES[plugin],
+                }
+            summary.append(added)
+        self._send(step, summary)
+
+    def _send(self, step: int, values: Sequence[Mapping[str, Any]]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        if self.writer is None:
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+            self.writer = EventFileWriter(str(self.folder))
+        self.writer.add_event(Event(wall_time=time.time(), step=step, summary={"value": values}))
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each event file, with everything written so far on disk."""
+        if self.writer is not None:
+            self.writer.flush()
+        return {path.name: path.stat().st_size for path in sorted(self.folder.glob("events.out.tfevents.*"))}
+
+    def cut_back(self, sizes: dict[str, int]) -> None:
+        """Drop what was written after `sizes` was taken, so that no step of a resumed run appears twice."""
+        for path in self.folder.glob("events.out.tfevents.*"):
+            if path.name not in sizes:
+                path.unlink()
+            elif path.stat().st_size > sizes[path.name]:
+                with path.open("r+b") as file:
+                    file.truncate(sizes[path.name])
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
+
+def _count(values: Tensor) -> dict[str, Any]:
+    import numpy
+
+    numbers = values.detach().cpu().double().numpy().ravel()
+    numbers = numbers[numpy.isfinite(numbers)]
+    if not numbers.size:
+        return {}
+    counts, edges = numpy.histogram(numbers, BUCKETS)
+    return {
+        "min": numbers.min(),
+        "max": numbers.max(),
+        "num": numbers.size,
+        "sum": numbers.sum(),
+        "sum_squares": numpy.square(numbers).sum(),
+        "bucket_limit": edges[1:],
+        "bucket": counts,
+    }

@@ -1,0 +1,5 @@
+from . import file as file
+from . import local_engine as local_engine
+from . import progress as progress
+from . import study as study
+from . import sweep as sweep

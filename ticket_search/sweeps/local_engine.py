@@ -1,0 +1,232 @@
+"""The processes of a sweep: each carries out one run after another; a signal stops them all with their states saved."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supermask.tickets.file import write_atomically
+
+from ..contract.errors import Interrupted, RequestError, RunError
+from ..contract.flags import read_json
+from ..running.read_config import find_kind
+from ..running.request import Request
+from ..running.search import carry_out, prepare
+from ..runs.run import Run, stopping_on_signals
+from .progress import CONTROLS, RUNNING, Board, BoardProgress, SweepProgress
+
+FAILURE = "failure.txt"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SECONDS_BETWEEN_LOOKS = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run for a process: its place on the board, its folder, what is asked for, and the controls that follow."""
+
+    place: int
+    folder: str
+    request: Request
+    controls: tuple[str, ...] = ()
+    control_levels: tuple[int, ...] = ()
+    controls_on: str = ""
+
+
+class _Process:
+    """What a process of a sweep knows of itself."""
+
+    board: Board
+    busy = False
+
+
+_process = _Process()
+
+
+def run_jobs(jobs: Sequence[Job], processes: int, board: Board, shows: SweepProgress) -> dict[int, dict[str, Any]]:
+    """Carry out jobs in processes, and say how each ended: by place, what `work` returned. A signal stops them.
+
+    A process that dies (killed, out of memory) takes the others with it. What was under way is then tried once more,
+    each run alone, so that one which kills its process again fails by itself.
+
+    Raises:
+        RunError: the processes cannot start.
+    """
+    ended: dict[int, dict[str, Any]] = {}
+    waiting, suspects = deque(jobs), deque[Job]()
+    tried: set[int] = set()
+    with stopping_on_signals(board.stop), shows, _Crew(processes, board) as crew:
+        while crew.running or (not board.stopping and (waiting or suspects)):
+            while not board.stopping and waiting and len(crew.running) < processes:
+                crew.give(waiting.popleft())
+            if not board.stopping and suspects and not crew.running:
+                crew.give(suspects.popleft())
+            for job, outcome in crew.look():
+                if outcome is None and job.place not in tried:
+                    tried.add(job.place)
+                    suspects.append(job)
+                    continue
+                outcome = outcome or _fail(job, "its process died twice: killed, or out of memory?")
+                if outcome["state"] == "interrupted":
+                    board.stop()  # a signal may reach a process before it reaches this one
+                else:
+                    ended[job.place] = outcome
+                    shows.ended(job.place, outcome["state"], outcome["text"])
+    return ended
+
+
+class _Crew:
+    """The processes, and the jobs that they are at."""
+
+    def __init__(self, processes: int, board: Board) -> None:
+        self.running: dict[Future[dict[str, Any]], Job] = {}
+        self._processes, self._board = processes, board
+        self._strangers = set(multiprocessing.active_children())
+        self._pool = self._make_pool()
+
+    def __enter__(self) -> _Crew:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.running:
+            self._kill()  # nobody waits for them any more
+        self._pool.shutdown(cancel_futures=True)
+
+    def _make_pool(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        given = (self._board, os.getcwd())
+        return ProcessPoolExecutor(self._processes, mp_context=context, initializer=begin, initargs=given)
+
+    def _kill(self) -> None:
+        for child in multiprocessing.active_children():
+            if child not in self._strangers:
+                child.kill()
+
+    def give(self, job: Job) -> None:
+        """Have a job done, when a process is free."""
+        # A new process inherits the mask, and so hears no signal before it is ready for one.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            future = self._pool.submit(work, job)
+        except BrokenProcessPool as error:
+            future = Future()
+            future.set_exception(error)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.running[future] = job
+
+    def look(self) -> list[tuple[Job, dict[str, Any] | None]]:
+        """The jobs that have ended since, with what `work` returned, None where the process died.
+
+        Raises:
+            RunError: the processes cannot start.
+        """
+        done = wait(self.running, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done
+        if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+            # The others of a broken pool are asked to end by a signal, which they do not hear.
+            self._kill()
+            self._pool.shutdown()
+            done = set(self.running)
+            if not self._board.begun:
+                raise RunError("the processes of the sweep end as they start: see what they printed")
+            self._pool = self._make_pool()
+        ended = [(self.running.pop(future), future) for future in done]
+        return [
+            (job, None if isinstance(future.exception(), BrokenProcessPool) else future.result())
+            for job, future in ended
+        ]
+
+
+def begin(board: Board, folder: str) -> None:
+    """Make this a process of a sweep: signals count inside a run only, and it ends when the sweep does.
+
+    Names of files and modules are looked up in `folder`, where the sweep is: a new process may start elsewhere.
+    """
+    os.chdir(folder)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    _process.board = board
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _watch() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a process of a sweep has one that started it"
+    while parent.is_alive() and not _process.board.stopping:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    _process.board.stop()
+    # Again and again: one that comes before the run listens is not heard.
+    while parent.is_alive() or _process.busy:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os._exit(1)
+
+
+def work(job: Job) -> dict[str, Any]:
+    """Carry out a run in this process: `{"state": "finished", "failed" or "interrupted", "text": in short}`.
+
+    Why it failed is kept in the run's folder as `failure.txt`, until it succeeds.
+    """
+    _process.busy = True
+    try:
+        text = _carry_out(job)
+        (Path(job.folder) / FAILURE).unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        return {"state": "interrupted", "text": ""}
+    except (RequestError, RunError) as error:
+        return _fail(job, str(error), traceback.format_exc())
+    except (Exception, SystemExit) as error:
+        return _fail(job, f"{type(error).__name__}: {error}", traceback.format_exc())
+    finally:
+        _process.busy = False
+    return {"state": "finished", "text": text}
+
+
+def _carry_out(job: Job) -> str:
+    board, folder = _process.board, Path(job.folder)
+    board.enter(job.place, RUNNING)
+    if not (folder / "summary.json").exists():
+        request = job.request
+        flags = {key: value for key, value in request.values.items() if key not in ("model", "data")}
+        config, setup = prepare(request.method, request.model, request.data, flags, request.given)
+        if board.stopping:
+            raise Interrupted(job.folder)
+        carry_out(Run(folder, config, setup, BoardProgress(board, job.place)))
+    summary = read_json(folder / "summary.json")
+    if job.controls and not find_kind(job.request.method).traits.dense:
+        board.enter(job.place, CONTROLS)
+        _control(job, [int(row["level"]) for row in summary.get("levels", [])])
+    return f"test {summary['test_accuracy']:.2f} %  {summary['seconds']:.1f} s"
+
+
+def _control(job: Job, there: list[int]) -> None:
+    from ..running.controls import controls
+    from ..runs.names import ELSEWHERE, EVALUATED
+
+    frozen = find_kind(job.request.method).traits.frozen_weights
+    kinds = [kind for kind in job.controls if not frozen or kind in EVALUATED]
+    levels = [level for level in job.control_levels if level in there[1:]]
+    if there and job.control_levels and not levels:
+        return
+    controls(job.folder, kinds=kinds, levels=levels or None, progress=False)
+    if job.controls_on and not frozen:
+        kinds = ["ticket", *(["dense"] if there else []), *(kind for kind in kinds if kind in ELSEWHERE)]
+        controls(job.folder, kinds=kinds, levels=levels or None, elsewhere=job.controls_on, progress=False)
+
+
+def _fail(job: Job, text: str, trace: str = "") -> dict[str, Any]:
+    folder = Path(job.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / FAILURE, f"{text}\n\n{trace}".encode())
+    return {"state": "failed", "text": text}

@@ -1,0 +1,5 @@
+"""The training loop, what it is told, and what follows from a trained network."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

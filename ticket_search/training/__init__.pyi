@@ -1,0 +1,12 @@
+from . import at_init as at_init
+from . import conclude as conclude
+from . import evaluation as evaluation
+from . import flops as flops
+from . import learned_scores as learned_scores
+from . import loop as loop
+from . import objective as objective
+from . import optimization as optimization
+from . import precision as precision
+from . import rewinding as rewinding
+from . import running_mean as running_mean
+from . import sensitivity as sensitivity

@@ -1,0 +1,231 @@
+"""What the methods share that prune a network at initialization: score, mask, train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Set
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ..contract.errors import RequestError
+from ..contract.flags import Config as SharedConfig
+from ..contract.flags import ShapedConfig
+from ..contract.method import Stage, Traits
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    import supermask
+    from supermask import Masks, Targets, Ticket
+    from supermask.choosing.gradients import Evidence
+    from supermask.choosing.scores import Scores
+    from supermask.masks.targets import Target
+
+    from ..data.samples import Samples
+    from ..runs.run import Run
+
+TRAITS = Traits()
+NO_RATE = "--schedule cosine ends at a rate of 0, which retrains nothing: give --retrain-lr"
+
+
+class PruningConfig(ShapedConfig):
+    """The flags of every method that prunes by a score: how many each tensor keeps, and in what shape."""
+
+    density: float = Field(0.1, gt=0, le=1, allow_inf_nan=False, description="fraction of the weights kept at the end")
+    batch_size: int = Field(60, ge=1, description="samples per step")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="update rule")
+    lr: float = Field(1.2e-3, gt=0, allow_inf_nan=False, description="learning rate at its highest")
+    allocation: Literal["global", "layerwise", "erk", "er", "balanced"] | None = Field(
+        None, description="how many each tensor keeps; if not given global, of filters, channels and N:M layerwise"
+    )
+    granularity: str = Field("weight", description="what is dropped as one: weight, filter, channel, block:4x4, 2:4")
+    floor: float = Field(0.0, ge=0, lt=1, description="fraction of its weights that every tensor keeps at least")
+
+
+class AtInitConfig(PruningConfig):
+    """The flags of the methods that prune at initialization."""
+
+    score: ClassVar[str] = ""
+    rounds: int = Field(1, ge=1, description="rounds of scoring and dropping, the density falling exponentially")
+
+    def problems(self, given: Set[str] = frozenset()) -> list[str]:
+        """N:M has one density only."""
+        found = super().problems(given)
+        if self.group_density is not None and self.rounds != 1:
+            found.append(f"--granularity {self.granularity} is met in one round: give --rounds 1")
+        return found
+
+
+class DataConfig(AtInitConfig):
+    """The flags of those whose scores look at data."""
+
+    samples_per_class: int = Field(10, ge=1, description="training samples that the score sees, for each class")
+
+
+def plan(config: AtInitConfig, targets: Targets, steps_per_epoch: int) -> list[Stage]:
+    """One training, of the pruned network.
+
+    Raises:
+        RequestError: a granularity that does not fit the targets, or a density that keeps nothing.
+    """
+    check_pruning(config, targets)
+    return [Stage("training", config.density, config.epochs * steps_per_epoch)]
+
+
+def check_pruning(config: PruningConfig, targets: Targets) -> None:
+    """Check that the targets can be pruned in the configured way.
+
+    Raises:
+        RequestError: a granularity that is none or does not fit the targets, an allocation or a floor that cannot be,
+            or a density that keeps nothing.
+    """
+    from supermask.choosing.granularity import find_granularity
+    from supermask.choosing.pruning import allocation_for
+
+    if problems := group_problems(config, targets):
+        raise RequestError(problems)
+    try:
+        shape = find_granularity(config.granularity)
+        units = shape.reduce({name: target.parameter.detach() for name, target in targets.items()}, targets)
+    except ValueError as error:
+        raise RequestError(f"--granularity {config.granularity}: {error}") from None
+    try:
+        counts = allocation_for(shape, config.allocation, config.floor)(units, config.density, targets)
+    except ValueError as error:
+        raise RequestError(f"--density {config.density:g}: {error}") from None
+    if not any(counts.values()):
+        number, what = sum(unit.numel() for unit in units.values()), config.granularity
+        raise RequestError(f"--density {config.density:g} keeps none of the {number:,} units ({what})")
+
+
+def group_problems(config: ShapedConfig, targets: Mapping[str, Target]) -> list[str]:
+    """What cannot be cut into the groups of N:M, all of it and the flag that leaves it dense; empty if that is all."""
+    from supermask.choosing.granularity import NM, find_granularity
+
+    if config.group_density is None:
+        return []
+    shape = find_granularity(config.granularity)
+    assert isinstance(shape, NM)
+    misfits = {name: problem for name, target in targets.items() if (problem := shape.problem(target))}
+    if not misfits:
+        return []
+    typed = ",".join([*config.exclude, *misfits])
+    return [
+        f"--granularity {config.granularity}: {'; '.join(misfits.values())}; leave that dense with --exclude {typed}"
+    ]
+
+
+def prune_and_train(model: nn.Module, data: Samples, config: AtInitConfig, run: Run) -> Ticket:
+    """Choose the masks of `model` at initialization by the method's score, then train what is left."""
+    import supermask
+    from supermask.weights.fitting import state_of
+
+    from ..runs.tensorboard import densities
+    from .conclude import conclude
+    from .loop import train
+
+    start = state_of(model)
+
+    def choose() -> dict[str, Any]:
+        evidence = {"rounds": config.rounds, "example_input": example_of(data)}
+        if isinstance(config, DataConfig):
+            evidence["batches"] = score_batches(data, config, config.samples_per_class)
+        masks = choose_masks(model, config, config.score, run, **evidence)
+        run.log(0, densities(masks))
+        return {"masks": dict(masks), "uncounted": sorted(masks.uncounted)}
+
+    chosen = run.stage("pruning", choose)
+    masks = supermask.Masks(chosen["masks"], chosen["uncounted"])
+    warn_of_collapse(model, masks, data, run)
+    supermask.hold(model, masks)
+
+    def work() -> dict[str, Any]:
+        trained = train(model, data, config, run)
+        supermask.check(model)
+        return conclude(run, model, masks, start, trained)
+
+    run.rows.append(run.stage("training", work)["row"])
+    return run.ticket
+
+
+def choose_masks(model: nn.Module, config: PruningConfig, score: str, run: Run, **evidence: Any) -> supermask.Masks:
+    """`supermask.prune` with the configured flags, and a bar over the rounds of scoring.
+
+    Raises:
+        RunError: what it refuses, such as scores that are NaN.
+    """
+    import supermask
+    from supermask.choosing.scores import ROUNDS, find_score
+
+    from ..contract.errors import RunError
+
+    coupled = config.granularity == "filter"
+    if not coupled and score not in ("synflow", "bn-scale"):
+        evidence.pop("example_input", None)
+    rounds = evidence.pop("rounds", None) or (1 if config.group_density is not None else ROUNDS.get(score, 1))
+    scored = find_score(score)
+    try:
+        with run.progress.count(f"scoring by {score}", rounds) as one_more:
+
+            def score_once(model: nn.Module, targets: Targets, evidence: Evidence) -> Scores:
+                found = scored(model, targets, evidence)
+                one_more()
+                return found
+
+            return supermask.prune(
+                model,
+                config.density,
+                score_once,
+                config.allocation,
+                config.granularity,
+                include=config.include or None,
+                exclude=config.exclude or None,
+                floor=config.floor,
+                rounds=rounds,
+                seed=config.seeds["mask"],
+                **evidence,
+            )
+    except ValueError as error:
+        raise RunError(f"{config.method}: {error}") from None
+
+
+def fine_tuning(config: SharedConfig, epochs: int, lr: float | None, steps_per_epoch: int) -> SharedConfig:
+    """Training on at a constant rate; if none is given, the last of the configured training."""
+    from .optimization import learning_rate
+
+    total = config.epochs * steps_per_epoch
+    last = lr or learning_rate(config, total - 1, total, steps_per_epoch)
+    return config.model_copy(
+        update={"epochs": epochs, "lr": last, "schedule": "constant", "milestones": (), "warmup": "0"}
+    )
+
+
+def example_of(data: Samples) -> Tensor:
+    """Two validation samples, for what needs to run the network: their shape is what counts."""
+    return next(data.batches("validation", 2))[0]
+
+
+def score_batches(data: Samples, config: SharedConfig, per_class: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training samples drawn by the mask seed, so many per class on average, in equal batches of at most `batch_size`.
+
+    All of them: an epoch of training would leave out what does not fill a batch.
+    """
+    from supermask.masks.random_numbers import permutation
+
+    order = permutation(data.train_size, config.seeds["mask"], "score-samples")
+    count = min(data.train_size, per_class * data.classes)
+    size = max(divisor for divisor in range(1, min(config.batch_size, count) + 1) if count % divisor == 0)
+    return data.train_batches(order[:count], size)
+
+
+def warn_of_collapse(model: nn.Module, masks: Masks, data: Samples, run: Run) -> None:
+    """Say which tensors are cut off before training is wasted on them."""
+    from supermask.shrinking.flow import describe, flow
+
+    try:
+        found = flow(model, masks, example_of(data))
+    except ValueError as error:
+        run.progress.say(f"cut layers are not looked for: {error}")
+        return
+    for sentence in describe(found):
+        run.progress.say(sentence)

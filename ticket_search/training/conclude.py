@@ -1,0 +1,224 @@
+"""From a trained network to a ticket and to the numbers that a run reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import supermask
+from supermask import Draw, Masks, Ticket
+from supermask.tickets.file import write_atomically
+from supermask.weights.fitting import state_of
+
+from ..contract.flags import to_plain
+from ..data.samples import Samples, whole_batches
+from ..runs.names import COMPACT
+from ..runs.run import Run
+from ..runs.tensorboard import densities
+from .evaluation import evaluate
+from .flops import PASSES_PER_STEP, flops_of, forward_flops
+from .loop import Moment, Trained
+from .objective import Objective, make_objective
+
+
+def conclude(
+    run: Run,
+    model: nn.Module,
+    masks: Masks,
+    start: Mapping[str, Tensor],
+    trained: Trained,
+    *,
+    draws: Mapping[str, Draw] | None = None,
+    level: int | None = None,
+    scalars: Mapping[str, float] | None = None,
+    exact: bool = False,
+    **meta: Any,
+) -> dict[str, Any]:
+    """The end of a training: its ticket saved and measured, its numbers logged. What a stage of a run returns.
+
+    Args:
+        run: where the ticket is kept: as that of a level if there is one, else as that of the run.
+        model: the trained network.
+        masks: True = kept.
+        start: the state dict that the training began from.
+        trained: the training.
+        draws: how tensors of `start` were drawn; if not given, those of the run.
+        level: of a search with several trainings.
+        scalars: to be logged beside the test accuracy; if not given, the densities.
+        exact: leave the weights as they are, whatever type was asked for: the search goes on from them.
+        meta: more for the ticket to record.
+    """
+    at = {} if level is None else {"level": level}
+    drawn = run.setup.draws if draws is None else draws
+    ticket = make_ticket(run, masks, start, state_of(model), drawn, exact, **at, **meta)
+    if level is None:
+        run.save_ticket(ticket)
+    else:
+        run.save_level(level, ticket)
+    row = {**at, **describe_training(run, model, trained, ticket)}
+    logged = densities(masks) if scalars is None else scalars
+    run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **logged})
+    run.log_masks(trained.steps, model, masks)
+    return {"steps": trained.steps, "row": row}
+
+
+def make_ticket(
+    run: Run,
+    masks: Masks,
+    start: Mapping[str, Tensor],
+    final: Mapping[str, Tensor],
+    draws: Mapping[str, Draw],
+    exact: bool = False,
+    **meta: Any,
+) -> Ticket:
+    """Build a ticket and measure it: both states, as read back from the ticket's own bytes, in fp32 on the test split.
+
+    Args:
+        run: whose configuration the ticket records.
+        masks: True = kept.
+        start: the state dict that training began from.
+        final: the state dict at the end.
+        draws: how tensors of `start` were drawn.
+        exact: do not round the weights to the configured type.
+        meta: more to record.
+    """
+    masks = masks.to("cpu")
+    data, config = run.setup.data, run.config
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}["fp32" if exact else config.dtype]
+    states = {
+        state: supermask.make_state(tensors, masks, draws, dtype=dtype)
+        for state, tensors in (("start", start), ("final", final))
+    }
+    recorded = to_plain(config)
+    for place in ("data_dir", "weights", "ticket", "whole", "workers"):
+        recorded.pop(place, None)
+    described: dict[str, Any] = {
+        "method": config.method,
+        "paper": run.setup.method.paper,
+        "model": config.model,
+        "data": config.data,
+        "density": config.density,
+        "seed": config.seed,
+        "config": recorded,
+        "architecture": run.setup.architecture,
+        "parameters": run.setup.parameters,
+        "normalization": {"mean": list(data.mean), "std": list(data.std)},
+        **meta,
+    }
+    read_back = supermask.unpack(supermask.pack(Ticket(masks, states, described)))
+    accuracy = {state: measure(read_back, run, state) for state in states}
+    return Ticket(masks, states, {**described, "accuracy": accuracy})
+
+
+def measure(ticket: Ticket, run: Run, state: str) -> dict[str, float]:
+    """Test and validation accuracy in percent of a ticket's state, in fp32."""
+    model = ticket.apply_to(run.setup.build(), state).to(run.config.device)
+    objective, data = make_objective(run.config), run.setup.data
+    return {
+        "test": evaluate(model, data, "test", objective).accuracy,
+        "validation": evaluate(model, data, "validation", objective).accuracy,
+    }
+
+
+def save_compacted(run: Run, ticket: Ticket) -> dict[str, Any]:
+    """Write the ticket's network without what was dropped, as `compact.safetensors`; its numbers beside the dense ones.
+
+    Where there is none, `reason` says why.
+    """
+    data = run.setup.data
+    example = next(data.batches("validation", 2))[0].cpu()
+    network = ticket.apply_to(run.setup.build()).eval()
+    try:
+        found = supermask.shrink(network, ticket.masks, example)
+    except ValueError as error:
+        run.progress.say(f"there is no compacted network: {error}")
+        return {"row": {"compact": {"reason": str(error)}}}
+    packed = supermask.pack_compaction(found, run.setup.architecture)
+    write_atomically(run.path / COMPACT, packed)
+    small = found.model
+    (parameters, macs), dense = (
+        (sum(parameter.numel() for parameter in net.parameters()), flops_of(net, example[:1]) // 2)
+        for net in (small, network)
+    )
+    measured = evaluate(small.to(run.config.device), data, "test", make_objective(run.config))
+    numbers = {
+        "parameters": parameters,
+        "share_of_parameters": parameters / dense[0],
+        "macs": macs,
+        "share_of_macs": macs / dense[1],
+        "bytes": len(packed),
+        "difference": found.difference,
+        "test_accuracy": measured.accuracy,
+    }
+    return {"row": {"compact": numbers}}
+
+
+def describe_training(run: Run, model: nn.Module, trained: Trained, ticket: Ticket) -> dict[str, Any]:
+    """The numbers of one training: at its final step, at minimum validation loss and at best validation accuracy.
+
+    The last two steps were chosen on validation; the test accuracy there is only reported.
+    """
+    row: dict[str, Any] = {
+        "density": ticket.density,
+        "kept": ticket.masks.kept,
+        "test_accuracy": ticket.meta["accuracy"]["final"]["test"],
+        "val_accuracy": ticket.meta["accuracy"]["final"]["validation"],
+        "val_loss": trained.final.loss,
+    }
+    if empty := [name for name, kept in ticket.masks.kept_per_tensor.items() if kept == 0]:
+        row["empty_layers"] = empty
+    data, objective = run.setup.data, make_objective(run.config)
+    # Measured already: at the final step by the ticket itself, unless that rounds its weights.
+    measured = {trained.last_step: row["test_accuracy"]} if run.config.dtype == "fp32" else {}
+    for name, moment in trained.moments.items():
+        if moment.step not in measured:
+            measured[moment.step] = _test_moment(model, data, moment, objective)
+        row[name] = {
+            "step": moment.step,
+            "val_loss": moment.loss,
+            "val_accuracy": moment.accuracy,
+            "test_accuracy": measured[moment.step],
+        }
+    return row
+
+
+@torch.no_grad()
+def _test_moment(model: nn.Module, data: Samples, moment: Moment, objective: Objective) -> float:
+    now = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(moment.tensors)
+    accuracy = evaluate(model, data, "test", objective).accuracy
+    model.load_state_dict(now)
+    return accuracy
+
+
+def summarize(run: Run, ticket: Ticket, model: nn.Module) -> dict[str, Any]:
+    """What `summary.json` holds: what was run, accuracies in percent, sizes, and the cost of the whole search.
+
+    `cost.flops` counts the operations of the dense network: masks save none while training. `dense_trainings` is the
+    number of whole trainings that the search's steps would pay for.
+    """
+    config, data = run.config, run.setup.data
+    per_epoch = whole_batches(data.train_size, config.batch_size)
+    batch = min(config.batch_size, data.train_size)
+    seconds = round(run.seconds, 3)
+    summary = {
+        "name": run.path.name,
+        "method": config.method,
+        "model": config.model,
+        "data": config.data,
+        "seed": config.seed,
+        **{key: value for key, value in run.rows[-1].items() if key != "level"},
+        "parameters": ticket.meta["parameters"],
+        "weights": ticket.masks.size,
+        "seconds": seconds,
+        "cost": {
+            "steps": run.steps_done,
+            "flops": forward_flops(model, data) * PASSES_PER_STEP * batch * run.steps_done,
+            "seconds": seconds,
+            "dense_trainings": run.steps_done / (config.epochs * per_epoch),
+        },
+    }
+    return summary | {"levels": run.rows} if any("level" in row for row in run.rows) else summary

@@ -1,0 +1,262 @@
+"""The only training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from supermask.live.held import mask_gradients
+from supermask.masks.random_numbers import permutation, random_words
+
+from ..contract.errors import RunError
+from ..contract.flags import Config, steps_of
+from ..data.samples import Samples, whole_batches
+from ..runs.run import Run
+from .evaluation import Evaluation, evaluate
+from .objective import make_objective
+from .optimization import learning_rate, make_optimizer
+from .precision import compile_whole, make_arithmetic
+from .running_mean import Tally
+
+StateDict = dict[str, Any]
+
+
+class Hook(Protocol):
+    """What a method does between steps: the only way into the loop."""
+
+    def on_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """After the optimizer's step; `step` counts the steps done."""
+
+    def on_epoch(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """After an epoch's last step."""
+
+    def done(self) -> bool:
+        """Whether to stop here."""
+        ...
+
+    def state_dict(self) -> StateDict:
+        """What must survive a stop: tensors and plain data."""
+        ...
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Go on from a saved state."""
+
+
+@dataclass
+class Moment:
+    """The network at one step chosen on validation: at minimum validation loss, or at best validation accuracy."""
+
+    step: int
+    loss: float
+    accuracy: float
+    tensors: dict[str, Tensor]
+
+
+@dataclass
+class Trained:
+    """What a training of so many steps leaves beside the model itself, which is at its last step of the schedule."""
+
+    steps: int
+    last_step: int
+    final: Evaluation
+    moments: dict[str, Moment]
+
+
+def train(
+    model: nn.Module,
+    data: Samples,
+    config: Config,
+    run: Run,
+    *,
+    hook: Hook | None = None,
+    start: int = 0,
+    order: str = "order/0",
+    optimizer_state: Mapping[str, Any] | None = None,
+) -> Trained:
+    """Train `model` in place from step `start` to the end of the configured epochs, as a part of the run's stage.
+
+    A stopped training goes on where its state was saved, as if never stopped.
+
+    Args:
+        model: on the data's device; what requires a gradient is trained.
+        data: the samples.
+        config: optimizer, schedule, epochs, seeds.
+        run: where to log and to save state.
+        hook: what to do between steps.
+        start: the step to begin at, of the schedule and of the data order.
+        order: name of the data order; the same name and order seed give the same batches.
+        optimizer_state: moments to begin with; the learning rate is the schedule's.
+
+    Raises:
+        RunError: the loss became NaN or infinite.
+        Interrupted: a signal came; the state is saved.
+    """
+    torch.manual_seed(_derive(config, f"dropout/{order}"))
+    loop = _Loop(model, data.with_seed(_derive(config, f"augmentation/{order}")), config, run, hook, start, order)
+    if optimizer_state is not None:
+        loop.optimizer.load_state_dict(dict(optimizer_state))
+    saved = run.training_state(order)
+    if saved is not None:
+        loop.load_state_dict(saved)
+    loop.run_to_end()
+    return loop.trained()
+
+
+def _derive(config: Config, name: str) -> int:
+    return int(random_words(1, config.seeds["order"], name)[0] >> numpy.uint64(1))
+
+
+class _Loop:
+    def __init__(
+        self, model: nn.Module, data: Samples, config: Config, run: Run, hook: Hook | None, start: int, order: str
+    ) -> None:
+        self.model, self.data, self.config, self.run, self.hook, self.order = model, data, config, run, hook, order
+        self.objective, self.arithmetic = make_objective(config), make_arithmetic(config)
+        self.batch_size = min(config.batch_size, data.train_size)
+        self.per_epoch = whole_batches(data.train_size, config.batch_size)
+        self.total = config.epochs * self.per_epoch
+        self.evaluate_every = steps_of(config.evaluate_every, self.per_epoch)
+        if self.arithmetic.channels_last:
+            model.to(memory_format=torch.channels_last)
+        self.forward = compile_whole(model) if config.compile else model
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = make_optimizer(model, config)
+        self.step = self.logged_step = self.start = start
+        self.tally = Tally(self.objective, data.device)
+        self.seconds = self.logged_seconds = 0.0
+        self.final: Evaluation | None = None
+        self.moments: dict[str, Moment] = {}
+
+    def run_to_end(self) -> None:
+        batches: Iterator[tuple[Tensor, Tensor]] = iter(())
+        clock = time.perf_counter()
+        self.model.train()
+        begun = False
+        while self.step < self.total and not (self.hook and self.hook.done()):
+            if self.run.interrupted:
+                self.seconds += time.perf_counter() - clock
+                self.run.save_training(self.order, self.state_dict(), force=True)
+                self.run.stop_if_asked()
+            epoch, position = divmod(self.step, self.per_epoch)
+            if position == 0 or not begun:
+                batches, begun = self._batches_of(epoch, position), True
+            self._train_on(*next(batches))
+            self.step += 1
+            if self.hook:
+                self.hook.on_step(self.step, self.model, self.optimizer)
+            if self.step % self.evaluate_every == 0 or self.step == self.total:
+                self.seconds += time.perf_counter() - clock
+                self._evaluate()
+                clock = time.perf_counter()
+            if self.step % self.per_epoch == 0:
+                if self.hook:
+                    self.hook.on_epoch(self.step, self.model, self.optimizer)
+                self.seconds += time.perf_counter() - clock
+                self.run.save_training(self.order, self.state_dict())
+                clock = time.perf_counter()
+            self.run.progress.advance_to(self.run.steps_done + self.step - self.start)
+
+    def _batches_of(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = permutation(self.data.train_size, self.config.seeds["order"], f"{self.order}/{epoch}")
+        return self.data.train_batches(order, self.config.batch_size, first, epoch)
+
+    def _train_on(self, x: Tensor, y: Tensor) -> None:
+        rate = learning_rate(self.config, self.step, self.total, self.per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for parameter in self.parameters:
+            parameter.grad = None
+        if self.config.accumulate == 1:
+            self._differentiate(x, y, 1.0)
+        else:
+            for part_x, part_y in zip(x.chunk(self.config.accumulate), y.chunk(self.config.accumulate), strict=True):
+                self._differentiate(part_x, part_y, len(part_y) / len(y))
+        if self.config.clip is not None:
+            mask_gradients(self.model)
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        self.optimizer.step()
+
+    def _differentiate(self, x: Tensor, y: Tensor, share: float) -> None:
+        with self.arithmetic.forward():
+            outputs = self.forward(self.arithmetic.lay_out(x))
+        outputs = outputs.float()
+        loss = self.objective.training_loss(outputs, y)
+        (loss if share == 1 else loss * share).backward()
+        self.tally.add(loss.detach(), outputs.detach(), y, share)
+
+    def _evaluate(self) -> None:
+        steps = self.step - self.logged_step
+        loss, score = self.tally.read()
+        loss /= steps
+        validation = self._validate()
+        if not (math.isfinite(loss) and math.isfinite(validation.loss)):
+            raise RunError(
+                f"the loss is {loss} on training and {validation.loss} on validation data at step {self.step} of "
+                f"{self.run.training_stage}: lower --lr (now {self.config.lr:g}) or add --warmup"
+            )
+        values = {
+            "loss/train": loss,
+            "accuracy/train": 100.0 * score / (steps * self.batch_size),
+            "loss/validation": validation.loss,
+            "accuracy/validation": validation.accuracy,
+            "learning-rate": learning_rate(self.config, self.step - 1, self.total, self.per_epoch),
+            "speed/images-per-second": steps * self.batch_size / max(1e-9, self.seconds - self.logged_seconds),
+        }
+        self.run.log(self.step - self.start, values)
+        self.run.progress.numbers(values)
+        self._remember("min_validation_loss", validation, -validation.loss)
+        self._remember("best_validation", validation, validation.accuracy)
+        self.final = validation
+        self.logged_step, self.logged_seconds = self.step, self.seconds
+
+    def _validate(self) -> Evaluation:
+        return evaluate(self.model, self.data, "validation", self.objective, self.arithmetic)
+
+    def _remember(self, name: str, validation: Evaluation, merit: float) -> None:
+        best = self.moments.get(name)
+        if best is not None and merit <= (-best.loss if name == "min_validation_loss" else best.accuracy):
+            return
+        tensors = {key: tensor.detach().clone() for key, tensor in self.model.state_dict().items()}
+        self.moments[name] = Moment(self.step, validation.loss, validation.accuracy, tensors)
+
+    def trained(self) -> Trained:
+        if self.final is None or self.logged_step != self.step:
+            self.final = self._validate()
+        return Trained(self.step - self.start, self.step, self.final, self.moments)
+
+    def state_dict(self) -> StateDict:
+        return {
+            "step": self.step,
+            "logged_step": self.logged_step,
+            "seconds": self.seconds,
+            "logged_seconds": self.logged_seconds,
+            "tally": self.tally.state_dict(),
+            "final": tuple(self.final) if self.final else None,
+            "moments": {name: vars(moment) for name, moment in self.moments.items()},
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "hook": self.hook.state_dict() if self.hook else None,
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state() if self.data.device.type == "cuda" else None,
+        }
+
+    def load_state_dict(self, state: StateDict) -> None:
+        self.step, self.logged_step = state["step"], state["logged_step"]
+        self.seconds, self.logged_seconds = state["seconds"], state["logged_seconds"]
+        self.tally.load_state_dict(state["tally"])
+        self.final = Evaluation(*state["final"]) if state["final"] else None
+        self.moments = {name: Moment(**values) for name, values in state["moments"].items()}
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.hook:
+            self.hook.load_state_dict(state["hook"])
+        torch.set_rng_state(state["random"])
+        if state["cuda_random"] is not None:
+            torch.cuda.set_rng_state(state["cuda_random"])

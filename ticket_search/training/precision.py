@@ -1,0 +1,58 @@
+"""In what numbers and memory layout a network is run."""
+
+from __future__ import annotations
+
+import contextlib
+import types
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..contract.flags import Config
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """fp32, or bf16 where autocast takes it (weights, gradients and sums stay fp32); channels last for images."""
+
+    device: str = "cpu"
+    bf16: bool = False
+    channels_last: bool = False
+
+    def forward(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        return torch.autocast(self.device, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
+
+    def lay_out(self, x: Tensor) -> Tensor:
+        """Images [n, c, h, w] in the configured memory format; anything else as it is."""
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
+
+
+EXACT = Arithmetic()
+
+
+def make_arithmetic(config: Config) -> Arithmetic:
+    """The configured arithmetic, of a resolved configuration."""
+    return Arithmetic(config.device, config.precision == "bf16", bool(config.channels_last))
+
+
+def compile_whole(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The model's forward pass compiled, its masks with it.
+
+    Of `torch.compile(model)` the hooks of the masks would be a graph of their own, before the network's.
+    """
+
+    def forward(x: Tensor) -> Tensor:
+        outputs: Tensor = model(x)
+        return outputs
+
+    # What is compiled is kept by code, and only so many versions of one: each kind of network gets its own.
+    forward.__code__ = _CODES.setdefault(type(model), forward.__code__.replace())
+    return torch.compile(forward)
+
+
+_CODES: weakref.WeakKeyDictionary[type[nn.Module], types.CodeType] = weakref.WeakKeyDictionary()

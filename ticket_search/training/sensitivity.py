@@ -1,0 +1,102 @@
+"""What each layer alone can lose: validation accuracy against the share of its filters, without retraining.
+
+Li et al., Pruning Filters for Efficient ConvNets, 2016.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from supermask import Masks
+from supermask.choosing.pruning import zeroed
+from supermask.tickets.file import write_atomically
+
+from ..contract.flags import Config
+from ..data.samples import Samples
+from ..runs.run import Run, write_json
+from .evaluation import evaluate
+from .objective import make_objective
+from .precision import make_arithmetic
+
+DENSITIES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+
+
+def scan_layer(
+    model: nn.Module,
+    data: Samples,
+    config: Config,
+    run: Run,
+    masks_at: Callable[[float], Masks],
+    one_more: Callable[[], None],
+) -> dict[str, Any]:
+    """Validation accuracy in percent with masks of each density, from high to low; the model is as it was after."""
+    accuracies = []
+    objective, arithmetic = make_objective(config), make_arithmetic(config)
+    for density in DENSITIES:
+        run.stop_if_asked()
+        with zeroed(model, masks_at(density)):
+            accuracies.append(evaluate(model, data, "validation", objective, arithmetic).accuracy)
+        one_more()
+    return {"accuracies": accuracies}
+
+
+def lowest(accuracies: list[float], dense: float, tolerance: float) -> float:
+    """The lowest density down to which no step costs more than `tolerance` points; 1 where the first does."""
+    found = 1.0
+    for density, accuracy in zip(DENSITIES, accuracies, strict=True):
+        if dense - accuracy > tolerance:
+            break
+        found = density
+    return found
+
+
+def tell_scan(
+    run: Run, dense: float, accuracies: Mapping[str, list[float]], tolerance: float | None
+) -> dict[str, float]:
+    """Say where the scan is, and down to which density each layer alone costs at most so many points, 1 if None."""
+    points = 1.0 if tolerance is None else tolerance
+    found = {name: lowest(measured, dense, points) for name, measured in accuracies.items()}
+    for name, density in found.items():
+        run.progress.say(
+            f"{name} alone: down to {density:.0%} of its filters within {points:g} points of {dense:.2f} %"
+        )
+    run.progress.say(f"each layer alone: {run.path}/sensitivity.png, sensitivity.json")
+    return found
+
+
+def save_scan(folder: Path, dense: float, accuracies: Mapping[str, list[float]]) -> None:
+    """Write `sensitivity.json` and `sensitivity.png`."""
+    write_json(
+        folder / "sensitivity.json", {"dense": dense, "densities": list(DENSITIES), "accuracies": dict(accuracies)}
+    )
+    write_atomically(folder / "sensitivity.png", _draw(dense, accuracies))
+
+
+def _draw(dense: float, accuracies: Mapping[str, list[float]]) -> bytes:
+    import io
+
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, max(4, 1 + 0.2 * len(accuracies))), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    colours = colormaps["viridis"]
+    for place, (name, measured) in enumerate(accuracies.items()):
+        colour = colours(0.95 * place / max(1, len(accuracies) - 1))
+        panel.plot((1.0, *DENSITIES), (dense, *measured), "o-", ms=3, lw=1.2, color=colour, label=name)
+    panel.set_xlim(1.02, 0.08)
+    panel.axhline(dense, ls="--", lw=0.8, color="#777777", label=f"dense, {dense:.2f} %")
+    panel.set_xlabel("share of the layer's filters or hidden units kept")
+    panel.set_ylabel("validation accuracy, %")
+    panel.set_title("One layer pruned at a time, not retrained", fontsize=10)
+    panel.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=7, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
