@@ -16,7 +16,7 @@ from ..running.request import LAUNCH_FLAGS, read_request
 from .terminal import duration, errors, output, percent, print_definitions, print_json, print_table, stop_told
 
 if TYPE_CHECKING:
-    from ..running.search import Plan
+    from ..running.plan import Plan
     from ..runs.run import Run
 
 
@@ -40,7 +40,8 @@ def search(context: typer.Context) -> None:
         runs, jobs = request.launch.get("--runs", "runs"), int(request.launch.get("--jobs", "1"))
         carry_out_sweep(sweep_of_seeds(request), runs, jobs, request.asks("--dry-run"), request.asks("--json"))
         return
-    from ..running.search import carry_out, make_plan, prepare
+    from ..running.plan import make_plan
+    from ..running.search import carry_out, prepare
     from ..runs.folders import choose_folder
     from ..runs.progress import Progress
     from ..runs.run import Run

@@ -35,7 +35,8 @@ def train(context: typer.Context) -> None:
     flags = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
     if problems:
         raise RequestError(problems)
-    from ..running.search import carry_out, describe_ticket, make_plan, prepare
+    from ..running.plan import make_plan
+    from ..running.search import carry_out, describe_ticket, prepare
     from ..runs.folders import choose_folder
     from ..runs.progress import Progress
     from ..runs.run import Run

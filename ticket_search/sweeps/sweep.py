@@ -12,8 +12,8 @@ from ..contract.errors import RequestError
 from ..contract.flags import Config, differences, read_toml, to_plain
 from ..data.samples import Samples
 from ..methods import find_method
+from ..running.plan import make_plan, plan_stages
 from ..running.request import Request
-from ..running.search import make_plan, plan_stages
 from ..runs.experiment import Setup, exact_arithmetic, find_model, load_data, make_setup, own_random_numbers, resolve
 from ..training.objective import make_objective
 from .file import Sweep as Sweep
