@@ -52,7 +52,7 @@ from ticket_search.data.dataset import Data, from_arrays
 from ticket_search.models.conv import conv4
 from ticket_search.models.lenet import lenet_300_100
 from ticket_search.runs.experiment import bf16_is_native
-from ticket_search.training import loop as training
+from ticket_search.training import conclude
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"lenet-300-100": lenet_300_100, "conv4": conv4}
 BATCH = 128
@@ -116,15 +116,15 @@ class Ours:
 
     def seconds(self) -> float:
         began, spent = time.perf_counter, [0.0]
-        original = training.train
+        original = conclude.train_network
 
-        def timed(*args: Any, **flags: Any) -> training.Trained:
+        def timed(*args: Any, **flags: Any) -> conclude.Trained:
             start = began()
             trained = original(*args, **flags)
             spent[0] += began() - start
             return trained
 
-        training.train = timed
+        conclude.train_network = timed
         try:
             search(
                 "dense", self.kind.model, self.data, runs=self.folder, progress=False, epochs=self.kind.epochs,
@@ -132,7 +132,7 @@ class Ours:
                 threads=torch.get_num_threads(), precision="bf16" if self.kind.bf16 else "fp32",
             )  # fmt: skip
         finally:
-            training.train = original
+            conclude.train_network = original
         return spent[0]
 
 

@@ -214,7 +214,7 @@ def test_loops_are_measured_side_by_side(benchmarks, tmp_path, capsys, monkeypat
         assert row["ours_seconds"] > 0
         assert f"{row['ratio']:.3f}" in printed
     assert (result["verdict"] is None) == result["load"]["busy"]
-    assert loop.training.train.__module__ == "ticket_search.training.loop", "what was timed is put back"
+    assert loop.conclude.train_network.__module__ == "ticket_search.training.loop", "what was timed is put back"
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ class Member:
     @property
     def frozen(self) -> bool:
         """Whether the ticket's weights are never trained."""
-        return self.measured_here and find_kind(self.method).traits.frozen_weights
+        return self.measured_here and not find_kind(self.method).traits.trains_weights
 
     @property
     def dense(self) -> bool:

@@ -1,32 +1,48 @@
-"""What a search method is: its flags, what holds for its tickets, its plan, and its search. Imports no torch."""
+"""What a search method is: its flags, what holds for its tickets, its plan, its search, and its way into the training.
+
+A method is one module: a docstring of the idea in one line and the paper in the next, a `Config` whose fields are its
+flags, `TRAITS`, `plan(config, targets, steps_per_epoch)`, `search(model, run)`, and, where not every network will do,
+`check(model, data, config)`. Imports no torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .flags import Config
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
     from supermask import Targets, Ticket
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What holds for a method's tickets; the shared tests check it.
+    """What holds for a method's tickets; the shared tests and the controls go by it.
 
-    exact_density: the masks keep exactly `floor(density * n + 0.5)` weights.
+    exact_density: the masks keep exactly `floor(density * n + 0.5)` weights. A method whose masks are sampled or follow
+        from a threshold says False.
     nested: over levels the masks only shrink.
-    frozen_weights: the weights are never trained; `start` and `final` differ in masks and statistics only.
     dense: the method keeps every weight, whatever density is asked.
+    weights: what happens to the weights under the masks. `trained`; `frozen`: drawn once and never changed, so that the
+        ticket's start and final states differ in masks and statistics only; `redrawn`: never trained, but the search
+        draws dropped ones anew.
     """
 
     exact_density: bool = True
     nested: bool = False
-    frozen_weights: bool = False
     dense: bool = False
+    weights: Literal["trained", "frozen", "redrawn"] = "trained"
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether the ticket's weights are trained; else its controls are evaluated and not trained."""
+        return self.weights == "trained"
 
 
 @dataclass(frozen=True)
@@ -48,7 +64,8 @@ class Method:
     Config: type[Config]
     traits: Traits
     plan: Callable[[Any, Targets, int], list[Stage]]
-    search: Callable[..., Ticket]
+    # (model, run): the run has `config` and `data`.
+    search: Callable[[Any, Any], Ticket]
     # (model, data, config): raises a RequestError for a network that the method can do nothing with.
     check: Callable[..., None] | None = None
 
@@ -66,3 +83,53 @@ def describe_method(name: str, module: ModuleType) -> Method:
         search=module.search,
         check=getattr(module, "check", None),
     )
+
+
+class Hook:
+    """What a method does inside a training: the only way into the loop.
+
+    A hook overrides what it needs; what it does not override does nothing. In each step the loop calls, in this order:
+    `before_forward`, the forward pass, `extra_loss`, the backward pass, `before_step`, the optimizer's step, `on_step`.
+    """
+
+    def groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Parameters with a learning rate or weight decay of their own, as PyTorch's parameter groups.
+
+            return [{"params": scores, "lr": 1.0, "weight_decay": 0.0}]
+
+        `lr` is the rate at its highest: it follows the configured schedule. What a group does not say, and every
+        trainable parameter that is in none of them, is as configured.
+        """
+        return []
+
+    def before_forward(self, step: int) -> None:
+        """Before the forward pass of a training step, as to clamp parameters; `step` counts the steps done."""
+
+    def extra_loss(self) -> Tensor | None:
+        """What is added to the loss before it is differentiated, as a penalty; it is not part of the logged loss."""
+        return None
+
+    def before_step(self, step: int, model: nn.Module, optimizer: Optimizer) -> bool:
+        """After the backward pass: the gradients are whole, those of dropped weights included.
+
+        Returns:
+            Whether the optimizer makes its step.
+        """
+        return True
+
+    def on_step(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
+        """After the optimizer's step, or where it would have been; `step` counts the steps done, this one included."""
+
+    def on_epoch(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
+        """After an epoch's last step."""
+
+    def done(self) -> bool:
+        """Whether to stop before the configured end."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a stop: tensors and plain data."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
 
-import numpy.typing as npt
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+    from torch import Tensor
 
-Order = Tensor | npt.NDArray[Any]
+# Which samples, in which order; in quotes, because this file imports no torch.
+Order: TypeAlias = "Tensor | npt.NDArray[Any]"
 HeldOut = Literal["validation", "test"]
 
 

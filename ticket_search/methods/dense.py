@@ -5,10 +5,11 @@ Rumelhart, Hinton & Williams, Learning Representations by Back-propagating Error
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from .. import training
 from ..contract.flags import Config as SharedConfig
 from ..contract.method import Stage, Traits
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from supermask import Targets, Ticket
 
-    from ..data.samples import Samples
     from ..runs.run import Run
 
 
@@ -39,20 +39,6 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     return [Stage("training", 1.0, config.epochs * steps_per_epoch)]
 
 
-def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
+def search(model: nn.Module, run: Run) -> Ticket:
     """Train `model` and keep all of it."""
-    import supermask
-    from supermask.weights.fitting import state_of
-
-    from ..training.conclude import conclude
-    from ..training.loop import train
-
-    start = state_of(model)
-    masks = supermask.prune(model, 1.0, include=config.include or None, exclude=config.exclude or None)
-
-    def work() -> dict[str, Any]:
-        trained = train(model, data, config, run)
-        return conclude(run, model, masks, start, trained)
-
-    run.rows.append(run.stage("training", work)["row"])
-    return run.ticket
+    return training.conclude.train_once(model, run, training.conclude.keep_all(model, run.config))

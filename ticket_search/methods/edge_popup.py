@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from supermask import selection
+
+from .. import training
 from ..contract.errors import RequestError
 from ..contract.flags import Init, ShapedConfig
 from ..contract.method import Stage, Traits
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 
     from supermask import Targets, Ticket
 
-    from ..data.samples import Samples
     from ..runs.run import Run
 
 
@@ -49,7 +51,7 @@ class Config(ShapedConfig):
         return found
 
 
-TRAITS = Traits(frozen_weights=True)
+TRAITS = Traits(weights="frozen")
 
 
 def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
@@ -58,27 +60,23 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     Raises:
         RequestError: a density that leaves a tensor without weights, a target that is no weight, or one without groups.
     """
-    from supermask.selection.top_k import count_kept
-
     problems = []
     flat = [name for name, target in targets.items() if target.parameter.dim() < 2]
     if flat:
         problems.append(f"--include takes {', '.join(flat)} too: scores need the fan-in of a weight; exclude them")
     weights = {name: target for name, target in targets.items() if name not in flat}
     problems += group_problems(config, weights)
-    empty = [name for name, target in targets.items() if count_kept(config.density, target.size) == 0]
+    empty = [name for name, target in targets.items() if selection.top_k.count_kept(config.density, target.size) == 0]
     if config.allocation == "layerwise" and empty:
         problems.append(f"--density {config.density:g} keeps none of {', '.join(empty)}: raise it or --exclude them")
-    if count_kept(config.density, targets.size) == 0:
+    if selection.top_k.count_kept(config.density, targets.size) == 0:
         problems.append(f"--density {config.density:g} keeps none of the {targets.size:,} weights")
     if problems:
         raise RequestError(problems)
     return [Stage("training", config.density, config.epochs * steps_per_epoch)]
 
 
-def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
+def search(model: nn.Module, run: Run) -> Ticket:
     """Learn which of the frozen weights of `model` to use."""
-    from ..training.learned_scores import learn_scores, train_scores
-
-    learn_scores(model, config)
-    return train_scores(model, data, config, run)
+    training.learned_scores.learn_scores(model, run.config)
+    return training.learned_scores.train_scores(model, run)

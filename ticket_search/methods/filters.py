@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+import supermask
+from supermask import choosing, selection, weights
+
+from .. import training
 from ..contract.errors import RequestError, RunError
 from ..contract.flags import Config as SharedConfig
 from ..contract.flags import Positive, Words
 from ..contract.method import Stage, Traits
+from ..data.samples import whole_batches
 from ..training.at_init import NO_RATE, example_of, fine_tuning
 
 if TYPE_CHECKING:
@@ -151,13 +156,11 @@ def find_filters(model: nn.Module, data: Samples, config: Config) -> Filters:
     Raises:
         RequestError: there are none, or the network cannot be traced.
     """
-    import supermask
-    from supermask.choosing.coupling import couple
 
     example = example_of(data)
     try:
         targets = supermask.find_targets(model, config.include or None, config.exclude or None)
-        shape = couple(model, targets, example)
+        shape = choosing.coupling.couple(model, targets, example)
     except ValueError as error:
         raise RequestError(f"filters: {error}") from None
     if not shape.groups:
@@ -173,11 +176,11 @@ def count_filters(config: Config, filters: Filters) -> dict[str, int]:
     """
     import torch
 
-    from supermask.choosing.allocation import by_glob
-
     units = {key: torch.zeros(channels) for key, channels in filters.channels.items()}
     try:
-        counts = by_glob(config.layer_densities, rest=config.density)(units, config.density, filters.targets)
+        counts = choosing.allocation.by_glob(config.layer_densities, rest=config.density)(
+            units, config.density, filters.targets
+        )
     except ValueError as error:
         raise RequestError(f"--densities: {error}; layers: {', '.join(units)}") from None
     if empty := [f"none of the {len(units[key])} of {key}" for key, count in counts.items() if not count]:
@@ -185,30 +188,28 @@ def count_filters(config: Config, filters: Filters) -> dict[str, int]:
     return counts
 
 
-def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
+def search(model: nn.Module, run: Run) -> Ticket:
     """Train, then drop filters and retrain round after round; level 0 is the dense network.
 
     Beside the ticket the run has `compact.safetensors`, the network without what was dropped.
     """
-    from supermask.weights.fitting import set_state, state_of
-
-    from ..training.conclude import save_compacted
-
-    filters = find_filters(model, data, config)
-    initial = state_of(model)
-    dense = run.stage("level-00", partial(_train_dense, model, data, config, run, filters, initial))
+    config = run.config
+    assert isinstance(config, Config)
+    filters = find_filters(model, run.data, config)
+    initial = weights.fitting.state_of(model)
+    dense = run.stage("level-00", partial(_train_dense, model, config, run, filters, initial))
     run.rows.append(dense["row"])
-    set_state(model, dense["trained"])
+    weights.fitting.set_state(model, dense["trained"])
     final = None if config.tolerance is not None else count_filters(config, filters)
     if config.scan or final is None:
-        final = _scan(model, data, config, run, filters, final)
+        final = _scan(model, config, run, filters, final)
     for level in range(1, config.rounds + 1):
         counts = {key: _between(filters.channels[key], last, level / config.rounds) for key, last in final.items()}
-        work = partial(_train_level, model, data, config, run, filters, level, counts)
+        work = partial(_train_level, model, config, run, filters, level, counts)
         run.rows.append(run.stage(f"level-{level:02d}", work)["row"])
     ticket = run.load_level(config.rounds)
     run.save_ticket(ticket)
-    run.rows[-1] |= run.stage("compact", partial(save_compacted, run, ticket))["row"]
+    run.rows[-1] |= run.stage("compact", partial(training.conclude.save_compacted, run, ticket))["row"]
     return ticket
 
 
@@ -218,72 +219,59 @@ def _between(whole: int, last: int, share: float) -> int:
 
 
 def _train_dense(
-    model: nn.Module, data: Samples, config: Config, run: Run, filters: Filters, initial: Mapping[str, Tensor]
+    model: nn.Module, config: Config, run: Run, filters: Filters, initial: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    from supermask.weights.fitting import state_of
-
-    from ..data.samples import whole_batches
-    from ..training.conclude import conclude
-    from ..training.loop import train
 
     # A checkpoint was trained elsewhere: all of the schedule lies behind it.
-    start = config.epochs * whole_batches(data.train_size, config.batch_size) if config.weights else 0
-    trained = train(model, data, config, run, start=start)
+    start = config.epochs * whole_batches(run.data.train_size, config.batch_size) if config.weights else 0
+    trained = training.loop.train_network(model, run, start=start)
     # Over the tensors of all levels, so that levels compare.
     everything = drop(model, config, filters, filters.channels, None)
-    result = conclude(run, model, everything, initial, trained, level=0, exact=True)
-    return {**result, "trained": state_of(model)}
+    result = training.conclude.conclude(run, model, everything, initial, trained, level=0, exact=True)
+    return {**result, "trained": weights.fitting.state_of(model)}
 
 
 def _scan(
-    model: nn.Module, data: Samples, config: Config, run: Run, filters: Filters, counts: dict[str, int] | None
+    model: nn.Module, config: Config, run: Run, filters: Filters, counts: dict[str, int] | None
 ) -> dict[str, int]:
     """Measure each layer alone; the counts given, or those that the tolerance allows."""
-    from supermask.selection.top_k import count_kept
-
-    from ..training.sensitivity import DENSITIES, save_scan, scan_layer, tell_scan
-
     dense, accuracies = run.rows[0]["val_accuracy"], {}
-    with run.progress.count("scanning layers", len(filters.channels) * len(DENSITIES)) as one_more:
+    with run.progress.count("scanning layers", len(filters.channels) * len(training.sensitivity.DENSITIES)) as one_more:
         for key, channels in filters.channels.items():
 
             def masks_at(density: float, key: str = key, channels: int = channels) -> Masks:
-                kept = filters.channels | {key: max(1, count_kept(density, channels))}
+                kept = filters.channels | {key: max(1, selection.top_k.count_kept(density, channels))}
                 return drop(model, config, filters, kept, None)
 
-            measured = run.stage(f"scan {key}", partial(scan_layer, model, data, config, run, masks_at, one_more))
+            measured = run.stage(
+                f"scan {key}", partial(training.sensitivity.scan_layer, model, run, masks_at, one_more)
+            )
             accuracies[key] = measured["accuracies"]
-    save_scan(run.path, dense, accuracies)
-    allowed = tell_scan(run, dense, accuracies, config.tolerance)
-    return counts or {key: max(1, count_kept(allowed[key], channels)) for key, channels in filters.channels.items()}
+    training.sensitivity.save_scan(run.path, dense, accuracies)
+    allowed = training.sensitivity.tell_scan(run, dense, accuracies, config.tolerance)
+    return counts or {
+        key: max(1, selection.top_k.count_kept(allowed[key], channels)) for key, channels in filters.channels.items()
+    }
 
 
 def _train_level(
     model: nn.Module,
-    data: Samples,
     config: Config,
     run: Run,
     filters: Filters,
     level: int,
     counts: Mapping[str, int],
 ) -> dict[str, Any]:
-    import supermask
-    from supermask.weights.fitting import set_state, state_of
-
-    from ..data.samples import whole_batches
-    from ..training.conclude import conclude
-    from ..training.loop import train
-
     before = run.load_level(level - 1)
-    set_state(model, before.state_dict("final"))
+    weights.fitting.set_state(model, before.state_dict("final"))
     masks = drop(model, config, filters, counts, before.masks)
     supermask.hold(model, masks)
-    start = state_of(model)
-    per_epoch = whole_batches(data.train_size, config.batch_size)
+    start = weights.fitting.state_of(model)
+    per_epoch = whole_batches(run.data.train_size, config.batch_size)
     again = fine_tuning(config, config.epochs_of_a_round, config.retrain_lr, per_epoch)
-    trained = train(model, data, again, run, order=f"order/{level}")
+    trained = training.loop.train_network(model, run, config=again, order=f"order/{level}")
     supermask.check(model)
-    result = conclude(run, model, masks, start, trained, level=level, exact=level < config.rounds)
+    result = training.conclude.conclude(run, model, masks, start, trained, level=level, exact=level < config.rounds)
     supermask.detach(model)
     result["row"] |= {
         "retrained": True,
@@ -321,10 +309,8 @@ def _choose(
     dropped: Mapping[str, Tensor],
 ) -> Masks:
     """The best filters of the layers in `counts`; the others stay as they are."""
-    import supermask
-    from supermask.choosing.scores import find_score
 
-    scored = find_score(config.score)
+    scored = choosing.scores.find_score(config.score)
 
     def allocate(units: Mapping[str, Tensor], density: float, targets: Targets) -> dict[str, int]:
         # -inf: dropped before.

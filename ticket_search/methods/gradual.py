@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+import supermask
+from supermask import choosing, live, weights
+
+from .. import runs, training
 from ..contract.errors import RequestError
 from ..contract.flags import Duration, is_zero, steps_of
-from ..contract.method import Stage
+from ..contract.method import Hook, Stage
+from ..data.samples import whole_batches
 from ..training.at_init import TRAITS as TRAITS
 from ..training.at_init import PruningConfig, check_pruning, choose_masks, example_of, warn_of_collapse
 
@@ -23,7 +28,6 @@ if TYPE_CHECKING:
 
     from supermask import Masks, Targets, Ticket
 
-    from ..data.samples import Samples
     from ..runs.run import Run
 
 
@@ -78,39 +82,35 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     return [Stage("pruning", 1.0, last), Stage("training", config.density, rest)]
 
 
-def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
+def search(model: nn.Module, run: Run) -> Ticket:
     """Train and prune, then train on, with the optimizer's moments as they were."""
-    import supermask
-    from supermask.weights.fitting import set_state, state_of
-
-    from ..data.samples import whole_batches
-    from ..training.conclude import conclude
-    from ..training.loop import train
-
+    config, data = run.config, run.data
+    assert isinstance(config, Config)
     first, steps = prune_steps(config, whole_batches(data.train_size, config.batch_size))
-    start = state_of(model)
+    start = weights.fitting.state_of(model)
 
     def prune() -> dict[str, Any]:
         hook = Pruner(config, first, steps, model, example_of(data), run)
-        trained = train(model, data, config, run, hook=hook)
-        return {"steps": trained.steps, "model": state_of(model), **hook.state_dict()}
+        trained = training.loop.train_network(model, run, hook=hook)
+        return {"steps": trained.steps, "model": weights.fitting.state_of(model), **hook.state_dict()}
 
     pruned = run.stage("pruning", prune)
     masks = supermask.Masks(pruned["masks"], pruned["uncounted"])
-    set_state(model, pruned["model"])
-    warn_of_collapse(model, masks, data, run)
+    weights.fitting.set_state(model, pruned["model"])
+    warn_of_collapse(model, masks, run)
     _replace_masks(model, masks)
 
     def work() -> dict[str, Any]:
-        trained = train(model, data, config, run, start=steps[-1], optimizer_state=pruned["optimizer"])
+        moments = pruned["optimizer"]
+        trained = training.loop.train_network(model, run, start=steps[-1], optimizer_state=moments)
         supermask.check(model)
-        return conclude(run, model, masks, start, trained)
+        return training.conclude.conclude(run, model, masks, start, trained)
 
     run.rows.append(run.stage("training", work)["row"])
     return run.ticket
 
 
-class Pruner:
+class Pruner(Hook):
     """Hook that drops weights at its steps and ends the training at the last of them."""
 
     def __init__(
@@ -123,25 +123,22 @@ class Pruner:
 
     def on_step(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
         """Drop the smallest weights where it is time to."""
-        from supermask.choosing.schedules import SCHEDULES
-
-        from ..runs.tensorboard import densities
-
         if step not in self.steps:
             return
         done = (step - self.first) / (self.steps[-1] - self.first)
-        density = SCHEDULES[self.config.fall](done, self.config.density, 1.0) if done < 1 else self.config.density
+        density = (
+            choosing.schedules.SCHEDULES[self.config.fall](done, self.config.density, 1.0)
+            if done < 1
+            else self.config.density
+        )
         now = self.config.model_copy(update={"density": density})
         before = self.masks
         self.masks = choose_masks(model, now, "magnitude", self.run, previous=before, example_input=self.example)
         _replace_masks(model, self.masks)
         changed = {} if before is None else {"mask/changed": self.masks.changed(before)}
-        self.run.log(step, {**changed, **densities(self.masks)})
+        self.run.log(step, {**changed, **runs.tensorboard.densities(self.masks)})
         if step == self.steps[-1]:
             self.optimizer = copy.deepcopy(optimizer.state_dict())
-
-    def on_epoch(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
-        """Nothing."""
 
     def done(self) -> bool:
         """Whether the density asked is reached."""
@@ -154,18 +151,13 @@ class Pruner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The masks of a stopped training, held again."""
-        from supermask import Masks
-
         if state["masks"]:
-            self.masks = Masks(state["masks"], state["uncounted"])
+            self.masks = supermask.Masks(state["masks"], state["uncounted"])
             _replace_masks(self.model, self.masks)
         self.optimizer = state["optimizer"]
 
 
 def _replace_masks(model: nn.Module, masks: Masks) -> None:
-    import supermask
-    from supermask.live.held import program_of
-
-    if program_of(model) is not None:
+    if live.program.program_of(model) is not None:
         supermask.detach(model)
     supermask.hold(model, masks)

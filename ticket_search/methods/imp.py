@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+import supermask
+from supermask import choosing, selection, weights
+
+from .. import runs, training
 from ..contract.errors import RequestError
 from ..contract.flags import Duration, ShapedConfig, groups_of, is_zero, steps_of
 from ..contract.method import Stage, Traits
-from ..runs.tensorboard import densities
+from ..data.samples import whole_batches
 from ..training.at_init import group_problems
 
 if TYPE_CHECKING:
@@ -24,7 +28,6 @@ if TYPE_CHECKING:
 
     from supermask import Masks, Targets, Ticket
 
-    from ..data.samples import Samples
     from ..runs.run import Run
 
 Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -120,8 +123,6 @@ def level_counts(config: Config, targets: Targets) -> list[dict[str, int]]:
     Raises:
         RequestError: a density that the rates never reach, or tensors that cannot be cut into groups of M.
     """
-    from supermask.choosing.allocation import largest_remainder, shrink_by_rate
-    from supermask.selection.top_k import count_kept
 
     if groups := patterns(config):
         if problems := group_problems(config, targets):
@@ -129,7 +130,7 @@ def level_counts(config: Config, targets: Targets) -> list[dict[str, int]]:
         return [{name: target.size // group * kept for name, target in targets.items()} for kept, group in groups]
     rate = rates(config, targets)
     sizes = {name: target.size for name, target in targets.items()}
-    total = count_kept(config.density, targets.size)
+    total = selection.top_k.count_kept(config.density, targets.size)
     if total == targets.size:
         return []
     if total == 0:
@@ -139,7 +140,7 @@ def level_counts(config: Config, targets: Targets) -> list[dict[str, int]]:
         return {name: sizes[name] * (1.0 - rate[name]) ** level for name in sizes}
 
     try:
-        end, _ = shrink_by_rate(sizes, rate, total)
+        end, _ = choosing.allocation.shrink_by_rate(sizes, rate, total)
     except ValueError as error:
         raise RequestError(f"--density {config.density:g}: {error}") from None
     number = max(1, math.ceil(end - 0.1))
@@ -149,9 +150,11 @@ def level_counts(config: Config, targets: Targets) -> list[dict[str, int]]:
         counts.append({name: min(before[name], math.floor(share + 0.5)) for name, share in shares(level).items()})
     before = counts[-1] if counts else sizes
     if config.allocation == "layerwise" and len(set(rate.values())) == 1:
-        counts.append({name: min(before[name], count_kept(config.density, size)) for name, size in sizes.items()})
+        counts.append(
+            {name: min(before[name], selection.top_k.count_kept(config.density, size)) for name, size in sizes.items()}
+        )
     else:
-        counts.append(largest_remainder(shares(end), total, before))
+        counts.append(choosing.allocation.largest_remainder(shares(end), total, before))
     return counts
 
 
@@ -184,20 +187,21 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     ]
 
 
-def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
+def search(model: nn.Module, run: Run) -> Ticket:
     """Run every level; each one keeps its ticket under `levels/`, and `rewind.safetensors` the step rewound to."""
-    from supermask.weights.fitting import state_of
 
+    config = run.config
+    assert isinstance(config, Config)
     levels = level_counts(config, run.setup.targets(config, model))
-    initial = state_of(model)
+    initial = weights.fitting.state_of(model)
     # The levels before the last are pruned further, and so must not be rounded.
-    first = run.stage("level-00", partial(_train_dense, model, data, config, run, initial, exact=bool(levels)))
+    first = run.stage("level-00", partial(_train_dense, model, config, run, initial, exact=bool(levels)))
     run.rows.append(first["row"])
     # What the first level started from, not what the model is now: a resumed run built it anew.
     initial = run.load_level(0).state_dict("start")
     for level, counts in enumerate(levels, start=1):
         start = run.load_rewind_point().state_dict() if first["rewound_to"] else initial
-        work = partial(_train_level, model, data, config, run, level, counts, start, first, exact=level < len(levels))
+        work = partial(_train_level, model, config, run, level, counts, start, first, exact=level < len(levels))
         run.rows.append(run.stage(f"level-{level:02d}", work)["row"])
     ticket = run.load_level(len(levels))
     run.save_ticket(ticket)
@@ -205,32 +209,24 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
 
 
 def _train_dense(
-    model: nn.Module, data: Samples, config: Config, run: Run, initial: Mapping[str, Tensor], exact: bool
+    model: nn.Module, config: Config, run: Run, initial: Mapping[str, Tensor], exact: bool
 ) -> dict[str, Any]:
-    import supermask
-
-    from ..data.samples import whole_batches
-    from ..training.conclude import conclude
-    from ..training.loop import train
-    from ..training.rewinding import RewindPoint
-
-    rewind = steps_of(config.rewind, whole_batches(data.train_size, config.batch_size))
-    hook = RewindPoint(rewind)
-    masks = supermask.prune(model, 1.0, include=config.include or None, exclude=config.exclude or None)
-    trained = train(model, data, config, run, hook=hook, order=_order(config, 0))
+    rewind = steps_of(config.rewind, whole_batches(run.data.train_size, config.batch_size))
+    hook = training.rewinding.RewindPoint(rewind)
+    masks = training.conclude.keep_all(model, config)
+    trained = training.loop.train_network(model, run, hook=hook, order=_order(config, 0))
     if hook.tensors:
         states = {"start": supermask.make_state(initial, masks, run.setup.draws)}
         states["final"] = supermask.make_state(hook.tensors, masks)
         run.save_rewind_point(supermask.Ticket(masks, states, {"step": rewind}))
-    scalars = {"mask/changed": 0.0, **densities(masks)}
-    result = conclude(run, model, masks, initial, trained, level=0, scalars=scalars, exact=exact)
+    scalars = {"mask/changed": 0.0, **runs.tensorboard.densities(masks)}
+    result = training.conclude.conclude(run, model, masks, initial, trained, level=0, scalars=scalars, exact=exact)
     keep_moments = config.rewind_optimizer == "restore"
     return {**result, "rewound_to": rewind, "optimizer": hook.optimizer if keep_moments else {}}
 
 
 def _train_level(
     model: nn.Module,
-    data: Samples,
     config: Config,
     run: Run,
     level: int,
@@ -239,26 +235,21 @@ def _train_level(
     first: Mapping[str, Any],
     exact: bool,
 ) -> dict[str, Any]:
-    import supermask
-    from supermask.weights.fitting import set_state
-
-    from ..training.conclude import conclude
-    from ..training.loop import train
-    from ..training.rewinding import mask_moments
-
     before = run.load_level(level - 1)
     pattern = patterns(config)[level - 1] if config.group_density else None
     masks = _prune(before.apply_to(model), config, before.masks, counts, pattern)
-    set_state(model, start)
+    weights.fitting.set_state(model, start)
     supermask.hold(model, masks)
-    moments = mask_moments(first["optimizer"], model, masks) if first["optimizer"] else None
-    trained = train(
-        model, data, config, run, start=first["rewound_to"], order=_order(config, level), optimizer_state=moments
+    moments = training.rewinding.mask_moments(first["optimizer"], model, masks) if first["optimizer"] else None
+    trained = training.loop.train_network(
+        model, run, start=first["rewound_to"], order=_order(config, level), optimizer_state=moments
     )
     supermask.check(model)
-    scalars = {"mask/changed": masks.changed(before.masks), **densities(masks)}
+    scalars = {"mask/changed": masks.changed(before.masks), **runs.tensorboard.densities(masks)}
     rewound = {"rewound_to": first["rewound_to"]} if first["rewound_to"] else {}
-    result = conclude(run, model, masks, start, trained, level=level, scalars=scalars, exact=exact, **rewound)
+    result = training.conclude.conclude(
+        run, model, masks, start, trained, level=level, scalars=scalars, exact=exact, **rewound
+    )
     supermask.detach(model)
     return result
 
@@ -274,8 +265,6 @@ def _prune(
     counts: Mapping[str, int],
     pattern: tuple[int, int] | None,
 ) -> Masks:
-    import supermask
-    from supermask.choosing.allocation import global_, rank_together
 
     total = sum(counts.values())
 
@@ -283,10 +272,12 @@ def _prune(
         if config.allocation == "layerwise":
             return dict(counts)
         if config.allocation == "global":
-            return global_(scores, density, targets)
+            return choosing.allocation.global_(scores, density, targets)
         kept: dict[str, int] = {}
         for names in modules(targets):
-            kept |= rank_together({name: scores[name] for name in names}, sum(counts[name] for name in names))
+            kept |= choosing.allocation.rank_together(
+                {name: scores[name] for name in names}, sum(counts[name] for name in names)
+            )
         return kept
 
     return supermask.prune(

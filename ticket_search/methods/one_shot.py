@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+import supermask
+from supermask import weights
+
+from .. import training
 from ..contract.errors import RequestError
 from ..contract.flags import Duration, Positive, is_zero, steps_of
 from ..contract.method import Stage
+from ..data.samples import whole_batches
 from ..training.at_init import (
     NO_RATE,
     PruningConfig,
@@ -30,7 +35,6 @@ if TYPE_CHECKING:
 
     from supermask import Masks, Targets, Ticket
 
-    from ..data.samples import Samples
     from ..runs.run import Run
 
 LOOKS_AT_DATA = ("snip", "grasp", "taylor", "movement")
@@ -87,50 +91,44 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     return [Stage("level-00", 1.0, whole), Stage("level-01", config.density, again)]
 
 
-def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
+def search(model: nn.Module, run: Run) -> Ticket:
     """Train, prune, train again; the dense network is level 0, the ticket level 1."""
-    import supermask
-    from supermask.weights.fitting import set_state, state_of
-
-    from ..data.samples import whole_batches
-    from ..training.conclude import conclude
-    from ..training.loop import train
-    from ..training.rewinding import RewindPoint
-
+    config, data = run.config, run.data
+    assert isinstance(config, Config)
     per_epoch = whole_batches(data.train_size, config.batch_size)
     rewind = steps_of(config.rewind, per_epoch)
-    initial = state_of(model)
+    initial = weights.fitting.state_of(model)
 
     def train_dense() -> dict[str, Any]:
-        hook = RewindPoint(rewind)
-        trained = train(model, data, config, run, hook=hook)
-        everything = supermask.prune(model, 1.0, include=config.include or None, exclude=config.exclude or None)
+        hook = training.rewinding.RewindPoint(rewind)
+        trained = training.loop.train_network(model, run, hook=hook)
+        everything = training.conclude.keep_all(model, config)
         if hook.tensors and config.then == "rewind":
             # What a control of the ticket needs: the weights under the dropped ones too.
             states = {"start": supermask.make_state(initial, everything, run.setup.draws)}
             states["final"] = supermask.make_state(hook.tensors, everything)
             run.save_rewind_point(supermask.Ticket(everything, states, {"step": rewind}))
-        result = conclude(run, model, everything, initial, trained, level=0)
-        return {**result, "trained": state_of(model), "point": hook.tensors or initial}
+        result = training.conclude.conclude(run, model, everything, initial, trained, level=0)
+        return {**result, "trained": weights.fitting.state_of(model), "point": hook.tensors or initial}
 
     dense = run.stage("level-00", train_dense)
     run.rows.append(dense["row"])
 
     def retrain() -> dict[str, Any]:
-        set_state(model, dense["trained"])
-        masks = _prune(model, data, config, run)
-        warn_of_collapse(model, masks, data, run)
+        weights.fitting.set_state(model, dense["trained"])
+        masks = _prune(model, config, run)
+        warn_of_collapse(model, masks, run)
         start = dense["point"] if config.then == "rewind" else dense["trained"]
-        set_state(model, start)
+        weights.fitting.set_state(model, start)
         supermask.hold(model, masks)
         if config.then == "fine-tune":
             again = fine_tuning(config, config.retrain_epochs or config.epochs, config.retrain_lr, per_epoch)
-            trained = train(model, data, again, run, order="order/1")
+            trained = training.loop.train_network(model, run, config=again, order="order/1")
         else:
-            trained = train(model, data, config, run, start=rewind, order="order/1")
+            trained = training.loop.train_network(model, run, start=rewind, order="order/1")
         supermask.check(model)
         rewound: dict[str, Any] = {"rewound_to": rewind} if rewind and config.then != "fine-tune" else {}
-        result = conclude(run, model, masks, start, trained, level=1, **rewound)
+        result = training.conclude.conclude(run, model, masks, start, trained, level=1, **rewound)
         result["row"] |= {"retrained": True} if config.then == "fine-tune" else {}
         return result
 
@@ -140,8 +138,8 @@ def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
     return ticket
 
 
-def _prune(model: nn.Module, data: Samples, config: Config, run: Run) -> Masks:
-    evidence: dict[str, Any] = {"example_input": example_of(data)}
+def _prune(model: nn.Module, config: Config, run: Run) -> Masks:
+    evidence: dict[str, Any] = {"example_input": example_of(run.data)}
     if config.score in LOOKS_AT_DATA:
-        evidence["batches"] = score_batches(data, config, config.samples_per_class)
+        evidence["batches"] = score_batches(run.data, config, config.samples_per_class)
     return choose_masks(model, config, config.score, run, **evidence)

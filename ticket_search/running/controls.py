@@ -123,10 +123,10 @@ def _check(
     if not run.finished:
         raise RequestError(f"the run {run.path} is not finished; `ticket resume {run.path}` goes on")
     traits = find_kind(run.config.method).traits
-    trained = survivors or not traits.frozen_weights
+    trained = survivors or traits.trains_weights
     if traits.dense:
         problems.append(f"{run.path} is a dense run: it has no mask to control")
-    if survivors and not traits.frozen_weights:
+    if survivors and traits.trains_weights:
         problems.append(f"--survivors goes with methods that freeze the weights, not with {run.config.method}")
     if elsewhere is not None and not trained:
         problems.append("other data goes with tickets that are trained; a ticket of frozen weights: add --survivors")

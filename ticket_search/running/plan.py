@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import time
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 from torch import nn
 
-import supermask
 from supermask import Targets
 
-from ..contract.errors import RequestError
+from ..contract.errors import Interrupted, RequestError
 from ..contract.flags import Config, steps_of
-from ..contract.method import Method, Stage
-from ..data.samples import Samples, whole_batches
+from ..contract.method import Stage
+from ..data.samples import whole_batches
 from ..runs.experiment import Setup, exact_arithmetic, own_random_numbers
-from ..training.evaluation import evaluate
-from ..training.learned_scores import learn_scores
-from ..training.objective import make_objective
-from ..training.optimization import make_optimizer
-from ..training.precision import make_arithmetic
+from ..runs.rehearsal import Rehearsal, Rehearsed
+from ..runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -35,17 +30,23 @@ class Plan:
 
 
 def make_plan(config: Config, setup: Setup) -> Plan:
-    """What the search would do. Trains a copy for a few steps to estimate the time; writes nothing."""
+    """What the search would do. It is begun in a temporary folder, for a few steps, to estimate the time.
+
+    Raises:
+        RequestError: what the method cannot do with this network and these data.
+        KeyboardInterrupt: stopped by a signal.
+    """
     with exact_arithmetic(config), own_random_numbers():
         model = setup.make_model(config)
         setup.check_model(config, model)
         targets = setup.targets(config, model)
-        per_epoch = whole_batches(setup.data.train_size, config.batch_size)
         stages = plan_stages(config, setup, targets)
-        steps = sum(stage.steps for stage in stages)
-        evaluations = steps // max(1, steps_of(config.evaluate_every, per_epoch)) + len(stages)
-        step, evaluation = time_step(model, setup.data, config, setup.method)
-        return Plan(config, targets, stages, steps * step + evaluations * evaluation)
+        timed = rehearse(model, config, setup)
+    per_epoch = whole_batches(setup.data.train_size, config.batch_size)
+    steps = sum(stage.steps for stage in stages)
+    evaluations = steps // max(1, steps_of(config.evaluate_every, per_epoch)) + len(stages)
+    seconds = timed.preparation + steps * timed.step + evaluations * timed.evaluation
+    return Plan(config, targets, stages, seconds)
 
 
 def plan_stages(config: Config, setup: Setup, targets: Targets) -> list[Stage]:
@@ -61,28 +62,16 @@ def plan_stages(config: Config, setup: Setup, targets: Targets) -> list[Stage]:
     return setup.method.plan(config, targets, per_epoch)
 
 
-def time_step(model: nn.Module, data: Samples, config: Config, method: Method) -> tuple[float, float]:
-    """Seconds of a training step (the median of ten, on a copy) and of an evaluation."""
-    copied = copy.deepcopy(model)
-    if method.traits.frozen_weights:
-        learn_scores(copied, config)
-    elif not method.traits.dense:
-        include, exclude = config.include or None, config.exclude or None
-        supermask.hold(copied, supermask.prune(copied, 0.5, score="random", include=include, exclude=exclude))
-    optimizer = make_optimizer(copied, config)
-    objective, arithmetic = make_objective(config), make_arithmetic(config)
-    x, y = next(data.train_batches(np.arange(data.train_size), config.batch_size))
-    seconds = []
-    for _ in range(12):
-        began = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        with arithmetic.forward():
-            outputs = copied(arithmetic.lay_out(x))
-        loss = objective.training_loss(outputs.float(), y)
-        loss.backward()
-        optimizer.step()
-        loss.item()
-        seconds.append(time.perf_counter() - began)
-    began = time.perf_counter()
-    evaluate(copied, data, "validation", objective, arithmetic)
-    return sorted(seconds[2:])[5], time.perf_counter() - began
+def rehearse(model: nn.Module, config: Config, setup: Setup) -> Rehearsal:
+    """Begin the search with `model`, and end it when enough steps of the method's own have been timed."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder, "rehearsal"), config, setup)
+        run.rehearsal = Rehearsal(config.device)
+        try:
+            with run.opened():
+                setup.method.search(model, run)
+        except Rehearsed:
+            pass
+        except Interrupted:
+            raise KeyboardInterrupt from None
+    return run.rehearsal

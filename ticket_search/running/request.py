@@ -132,7 +132,7 @@ def validate(
     asked = values.keys() if given is None else given
     values |= {"method": method, "model": model_name or model, "data": data if isinstance(data, str) else "arrays"}
     own = not isinstance(model, str) or is_factory(model)
-    if (own and chosen is not None and not chosen.traits.frozen_weights) or flags.get("weights"):
+    if (own and chosen is not None and chosen.traits.trains_weights) or flags.get("weights"):
         values.setdefault("init", "keep")
     try:
         config = make_config(config_class, values, set(asked) if chosen else (), typed)

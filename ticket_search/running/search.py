@@ -230,6 +230,6 @@ def carry_out(run: Run) -> Run:
         run.progress.total = sum(stage.steps for stage in plan_stages(config, setup, setup.targets(config, model)))
         with run.opened():
             run.expect_start(supermask.fingerprint(state_of(model)))
-            ticket = setup.method.search(model, setup.data, config, run)
+            ticket = setup.method.search(model, run)
             run.finish(summarize(run, ticket, setup.make_model(config)))
     return run

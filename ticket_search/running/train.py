@@ -5,22 +5,27 @@ Frankle & Carbin, The Lottery Ticket Hypothesis, 2018.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Set
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+import supermask
+from supermask import choosing, selection
+
+from .. import training
 from ..contract.errors import RequestError
 from ..contract.flags import Config as SharedConfig
 from ..contract.flags import flag
 from ..contract.method import Stage, Traits
+from ..data.samples import whole_batches
 
 if TYPE_CHECKING:
     from torch import nn
 
     from supermask import Masks, Targets, Ticket
 
-    from ..data.samples import Samples
     from ..runs.run import Run
 
 
@@ -69,14 +74,14 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     Raises:
         RequestError: a network that the ticket's masks do not fit.
     """
-    import supermask
-    from supermask.masks.masks import mismatches
 
     parent = supermask.load(config.ticket)
     masks = parent.masks
     # The others, of biases and norms, are checked where the ticket is put onto the network.
     given = {name: tuple(mask.shape) for name, mask in masks.counted().items()}
-    problems = mismatches(given, {name: tuple(target.parameter.shape) for name, target in targets.items()})
+    problems = supermask.masks.mismatches(
+        given, {name: tuple(target.parameter.shape) for name, target in targets.items()}
+    )
     if problems:
         raise RequestError(f"the ticket does not fit {config.model} for {config.data}: {'; '.join(problems)}")
     if config.control != "none":
@@ -106,10 +111,6 @@ def make_control(ticket: Ticket, config: Config, targets: Targets) -> Ticket:
     Raises:
         RequestError: a ticket whose weights were not drawn, or a seed that would draw its own weights again.
     """
-    import dataclasses
-
-    import supermask
-
     masks, origin = ticket.masks, ticket.states["start"]
     if config.whole:
         whole = supermask.load(config.whole)
@@ -149,56 +150,49 @@ def make_control(ticket: Ticket, config: Config, targets: Targets) -> Ticket:
 
 def random_masks(masks: Masks, by_dimensions: bool, targets: Targets, seed: int) -> Masks:
     """Random masks that keep as many weights as `masks` in all: the same share of each tensor, or shares by ERK."""
-    from supermask.choosing.allocation import erk, largest_remainder
 
     counted = masks.counted()
     sizes = {name: mask.numel() for name, mask in counted.items()}
     if by_dimensions:
-        counts = erk({name: mask.float() for name, mask in counted.items()}, masks.density, targets)
+        counts = choosing.allocation.erk({name: mask.float() for name, mask in counted.items()}, masks.density, targets)
     else:
-        counts = largest_remainder({name: masks.density * size for name, size in sizes.items()}, masks.kept, sizes)
+        counts = choosing.allocation.largest_remainder(
+            {name: masks.density * size for name, size in sizes.items()}, masks.kept, sizes
+        )
     return _draw_masks(masks, counts, seed)
 
 
 def _draw_masks(masks: Masks, counts: dict[str, int], seed: int) -> Masks:
     import torch
 
-    import supermask
-    from supermask.masks.random_numbers import uniform
-    from supermask.selection.top_k import top_k
-
     drawn = {
-        name: top_k(torch.from_numpy(uniform(mask.numel(), seed, f"random/{name}")), counts[name]).reshape(mask.shape)
+        name: selection.top_k.top_k(
+            torch.from_numpy(supermask.masks.random_numbers.uniform(mask.numel(), seed, f"random/{name}")), counts[name]
+        ).reshape(mask.shape)
         for name, mask in masks.counted().items()
     }
     return supermask.Masks({name: drawn.get(name, mask) for name, mask in masks.items()}, masks.uncounted)
 
 
-def search(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
+def search(model: nn.Module, run: Run) -> Ticket:
     """Train the ticket's network with its masks held."""
-    import supermask
-
-    from ..data.samples import whole_batches
-    from ..training.conclude import conclude
-    from ..training.loop import train
-
+    config = run.config
+    assert isinstance(config, Config)
     parent = supermask.load(config.ticket)
     targets = run.setup.targets(config, model)
     ticket = parent if config.control == "none" else make_control(parent, config, targets)
-    start = ticket.state_dict(config.state)
     ticket.apply_to(model, config.state)
     supermask.hold(model, ticket.masks)
-
-    def work() -> dict[str, Any]:
-        first = start_step(parent, config, config.epochs * whole_batches(data.train_size, config.batch_size))
-        trained = train(model, data, config, run, start=first, order=_order(parent, config))
-        supermask.check(model)
-        described = {"fingerprint": parent.states[config.state].fingerprint, "state": config.state}
-        draws = ticket.states["start"].drawn if "start" in ticket.states else {}
-        return conclude(run, model, ticket.masks, start, trained, draws=draws, parent=described)
-
-    run.rows.append(run.stage("training", work)["row"])
-    return run.ticket
+    return training.conclude.train_once(
+        model,
+        run,
+        ticket.masks,
+        start=ticket.state_dict(config.state),
+        begin=start_step(parent, config, config.epochs * whole_batches(run.data.train_size, config.batch_size)),
+        order=_order(parent, config),
+        draws=ticket.states["start"].drawn if "start" in ticket.states else {},
+        parent={"fingerprint": parent.states[config.state].fingerprint, "state": config.state},
+    )
 
 
 def _order(ticket: Ticket, config: Config) -> str:

@@ -54,7 +54,7 @@ class Setup:
             model = self.build()
         if config.weights:
             load_checkpoint(model, config.weights)
-        if config.init != "keep" and not self.method.traits.frozen_weights:
+        if config.init != "keep" and self.method.traits.trains_weights:
             self.draws = supermask.initialize(model, config.init, seed)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         return model.to(config.device)

@@ -26,10 +26,12 @@ from supermask.tickets.file import write_atomically
 
 from ..contract.errors import Interrupted, RequestError, RunError
 from ..contract.flags import Config, differences, read_json, read_toml, to_plain
+from ..data.samples import Samples
 from .experiment import Setup
 from .first_layer import picture_first_layer
 from .names import REWIND_POINT, SUMMARY, TICKET
 from .progress import Progress
+from .rehearsal import Rehearsal
 from .tensorboard import EventFile, surviving_weights
 
 _STATE = "state.pt"
@@ -54,6 +56,7 @@ class Run:
         self._setup = setup
         self.progress = progress or Progress(shown=False)
         self.interrupted = False
+        self.rehearsal: Rehearsal | None = None
         self.steps_done = 0
         self.training_stage = ""
         self.rows: list[dict[str, Any]] = []
@@ -72,6 +75,11 @@ class Run:
         """Model and data of the run while it is searched."""
         assert self._setup is not None, "a run that was only opened has no model and no data"
         return self._setup
+
+    @property
+    def data(self) -> Samples:
+        """What the run trains on and is measured with."""
+        return self.setup.data
 
     @property
     def ticket(self) -> Ticket:

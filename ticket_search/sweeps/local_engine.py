@@ -214,7 +214,7 @@ def _control(job: Job, there: list[int]) -> None:
     from ..running.controls import controls
     from ..runs.names import ELSEWHERE, EVALUATED
 
-    frozen = find_kind(job.request.method).traits.frozen_weights
+    frozen = not find_kind(job.request.method).traits.trains_weights
     kinds = [kind for kind in job.controls if not frozen or kind in EVALUATED]
     levels = [level for level in job.control_levels if level in there[1:]]
     if there and job.control_levels and not levels:

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ..contract.errors import RequestError
+import supermask
+from supermask import choosing, shrinking, weights
+
+from .. import runs, training
+from ..contract.errors import RequestError, RunError
 from ..contract.flags import Config as SharedConfig
 from ..contract.flags import ShapedConfig
 from ..contract.method import Stage, Traits
@@ -15,7 +19,6 @@ from ..contract.method import Stage, Traits
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    import supermask
     from supermask import Masks, Targets, Ticket
     from supermask.choosing.gradients import Evidence
     from supermask.choosing.scores import Scores
@@ -79,18 +82,16 @@ def check_pruning(config: PruningConfig, targets: Targets) -> None:
         RequestError: a granularity that is none or does not fit the targets, an allocation or a floor that cannot be,
             or a density that keeps nothing.
     """
-    from supermask.choosing.granularity import find_granularity
-    from supermask.choosing.pruning import allocation_for
 
     if problems := group_problems(config, targets):
         raise RequestError(problems)
     try:
-        shape = find_granularity(config.granularity)
+        shape = choosing.granularity.find_granularity(config.granularity)
         units = shape.reduce({name: target.parameter.detach() for name, target in targets.items()}, targets)
     except ValueError as error:
         raise RequestError(f"--granularity {config.granularity}: {error}") from None
     try:
-        counts = allocation_for(shape, config.allocation, config.floor)(units, config.density, targets)
+        counts = choosing.pruning.allocation_for(shape, config.allocation, config.floor)(units, config.density, targets)
     except ValueError as error:
         raise RequestError(f"--density {config.density:g}: {error}") from None
     if not any(counts.values()):
@@ -100,12 +101,11 @@ def check_pruning(config: PruningConfig, targets: Targets) -> None:
 
 def group_problems(config: ShapedConfig, targets: Mapping[str, Target]) -> list[str]:
     """What cannot be cut into the groups of N:M, all of it and the flag that leaves it dense; empty if that is all."""
-    from supermask.choosing.granularity import NM, find_granularity
 
     if config.group_density is None:
         return []
-    shape = find_granularity(config.granularity)
-    assert isinstance(shape, NM)
+    shape = choosing.granularity.find_granularity(config.granularity)
+    assert isinstance(shape, choosing.granularity.NM)
     misfits = {name: problem for name, target in targets.items() if (problem := shape.problem(target))}
     if not misfits:
         return []
@@ -115,37 +115,25 @@ def group_problems(config: ShapedConfig, targets: Mapping[str, Target]) -> list[
     ]
 
 
-def prune_and_train(model: nn.Module, data: Samples, config: AtInitConfig, run: Run) -> Ticket:
+def prune_and_train(model: nn.Module, run: Run) -> Ticket:
     """Choose the masks of `model` at initialization by the method's score, then train what is left."""
-    import supermask
-    from supermask.weights.fitting import state_of
-
-    from ..runs.tensorboard import densities
-    from .conclude import conclude
-    from .loop import train
-
-    start = state_of(model)
+    config = run.config
+    assert isinstance(config, AtInitConfig)
+    start = weights.fitting.state_of(model)
 
     def choose() -> dict[str, Any]:
-        evidence = {"rounds": config.rounds, "example_input": example_of(data)}
+        evidence: dict[str, Any] = {"rounds": config.rounds, "example_input": example_of(run.data)}
         if isinstance(config, DataConfig):
-            evidence["batches"] = score_batches(data, config, config.samples_per_class)
+            evidence["batches"] = score_batches(run.data, config, config.samples_per_class)
         masks = choose_masks(model, config, config.score, run, **evidence)
-        run.log(0, densities(masks))
+        run.log(0, runs.tensorboard.densities(masks))
         return {"masks": dict(masks), "uncounted": sorted(masks.uncounted)}
 
     chosen = run.stage("pruning", choose)
     masks = supermask.Masks(chosen["masks"], chosen["uncounted"])
-    warn_of_collapse(model, masks, data, run)
+    warn_of_collapse(model, masks, run)
     supermask.hold(model, masks)
-
-    def work() -> dict[str, Any]:
-        trained = train(model, data, config, run)
-        supermask.check(model)
-        return conclude(run, model, masks, start, trained)
-
-    run.rows.append(run.stage("training", work)["row"])
-    return run.ticket
+    return training.conclude.train_once(model, run, masks, start=start)
 
 
 def choose_masks(model: nn.Module, config: PruningConfig, score: str, run: Run, **evidence: Any) -> supermask.Masks:
@@ -154,16 +142,16 @@ def choose_masks(model: nn.Module, config: PruningConfig, score: str, run: Run, 
     Raises:
         RunError: what it refuses, such as scores that are NaN.
     """
-    import supermask
-    from supermask.choosing.scores import ROUNDS, find_score
-
-    from ..contract.errors import RunError
 
     coupled = config.granularity == "filter"
     if not coupled and score not in ("synflow", "bn-scale"):
         evidence.pop("example_input", None)
-    rounds = evidence.pop("rounds", None) or (1 if config.group_density is not None else ROUNDS.get(score, 1))
-    scored = find_score(score)
+    if config.loss:
+        evidence["loss"] = training.objective.make_objective(config).loss
+    rounds = evidence.pop("rounds", None) or (
+        1 if config.group_density is not None else choosing.scores.ROUNDS.get(score, 1)
+    )
+    scored = choosing.scores.find_score(score)
     try:
         with run.progress.count(f"scoring by {score}", rounds) as one_more:
 
@@ -191,10 +179,9 @@ def choose_masks(model: nn.Module, config: PruningConfig, score: str, run: Run, 
 
 def fine_tuning(config: SharedConfig, epochs: int, lr: float | None, steps_per_epoch: int) -> SharedConfig:
     """Training on at a constant rate; if none is given, the last of the configured training."""
-    from .optimization import learning_rate
 
     total = config.epochs * steps_per_epoch
-    last = lr or learning_rate(config, total - 1, total, steps_per_epoch)
+    last = lr or training.optimization.learning_rate(config, total - 1, total, steps_per_epoch)
     return config.model_copy(
         update={"epochs": epochs, "lr": last, "schedule": "constant", "milestones": (), "warmup": "0"}
     )
@@ -210,22 +197,20 @@ def score_batches(data: Samples, config: SharedConfig, per_class: int) -> Iterat
 
     All of them: an epoch of training would leave out what does not fill a batch.
     """
-    from supermask.masks.random_numbers import permutation
 
-    order = permutation(data.train_size, config.seeds["mask"], "score-samples")
+    order = supermask.masks.random_numbers.permutation(data.train_size, config.seeds["mask"], "score-samples")
     count = min(data.train_size, per_class * data.classes)
     size = max(divisor for divisor in range(1, min(config.batch_size, count) + 1) if count % divisor == 0)
     return data.train_batches(order[:count], size)
 
 
-def warn_of_collapse(model: nn.Module, masks: Masks, data: Samples, run: Run) -> None:
+def warn_of_collapse(model: nn.Module, masks: Masks, run: Run) -> None:
     """Say which tensors are cut off before training is wasted on them."""
-    from supermask.shrinking.flow import describe, flow
 
     try:
-        found = flow(model, masks, example_of(data))
+        found = shrinking.flow.flow(model, masks, example_of(run.data))
     except ValueError as error:
         run.progress.say(f"cut layers are not looked for: {error}")
         return
-    for sentence in describe(found):
+    for sentence in shrinking.flow.describe(found):
         run.progress.say(sentence)

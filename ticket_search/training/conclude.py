@@ -10,17 +10,19 @@ from torch import Tensor, nn
 
 import supermask
 from supermask import Draw, Masks, Ticket
+from supermask.live.program import program_of
 from supermask.tickets.file import write_atomically
 from supermask.weights.fitting import state_of
 
-from ..contract.flags import to_plain
+from ..contract.flags import Config, to_plain
+from ..contract.method import Hook
 from ..data.samples import Samples, whole_batches
 from ..runs.names import COMPACT
 from ..runs.run import Run
 from ..runs.tensorboard import densities
 from .evaluation import evaluate
 from .flops import PASSES_PER_STEP, flops_of, forward_flops
-from .loop import Moment, Trained
+from .loop import Moment, Trained, train_network
 from .objective import Objective, make_objective
 
 
@@ -63,6 +65,65 @@ def conclude(
     run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **logged})
     run.log_masks(trained.steps, model, masks)
     return {"steps": trained.steps, "row": row}
+
+
+def train_once(
+    model: nn.Module,
+    run: Run,
+    masks: Masks | None = None,
+    *,
+    hook: Hook | None = None,
+    start: Mapping[str, Tensor] | None = None,
+    begin: int = 0,
+    order: str = "order/0",
+    draws: Mapping[str, Draw] | None = None,
+    scalars: Mapping[str, float] | None = None,
+    row: Mapping[str, Any] | None = None,
+    **meta: Any,
+) -> Ticket:
+    """The whole of a method of one training: train, check that the masks have held, keep and measure the ticket.
+
+        supermask.hold(model, masks)
+        return train_once(model, run, masks)
+
+    Args:
+        model: as training begins, its masks held or learned.
+        run: of which this is the only training.
+        masks: True = kept; if not given, those that the model carries at the end.
+        hook: what the method does in each step.
+        start: the state dict that the ticket starts from; if not given, the model's own now.
+        begin: the step of the schedule to begin at.
+        order: name of the data order.
+        draws: how tensors of `start` were drawn; if not given, those of the run.
+        scalars: to be logged at the end; if not given, the densities.
+        row: more for the run to report.
+        meta: more for the ticket to record.
+
+    Returns:
+        The ticket, read back from its file.
+
+    Raises:
+        RunError: the loss became NaN or infinite.
+        Interrupted: a signal came; the state is saved.
+        ValueError: the masks have not held.
+    """
+    start = state_of(model) if start is None else start
+
+    def work() -> dict[str, Any]:
+        trained = train_network(model, run, hook=hook, start=begin, order=order)
+        if program_of(model) is not None:
+            supermask.check(model)
+        kept = supermask.masks_of(model) if masks is None else masks
+        found = conclude(run, model, kept, start, trained, draws=draws, scalars=scalars, **meta)
+        return {**found, "row": {**found["row"], **(row or {})}}
+
+    run.rows.append(run.stage("training", work)["row"])
+    return run.ticket
+
+
+def keep_all(model: nn.Module, config: Config) -> Masks:
+    """Masks that keep every weight which the configured method may drop."""
+    return supermask.prune(model, 1.0, include=config.include or None, exclude=config.exclude or None)
 
 
 def make_ticket(

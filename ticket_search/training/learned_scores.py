@@ -11,26 +11,21 @@ import supermask
 from supermask import Masks, Ticket
 from supermask.live.edge_popup import EdgePopup
 from supermask.live.held import program_of
-from supermask.weights.fitting import state_of
 
 from ..contract.errors import RunError
 from ..contract.flags import Config
-from ..data.samples import Samples
+from ..contract.method import Hook
 from ..runs.run import Run
 from ..runs.tensorboard import densities
-from .conclude import conclude
-from .loop import train
+from .conclude import train_once
 
 
-class MaskWatch:
+class MaskWatch(Hook):
     """Hook that logs densities, churn and scores once an epoch, and refuses a network that its masks have cut."""
 
     def __init__(self, run: Run, model: nn.Module) -> None:
         self.run = run
         self.masks = supermask.masks_of(model)
-
-    def on_step(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
-        """Nothing: reading the masks costs a selection."""
 
     def on_epoch(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
         """Log densities, the share of mask entries that changed, and the scores.
@@ -48,10 +43,6 @@ class MaskWatch:
         self.run.log(step, {"mask/changed": masks.changed(self.masks), **densities(masks)})
         self.run.log_histograms(step, {f"scores/{name}": program.score(name) for name in masks})
         self.masks = masks
-
-    def done(self) -> bool:
-        """Never: training goes to its end."""
-        return False
 
     def state_dict(self) -> dict[str, Any]:
         """The masks of the last epoch."""
@@ -80,21 +71,17 @@ def learn_scores(model: nn.Module, config: Config) -> None:
     )
 
 
-def train_scores(model: nn.Module, data: Samples, config: Config, run: Run) -> Ticket:
+def train_scores(model: nn.Module, run: Run) -> Ticket:
     """Train the scores of a model that `supermask.learn` has prepared; its weights stay frozen, which is checked."""
     program = program_of(model)
     assert isinstance(program, EdgePopup)
-    start = state_of(model)
-
-    def work() -> dict[str, Any]:
-        trained = train(model, data, config, run, hook=MaskWatch(run, model))
-        supermask.check(model)
-        masks = supermask.masks_of(model)
-        # The densities were logged with the last epoch.
-        result = conclude(
-            run, model, masks, start, trained, draws=program.draws, scalars={}, frozen_fingerprint=program.fingerprint
-        )
-        return {**result, "row": {**result["row"], "frozen_fingerprint": program.fingerprint}}
-
-    run.rows.append(run.stage("training", work)["row"])
-    return run.ticket
+    # The densities are logged with the last epoch.
+    return train_once(
+        model,
+        run,
+        hook=MaskWatch(run, model),
+        draws=program.draws,
+        scalars={},
+        row={"frozen_fingerprint": program.fingerprint},
+        frozen_fingerprint=program.fingerprint,
+    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy
 import torch
@@ -17,36 +18,16 @@ from supermask.masks.random_numbers import permutation, random_words
 
 from ..contract.errors import RunError
 from ..contract.flags import Config, steps_of
+from ..contract.method import Hook
 from ..data.samples import Samples, whole_batches
 from ..runs.run import Run
 from .evaluation import Evaluation, evaluate
 from .objective import make_objective
-from .optimization import learning_rate, make_optimizer
+from .optimization import learning_rate, load_optimizer, make_optimizer
 from .precision import compile_whole, make_arithmetic
 from .running_mean import Tally
 
 StateDict = dict[str, Any]
-
-
-class Hook(Protocol):
-    """What a method does between steps: the only way into the loop."""
-
-    def on_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """After the optimizer's step; `step` counts the steps done."""
-
-    def on_epoch(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """After an epoch's last step."""
-
-    def done(self) -> bool:
-        """Whether to stop here."""
-        ...
-
-    def state_dict(self) -> StateDict:
-        """What must survive a stop: tensors and plain data."""
-        ...
-
-    def load_state_dict(self, state: StateDict) -> None:
-        """Go on from a saved state."""
 
 
 @dataclass
@@ -69,12 +50,11 @@ class Trained:
     moments: dict[str, Moment]
 
 
-def train(
+def train_network(
     model: nn.Module,
-    data: Samples,
-    config: Config,
     run: Run,
     *,
+    config: Config | None = None,
     hook: Hook | None = None,
     start: int = 0,
     order: str = "order/0",
@@ -86,22 +66,25 @@ def train(
 
     Args:
         model: on the data's device; what requires a gradient is trained.
-        data: the samples.
-        config: optimizer, schedule, epochs, seeds.
-        run: where to log and to save state.
-        hook: what to do between steps.
+        run: its data, where to log and to save state.
+        config: optimizer, schedule, epochs, seeds, where they are not those of the run.
+        hook: what the method does in each step.
         start: the step to begin at, of the schedule and of the data order.
         order: name of the data order; the same name and order seed give the same batches.
-        optimizer_state: moments to begin with; the learning rate is the schedule's.
+        optimizer_state: moments to begin with, which are copied; the learning rate is the schedule's.
 
     Raises:
         RunError: the loss became NaN or infinite.
         Interrupted: a signal came; the state is saved.
     """
+    config = config or run.config
+    # Dropout and whatever else the model draws; the data order and the augmentation have seeds of their own.
     torch.manual_seed(_derive(config, f"dropout/{order}"))
-    loop = _Loop(model, data.with_seed(_derive(config, f"augmentation/{order}")), config, run, hook, start, order)
+    data = run.data.with_seed(_derive(config, f"augmentation/{order}"))
+    loop = _Loop(model, data, config, run, hook or Hook(), start, order)
     if optimizer_state is not None:
-        loop.optimizer.load_state_dict(dict(optimizer_state))
+        # A copy: PyTorch trains on in the very tensors that it is given, and the next level begins with them too.
+        load_optimizer(loop.optimizer, copy.deepcopy(dict(optimizer_state)))
     saved = run.training_state(order)
     if saved is not None:
         loop.load_state_dict(saved)
@@ -114,8 +97,10 @@ def _derive(config: Config, name: str) -> int:
 
 
 class _Loop:
+    """One training in progress: everything that must be saved for it to go on is an attribute of this."""
+
     def __init__(
-        self, model: nn.Module, data: Samples, config: Config, run: Run, hook: Hook | None, start: int, order: str
+        self, model: nn.Module, data: Samples, config: Config, run: Run, hook: Hook, start: int, order: str
     ) -> None:
         self.model, self.data, self.config, self.run, self.hook, self.order = model, data, config, run, hook, order
         self.objective, self.arithmetic = make_objective(config), make_arithmetic(config)
@@ -127,7 +112,9 @@ class _Loop:
             model.to(memory_format=torch.channels_last)
         self.forward = compile_whole(model) if config.compile else model
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = make_optimizer(model, config)
+        self.optimizer = make_optimizer(model, config, hook.groups(model))
+        # `step` counts from the start of the schedule, so that a training which begins at a rewind point has its rate
+        # and its batches; what is logged counts from `start`.
         self.step = self.logged_step = self.start = start
         self.tally = Tally(self.objective, data.device)
         self.seconds = self.logged_seconds = 0.0
@@ -135,29 +122,32 @@ class _Loop:
         self.moments: dict[str, Moment] = {}
 
     def run_to_end(self) -> None:
+        """Step after step; evaluate, and save the state, where it is time to."""
         batches: Iterator[tuple[Tensor, Tensor]] = iter(())
+        # The clock of the logged speed runs while training only: evaluating and saving are taken out.
         clock = time.perf_counter()
         self.model.train()
         begun = False
-        while self.step < self.total and not (self.hook and self.hook.done()):
+        while self.step < self.total and not self.hook.done():
             if self.run.interrupted:
                 self.seconds += time.perf_counter() - clock
                 self.run.save_training(self.order, self.state_dict(), force=True)
                 self.run.stop_if_asked()
             epoch, position = divmod(self.step, self.per_epoch)
+            # A training that begins in the middle of an epoch takes up its order there.
             if position == 0 or not begun:
                 batches, begun = self._batches_of(epoch, position), True
             self._train_on(*next(batches))
             self.step += 1
-            if self.hook:
-                self.hook.on_step(self.step, self.model, self.optimizer)
+            self.hook.on_step(self.step, self.model, self.optimizer)
+            if self.run.rehearsal is not None:
+                self.run.rehearsal.tick(self._validate)
             if self.step % self.evaluate_every == 0 or self.step == self.total:
                 self.seconds += time.perf_counter() - clock
                 self._evaluate()
                 clock = time.perf_counter()
             if self.step % self.per_epoch == 0:
-                if self.hook:
-                    self.hook.on_epoch(self.step, self.model, self.optimizer)
+                self.hook.on_epoch(self.step, self.model, self.optimizer)
                 self.seconds += time.perf_counter() - clock
                 self.run.save_training(self.order, self.state_dict())
                 clock = time.perf_counter()
@@ -168,27 +158,38 @@ class _Loop:
         return self.data.train_batches(order, self.config.batch_size, first, epoch)
 
     def _train_on(self, x: Tensor, y: Tensor) -> None:
+        """One step. Nothing here asks for a number: to read one would be to wait for the device."""
         rate = learning_rate(self.config, self.step, self.total, self.per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
+        # To None and not to 0: the first gradient is then stored instead of added.
         for parameter in self.parameters:
             parameter.grad = None
+        self.hook.before_forward(self.step)
         if self.config.accumulate == 1:
-            self._differentiate(x, y, 1.0)
+            self._differentiate(x, y, 1.0, penalized=True)
         else:
-            for part_x, part_y in zip(x.chunk(self.config.accumulate), y.chunk(self.config.accumulate), strict=True):
-                self._differentiate(part_x, part_y, len(part_y) / len(y))
+            parts = zip(x.chunk(self.config.accumulate), y.chunk(self.config.accumulate), strict=True)
+            for number, (part_x, part_y) in enumerate(parts):
+                self._differentiate(part_x, part_y, len(part_y) / len(y), penalized=number == 0)
+        if not self.hook.before_step(self.step, self.model, self.optimizer):
+            return
         if self.config.clip is not None:
+            # The norm that is clipped is that of the weights which are there.
             mask_gradients(self.model)
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()
 
-    def _differentiate(self, x: Tensor, y: Tensor, share: float) -> None:
+    def _differentiate(self, x: Tensor, y: Tensor, share: float, penalized: bool) -> None:
+        """Forward and backward of a batch or of its `share`; a penalty counts once for the batch."""
         with self.arithmetic.forward():
             outputs = self.forward(self.arithmetic.lay_out(x))
         outputs = outputs.float()
         loss = self.objective.training_loss(outputs, y)
-        (loss if share == 1 else loss * share).backward()
+        total = loss if share == 1 else loss * share
+        if penalized and (extra := self.hook.extra_loss()) is not None:
+            total = total + extra
+        total.backward()
         self.tally.add(loss.detach(), outputs.detach(), y, share)
 
     def _evaluate(self) -> None:
@@ -242,7 +243,7 @@ class _Loop:
             "moments": {name: vars(moment) for name, moment in self.moments.items()},
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "hook": self.hook.state_dict() if self.hook else None,
+            "hook": self.hook.state_dict(),
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state() if self.data.device.type == "cuda" else None,
         }
@@ -254,9 +255,9 @@ class _Loop:
         self.final = Evaluation(*state["final"]) if state["final"] else None
         self.moments = {name: Moment(**values) for name, values in state["moments"].items()}
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.hook:
-            self.hook.load_state_dict(state["hook"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        # A run of 0.1.0 that trained without a hook has None here.
+        self.hook.load_state_dict(state["hook"] or {})
         torch.set_rng_state(state["random"])
         if state["cuda_random"] is not None:
             torch.cuda.set_rng_state(state["cuda_random"])

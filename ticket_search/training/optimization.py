@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -23,16 +24,43 @@ def learning_rate(config: Config, step: int, total: int, per_epoch: int) -> floa
     return config.lr * config.drop ** sum(step >= epoch * per_epoch for epoch in config.milestones)
 
 
-def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """The configured optimizer over all trainable parameters, in one fused call per step."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def make_optimizer(model: nn.Module, config: Config, groups: Sequence[Mapping[str, Any]] = ()) -> torch.optim.Optimizer:
+    """The configured optimizer over all trainable parameters, in one fused call per step.
+
+    Args:
+        model: whose parameters that require a gradient are trained.
+        config: update rule, learning rate, momentum, weight decay.
+        groups: parameters with values of their own (see `Hook.groups`).
+
+    Returns:
+        The optimizer; `share` of each of its parameter groups is what the scheduled learning rate is multiplied by.
+
+    Raises:
+        ValueError: a parameter in two groups.
+    """
+    own = [{**group, "params": list(group["params"])} for group in groups]
+    taken = {id(parameter) for group in own for parameter in group["params"]}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     momentum = {"momentum": config.momentum, "nesterov": config.nesterov} if config.optimizer == "sgd" else {}
     kind = _uncompiled(kinds[config.optimizer])
     optimizer: torch.optim.Optimizer = kind(
-        parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True, **momentum
+        [{"params": rest}, *own] if own and rest else own or rest,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        fused=True,
+        **momentum,
     )
+    for group in optimizer.param_groups:
+        group["share"] = group["lr"] / config.lr
     return optimizer
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put an optimizer into a saved state; that of a run of 0.1.0, which knew no groups, has no shares."""
+    optimizer.load_state_dict(state)
+    for group in optimizer.param_groups:
+        group.setdefault("share", 1.0)
 
 
 @cache

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from supermask import Masks
 from supermask.weights.fitting import state_of
 
+from ..contract.method import Hook
+
 
 def mask_moments(state: Mapping[str, Any], model: nn.Module, masks: Masks) -> dict[str, Any]:
     """An optimizer's state with the moments of dropped weights at 0."""
@@ -28,7 +30,7 @@ def mask_moments(state: Mapping[str, Any], model: nn.Module, masks: Masks) -> di
     return {**state, "state": moments}
 
 
-class RewindPoint:
+class RewindPoint(Hook):
     """Hook that keeps the weights, the buffers and the optimizer's moments of one step."""
 
     def __init__(self, step: int) -> None:
@@ -41,13 +43,6 @@ class RewindPoint:
         if step == self.step:
             self.tensors = state_of(model)
             self.optimizer = copy.deepcopy(optimizer.state_dict())
-
-    def on_epoch(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
-        """Nothing."""
-
-    def done(self) -> bool:
-        """Never: training goes to its end."""
-        return False
 
     def state_dict(self) -> dict[str, Any]:
         """The copies."""

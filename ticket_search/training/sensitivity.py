@@ -15,8 +15,6 @@ from supermask import Masks
 from supermask.choosing.pruning import zeroed
 from supermask.tickets.file import write_atomically
 
-from ..contract.flags import Config
-from ..data.samples import Samples
 from ..runs.run import Run, write_json
 from .evaluation import evaluate
 from .objective import make_objective
@@ -27,19 +25,17 @@ DENSITIES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 def scan_layer(
     model: nn.Module,
-    data: Samples,
-    config: Config,
     run: Run,
     masks_at: Callable[[float], Masks],
     one_more: Callable[[], None],
 ) -> dict[str, Any]:
     """Validation accuracy in percent with masks of each density, from high to low; the model is as it was after."""
     accuracies = []
-    objective, arithmetic = make_objective(config), make_arithmetic(config)
+    objective, arithmetic = make_objective(run.config), make_arithmetic(run.config)
     for density in DENSITIES:
         run.stop_if_asked()
         with zeroed(model, masks_at(density)):
-            accuracies.append(evaluate(model, data, "validation", objective, arithmetic).accuracy)
+            accuracies.append(evaluate(model, run.data, "validation", objective, arithmetic).accuracy)
         one_more()
     return {"accuracies": accuracies}
 
