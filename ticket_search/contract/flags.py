@@ -97,7 +97,9 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     order_seed: Seed | None = Field(None, description="of the data order")
     mask_seed: Seed | None = Field(None, description="of scores and random masks")
     split_seed: Seed = Field(0, description="of the validation split; the test split is fixed")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="where to train; auto: on the GPU where CUDA is there, else on the CPU"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads; part of the result, bit for bit")
     dtype: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="type that the ticket's kept weights are rounded to; drawn weights need none"

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -110,16 +111,48 @@ def own_random_numbers() -> Iterator[None]:
 @contextlib.contextmanager
 def exact_arithmetic(config: Config) -> Iterator[None]:
     """The configured number of threads, and fp32 that is fp32: no TF32, no algorithm chosen by timing."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = (torch.get_num_threads(), cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+    cudnn = torch.backends.cudnn
+    before = (torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic)
     try:
         torch.set_num_threads(config.threads or before[0])
-        cudnn.allow_tf32 = matmul.allow_tf32 = cudnn.benchmark = False
-        cudnn.deterministic = True
-        yield
+        cudnn.benchmark, cudnn.deterministic = False, True
+        with _whole_fp32():
+            yield
     finally:
         torch.set_num_threads(before[0])
-        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic = before[1:]
+        cudnn.benchmark, cudnn.deterministic = before[1:]
+
+
+@contextlib.contextmanager
+def _whole_fp32() -> Iterator[None]:
+    """No product of fp32 numbers in fewer bits, on no device; what the caller had set is put back.
+
+    PyTorch has two ways to ask for fewer bits. Where the caller has used the newer one (`fp32_precision`), reading the
+    older one (`allow_tf32`) raises.
+    """
+    cudnn, matmul, mkldnn = torch.backends.cudnn, torch.backends.cuda.matmul, torch.backends.mkldnn
+    # PyTorch before 2.9 has only the older way.
+    kinds: list[Any] = [matmul, *(getattr(each, key, None) for each in (cudnn, mkldnn) for key in ("conv", "rnn"))]
+    places = [place for place in (*kinds, getattr(mkldnn, "matmul", None)) if hasattr(place, "fp32_precision")]
+    before = [place.fp32_precision for place in places]
+    try:
+        older = cudnn.allow_tf32, matmul.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:
+        older = None
+    try:
+        if older is None:
+            for place in places:
+                place.fp32_precision = "ieee"
+        else:
+            cudnn.allow_tf32 = matmul.allow_tf32 = False
+            torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        if older is not None:
+            cudnn.allow_tf32, matmul.allow_tf32 = older[:2]
+            torch.set_float32_matmul_precision(older[2])
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
 
 
 def resolve(config: Config) -> Config:
@@ -131,7 +164,13 @@ def resolve(config: Config) -> Config:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     device = config.device
     if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+        device = "cuda" if available["cuda"] else "cpu"
+        if available["mps"] and not available["cuda"]:
+            warnings.warn(
+                "--device auto trains on the CPU: on Apple's GPU (mps) no search has been tried yet; --device mps asks "
+                "for it",
+                stacklevel=2,
+            )
     if not available[device]:
         there = ", ".join(name for name, is_there in available.items() if is_there)
         raise RequestError(f"--device {device}: this machine has {there}")

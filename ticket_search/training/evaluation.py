@@ -10,7 +10,10 @@ from torch import nn
 
 from supermask import Ticket
 
+from ..contract.errors import RequestError, unknown
+from ..data import SOURCES, read_samples
 from ..data.samples import HeldOut, Samples
+from ..models import TORCHVISION, model_names
 from .objective import CLASSIFICATION, Objective
 from .precision import EXACT, Arithmetic
 
@@ -41,8 +44,9 @@ def evaluate(
     was_training = model.training
     model.eval()
     count = 0
-    loss = torch.zeros((), device=data.device, dtype=torch.float64)
-    score = torch.zeros((), device=data.device, dtype=torch.float64)
+    # Apple's GPUs have no float64.
+    wide = torch.float32 if data.device.type == "mps" else torch.float64
+    loss, score = (torch.zeros((), device=data.device, dtype=wide) for _ in range(2))
     for x, y in data.batches(split, BATCH):
         with arithmetic.forward():
             outputs = model(arithmetic.lay_out(x))
@@ -60,9 +64,6 @@ def read_data_of(ticket: Ticket, data: str, data_dir: str | None = None) -> Samp
     Raises:
         RequestError: an unknown data set, one that cannot be had, or that does not fit the network.
     """
-    from ..contract.errors import RequestError, unknown
-    from ..data import SOURCES, read_samples
-
     if data not in SOURCES:
         raise RequestError(unknown("data set", data, SOURCES))
     samples = read_samples(data, data_dir, int(ticket.meta.get("config", {}).get("split_seed", 0)))
@@ -82,10 +83,6 @@ def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, stat
     Raises:
         RequestError: an unknown data set, state or model, or data that cannot be had.
     """
-    from ..contract.errors import RequestError, unknown
-    from ..data import SOURCES
-    from ..models import TORCHVISION, model_names
-
     architecture = ticket.meta.get("architecture")
     name = str(architecture.get("name")) if isinstance(architecture, Mapping) else "None"
     problems = []

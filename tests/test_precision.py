@@ -1,0 +1,126 @@
+"""fp32 is fp32 whatever the caller has asked of PyTorch, and devices without float64 are asked for none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ticket_search.data import read_samples
+from ticket_search.methods.dense import Config
+from ticket_search.models.lenet import lenet_300_100
+from ticket_search.runs import experiment
+from ticket_search.training import evaluation
+
+# Everything that PyTorch lets one say about products of fp32 numbers, by the older way and by the newer one.
+ASKED = """
+torch.set_float32_matmul_precision("high")
+torch.set_float32_matmul_precision("medium")
+B.cudnn.allow_tf32 = False
+B.cuda.matmul.allow_tf32 = True
+B.fp32_precision = "tf32"
+B.mkldnn.matmul.fp32_precision = "bf16"
+B.fp32_precision = "tf32"; B.cuda.matmul.fp32_precision = "ieee"
+pass
+""".strip().splitlines()
+
+SCRIPT = """
+import os, sys
+import torch
+from ticket_search.methods.dense import Config
+from ticket_search.runs.experiment import exact_arithmetic
+
+B = torch.backends
+
+def state():
+    places = [B, B.cudnn, B.cudnn.conv, B.cudnn.rnn, B.cuda.matmul, B.mkldnn, B.mkldnn.matmul, B.mkldnn.conv, B.mkldnn.rnn]
+    if hasattr(B, "fp32_precision"):
+        return [place.fp32_precision for place in places]
+    return [B.cudnn.allow_tf32, B.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()]
+
+def check(asked):
+    exec(asked)
+    before = state()
+    with exact_arithmetic(Config()):
+        inside = state()
+    assert state() == before, (asked, before, state())
+    leaves = inside[2:5] + inside[6:] if len(inside) == 9 else inside
+    assert not {"tf32", "bf16", "high", "medium", True} & set(leaves), (asked, inside)
+
+for asked in sys.argv[1:]:
+    if "fp32_precision" in asked and not hasattr(B, "fp32_precision"):
+        continue
+    child = os.fork()  # what has been asked cannot be taken back whole, and PyTorch is imported once
+    if child == 0:
+        try:
+            check(asked)
+        except BaseException as error:
+            print(type(error).__name__, error, flush=True)
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, asked
+print("all")
+"""
+
+
+def test_fp32_is_whole_and_what_was_asked_is_put_back():
+    answer = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *ASKED], capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
+    assert answer.stdout.splitlines()[-1:] == ["all"], answer.stdout + answer.stderr
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device that has no float64."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        found = result if isinstance(result, (tuple, list)) else [result]
+        wide = [tensor for tensor in found if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64]
+        if wide:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return result
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("mps", False), ("cpu", True)])
+def test_evaluation_without_float64(kind, refused):
+    data = read_samples("digits", None, 0)
+    model: nn.Module = lenet_300_100([1, 8, 8], 10)
+    expected = evaluation.evaluate(model, data, "validation")
+
+    class Pretended:
+        """The data, on a device that says it is of this kind."""
+
+        device = SimpleNamespace(type=kind)
+
+        def batches(self, split, size):
+            return data.batches(split, size)
+
+    real = torch.zeros
+
+    def zeros(*args, device=None, **flags):
+        return real(*args, **flags)
+
+    with pytest.MonkeyPatch.context() as patch, NoFloat64():
+        patch.setattr(torch, "zeros", zeros)
+        if refused:
+            with pytest.raises(TypeError, match="float64"):
+                evaluation.evaluate(model, Pretended(), "validation")
+            return
+        found = evaluation.evaluate(model, Pretended(), "validation")
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found.accuracy == pytest.approx(expected.accuracy)
+
+
+def test_a_mac_trains_on_the_cpu_and_says_so(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.warns(UserWarning, match="trains on the CPU"):
+        assert experiment.resolve(Config()).device == "cpu"
+    assert experiment.resolve(Config(device="mps")).device == "mps"
