@@ -34,12 +34,17 @@ class Config(ShapedConfig):
     epochs: int = Field(60, ge=1, description="epochs of training the scores")
     weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False, description="weight decay, on the scores")
     schedule: Literal["constant", "cosine", "step"] = Field("cosine", description="learning rate over time")
-    init: Init = Field("signed-constant", description="how the frozen weights are drawn; keep: as the model comes")
-    scaled: bool = Field(True, description="multiply drawn weights by sqrt(1/density)")
-    allocation: Literal["layerwise", "global"] = Field(
-        "layerwise", description="rank scores layer by layer or together"
+    init: Init = Field(
+        "signed-constant",
+        description="how the frozen random weights are drawn; keep: the weights that the model comes with",
     )
-    train_norms: bool = Field(False, description="train the scale and shift of norms")
+    scaled: bool = Field(
+        True, description="multiply the drawn weights by sqrt(1/density), which keeps the variance of a layer's outputs"
+    )
+    allocation: Literal["layerwise", "global"] = Field(
+        "layerwise", description="rank the scores of each layer by themselves, or those of all layers together"
+    )
+    train_norms: bool = Field(False, description="train the scale and shift of normalization layers too")
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """Weights that are kept as they are cannot be scaled; scores choose single weights or N of every M."""

@@ -49,28 +49,36 @@ class Config(SharedConfig):
         gt=0,
         le=1,
         allow_inf_nan=False,
-        description="fraction of its filters or hidden units that each layer keeps",
+        description="fraction of the filters or hidden units of each layer that is kept",
     )
     densities: Words = Field(
-        (), description="the same for some layers, as 'conv1*=1,layer3.*=0.3': the first that fits"
+        (),
+        description="densities of some layers, as 'conv1*=1,layer3.*=0.3'; the first glob that fits counts",
     )
     score: Literal["magnitude", "l2", "bn-scale", "random"] = Field(
-        "magnitude", description="how good a filter is: its sum of magnitudes (L1), its L2 norm, its norm's scale"
+        "magnitude",
+        description="score of a filter: the sum of its magnitudes (L1), its L2 norm, or the scale of its batch norm",
     )
-    greedy: bool = Field(False, description="layer after layer, not counting weights on channels dropped before")
-    rounds: int = Field(1, ge=1, description="rounds of dropping and retraining, the densities falling exponentially")
+    greedy: bool = Field(
+        False,
+        description="go from layer to layer and leave out of a score the weights that read channels dropped before",
+    )
+    rounds: int = Field(
+        1, ge=1, description="rounds of pruning and retraining; the densities fall exponentially from one to the next"
+    )
     scan: bool = Field(
-        False, description="measure on validation what each layer alone can lose: sensitivity.json and .png"
+        False,
+        description="prune each layer alone and measure validation accuracy: sensitivity.json and sensitivity.png",
     )
     tolerance: float | None = Field(
         None, ge=0, le=100, allow_inf_nan=False,
-        description="choose densities by the scan: the lowest down to which a layer alone costs at most so many points",
+        description="choose densities by the scan: of each layer the lowest that alone costs at most this many points",
     )  # fmt: skip
     retrain_epochs: int | None = Field(
-        None, ge=1, description="epochs of retraining in each round; if not given, a quarter of --epochs"
+        None, ge=1, description="epochs of retraining in each round; a quarter of --epochs if not given"
     )
     retrain_lr: Positive | None = Field(
-        None, description="constant learning rate of retraining; if not given, the last of training"
+        None, description="constant learning rate of retraining; the last rate of the training if not given"
     )
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
@@ -284,7 +292,7 @@ def _train_level(
 def drop(
     model: nn.Module, config: Config, filters: Filters, counts: Mapping[str, int], previous: Masks | None
 ) -> Masks:
-    """Masks that keep so many filters of each layer, the best by their scores.
+    """Masks that keep the given number of filters of each layer, the best by their scores.
 
     Raises:
         RunError: scores that cannot be ranked.

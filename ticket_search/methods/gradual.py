@@ -36,9 +36,13 @@ class Config(PruningConfig):
 
     method: str = "gradual"
     prune_from: Duration = Field("0", description="step at which pruning begins, as 0, 500it or 2ep")
-    prune_until: Duration | None = Field(None, description="step of the density asked; if not given, half of them")
-    prune_every: Duration | None = Field(None, description="how often between the two; if not given, 20 times")
-    fall: Literal["cubic", "exponential", "linear"] = Field("cubic", description="how the density falls")
+    prune_until: Duration | None = Field(
+        None, description="step at which the density asked is reached; half of the training if not given"
+    )
+    prune_every: Duration | None = Field(
+        None, description="steps between two prunings; 20 prunings in all if not given"
+    )
+    fall: Literal["cubic", "exponential", "linear"] = Field("cubic", description="curve by which the density falls")
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """Pruning takes steps."""

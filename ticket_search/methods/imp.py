@@ -43,14 +43,23 @@ class Config(ShapedConfig):
     lr: float = Field(1.2e-3, gt=0, allow_inf_nan=False, description="learning rate at its highest")
     evaluate_every: Duration = Field("100it", description="how often to measure on validation, as 100it or 1ep")
     allocation: Literal["global", "layerwise", "module"] = Field(
-        "global", description="rank weights together, tensor by tensor, or the tensors of each module together"
+        "global",
+        description="rank all weights together (global), those of each tensor, or of each module (weight and bias)",
     )
-    fraction: float = Field(0.2, gt=0, lt=1, description="fraction of the remaining weights dropped per level")
-    conv_fraction: Rate | None = Field(None, description="the same for convolutions (layerwise)")
-    output_fraction: Rate | None = Field(None, description="the same for the last layer (layerwise)")
-    rewind: Duration = Field("0", description="step to go back to, as 0, 500it or 2ep")
-    rewind_optimizer: Literal["fresh", "restore"] = Field("fresh", description="optimizer moments after rewinding")
-    data_order: Literal["fresh", "same"] = Field("fresh", description="batches of each level: drawn anew or repeated")
+    fraction: float = Field(0.2, gt=0, lt=1, description="fraction of the remaining weights that each level drops")
+    conv_fraction: Rate | None = Field(
+        None, description="fraction of the remaining weights of convolutions that each level drops (layerwise)"
+    )
+    output_fraction: Rate | None = Field(
+        None, description="fraction of the remaining weights of the output layer that each level drops (layerwise)"
+    )
+    rewind: Duration = Field("0", description="training step whose weights each level goes back to, as 0, 500it or 2ep")
+    rewind_optimizer: Literal["fresh", "restore"] = Field(
+        "fresh", description="the optimizer's moments after rewinding: fresh, or those of the step that was rewound to"
+    )
+    data_order: Literal["fresh", "same"] = Field(
+        "fresh", description="order of the batches of each level: drawn anew, or that of the first training again"
+    )
 
     @model_validator(mode="before")
     @classmethod

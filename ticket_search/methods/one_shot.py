@@ -46,16 +46,22 @@ class Config(PruningConfig):
     draws_masks: ClassVar[bool] = True
     method: str = "one-shot"
     score: Literal["magnitude", "l2", "snip", "grasp", "synflow", "taylor", "movement", "bn-scale", "random"] = Field(
-        "magnitude", description="how good each trained weight is"
+        "magnitude", description="score by which the trained weights are ranked"
     )
-    samples_per_class: int = Field(10, ge=1, description="training samples that a score of gradients sees, per class")
+    samples_per_class: int = Field(
+        10, ge=1, description="training samples of each class on which scores of gradients are measured"
+    )
     then: Literal["rewind", "lr-rewind", "fine-tune"] = Field(
         "rewind",
-        description="rewind weights and schedule; the schedule only; or train on at a constant rate",
+        description="after pruning: rewind weights and learning rate, or the rate only, or fine-tune at a constant one",
     )
-    rewind: Duration = Field("0", description="step to go back to, as 0, 500it or 2ep")
-    retrain_epochs: int | None = Field(None, ge=1, description="epochs of fine-tuning; if not given, as of training")
-    retrain_lr: Positive | None = Field(None, description="learning rate of fine-tuning; if not given, the last")
+    rewind: Duration = Field("0", description="training step to rewind to, as 0, 500it or 2ep")
+    retrain_epochs: int | None = Field(
+        None, ge=1, description="epochs of fine-tuning; those of the training if not given"
+    )
+    retrain_lr: Positive | None = Field(
+        None, description="learning rate of fine-tuning; the last rate of the training if not given"
+    )
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """Rewinding has a step, fine-tuning a rate and a length."""

@@ -21,7 +21,7 @@ class Config(AtInitConfig):
     draws_masks: ClassVar[bool] = True
     method: str = "random"
     allocation: Literal["global", "layerwise", "erk", "er", "balanced"] | None = Field(
-        "layerwise", description="how many weights each tensor keeps"
+        "layerwise", description="how the weights that are kept are shared among the tensors"
     )
 
 

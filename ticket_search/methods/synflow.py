@@ -19,7 +19,9 @@ class Config(AtInitConfig):
 
     score: ClassVar[str] = "synflow"
     method: str = "synflow"
-    rounds: int = Field(100, ge=1, description="rounds of scoring and dropping, the density falling exponentially")
+    rounds: int = Field(
+        100, ge=1, description="rounds of scoring and pruning; the density falls exponentially from one to the next"
+    )
 
 
 search = prune_and_train

@@ -36,13 +36,15 @@ class Config(SharedConfig):
     method: str = "train"
     ticket: str = Field("", description="the ticket file")
     found_by: str = Field("", description="the method that found the ticket")
-    state: Literal["start", "final"] = Field("start", description="the weights to train from")
+    state: Literal["start", "final"] = Field(
+        "start", description="weights to train from: those that the ticket started from, or its trained ones"
+    )
     control: Literal["none", "shuffle", "reinit", "random", "random-erk"] = Field(
         "none",
-        description="instead of the ticket: its mask shuffled in each layer, its weights drawn anew, a random mask of "
-        "the same density in each layer, or of densities in proportion to dimensions (ERK)",
+        description="train a control instead of the ticket: its mask shuffled within each layer, its weights drawn "
+        "anew (reinit), a random mask of the same density in each layer, or of ERK densities",
     )
-    whole: str = Field("", description="the dense network that a ticket which was rewound starts from, as a ticket")
+    whole: str = Field("", description="ticket file of the dense network at the step that a rewound ticket starts from")
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """The masks and the weights are the ticket's own."""

@@ -39,17 +39,22 @@ class PruningConfig(ShapedConfig):
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="update rule")
     lr: float = Field(1.2e-3, gt=0, allow_inf_nan=False, description="learning rate at its highest")
     allocation: Literal["global", "layerwise", "erk", "er", "balanced"] | None = Field(
-        None, description="how many each tensor keeps; if not given global, of filters, channels and N:M layerwise"
+        None,
+        description="how the kept weights are shared among the tensors; global if not given, for larger units layerwise",
     )
-    granularity: str = Field("weight", description="what is dropped as one: weight, filter, channel, block:4x4, 2:4")
-    floor: float = Field(0.0, ge=0, lt=1, description="fraction of its weights that every tensor keeps at least")
+    granularity: str = Field(
+        "weight", description="the unit that is kept or dropped as a whole: weight, filter, channel, block:4x4, 2:4"
+    )
+    floor: float = Field(0.0, ge=0, lt=1, description="least fraction of its weights that every tensor keeps")
 
 
 class AtInitConfig(PruningConfig):
     """The flags of the methods that prune at initialization."""
 
     score: ClassVar[str] = ""
-    rounds: int = Field(1, ge=1, description="rounds of scoring and dropping, the density falling exponentially")
+    rounds: int = Field(
+        1, ge=1, description="rounds of scoring and pruning; the density falls exponentially from one to the next"
+    )
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """N:M has one density only."""
@@ -62,7 +67,9 @@ class AtInitConfig(PruningConfig):
 class DataConfig(AtInitConfig):
     """The flags of those whose scores look at data."""
 
-    samples_per_class: int = Field(10, ge=1, description="training samples that the score sees, for each class")
+    samples_per_class: int = Field(
+        10, ge=1, description="training samples of each class on which the scores are measured"
+    )
 
 
 def plan(config: AtInitConfig, targets: Targets, steps_per_epoch: int) -> list[Stage]:
@@ -193,7 +200,7 @@ def example_of(data: Samples) -> Tensor:
 
 
 def score_batches(data: Samples, config: SharedConfig, per_class: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Training samples drawn by the mask seed, so many per class on average, in equal batches of at most `batch_size`.
+    """Training samples drawn by the mask seed, `per_class` of each class on average, in batches of equal size.
 
     All of them: an epoch of training would leave out what does not fill a batch.
     """

@@ -42,7 +42,7 @@ class Moment:
 
 @dataclass
 class Trained:
-    """What a training of so many steps leaves beside the model itself, which is at its last step of the schedule."""
+    """What a training leaves beside the model itself: its number of steps, and what was measured on the way."""
 
     steps: int
     last_step: int

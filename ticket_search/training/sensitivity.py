@@ -53,7 +53,7 @@ def lowest(accuracies: list[float], dense: float, tolerance: float) -> float:
 def tell_scan(
     run: Run, dense: float, accuracies: Mapping[str, list[float]], tolerance: float | None
 ) -> dict[str, float]:
-    """Say where the scan is, and down to which density each layer alone costs at most so many points, 1 if None."""
+    """Tell the lowest density at which pruning each layer alone costs at most `tolerance` points, 1 if that is None."""
     points = 1.0 if tolerance is None else tolerance
     found = {name: lowest(measured, dense, points) for name, measured in accuracies.items()}
     for name, density in found.items():
