@@ -40,7 +40,7 @@ class PruningConfig(ShapedConfig):
     lr: float = Field(1.2e-3, gt=0, allow_inf_nan=False, description="learning rate at its highest")
     allocation: Literal["global", "layerwise", "erk", "er", "balanced"] | None = Field(
         None,
-        description="how the kept weights are shared among the tensors; global if not given, for larger units layerwise",
+        description="how the kept weights are shared among tensors; global if not given, of larger units layerwise",
     )
     granularity: str = Field(
         "weight", description="the unit that is kept or dropped as a whole: weight, filter, channel, block:4x4, 2:4"
