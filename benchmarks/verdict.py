@@ -41,6 +41,7 @@ from scipy.stats import binomtest
 import supermask
 from supermask.weights.fitting import state_of
 from ticket_search import RequestError, compare
+from ticket_search.analysis.findings import Verdict
 from ticket_search.contract.flags import read_json
 from ticket_search.models.lenet import lenet_300_100
 from ticket_search.sweeps.file import read_sweep
@@ -98,15 +99,15 @@ def experiment(truth: str, bank: dict[str, np.ndarray], stream: np.random.Genera
     seeds = 5
     first, asked = judge(dense, ticket, posing, seeds), 0
     last = first
-    if first["matching"]["answer"] == "undecided":
-        asked = first["matching"]["more_seeds"]
+    if first.matching.answer == "undecided":
+        asked = first.matching.more_seeds
         last = judge(dense, ticket, posing, min(seeds + asked, len(dense), len(ticket)))
     enough = seeds + asked <= min(len(dense), len(ticket))
-    return {"first": first["matching"]["answer"], "asked": asked, "last": last, "enough": enough}
+    return {"first": first.matching.answer, "asked": asked, "last": last, "enough": enough}
 
 
-def judge(dense: Sequence[float], ticket: Sequence[float], posing: dict[str, np.ndarray], seeds: int) -> dict[str, Any]:
-    """The verdict of `compare` over so many seeds."""
+def judge(dense: Sequence[float], ticket: Sequence[float], posing: dict[str, np.ndarray], seeds: int) -> Verdict:
+    """The verdict of `compare` over a number of seeds."""
     rows: list[dict[str, Any]] = []
     for seed in range(seeds):
         at = {"method": "posing", "seed": seed}
@@ -114,7 +115,8 @@ def judge(dense: Sequence[float], ticket: Sequence[float], posing: dict[str, np.
         rows.append({**at, "density": 0.05, "test_accuracy": float(ticket[seed])})
         for control, values in posing.items():
             rows.append({**at, "density": 0.05, "control": control, "test_accuracy": float(values[seed])})
-    verdict: dict[str, Any] = compare([], others=rows)["groups"][0]["verdict"]
+    verdict = compare([], others=rows).groups[0].verdict
+    assert verdict is not None and verdict.matching is not None
     return verdict
 
 
@@ -154,7 +156,7 @@ def leak(number: int, folder: Path) -> list[bool]:
 def describe(truth: str, found: Sequence[dict[str, Any]], worse: bool) -> dict[str, Any]:
     """Shares of the answers over all experiments of a truth."""
     number = len(found)
-    last = Counter(one["last"]["matching"]["answer"] for one in found)
+    last = Counter(one["last"].matching.answer for one in found)
     row: dict[str, Any] = {
         "truth": truth,
         "first": dict(Counter(one["first"] for one in found)),
@@ -184,11 +186,11 @@ def run(options: argparse.Namespace, runs: Path) -> dict[str, Any]:
         ]
         rows.append(describe(truth, found, worse=truth != "equal"))
         if truth == "random mask":
-            better = sum(one["last"]["positions"]["answer"] == "yes" for one in found)
+            better = sum(one["last"].positions.answer == "yes" for one in found)
             share = better / len(found)
             interval = list(binomtest(better, len(found)).proportion_ci())
             rows.append({"truth": "random mask: better than its shuffle", "false_yes": share, "interval": interval,
-                         "last": dict(Counter(one["last"]["positions"]["answer"] for one in found)), "first": {},
+                         "last": dict(Counter(one["last"].positions.answer for one in found)), "first": {},
                          "seeds_asked": 0.0, "holds": share <= MUST_FALSE})  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         leaks = [leak(number, Path(folder, str(number))) for number in range(20)]

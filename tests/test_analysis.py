@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import supermask
 from supermask import Masks
 from ticket_search import RequestError, compare, controls, search, train
 from ticket_search.analysis import geometry
+from ticket_search.analysis.findings import Delay, Level, to_dict
 from ticket_search.analysis.intervals import (
     Difference,
     chance_of_none,
@@ -28,7 +29,7 @@ from ticket_search.analysis.intervals import (
     seeds_to_find,
 )
 from ticket_search.analysis.tables import read_csv, to_csv
-from ticket_search.analysis.verdict import answer_better, answer_in_order, answer_not_worse, in_words, judge
+from ticket_search.analysis.verdict import answer_better, answer_in_order, answer_levels, answer_not_worse, judge
 
 SEEDS = range(5)
 QUICK = {"epochs": 1, "threads": 1, "progress": False}
@@ -130,16 +131,22 @@ def test_levels_are_tested_downward_to_the_first_that_fails():
     assert [answer.answer for answer in unsure] == ["undecided", "undecided"]
     assert unsure[1].more_seeds == unsure[0].more_seeds
     assert f"density 0.8 before it is undecided ({unsure[0].more_seeds} more seed" in unsure[1].because
-    assert in_words(asdict(unsure[1])) == "not tested"
-    assert in_words(asdict(unsure[0])).startswith(f"undecided ({unsure[0].more_seeds} more seed")
-    assert in_words(asdict(tested[0])) == "yes"
+    assert unsure[1].in_words() == "not tested"
+    assert unsure[0].in_words().startswith(f"undecided ({unsure[0].more_seeds} more seed")
+    assert tested[0].in_words() == "yes"
 
 
-def level(density, difference, step, dense_step, n=5, at_end=0, **more):
-    """A row of `compare` about levels, of seeds that differ by little."""
+DENSE = Level(
+    level=0, density=1.0, kept=100, n=5, seeds=(0, 1, 2, 3, 4), values=(90.0,) * 5, mean=90.0, std=0.0,
+    interval=(90.0, 90.0), early_step=None, early_steps=None, early_mean=None, dense_trainings=1.0, difference=None,
+)  # fmt: skip
+
+
+def level(density, difference, step, dense_step, n=5, at_end=0, retrained=False):
+    """A level of a search, of seeds that differ by little."""
+    later = Delay(**vars(spread(step - dense_step, 1.0, n)), dense=dense_step, at_end=at_end)
     gap = spread(difference, 0.1, n)
-    later = {**asdict(spread(step - dense_step, 1.0, n)), "dense": dense_step, "at_end": at_end}
-    return {"level": 1, "density": density, "difference": asdict(gap), "later": later, **more}
+    return replace(DENSE, level=1, density=density, difference=gap, later=later, retrained=retrained)
 
 
 @pytest.mark.parametrize(
@@ -155,18 +162,18 @@ def level(density, difference, step, dense_step, n=5, at_end=0, **more):
     ],
 )
 def test_as_early_as_the_dense_network(row, answer, because):
-    found = judge([{"density": 1.0, "level": 0, "difference": None}, row], [], {}, 0.5)["as_early"]
-    assert found["answer"] == answer
-    assert because in found["because"]
+    found = judge(answer_levels([DENSE, row], 0.5), [], {}, 0.5).as_early
+    assert found.answer == answer
+    assert because in found.because
 
 
 def test_positions_are_not_asked_of_whole_filters():
-    rows = [{"density": 1.0, "level": 0, "difference": None}, level(0.5, 0.0, 100, 200)]
+    rows = answer_levels([DENSE, level(0.5, 0.0, 100, 200)], 0.5)
     for whole, missing in ((False, "`ticket controls` has not been run"), (True, "not asked of whole filters")):
         found = judge(rows, [], {}, 0.5, whole)
-        assert found["positions"]["answer"] == "unknown" and missing in found["positions"]["because"]
-        assert "`ticket controls` has not been run" in found["init"]["because"]
-        assert ("not asked of whole filters" in found["trivial"]["because"]) == whole
+        assert found.positions.answer == "unknown" and missing in found.positions.because
+        assert "`ticket controls` has not been run" in found.init.because
+        assert ("not asked of whole filters" in found.trivial.because) == whole
 
 
 @pytest.fixture(scope="module")
@@ -189,16 +196,17 @@ def of(found, method):
 
 def test_levels_and_controls_are_compared_seed_by_seed(runs):
     found = compare([run.path for run in runs.values()])
-    assert json.loads(json.dumps(found)) == json.loads(json.dumps(found, allow_nan=False))
+    plain = to_dict(found)
+    assert json.loads(json.dumps(plain)) == json.loads(json.dumps(plain, allow_nan=False))
     group, dense = of(found, "imp"), of(found, "dense")
-    assert group["n"] == 5 and group["seeds"] == list(SEEDS)
+    assert group["n"] == 5 and group["seeds"] == tuple(SEEDS)
     assert group["baseline"] == "level 0" and dense["baseline"] is None and dense["verdict"] is None
     rows = [[run.levels[level] for (method, _), run in runs.items() if method == "imp"] for level in range(3)]
     for level, row in enumerate(group["levels"]):
         accuracies = [own["test_accuracy"] for own in rows[level]]
-        assert row["values"] == accuracies
+        assert row["values"] == tuple(accuracies)
         assert row["mean"] == pytest.approx(np.mean(accuracies))
-        assert row["early_steps"] == [own["min_validation_loss"]["step"] for own in rows[level]]
+        assert row["early_steps"] == tuple(own["min_validation_loss"]["step"] for own in rows[level])
         assert row["dense_trainings"] == level + 1
         if level:
             gaps = np.subtract(accuracies, [own["test_accuracy"] for own in rows[0]])
@@ -221,6 +229,45 @@ def test_levels_and_controls_are_compared_seed_by_seed(runs):
     asked = (matching or group["levels"])[-1]["level"]
     ends = sum(own["min_validation_loss"]["step"] == last for own in rows[asked])
     assert (f"in {ends} of 5 seeds" in group["verdict"]["as_early"]["because"]) == (ends > 0)
+
+
+MEASURED = "n seeds values mean std interval early_step early_steps early_mean"
+KEYS = {
+    "comparison": "delta groups left_out notes",
+    "group": "label method model data precision density kept n seeds mean std interval dense_trainings val_mean seconds "
+    "runs baseline levels controls verdict differs curve id",
+    "level": f"level density kept {MEASURED} dense_trainings difference retrained later matching",
+    "control": f"control trained data level density kept {MEASURED} difference p_holm",
+    "verdict": "matching sparsest_matching controls_at as_early init positions trivial",
+    "answer": "question answer because more_seeds tested",
+    "difference": "n mean std interval",
+    "later": "n mean std interval dense at_end",
+}
+
+
+def test_json_has_the_keys_that_programs_read(runs):
+    """`ticket compare --json` and `to_dict`: what reads them must not break."""
+    comparison = compare([run.path for run in runs.values()])
+    found = to_dict(comparison)
+    group, dense = of(found, "imp"), of(found, "dense")
+    last, control, verdict = group["levels"][-1], group["controls"][0], group["verdict"]
+    rows = {
+        "comparison": found, "group": group, "level": last, "control": control, "verdict": verdict,
+        "answer": verdict["init"], "difference": control["difference"], "later": last["later"],
+    }  # fmt: skip
+    assert {name: " ".join(row) for name, row in rows.items()} == KEYS
+    # A dense network is not asked whether it matches one.
+    assert " ".join(dense["levels"][0]) == KEYS["level"].removesuffix(" matching")
+    assert dense["verdict"] is None
+
+
+def test_brackets_read_what_attributes_are(runs):
+    found = compare([run.path for run in runs.values()])
+    group = of(found, "imp")
+    assert group["verdict"]["init"]["answer"] == group.verdict.init.answer
+    assert group["levels"][1]["difference"]["mean"] == group.levels[1].difference.mean
+    with pytest.raises(KeyError, match="Group has no field 'verdct'; did you mean 'verdict'"):
+        group["verdct"]
 
 
 def test_untrained_tickets_are_compared_with_dense_training_and_it_is_said_how_that_differs(runs):

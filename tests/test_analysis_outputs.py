@@ -8,6 +8,7 @@ import io
 import re
 import statistics
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from ticket_search import RequestError
 from ticket_search.analysis import html as page
 from ticket_search.analysis import to_tensorboard as board
 from ticket_search.analysis.curves import COLOURS, Look, draw
+from ticket_search.analysis.findings import Answer, Comparison, Control, Group, Level, Verdict
 from ticket_search.analysis.html import to_html
-from ticket_search.analysis.intervals import confidence_interval
+from ticket_search.analysis.intervals import Difference, confidence_interval, difference
 from ticket_search.analysis.plots import (
     _draw_heat_map,
     figure_png,
@@ -67,81 +69,67 @@ QUESTIONS = {
 
 
 def summary(values: list[float]) -> dict[str, Any]:
-    std = statistics.stdev(values) if len(values) > 1 else None
-    interval = confidence_interval(values)
     return {
-        "n": len(values), "seeds": list(range(len(values))), "values": values, "mean": statistics.fmean(values),
-        "std": std, "interval": interval and list(interval),
+        "n": len(values), "seeds": tuple(range(len(values))), "values": tuple(values), "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None, "interval": confidence_interval(values),
     }  # fmt: skip
 
 
-def gap(values: list[float], others: list[float]) -> dict[str, Any]:
-    gaps = [one - other for one, other in zip(values, others, strict=True)]
-    bounds = confidence_interval(gaps)
-    return {
-        "n": len(gaps), "mean": statistics.fmean(gaps), "std": statistics.stdev(gaps) if bounds else None,
-        "interval": bounds and list(bounds),
-    }  # fmt: skip
+def gap(values: list[float], others: list[float]) -> Difference | None:
+    return difference(dict(enumerate(values)), dict(enumerate(others)))
 
 
-def make_group(
-    name: str, label: str, densities: list[float], accuracy: float, *, seeds: int = 5, **more: Any
-) -> dict[str, Any]:
+def make_group(name: str, label: str, densities: list[float], accuracy: float, *, seeds: int = 5, **more: Any) -> Group:
     """A made-up group: accuracy falls towards low densities, the controls lie below."""
     rng = np.random.default_rng(sum(map(ord, name + label)))
     dense = [98.1 + float(rng.normal(0, 0.1)) for _ in range(seeds)]
     levels, controls = [], []
     for level, density in enumerate(densities):
         values = [accuracy - 0.05 / density + 0.1 * float(rng.normal()) for _ in range(seeds)]
-        steps = [int(4000 + 100 * rng.normal()) for _ in range(seeds)]
-        is_dense = density == 1
+        steps = tuple(int(4000 + 100 * rng.normal()) for _ in range(seeds))
+        at = {"density": density, "kept": round(density * WEIGHTS)}
         levels.append(
-            {
-                "level": level if len(densities) > 1 else None, "density": density, "kept": round(density * WEIGHTS),
-                **summary(values), "early_step": statistics.fmean(steps), "early_steps": steps, "early_mean": accuracy,
-                "dense_trainings": 1.0 + level, "difference": None if is_dense else gap(values, dense),
-                "matching": None if is_dense else {"question": "?", "answer": "yes", "because": "", "more_seeds": None},
-            }
+            Level(
+                level=level if len(densities) > 1 else None, **at, **summary(values),
+                early_step=statistics.fmean(steps), early_steps=steps, early_mean=accuracy, dense_trainings=1.0 + level,
+                difference=None if density == 1 else gap(values, dense),
+                matching=None if density == 1 else Answer("?", "yes", ""),
+            )
         )  # fmt: skip
-        if not is_dense:
-            for control, below in more.get("controls", {}).items():
-                worse = [max(10.0, value - below * (1 + 0.1 * level)) for value in values]
-                controls.append(
-                    {
-                        "control": control, "trained": below < 50, "data": "digits", "level": level, "density": density,
-                        "kept": round(density * WEIGHTS), **summary(worse), "early_step": None,
-                        "difference": gap(values, worse), "p_holm": 0.013 if seeds > 1 else None,
-                    }
-                )  # fmt: skip
+        for control, below in more.get("controls", {}).items() if density < 1 else ():
+            worse = [max(10.0, value - below * (1 + 0.1 * level)) for value in values]
+            controls.append(
+                Control(
+                    control=control, trained=below < 50, data="digits", level=level, **at, **summary(worse),
+                    early_step=None, early_steps=None, early_mean=None, difference=gap(values, worse),
+                    p_holm=0.013 if seeds > 1 else None,
+                )
+            )  # fmt: skip
     last = levels[-1]
-    answers = ("yes", "undecided", "yes", "no", "unknown")
-    verdict = {
-        key: {
-            "question": question, "answer": answer, "more_seeds": 3 if answer == "undecided" else None,
-            "because": "-0.12 pp over 5 seeds, at least -0.31 and at most +0.07 (95 % each); the margin is -0.50",
-        }
-        for (key, question), answer in zip(QUESTIONS.items(), answers, strict=True)
-    }  # fmt: skip
-    return {
-        "id": f"group-{sum(map(ord, label))}", "label": label, "curve": label, "method": name,
-        "model": "lenet-300-100", "data": "digits",
-        "precision": "fp32", **{k: last[k] for k in ("density", "kept", "n", "seeds", "mean", "std", "interval")},
-        "val_mean": 97.0, "dense_trainings": last["dense_trainings"], "seconds": 61.5,
-        "runs": [f"runs/{label}-{seed}" for seed in range(seeds)], "differs": {"fraction": 0.5}, "baseline": "dense",
-        "levels": levels, "controls": controls,
-        "verdict": None if densities == [1] else verdict | {"sparsest_matching": 0.21, "controls_at": 0.41},
-    }  # fmt: skip
+    because = "-0.12 pp over 5 seeds, at least -0.31 and at most +0.07 (95 % each); the margin is -0.50"
+    answers = {
+        key: Answer(question, answer, because, 3 if answer == "undecided" else None)
+        for (key, question), answer in zip(QUESTIONS.items(), ("yes", "undecided", "yes", "no", "unknown"), strict=True)
+    }
+    return Group(
+        id=f"group-{sum(map(ord, label))}", label=label, curve=label, method=name, model="lenet-300-100",
+        data="digits", precision="fp32",
+        **{key: last[key] for key in ("density", "kept", "n", "seeds", "mean", "std", "interval", "dense_trainings")},
+        val_mean=97.0, seconds=61.5, runs=tuple(f"runs/{label}-{seed}" for seed in range(seeds)),
+        differs={"fraction": 0.5}, baseline="dense", levels=tuple(levels), controls=tuple(controls),
+        verdict=None if densities == [1] else Verdict(**answers, sparsest_matching=0.21, controls_at=0.41),
+    )  # fmt: skip
 
 
 IMP = [0.8**level for level in range(0, 21, 2)]
 CONTROLS = {"reinit": 0.4, "shuffle": 0.7, "random": 0.9}
 
 
-def make_comparison(groups: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"delta": 0.5, "groups": groups, "left_out": ["runs/x: not finished"], "notes": ["one note"]}
+def make_comparison(groups: list[Group]) -> Comparison:
+    return Comparison(0.5, tuple(groups), ("runs/x: not finished",), ("one note",))
 
 
-def few() -> list[dict[str, Any]]:
+def few() -> list[Group]:
     return [
         make_group("dense", "dense", [1], 98.1),
         make_group("imp", "imp fraction=0.5", IMP, 98.3, controls=CONTROLS),
@@ -150,7 +138,7 @@ def few() -> list[dict[str, Any]]:
     ]
 
 
-def twelve() -> list[dict[str, Any]]:
+def twelve() -> list[Group]:
     lines = [
         make_group("imp", f"imp rewind={rewind}it epochs={rewind + 12}", IMP, 98.3 - 0.1 * rewind, controls=CONTROLS)
         for rewind in range(5)
@@ -174,7 +162,7 @@ CASES = {
 
 
 @pytest.fixture(params=CASES, ids=lambda name: name.replace(" ", "-"))
-def comparison(request) -> dict[str, Any]:
+def comparison(request) -> Comparison:
     return make_comparison(CASES[request.param])
 
 
@@ -225,19 +213,20 @@ def test_the_accuracy_axis_shows_groups_and_not_controls_far_below():
     figure = draw(comparison, (), Look())
     for panel in figure.axes:
         bottom, top = panel.get_ylim()
-        means = [row["mean"] for group in comparison["groups"] for row in group["levels"]]
+        means = [row.mean for group in comparison.groups for row in group.levels]
         assert bottom < min(means) < max(means) < top
         assert bottom > 50, "evaluated controls are at chance"
     left, right = figure.axes[0].get_xlim()
     assert left > 1 > right, "dense at the left"
-    controls = [row["mean"] for row in comparison["groups"][3]["controls"]]
+    controls = [row.mean for row in comparison.groups[3].controls]
     assert [text.get_text() for text in figure.axes[0].texts] == [", ".join(f"{mean:.1f}" for mean in controls)]
     assert draw(comparison, (), Look(lowest=20)).axes[0].get_ylim()[0] == 20
     assert len(draw(comparison, (), Look(stacked=True)).axes) == 2
-    for group in comparison["groups"]:
-        for row in group["levels"]:
-            row["dense_trainings"] = None
-    assert len(draw(comparison, (), Look()).axes) == 1, "there is no cost to show"
+    free = [
+        replace(group, levels=tuple(replace(row, dense_trainings=None) for row in group.levels))
+        for group in comparison.groups
+    ]
+    assert len(draw(make_comparison(free), (), Look()).axes) == 1, "there is no cost to show"
 
 
 def test_a_legend_covers_no_data():
@@ -283,30 +272,30 @@ def test_the_title_of_a_narrow_heat_map_is_not_cut():
 
 def test_rows_are_those_of_levels_and_controls(comparison):
     rows = to_rows(comparison)
-    expected = [row for group in comparison["groups"] for row in (*group["levels"], *group["controls"])]
-    assert [row["mean"] for row in rows] == [row["mean"] for row in expected]
-    assert [row["control"] for row in rows] == [row.get("control") for row in expected]
+    expected = [row for group in comparison.groups for row in (*group.levels, *group.controls)]
+    assert [row["mean"] for row in rows] == [row.mean for row in expected]
+    assert [row["control"] for row in rows] == [getattr(row, "control", None) for row in expected]
     for row, source in zip(rows, expected, strict=True):
-        assert (row["low"], row["high"]) == tuple(source["interval"] or (None, None))
-        beside = source["difference"] or {"mean": None, "interval": None}
-        assert row["difference"] == beside["mean"]
-        assert (row["difference_low"], row["difference_high"]) == tuple(beside["interval"] or (None, None))
+        assert (row["low"], row["high"]) == (source.interval or (None, None))
+        beside = source.difference or Difference(0, None)
+        assert row["difference"] == beside.mean
+        assert (row["difference_low"], row["difference_high"]) == (beside.interval or (None, None))
 
 
 def test_csv_comes_back_as_it_was(comparison, tmp_path):
     path = tmp_path / "all.csv"
     path.write_text(to_csv(comparison), encoding="utf-8", newline="")
     found = iter(read_csv(path))
-    for group in comparison["groups"]:
-        for row in (*group["levels"], *group["controls"]):
-            for index, (seed, value) in enumerate(zip(row["seeds"], row["values"], strict=True)):
+    for group in comparison.groups:
+        for row in (*group.levels, *group.controls):
+            for index, (seed, value) in enumerate(zip(row.seeds, row.values, strict=True)):
                 line = next(found)
-                assert (line["seed"], line["test_accuracy"], line["density"]) == (seed, value, row["density"])
-                assert (line["kept"], line.get("level")) == (row["kept"], row["level"])
-                assert (line.get("control"), line.get("trained")) == (row.get("control"), row.get("trained"))
-                assert line.get("dense_trainings") == row.get("dense_trainings")
-                assert (line["label"], line["method"]) == (group["label"], group["method"])
-                assert line.get("early_step") == (row["early_steps"][index] if "early_steps" in row else None)
+                assert (line["seed"], line["test_accuracy"], line["density"]) == (seed, value, row.density)
+                assert (line["kept"], line.get("level")) == (row.kept, row.level)
+                for key in ("control", "trained", "dense_trainings"):
+                    assert line.get(key) == getattr(row, key, None)
+                assert (line["label"], line["method"]) == (group.label, group.method)
+                assert line.get("early_step") == (row.early_steps[index] if row.early_steps else None)
     assert next(found, None) is None
     assert tuple(next(csv.reader(io.StringIO(to_csv(comparison))))) == tuple(COLUMNS)
 
@@ -387,7 +376,7 @@ def test_tables_leave_out_empty_columns():
     assert "level" not in point.columns
     assert point.rows[0][:4] == ("snip", "0.05", "13,310", "5")
     other = few()
-    other[0]["data"] = "mnist1d"
+    other[0] = replace(other[0], data="mnist1d")
     assert "on" in make_tables(make_comparison(other))[0].columns
     seed = make_tables(make_comparison(CASES["one seed"]))
     assert not {"interval", "its interval", "Holm p"} & {name for table in seed for name in table.columns}
@@ -464,12 +453,12 @@ def test_the_page_is_whole_and_asks_for_nothing(comparison):
     assert "http" not in text
     assert "url(" not in text
     assert "A <title> & more" in found.text
-    for group in comparison["groups"]:
-        assert group["label"] in found.text
-        assert all(run in found.text for run in group["runs"])
-        if group["verdict"]:
-            for key in QUESTIONS:
-                assert group["verdict"][key]["because"] in found.text
+    for group in comparison.groups:
+        assert group.label in found.text
+        assert all(run in found.text for run in group.runs)
+        if group.verdict:
+            assert list(group.verdict.answers) == list(QUESTIONS)
+            assert all(answer.because in found.text for answer in group.verdict.answers.values())
     for table in make_tables(comparison):
         assert table.title in found.text
     assert "runs/x: not finished" in found.text
@@ -494,8 +483,9 @@ def test_the_page_says_the_verdict_in_words():
         "a ticket may be 0.5 percentage points worse",
     ):
         assert sentence in text
-    answers = [few()[1]["verdict"] | {"sparsest_matching": None, "matching": None}]
-    assert "sparsest" not in Page(to_html(make_comparison([few()[1] | {"verdict": answers[0]}]), "one")).text
+    group = few()[1]
+    none = replace(group, verdict=replace(group.verdict, sparsest_matching=None, matching=None))
+    assert "sparsest" not in Page(to_html(make_comparison([none]), "one")).text
 
 
 def read(path: Path) -> EventAccumulator:
@@ -509,18 +499,16 @@ def test_the_board_has_a_curve_of_each_group_upwards(comparison, tmp_path):
     folders = write_board(comparison, tmp_path / "board", PUBLISHED)
     assert len(set(folders)) == len(folders)
     groups = [folder for folder in folders[1:] if folder.parent == tmp_path / "board"]
-    assert len(groups) == len(comparison["groups"])
-    for group, folder in zip(comparison["groups"], groups, strict=True):
+    assert len(groups) == len(comparison.groups)
+    for group, folder in zip(comparison.groups, groups, strict=True):
         events = read(folder)
-        rows = sorted(group["levels"], key=lambda row: row["kept"])
+        rows = sorted(group.levels, key=lambda row: row.kept)
         for tag, values in {
-            "comparison/test-accuracy": [(row["kept"], row["mean"]) for row in rows],
-            "comparison/test-accuracy-low": [(row["kept"], row["interval"][0]) for row in rows if row["interval"]],
-            "comparison/test-accuracy-high": [(row["kept"], row["interval"][1]) for row in rows if row["interval"]],
-            "comparison/steps-to-min-validation-loss": [(row["kept"], row["early_step"]) for row in rows],
-            "comparison/difference-to-dense": [
-                (row["kept"], row["difference"]["mean"]) for row in rows if row["difference"]
-            ],
+            "comparison/test-accuracy": [(row.kept, row.mean) for row in rows],
+            "comparison/test-accuracy-low": [(row.kept, row.interval[0]) for row in rows if row.interval],
+            "comparison/test-accuracy-high": [(row.kept, row.interval[1]) for row in rows if row.interval],
+            "comparison/steps-to-min-validation-loss": [(row.kept, row.early_step) for row in rows],
+            "comparison/difference-to-dense": [(row.kept, row.difference.mean) for row in rows if row.difference],
         }.items():
             found = (
                 [(event.step, event.value) for event in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
@@ -559,9 +547,8 @@ def test_the_board_lays_the_groups_over_one_another(tmp_path):
 @pytest.mark.usefixtures("_quick_figures")
 def test_the_board_leaves_out_what_has_no_number_of_weights(tmp_path):
     groups = few()
-    for row in groups[3]["levels"]:
-        row["kept"] = None
-    groups[1]["label"] = groups[2]["label"] = OVERVIEW
+    groups[3] = replace(groups[3], levels=tuple(replace(row, kept=None) for row in groups[3].levels))
+    groups[1], groups[2] = (replace(group, label=OVERVIEW) for group in groups[1:3])
     folders = write_board(make_comparison(groups), tmp_path)
     assert "edge-popup" not in {folder.name for folder in folders}
     assert len(set(folders)) == len(folders)
@@ -569,14 +556,11 @@ def test_the_board_leaves_out_what_has_no_number_of_weights(tmp_path):
 
 def test_single_measurements_that_differ_in_density_are_one_curve():
     comparison = make_comparison(CASES["one"])
-    (group,) = (group for group in comparison["groups"] if group["verdict"])
-    rows = [{**row, "dense_trainings": 1.0} for row in group["levels"] if row["density"] < 1]
-    single = [
-        {**group, "label": f"imp d{row['density']:.3g}", "curve": "imp", "levels": [row], "controls": []}
-        for row in rows
-    ]
-    figure = draw({**comparison, "groups": single}, (), Look())
+    (group,) = (group for group in comparison.groups if group.verdict)
+    rows = [replace(row, dense_trainings=1.0) for row in group.levels if row.density < 1]
+    single = [replace(group, label=f"imp d{row.density:.3g}", curve="imp", levels=(row,), controls=()) for row in rows]
+    figure = draw(make_comparison(single), (), Look())
     (panel,) = figure.axes
     (drawn,) = [line for line in panel.lines if len(line.get_xdata()) == len(rows)]
-    assert list(drawn.get_xdata()) == sorted((row["density"] for row in rows), reverse=True)
+    assert list(drawn.get_xdata()) == sorted((row.density for row in rows), reverse=True)
     assert next(text.get_text() for text in figure.legends[0].get_texts()) == "imp"

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..contract.errors import RequestError
 from ..contract.flags import differences
+from .findings import Comparison, Control, Delay, Group, Level
 from .intervals import Difference, chance_of_none, confidence_interval, difference, holm
 from .read_runs import Member, read_members
-from .verdict import DELTA, judge
+from .verdict import DELTA, answer_levels, judge
 
 # What must be equal in the runs of a ticket and in those of the dense network that it is compared with: the task, and,
 # where the ticket's weights are trained, how they are.
@@ -27,26 +28,27 @@ RECIPE = (
 )  # fmt: skip
 # Flags that have a place of their own where groups are shown.
 _SHOWN = frozenset({"method", "model", "data", "density", "found_by", "label"})
+# What was measured of each seed: `{Member.pair: row}`.
 _Rows = Mapping[Any, Mapping[str, Any]]
 
 
 def compare(
     runs: Iterable[str | Path], *, delta: float = DELTA, others: Iterable[Mapping[str, Any]] = ()
-) -> dict[str, Any]:
+) -> Comparison:
     """Group finished runs that differ in their seeds only, and say of each group whether it is a ticket.
 
+        comparison = compare(Path("runs").iterdir())
+        for group in comparison.groups:
+            print(group.label, group.mean, group.verdict and group.verdict.matching)
+
     Args:
-        runs: their folders. What `ticket controls` has left beside them is read too.
-        delta: percentage points that a ticket may be worse than the dense network; fixed before anything is seen.
-        others: measurements of other programs, as `tables.read_csv` gives them.
+        runs: the folders of the runs. The results of `ticket controls` in them are read too.
+        delta: by how many percentage points a ticket may be worse than the dense network; to be fixed before any result
+            is seen.
+        others: measurements of other programs, as `tables.read_csv` returns them.
 
     Returns:
-        `{"delta", "groups", "left_out", "notes"}`. A group has `id label method model data precision density n seeds
-        mean std interval val_mean kept dense_trainings seconds runs`, and `differs`, the flags that tell it from other
-        groups of its method; `curve`, the label without the density; `baseline`, what its dense network is; `levels`, a
-        row per density, dense first;
-        `controls`, a row for each; and `verdict`, None for a dense network. Accuracies are test accuracies in
-        percent; `std` and `interval` (95 %, Student's t) are None for one seed.
+        The groups, by data, model and falling density; `findings.to_dict` turns them into plain dictionaries.
 
     Raises:
         RequestError: none of the folders holds a finished run.
@@ -54,6 +56,19 @@ def compare(
     members, left_out = read_members(runs, others)
     if not members:
         raise RequestError(["there is no finished run to compare", *left_out])
+    groups = _group(members, left_out)
+    notes: list[str] = []
+    found = _tell_apart([_describe(group, groups, delta, notes) for group in groups], [g[0].recipe for g in groups])
+    tasks = {json.dumps({key: group[0].recipe.get(key) for key in TASK}, sort_keys=True) for group in groups}
+    if len(tasks) > 1:
+        notes.append(f"the runs are of {len(tasks)} tasks (model, data, precision, ...), each compared within its own")
+    found.sort(key=lambda group: (group.data, group.model, -group.density, group.method, group.label))
+    numbered = tuple(replace(group, id=f"group-{number}") for number, group in enumerate(found, start=1))
+    return Comparison(delta, numbered, tuple(left_out), tuple(dict.fromkeys(notes)))
+
+
+def _group(members: Iterable[Member], left_out: list[str]) -> list[list[Member]]:
+    """The runs of each configuration, one for each draw of weights and data order; the others go to `left_out`."""
     grouped: dict[str, dict[Any, Member]] = {}
     for member in members:
         group = grouped.setdefault(json.dumps(member.recipe, sort_keys=True), {})
@@ -65,41 +80,33 @@ def compare(
             )
         else:
             group[member.seeds] = member
-    groups = [list(group.values()) for group in grouped.values()]
-    notes: list[str] = []
-    rows = [_describe(group, groups, delta, notes) for group in groups]
-    _tell_apart(rows, [group[0].recipe for group in groups])
-    tasks = {json.dumps({key: group[0].recipe.get(key) for key in TASK}, sort_keys=True) for group in groups}
-    if len(tasks) > 1:
-        notes.append(f"the runs are of {len(tasks)} tasks (model, data, precision, ...), each compared within its own")
-    rows.sort(key=lambda row: (row["data"], row["model"], -row["density"], row["method"], row["label"]))
-    for number, row in enumerate(rows, start=1):
-        row["id"] = f"group-{number}"
-    return {"delta": delta, "groups": rows, "left_out": left_out, "notes": list(dict.fromkeys(notes))}
+    return [list(group.values()) for group in grouped.values()]
 
 
-def _describe(group: list[Member], groups: Sequence[list[Member]], delta: float, notes: list[str]) -> dict[str, Any]:
+def _describe(group: list[Member], groups: Sequence[list[Member]], delta: float, notes: list[str]) -> Group:
     first = group[0]
     baseline, name = _find_baseline(group, groups, notes)
-    levels = [_describe_level(group, level, rows, baseline) for level, rows in enumerate(_rows_by_level(group))]
+    levels = tuple(_describe_level(group, level, rows, baseline) for level, rows in enumerate(_rows_by_level(group)))
     controls = _describe_controls(group)
-    # What the questions are about: not the ticket on other data, nor trained where it is a ticket as it is.
-    own = [row for row in controls if _is_own(row, first)]
+    verdict = None
+    if not first.dense:
+        levels = answer_levels(levels, delta)
+        # The questions are not about the ticket on other data, nor about a frozen one that was trained after all.
+        own = [row for row in controls if row.data == _data_of(first) and row.trained != first.frozen]
+        verdict = judge(levels, own, _against_dense(group, baseline), delta, first.whole_units)
     last = levels[-1]
-    return {
-        "label": first.method,
+    return Group(
+        label=first.method,
         **{key: first.recipe.get(key, "") for key in ("method", "model", "data", "precision")},
         **{key: last[key] for key in ("density", "kept", "n", "seeds", "mean", "std", "interval", "dense_trainings")},
-        "val_mean": _mean([member.rows[-1].get("val_accuracy") for member in group]),
-        "seconds": _mean([member.seconds for member in group]),
-        "runs": [member.name for member in group],
-        "baseline": name,
-        "levels": levels,
-        "controls": controls,
-        "verdict": None
-        if first.dense
-        else judge(levels, own, _against_dense(group, baseline), delta, first.whole_units),
-    }
+        val_mean=_mean([member.rows[-1].get("val_accuracy") for member in group]),
+        seconds=_mean([member.seconds for member in group]),
+        runs=tuple(member.name for member in group),
+        baseline=name,
+        levels=levels,
+        controls=controls,
+        verdict=verdict,
+    )
 
 
 def _find_baseline(group: list[Member], groups: Sequence[list[Member]], notes: list[str]) -> tuple[_Rows, str | None]:
@@ -150,31 +157,32 @@ def _rows_by_level(group: list[Member]) -> list[_Rows]:
     ]
 
 
-def _describe_level(group: list[Member], level: int, rows: _Rows, baseline: _Rows) -> dict[str, Any]:
+def _describe_level(group: list[Member], level: int, rows: _Rows, baseline: _Rows) -> Level:
     first = next(iter(rows.values()))
     there = [member for member in group if member.pair in rows]
     costs = [m.cost(level) if m.measured_here else rows[m.pair].get("dense_trainings") for m in there]
     is_baseline = all(baseline.get(pair) is row for pair, row in rows.items())
-    return {
-        "level": first.get("level"),
-        "density": first["density"],
-        "kept": first.get("kept"),
+    return Level(
+        level=first.get("level"),
+        density=first["density"],
+        kept=first.get("kept"),
         **_summarize(group, rows),
-        "dense_trainings": _mean(costs),
-        "difference": None if is_baseline else _difference(rows, baseline),
-        "retrained": any(row.get("retrained", False) for row in rows.values()),
-        # The steps of scores, and of another recipe, are no steps of dense training.
-        "later": None if is_baseline or group[0].frozen else _later(rows, baseline),
-    }
+        dense_trainings=_mean(costs),
+        difference=None if is_baseline else difference(_accuracies(rows), _accuracies(baseline)),
+        retrained=any(row.get("retrained", False) for row in rows.values()),
+        # The steps of scores, and those of another recipe, are no steps of dense training.
+        later=None if is_baseline or group[0].frozen else _later(rows, baseline),
+    )
 
 
 def _summarize(group: Sequence[Member], rows: _Rows) -> dict[str, Any]:
-    values = [float(row["test_accuracy"]) for row in rows.values()]
+    """The fields that a `Level` and a `Control` share."""
+    values = tuple(float(row["test_accuracy"]) for row in rows.values())
     moments = [row["min_validation_loss"] for row in rows.values() if "min_validation_loss" in row]
-    steps = [int(moment["step"]) for moment in moments] if len(moments) == len(rows) else None
+    steps = tuple(int(moment["step"]) for moment in moments) if len(moments) == len(rows) else None
     return {
         "n": len(values),
-        "seeds": [member.seed for member in group if member.pair in rows],
+        "seeds": tuple(member.seed for member in group if member.pair in rows),
         "values": values,
         "mean": statistics.fmean(values),
         "std": statistics.stdev(values) if len(values) > 1 else None,
@@ -185,108 +193,108 @@ def _summarize(group: Sequence[Member], rows: _Rows) -> dict[str, Any]:
     }
 
 
-def _difference(rows: _Rows, others: _Rows) -> dict[str, Any] | None:
-    found = difference(_accuracies(rows), _accuracies(others))
-    return None if found is None else asdict(found)
-
-
-def _later(rows: _Rows, others: _Rows) -> dict[str, Any] | None:
-    """How much later, in steps, minimum validation loss comes than in the dense network; how often at the very end."""
+def _later(rows: _Rows, others: _Rows) -> Delay | None:
     here, there = (
         {pair: float(row["min_validation_loss"]["step"]) for pair, row in part.items() if "min_validation_loss" in row}
         for part in (rows, others)
     )
     found = difference(here, there)
-    paired = [pair for pair in here if pair in there]
     if found is None:
         return None
-    at_end = sum(rows[pair]["min_validation_loss"].get("at_end", False) for pair in paired)
-    return asdict(found) | {"dense": statistics.fmean(there[pair] for pair in paired), "at_end": at_end}
+    paired = [pair for pair in here if pair in there]
+    return Delay(
+        **vars(found),
+        dense=statistics.fmean(there[pair] for pair in paired),
+        at_end=sum(rows[pair]["min_validation_loss"].get("at_end", False) for pair in paired),
+    )
 
 
 def _accuracies(rows: _Rows) -> dict[Any, float]:
     return {pair: float(row["test_accuracy"]) for pair, row in rows.items()}
 
 
-def _describe_controls(group: Sequence[Member]) -> list[dict[str, Any]]:
-    """A row for each control: of which level, trained or not, on which data; beside it, ticket minus control."""
+def _describe_controls(group: Sequence[Member]) -> tuple[Control, ...]:
+    """A row for each kind of control at each level, on each data set, trained or not."""
     found: dict[tuple[Any, ...], dict[Any, Mapping[str, Any]]] = {}
     for member in group:
         for row in member.controls:
-            key = (row.get("level"), row.get("data") or member.recipe.get("data", ""), row.get("trained", True))
+            key = (row.get("level"), row.get("data") or _data_of(member), row.get("trained", True))
             found.setdefault((*key, row["control"]), {})[member.pair] = row
     described = []
     for (level, data, trained, control), rows in found.items():
         first = next(iter(rows.values()))
-        # On other data, and where frozen weights are trained, the ticket is a control among the others.
+        # On other data, and where frozen weights are trained, the ticket is one of the controls.
         tickets: _Rows = found.get((level, data, trained, "ticket"), {})
         if not tickets and _is_own(first, group[0]):
             tickets = {member.pair: row for member in group for row in member.rows if row.get("level") == level}
         described.append(
-            {
-                "control": control,
-                "trained": trained,
-                "data": data,
-                "level": level,
-                "density": first["density"],
-                "kept": first.get("kept"),
+            Control(
+                control=control,
+                trained=trained,
+                data=data,
+                level=level,
+                density=first["density"],
+                kept=first.get("kept"),
                 **_summarize(group, rows),
-                "difference": None if control == "ticket" else _difference(tickets, rows),
-                "p_holm": None,
-            }
+                difference=None if control == "ticket" else difference(_accuracies(tickets), _accuracies(rows)),
+            )
         )
-    _correct(described)
-    return sorted(described, key=lambda row: (row["data"], row["level"] or 0, row["control"]))
+    return tuple(sorted(_correct(described), key=lambda row: (row.data, row.level or 0, row.control)))
+
+
+def _data_of(member: Member) -> str:
+    return str(member.recipe.get("data", ""))
 
 
 def _is_own(row: Mapping[str, Any], member: Member) -> bool:
-    data = member.recipe.get("data", "")
+    """Whether a control is of the ticket's own data, and trained where the ticket is."""
+    data = _data_of(member)
     return bool((row.get("data") or data) == data and row.get("trained", True) != member.frozen)
 
 
-def _correct(controls: list[dict[str, Any]]) -> None:
-    """p-values of "the ticket is better", corrected for the number of controls beside one ticket on one data set."""
-    together: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+def _correct(controls: Sequence[Control]) -> list[Control]:
+    """The controls with their p-values, corrected for the number of controls beside one ticket on one data set."""
+    together: dict[tuple[Any, ...], dict[str, float]] = {}
     for row in controls:
-        if row["difference"] is not None and row["difference"]["std"] is not None and row["control"] != "dense":
-            together.setdefault((row["level"], row["data"], row["trained"]), {})[row["control"]] = row
-    for rows in together.values():
-        chances = {name: _chance(row["difference"]) for name, row in rows.items()}
-        for name, chance in holm(chances).items():
-            rows[name]["p_holm"] = chance
+        # The dense network is no control of the mask; a single pair has no p-value.
+        if row.difference is None or row.control == "dense" or (chance := chance_of_none(row.difference)) is None:
+            continue
+        together.setdefault((row.level, row.data, row.trained), {})[row.control] = chance
+    corrected = {key: holm(chances) for key, chances in together.items()}
+    return [
+        replace(row, p_holm=corrected.get((row.level, row.data, row.trained), {}).get(row.control)) for row in controls
+    ]
 
 
-def _chance(found: Mapping[str, Any]) -> float:
-    chance = chance_of_none(Difference(**found))
-    assert chance is not None, found
-    return chance
-
-
-def _against_dense(group: Sequence[Member], baseline: _Rows) -> dict[int | None, dict[str, Any] | None]:
+def _against_dense(group: Sequence[Member], baseline: _Rows) -> dict[int | None, Difference | None]:
     """Random masks minus the dense network, by level."""
     found: dict[int | None, dict[Any, Mapping[str, Any]]] = {}
     for member in group:
         for row in member.controls:
             if row["control"] == "random" and _is_own(row, member):
                 found.setdefault(row.get("level"), {})[member.pair] = row
-    return {level: _difference(rows, baseline) for level, rows in found.items()}
+    return {level: difference(_accuracies(rows), _accuracies(baseline)) for level, rows in found.items()}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean, or None where a value is missing."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-def _tell_apart(rows: list[dict[str, Any]], recipes: list[dict[str, Any]]) -> None:
-    """`differs`, and labels by which no two groups are the same."""
-    for row, recipe in zip(rows, recipes, strict=True):
+def _tell_apart(groups: Sequence[Group], recipes: Sequence[dict[str, Any]]) -> list[Group]:
+    """The groups with the flags in which each differs from the others of its method, and with labels of their own."""
+    told: list[Group] = []
+    for group, recipe in zip(groups, recipes, strict=True):
         others = [other for other in recipes if other["method"] == recipe["method"] and other is not recipe]
         keys = {key for other in others for key in {*other, *recipe} if other.get(key) != recipe.get(key)} - _SHOWN
-        row["differs"] = {key: recipe.get(key) for key in sorted(keys)}
-    for row, recipe in zip(rows, recipes, strict=True):
-        same = [other for other in rows if other["method"] == row["method"] and other is not row]
-        words = [str(recipe.get("label") or row["method"])]
-        words += [str(row[key]) for key in ("model", "data") if any(other[key] != row[key] for other in same)]
-        density = [f"d{row['density']:.3g}"] if any(other["density"] != row["density"] for other in same) else []
-        differs = [f"{key}={value}" for key, value in row["differs"].items()]
-        row["label"], row["curve"] = " ".join([*words, *density, *differs]), " ".join([*words, *differs])
+        differs = {key: recipe.get(key) for key in sorted(keys)}
+        same = [other for other in groups if other.method == group.method and other is not group]
+        words = [str(recipe.get("label") or group.method)]
+        words += [group.model] if any(other.model != group.model for other in same) else []
+        words += [group.data] if any(other.data != group.data for other in same) else []
+        density = [f"d{group.density:.3g}"] if any(other.density != group.density for other in same) else []
+        flags = [f"{key}={value}" for key, value in differs.items()]
+        label, curve = " ".join([*words, *density, *flags]), " ".join([*words, *flags])
+        told.append(replace(group, label=label, curve=curve, differs=differs))
+    return told

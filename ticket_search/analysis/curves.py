@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import NullLocator
+
+from .findings import Comparison, Control, Group, Level, Row
 
 # Okabe and Ito, Color Universal Design, 2008, without black, which is for others' numbers, and without yellow, which
 # is too pale for a line on white.
@@ -41,7 +46,7 @@ class Look:
 class _Series:
     """What is drawn as one line, a row for each point of it; `control` is empty for a group."""
 
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
     colour: str
     marker: str = "o"
     line: str = "-"
@@ -68,16 +73,13 @@ class _Dense:
     marker: str
 
 
-def draw(comparison: Mapping[str, Any], published: Sequence[Mapping[str, Any]], look: Look) -> Figure:
+def draw(comparison: Comparison, published: Sequence[Mapping[str, Any]], look: Look) -> Figure:
     """The figure, its legend below the panels."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    comparison = {**comparison, "groups": _join_densities(comparison["groups"])}
-    series, dense = _make_series(comparison), _make_dense(comparison)
-    handles, labels = _make_legend(comparison, series, dense, published)
+    joined = _join_densities(comparison.groups)
+    series, dense = _make_series(joined), _make_dense(joined)
+    handles, labels = _make_legend(joined, series, dense, published)
     groups = [line for line in series if not line.control]
-    costs = {f"{row['dense_trainings']:.2g}" for line in groups for row in line.rows if row.get("dense_trainings")}
+    costs = {f"{cost:.2g}" for line in groups for row in line.rows if (cost := _cost(row))}
     # Where everything costs the same there is nothing to see.
     panels = 2 if len(costs) > 1 else 1
     width, height = (5.2, 3.6 * panels) if look.stacked else (5.4 * panels, 4.2)
@@ -109,40 +111,40 @@ def draw(comparison: Mapping[str, Any], published: Sequence[Mapping[str, Any]], 
     return figure
 
 
-def _join_densities(groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _join_densities(groups: Sequence[Group]) -> list[Group]:
     """Groups of one measurement each that differ in the density only are one curve."""
-    found: dict[Any, list[Mapping[str, Any]]] = {}
+    found: dict[Any, list[Group]] = {}
     for index, group in enumerate(groups):
-        alone = len(group["levels"]) == 1 and group["verdict"] is not None
-        found.setdefault((*_task(group), group["curve"]) if alone else index, []).append(group)
+        alone = len(group.levels) == 1 and group.verdict is not None
+        found.setdefault((*_task(group), group.curve) if alone else index, []).append(group)
     return [
-        {
-            **same[0],
-            "label": same[0]["curve"] if len(same) > 1 else same[0]["label"],
-            "levels": sorted((row for group in same for row in group["levels"]), key=lambda row: -row["density"]),
-            "controls": [row for group in same for row in group["controls"]],
-        }
+        replace(
+            same[0],
+            label=same[0].curve if len(same) > 1 else same[0].label,
+            levels=tuple(sorted((row for group in same for row in group.levels), key=lambda row: -row.density)),
+            controls=tuple(row for group in same for row in group.controls),
+        )
         for same in found.values()
     ]
 
 
-def _make_series(comparison: Mapping[str, Any]) -> list[_Series]:
+def _make_series(groups: Sequence[Group]) -> list[_Series]:
     """The groups, each followed by its controls on the same data."""
     found: list[_Series] = []
     dense = pruned = 0
-    for group in comparison["groups"]:
-        if group["verdict"] is None:
-            found.append(_Series(group["levels"], _GREYS[dense % len(_GREYS)], _DENSE))
+    for group in groups:
+        if group.verdict is None:
+            found.append(_Series(group.levels, _GREYS[dense % len(_GREYS)], _DENSE))
             dense += 1
             continue
         later, colour = divmod(pruned, len(COLOURS))
-        line = _Series(group["levels"], COLOURS[colour], line=_LINES[later % len(_LINES)], filled=not later)
+        line = _Series(group.levels, COLOURS[colour], line=_LINES[later % len(_LINES)], filled=not later)
         pruned += 1
         found.append(line)
-        kinds: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
-        for row in sorted(group["controls"], key=lambda row: -row["density"]):
-            if row["data"] == group["data"]:
-                kinds.setdefault((row["control"], row["trained"]), []).append(row)
+        kinds: dict[tuple[str, bool], list[Control]] = {}
+        for row in sorted(group.controls, key=lambda row: -row.density):
+            if row.data == group.data:
+                kinds.setdefault((row.control, row.trained), []).append(row)
         found += [
             replace(line, rows=rows, line="--", marker=_CONTROLS.get(control, _OTHER), control=control)
             for (control, _), rows in kinds.items()
@@ -150,34 +152,43 @@ def _make_series(comparison: Mapping[str, Any]) -> list[_Series]:
     return found
 
 
-def _make_dense(comparison: Mapping[str, Any]) -> list[_Dense]:
+def _make_dense(groups: Sequence[Group]) -> list[_Dense]:
     """The dense networks; level 0 of the first search stands in for one of its task where none was trained."""
-    trained = [group for group in comparison["groups"] if group["verdict"] is None]
-    found = [(group["mean"], f"{shorten(group['label'])} (mean)", _DENSE) for group in trained]
+    trained = [group for group in groups if group.verdict is None]
+    found = [(group.mean, f"{shorten(group.label)} (mean)", _DENSE) for group in trained]
     tasks = {_task(group) for group in trained}
-    for group in comparison["groups"]:
-        first = group["levels"][0]
-        if first["density"] == 1 and _task(group) not in tasks:
+    for group in groups:
+        first = group.levels[0]
+        if first.density == 1 and _task(group) not in tasks:
             tasks.add(_task(group))
-            found.append((first["mean"], f"dense: level 0 of {shorten(group['label'])}", ""))
+            found.append((first.mean, f"dense: level 0 of {shorten(group.label)}", ""))
     return [
         _Dense(mean, label, _GREYS[index % len(_GREYS)], marker) for index, (mean, label, marker) in enumerate(found)
     ]
 
 
-def _task(group: Mapping[str, Any]) -> tuple[str, ...]:
-    return group["model"], group["data"], group["precision"]
+def _task(group: Group) -> tuple[str, ...]:
+    return group.model, group.data, group.precision
+
+
+def _density(row: Row) -> float:
+    return row.density
+
+
+def _cost(row: Row) -> float:
+    """What the search cost up to here, in trainings of the dense network; 0 where it is not known."""
+    return row.dense_trainings or 0.0 if isinstance(row, Level) else 0.0
 
 
 def _accuracy_range(
     series: Sequence[_Series], dense: Sequence[_Dense], published: Sequence[Mapping[str, Any]], lowest: float | None
 ) -> tuple[float, float]:
-    means = [row["mean"] for line in series if not line.control for row in line.rows]
+    means = [row.mean for line in series if not line.control for row in line.rows]
     means += [line.mean for line in dense] + [point["accuracy"] for point in published]
     spread = max(max(means) - min(means), 1.0)
-    near = [row for line in series for row in line.rows if row["mean"] >= min(means) - spread]
-    means += [row["mean"] for row in near]
-    ends = [end for row in near for end in (row["interval"] or ())]
+    near = [row for line in series for row in line.rows if row.mean >= min(means) - spread]
+    means += [row.mean for row in near]
+    ends = [end for row in near for end in (row.interval or ())]
     spread = max(max(means) - min(means), 1.0)
     # Two seeds may have an interval of the whole axis: it runs out of the picture.
     bottom = max(min([*means, *ends]), min(means) - spread / 2) - 0.06 * spread
@@ -189,36 +200,38 @@ def _accuracy_range(
 def _draw_densities(
     axes: Axes, series: Sequence[_Series], published: Sequence[Mapping[str, Any]], bottom: float
 ) -> None:
-    least = min([row["density"] for line in series for row in line.rows] + [point["density"] for point in published])
+    least = min([row.density for line in series for row in line.rows] + [point["density"] for point in published])
     right = min(least / 1.2, 0.45)
     _set_logarithmic(axes, right**-0.04, right, unit=0.01)
-    _draw_lines(axes, series, "density", bottom, bands=True)
+    _draw_lines(axes, series, _density, bottom, bands=True)
     for point, marker in zip(published, _HOLLOW * len(published), strict=False):
         axes.plot(point["density"], point["accuracy"], marker, color="black", markerfacecolor="none", zorder=4)
     axes.set_xlabel("weights kept (%)", fontsize=SMALL + 1)
 
 
 def _draw_costs(axes: Axes, groups: Sequence[_Series], bottom: float) -> None:
-    known = [replace(line, rows=[row for row in line.rows if row.get("dense_trainings")]) for line in groups]
-    costs = [row["dense_trainings"] for line in known for row in line.rows]
+    known = [replace(line, rows=[row for row in line.rows if _cost(row)]) for line in groups]
+    costs = [_cost(row) for line in known for row in line.rows]
     _set_logarithmic(axes, min(*costs, 0.8) / 1.15, max(*costs, 2) * 1.15, unit=1)
-    _draw_lines(axes, [line for line in known if line.rows], "dense_trainings", bottom, bands=False)
+    _draw_lines(axes, [line for line in known if line.rows], _cost, bottom, bands=False)
     axes.set_xlabel("cost of the search (trainings of the dense network)", fontsize=SMALL + 1)
 
 
-def _draw_lines(axes: Axes, series: Sequence[_Series], key: str, bottom: float, bands: bool) -> None:
-    """Lines over the logarithm of `key`; those of one point at one place are moved apart."""
-    alone = [f"{line.rows[0][key]:.2g}" if len(line.rows) == 1 else "" for line in series]
+def _draw_lines(
+    axes: Axes, series: Sequence[_Series], place_of: Callable[[Row], float], bottom: float, bands: bool
+) -> None:
+    """Lines over the logarithm of `place_of` a row; those of one point at one place are moved apart."""
+    alone = [f"{place_of(line.rows[0]):.2g}" if len(line.rows) == 1 else "" for line in series]
     long = sum(not line.control for line, place in zip(series, alone, strict=True) if not place)
     beyond: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for index, (line, place) in enumerate(zip(series, alone, strict=True)):
         moved = _move(axes, alone[:index].count(place), alone.count(place)) if place else 1
-        places = [row[key] * moved for row in line.rows]
+        places = [place_of(row) * moved for row in line.rows]
         faint = bool(line.control) and len(series) > _MANY
         _draw_line(axes, places, line, band=bands and not place and not line.control and long <= _BANDS, faint=faint)
         for x, row in zip(places, line.rows, strict=True):
-            if row["mean"] < bottom:
-                beyond.setdefault((line.colour, f"{row[key]:.2g}"), []).append((x, row["mean"]))
+            if row.mean < bottom:
+                beyond.setdefault((line.colour, f"{place_of(row):.2g}"), []).append((x, row.mean))
     _mark_beyond(axes, beyond, bottom)
 
 
@@ -229,8 +242,8 @@ def _move(axes: Axes, index: int, number: int) -> float:
 
 
 def _draw_line(axes: Axes, places: Sequence[float], line: _Series, band: bool, faint: bool) -> None:
-    means = [row["mean"] for row in line.rows]
-    lows, highs = zip(*(row["interval"] or (math.nan, math.nan) for row in line.rows), strict=True)
+    means = [row.mean for row in line.rows]
+    lows, highs = zip(*(row.interval or (math.nan, math.nan) for row in line.rows), strict=True)
     style = line.style | ({"linewidth": 0.7, "markersize": 3, "alpha": 0.6} if faint else {})
     axes.plot(places, means, zorder=3, **style)
     if band:
@@ -256,8 +269,6 @@ def _mark_beyond(axes: Axes, beyond: Mapping[tuple[str, str], Sequence[tuple[flo
 
 def _set_logarithmic(axes: Axes, left: float, right: float, unit: float) -> None:
     """From `left` to `right`, with ticks that are round numbers of `unit`."""
-    from matplotlib.ticker import NullLocator
-
     axes.set_xscale("log")
     axes.set_xlim(left, right)
     ticks = _ticks(min(left, right) / unit, max(left, right) / unit)
@@ -273,21 +284,18 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _make_legend(
-    comparison: Mapping[str, Any],
+    groups: Sequence[Group],
     series: Sequence[_Series],
     dense: Sequence[_Dense],
     published: Sequence[Mapping[str, Any]],
 ) -> tuple[list[Any], list[str]]:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     shown = [line for line in series if not line.control]
     handles: list[Any] = []
     labels = []
-    for line, group in zip(shown, comparison["groups"], strict=True):
-        if group["verdict"] is not None:
+    for line, group in zip(shown, groups, strict=True):
+        if group.verdict is not None:
             handles.append(Line2D([], [], **line.style | ({} if len(line.rows) > 1 else {"linestyle": "none"})))
-            labels.append(shorten(group["label"]))
+            labels.append(shorten(group.label))
     for network in dense:
         style = _Series([], network.colour, network.marker, "--").style
         handles.append(Line2D([], [], **style | {"linewidth": 1}))
@@ -298,7 +306,7 @@ def _make_legend(
     for point, marker in zip(published, _HOLLOW * len(published), strict=False):
         handles.append(Line2D([], [], color="black", marker=marker, markerfacecolor="none", linestyle="none"))
         labels.append(shorten(point["label"]))
-    if any(row["interval"] for line in series for row in line.rows):
+    if any(row.interval for line in series for row in line.rows):
         handles.append(Patch(color="#888888", alpha=0.4, linewidth=0))
         labels.append("95 % interval of the mean")
     return handles, labels

@@ -11,6 +11,7 @@ from supermask import Masks, Ticket
 
 from ..contract.errors import RequestError
 from ..runs.names import TICKET
+from .findings import Comparison
 
 
 class HeatMap(NamedTuple):
@@ -84,15 +85,15 @@ def compare_levels(run: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def compare_runs_masks(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+def compare_runs_masks(comparison: Comparison) -> list[dict[str, Any]]:
     """The tickets of a comparison, network by network: overlaps, layer densities, and the levels that led to them.
 
     Returns:
         For each network with a ticket what `compare_masks` gives, and `levels`: `{run: what compare_levels gives}`.
     """
     networks: dict[str, dict[str, Ticket]] = {}
-    for group in comparison["groups"]:
-        names = [run for run in group["runs"] if group["density"] < 1 and Path(run).is_dir()]
+    for group in comparison.groups:
+        names = [run for run in group.runs if group.density < 1 and Path(run).is_dir()]
         for name, ticket in (load_tickets(names) if names else {}).items():
             networks.setdefault(repr(ticket.masks.shapes), {})[name] = ticket
     return [

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
+
 from .curves import Look
+from .findings import Comparison, Verdict
 from .plots import figure_svg
 from .tables import make_tables, right_aligned
 
@@ -33,7 +36,7 @@ class _Finding:
 
 
 def to_html(
-    comparison: Mapping[str, Any],
+    comparison: Comparison,
     title: str,
     published: Sequence[Mapping[str, Any]] = (),
     extra_pictures: Sequence[tuple[str, bytes]] = (),
@@ -46,15 +49,13 @@ def to_html(
         published: others' numbers for the figure, as in `plot_comparison`.
         extra_pictures: more pictures to show, each its caption and a PNG.
     """
-    from jinja2 import Environment, StrictUndefined
-
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("ticket_search.analysis").joinpath("page.html").read_text("utf-8"))
     return template.render(
         title=title,
         comparison=comparison,
         summary=_summarize(comparison),
-        cards=[(group, list(_find(group["verdict"]))) for group in comparison["groups"] if group["verdict"]],
+        cards=[(group, list(_find(group.verdict))) for group in comparison.groups if group.verdict],
         figure=_address(figure_svg(comparison, published), "svg+xml"),
         narrow=_address(figure_svg(comparison, published, Look(stacked=True)), "svg+xml"),
         pictures=[(caption, _address(picture, "png")) for caption, picture in extra_pictures],
@@ -66,34 +67,34 @@ def _address(picture: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
-def _find(verdict: Mapping[str, Any]) -> Iterator[_Finding]:
-    for name, meaning in _MEANING.items():
-        answer = verdict.get(name)
-        if answer is not None:
-            word, more = answer["answer"], answer["more_seeds"] if answer.get("tested", True) else None
-            yield _Finding(
-                answer["question"],
-                _SIGNS[word],
-                word if answer.get("tested", True) else "not tested",
-                meaning.get(word, "unknown" if word == "unknown" else "open"),
-                answer["because"],
-                "" if more is None else f"{more} more seed{'' if more == 1 else 's'} would probably decide",
-            )
+def _find(verdict: Verdict) -> Iterator[_Finding]:
+    for name, answer in verdict.answers.items():
+        word, more = answer.answer, answer.more_seeds if answer.tested else None
+        yield _Finding(
+            answer.question,
+            _SIGNS[word],
+            word if answer.tested else "not tested",
+            _MEANING[name].get(word, "unknown" if word == "unknown" else "open"),
+            answer.because,
+            "" if more is None else f"{more} more seed{'' if more == 1 else 's'} would probably decide",
+        )
 
 
-def _summarize(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _summarize(comparison: Comparison) -> list[tuple[str, str]]:
     """What was compared, in words."""
-    groups = comparison["groups"]
-    runs = {run for group in groups for run in group["runs"]}
-    seeds = sorted({group["n"] for group in groups})
+    groups = comparison.groups
+    runs = {run for group in groups for run in group.runs}
+    seeds = sorted({group.n for group in groups})
     most = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
-    named = [
-        (name, ", ".join(dict.fromkeys(group[key] for group in groups if group[key])))
-        for name, key in (("methods", "method"), ("networks", "model"), ("data", "data"), ("precision", "precision"))
-    ]
+    named = (
+        ("methods", [group.method for group in groups]),
+        ("networks", [group.model for group in groups]),
+        ("data", [group.data for group in groups]),
+        ("precision", [group.precision for group in groups]),
+    )
     return [
         ("compared", f"{len(groups)} group{'' if len(groups) == 1 else 's'} of {len(runs)} runs"),
-        *((name, words) for name, words in named if words),
+        *((name, ", ".join(dict.fromkeys(filter(None, words)))) for name, words in named if any(words)),
         ("seeds", f"{most} in a group"),
-        ("margin", f"a ticket may be {comparison['delta']:g} percentage points worse than the dense network"),
+        ("margin", f"a ticket may be {comparison.delta:g} percentage points worse than the dense network"),
     ]

@@ -1,4 +1,4 @@
-"""What a few seeds say: intervals, differences paired by seed, and how many seeds would decide.
+"""Statistics over seeds: confidence intervals, paired differences, Holm's correction, and the number of seeds to add.
 
 Student, The Probable Error of a Mean, 1908; Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979.
 """
@@ -10,17 +10,24 @@ import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-# Of every interval and of every two-sided test; each end of an interval is wrong half as often.
+from scipy.special import chdtri, nctdtr, stdtr, stdtrit
+
+from ..contract.keyed import Keyed
+
+# The level of every interval and of every two-sided test; each end of an interval is wrong half as often.
 ALPHA = 0.05
-# The chance that a difference which is there is found with the seeds that are asked for.
+# The power of a test with the seeds that are asked for.
 POWER = 0.8
-# More seeds than anybody trains.
+# Nobody trains more seeds than this.
 MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The mean difference of `n` pairs with its 95 % interval by Student's t, None for a single pair."""
+class Difference(Keyed):
+    """The mean difference of `n` pairs, its sample standard deviation and its 95 % interval by Student's t.
+
+    `std` and `interval` are None for a single pair.
+    """
 
     n: int
     mean: float
@@ -33,11 +40,9 @@ class Difference:
 
 
 def confidence_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of the mean of independent values by Student's t; None for less than two of them."""
+    """The 95 % interval of the mean of independent values by Student's t; None for fewer than two values."""
     if len(values) < 2:
         return None
-    from scipy.special import stdtrit
-
     quantile = float(stdtrit(len(values) - 1, 1 - ALPHA / 2))
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))
     mean = statistics.fmean(values)
@@ -45,7 +50,7 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def difference(ones: Mapping[Hashable, float], others: Mapping[Hashable, float]) -> Difference | None:
-    """Values minus other values of the same key, a seed; None where no key is in both."""
+    """The mean of `ones - others` over the keys (seeds) that both have; None where they share none."""
     gaps = [ones[key] - others[key] for key in ones if key in others]
     if not gaps:
         return None
@@ -54,18 +59,16 @@ def difference(ones: Mapping[Hashable, float], others: Mapping[Hashable, float])
 
 
 def chance_of_none(found: Difference) -> float | None:
-    """Two-sided p-value of a mean difference of 0, by Student's t; None for a single pair."""
+    """The two-sided p-value of the hypothesis that the mean difference is 0, by Student's t; None for a single pair."""
     if found.std is None:
         return None
     if found.std == 0:
         return float(found.mean == 0)
-    from scipy.special import stdtr
-
     return 2 * float(stdtr(found.n - 1, -abs(found.mean) / (found.std / math.sqrt(found.n))))
 
 
 def holm(chances: Mapping[str, float]) -> dict[str, float]:
-    """p-values adjusted so that the chance of any false finding among all of them stays what it is for one."""
+    """p-values adjusted by Holm's method: each compared with ALPHA, any false finding has at most that chance."""
     adjusted: dict[str, float] = {}
     highest = 0.0
     ordered = sorted(chances.items(), key=lambda item: item[1])
@@ -76,13 +79,11 @@ def holm(chances: Mapping[str, float]) -> dict[str, float]:
 
 
 def seeds_to_find(effect: float, std: float, n: int) -> int | None:
-    """How many pairs find a mean difference of `effect` with a chance of POWER: their interval leaves 0 out.
+    """The number of pairs with which a mean difference of `effect` is found with a probability of POWER.
 
-    The deviation of `n` pairs may be too small by luck, so what is planned with is the upper end of its one-sided 80 %
-    interval. None if there are more than MOST_SEEDS.
+    It is found where the 95 % interval of the mean leaves out 0. The standard deviation of `n` pairs may be too small
+    by chance, so the upper end of its one-sided 80 % interval is used. None where more than MOST_SEEDS are needed.
     """
-    from scipy.special import chdtri, nctdtr, stdtrit
-
     if effect <= 0:
         return None
     likely = std * math.sqrt((n - 1) / float(chdtri(n - 1, POWER)))

@@ -7,19 +7,22 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import matplotlib
+import numpy
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from ..contract.errors import RequestError
 from .curves import DPI, SMALL, Look, draw, shorten
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .findings import Comparison
 
 FORMATS = (".png", ".svg")
 
 
 def plot_comparison(
-    comparison: Mapping[str, Any],
+    comparison: Comparison,
     path: str | Path,
     published: Sequence[Mapping[str, Any]] = (),
     *,
@@ -45,16 +48,12 @@ def plot_comparison(
     return path
 
 
-def figure_png(
-    comparison: Mapping[str, Any], published: Sequence[Mapping[str, Any]] = (), look: Look | None = None
-) -> bytes:
+def figure_png(comparison: Comparison, published: Sequence[Mapping[str, Any]] = (), look: Look | None = None) -> bytes:
     """What `plot_comparison` draws, as a PNG. The same comparison gives the same bytes."""
     return render(draw(comparison, published, look or Look()), ".png")
 
 
-def figure_svg(
-    comparison: Mapping[str, Any], published: Sequence[Mapping[str, Any]] = (), look: Look | None = None
-) -> bytes:
+def figure_svg(comparison: Comparison, published: Sequence[Mapping[str, Any]] = (), look: Look | None = None) -> bytes:
     """What `plot_comparison` draws, as an SVG without fonts. The same comparison gives the same bytes."""
     return render(draw(comparison, published, look or Look()), ".svg")
 
@@ -110,8 +109,6 @@ def check_path(path: str | Path, overwrite: bool) -> Path:
 
 def render(figure: Figure, suffix: str) -> bytes:
     """A figure as the bytes of a PNG or SVG, the same each time."""
-    import matplotlib
-
     file = io.BytesIO()
     # Without the time, the version and random names inside the file.
     metadata = {"Software": None} if suffix == ".png" else {"Date": None, "Creator": None}
@@ -123,10 +120,6 @@ def render(figure: Figure, suffix: str) -> bytes:
 def _draw_heat_map(
     rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], title: str
 ) -> Figure:
-    import numpy
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     cells = numpy.array([[math.nan if value is None else value for value in row] for row in values], dtype=float)
     assert cells.shape == (len(rows), len(columns)), "a value for each row and column"
     names = [[shorten(name, 40) for name in each] for each in (columns, rows)]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import supermask
+
 from ..contract.flags import read_json, read_toml
 from ..running.read_config import find_kind
 from ..runs.names import CONTROLS
@@ -131,8 +133,6 @@ def _mark_end(row: dict[str, Any], cost: Mapping[str, float]) -> dict[str, Any]:
 
 def _drawn_by(config: Mapping[str, Any]) -> dict[str, Any]:
     """The seeds of the weights that a trained ticket started from, where its file is still there."""
-    import supermask
-
     own = config.get("control", "none") == "reinit"
     if config["method"] != "train" or own or not Path(config["ticket"]).is_file():
         return {}
@@ -142,8 +142,6 @@ def _drawn_by(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _false_claim(folder: Path, member: Member) -> str:
     """What the ticket does not keep of what the run says of it, or nothing."""
-    import supermask
-
     path = folder / "ticket.safetensors"
     if not path.exists():
         return f"{path.name} is missing"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ import pydantic
 from pydantic import Field
 
 from ..contract.errors import RequestError, nearest_hint
+from .findings import Answer, Comparison, Control, Group, Row
 
 # The columns of the CSV, which has a line for each seed of each level and of each control.
 COLUMNS = {
@@ -73,65 +74,65 @@ class Table:
     rows: list[tuple[str, ...]]
 
 
-def to_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+def to_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """A flat row for each level and each control: what group it is of, what was measured, and what is said of it.
 
     Accuracies and differences are in percent and percentage points; `low` and `high` are the ends of the 95 % interval
     of the mean. A level's `difference` is ticket minus dense, a control's is ticket minus control, both paired by seed;
     `difference_low` and `difference_high` are the ends of its 95 % interval.
     """
-    return [_flatten(group, row) for group, row in _walk(comparison)]
+    return [_flatten(group, row) for group in comparison.groups for row in group.rows]
 
 
-def _walk(comparison: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    for group in comparison["groups"]:
-        for row in (*group["levels"], *group["controls"]):
-            yield group, row
-
-
-def _flatten(group: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    low, high = row["interval"] or (None, None)
-    gap = row["difference"] or {}
-    gap_low, gap_high = gap.get("interval") or (None, None)
+def _flatten(group: Group, row: Row) -> dict[str, Any]:
+    control = row if isinstance(row, Control) else None
+    level = None if isinstance(row, Control) else row
+    low, high = row.interval or (None, None)
+    gap_low, gap_high = (row.difference.interval if row.difference else None) or (None, None)
     return {
-        "method": group["method"],
-        "label": group["label"],
-        "control": row.get("control"),
-        "trained": row.get("trained"),
-        "data": row.get("data") or group["data"],
-        "model": group["model"],
-        "precision": group["precision"],
-        **{key: row.get(key) for key in ("level", "density", "kept", "n", "mean", "std")},
+        "method": group.method,
+        "label": group.label,
+        "control": control and control.control,
+        "trained": control and control.trained,
+        "data": (control and control.data) or group.data,
+        "model": group.model,
+        "precision": group.precision,
+        "level": row.level,
+        "density": row.density,
+        "kept": row.kept,
+        "n": row.n,
+        "mean": row.mean,
+        "std": row.std,
         "low": low,
         "high": high,
-        **{key: row.get(key) for key in ("early_step", "dense_trainings")},
-        "difference": gap.get("mean"),
+        "early_step": row.early_step,
+        "dense_trainings": level and level.dense_trainings,
+        "difference": row.difference and row.difference.mean,
         "difference_low": gap_low,
         "difference_high": gap_high,
-        "p_holm": row.get("p_holm"),
-        "matching": _matching(row.get("matching")),
+        "p_holm": control and control.p_holm,
+        "matching": _matching(level.matching if level else None),
     }
 
 
-def _matching(answer: Mapping[str, Any] | None) -> str | None:
+def _matching(answer: Answer | None) -> str | None:
     if answer is None:
         return None
-    return str(answer["answer"]) if answer.get("tested", True) else "not tested"
+    return answer.answer if answer.tested else "not tested"
 
 
-def to_csv(comparison: Mapping[str, Any]) -> str:
+def to_csv(comparison: Comparison) -> str:
     """A line for each seed of each level and control, with the columns COLUMNS; `read_csv` reads it."""
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for group, row in _walk(comparison):
-        flat = _flatten(group, row)
-        # The mean over several seeds is no seed's step.
-        steps = row.get("early_steps") or ([row.get("early_step")] if len(row["seeds"]) == 1 else [])
-        steps = steps if len(steps) == len(row["seeds"]) else [None] * len(row["seeds"])
-        trained = None if flat["trained"] is None else str(flat["trained"]).lower()
-        for seed, value, step in zip(row["seeds"], row["values"], steps, strict=True):
-            writer.writerow({**flat, "trained": trained, "seed": seed, "test_accuracy": value, "early_step": step})
+    for group in comparison.groups:
+        for row in group.rows:
+            flat = _flatten(group, row)
+            trained = None if flat["trained"] is None else str(flat["trained"]).lower()
+            steps = row.early_steps or [None] * len(row.seeds)
+            for seed, value, step in zip(row.seeds, row.values, steps, strict=True):
+                writer.writerow({**flat, "trained": trained, "seed": seed, "test_accuracy": value, "early_step": step})
     return file.getvalue()
 
 
@@ -217,7 +218,7 @@ def _check_lines(found: Mapping[int, Mapping[str, Any]]) -> list[str]:
     return problems
 
 
-def make_tables(comparison: Mapping[str, Any]) -> list[Table]:
+def make_tables(comparison: Comparison) -> list[Table]:
     """For people: the levels of all groups, and the controls of those that have some; empty columns are left out."""
     rows = to_rows(comparison)
     several = len({(row["model"], row["data"], row["precision"]) for row in rows}) > 1
@@ -281,7 +282,7 @@ def right_aligned(table: Table) -> list[bool]:
     return [all(is_number(row[index]) for row in table.rows) for index in range(len(table.columns))]
 
 
-def to_markdown(comparison: Mapping[str, Any]) -> str:
+def to_markdown(comparison: Comparison) -> str:
     """Tables in GitHub's Markdown, in which names mean nothing but themselves."""
     parts = []
     for table in make_tables(comparison):
@@ -291,7 +292,7 @@ def to_markdown(comparison: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def to_latex(comparison: Mapping[str, Any]) -> str:
+def to_latex(comparison: Comparison) -> str:
     r"""Tables in LaTeX, which need `\usepackage{booktabs}`."""
     parts = []
     for table in make_tables(comparison):

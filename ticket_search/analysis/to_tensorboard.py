@@ -8,7 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
 from ..contract.errors import RequestError
+from .findings import Comparison, Control, Group, Row
 from .plots import figure_png
 
 TAGS = {
@@ -24,9 +29,7 @@ OVERVIEW = "comparison"
 _LAYOUT = "custom_scalars__config__"
 
 
-def write_board(
-    comparison: Mapping[str, Any], folder: str | Path, published: Sequence[Mapping[str, Any]] = ()
-) -> list[Path]:
+def write_board(comparison: Comparison, folder: str | Path, published: Sequence[Mapping[str, Any]] = ()) -> list[Path]:
     """Write event files: a sub-folder per group, below it one per control, and one with the layout and the figure.
 
     A point's step is its number of kept weights; rows without it are left out.
@@ -45,17 +48,17 @@ def write_board(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.rglob("events.out.tfevents.*"))):
         raise RequestError(f"{folder} holds event files already, or is one: choose a new folder")
-    curves: dict[str, list[Mapping[str, Any]]] = {}
-    for group, name in zip(comparison["groups"], _names(comparison["groups"]), strict=True):
-        curves[name] = group["levels"]
-        for row in group["controls"]:
-            kind = row["control"] if row["trained"] else f"{row['control']}-untrained"
-            place = "" if row["data"] == group["data"] else f"-on-{row['data']}"
+    curves: dict[str, list[Row]] = {}
+    for group, name in zip(comparison.groups, _names(comparison.groups), strict=True):
+        curves[name] = list(group.levels)
+        for row in group.controls:
+            kind = row.control if row.trained else f"{row.control}-untrained"
+            place = "" if row.data == group.data else f"-on-{row.data}"
             curves.setdefault(f"{name}/{_plain(kind + place)}", []).append(row)
     written = [folder / OVERVIEW]
     _write(written[0], [(0, [_layout(), _picture(figure_png(comparison, published))])])
     for name, rows in curves.items():
-        steps = {row["kept"]: _scalars(row) for row in rows if row["kept"] is not None}
+        steps = {row.kept: _scalars(row) for row in rows if row.kept is not None}
         if steps:
             # TensorBoard's reader drops what it has of a tag when a smaller step comes.
             _write(folder / name, sorted(steps.items()))
@@ -63,13 +66,13 @@ def write_board(
     return written
 
 
-def _names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+def _names(groups: Sequence[Group]) -> list[str]:
     """Names for folders, no two the same."""
     found: list[str] = []
     for group in groups:
-        name = _plain(group["label"])
+        name = _plain(group.label)
         taken = {OVERVIEW, *(other.lower() for other in found)}
-        found.append(f"{name}-{group['id']}" if name.lower() in taken else name)
+        found.append(f"{name}-{group.id}" if name.lower() in taken else name)
     return found
 
 
@@ -77,11 +80,11 @@ def _plain(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9=.,_-]+", "-", text).strip(".-")[:80] or "group"
 
 
-def _scalars(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    low, high = row["interval"] or (None, None)
-    gap = (row["difference"] or {}).get("mean")
-    # A control's difference is to the ticket.
-    values = (row["mean"], low, high, row["early_step"], None if "control" in row else gap)
+def _scalars(row: Row) -> list[dict[str, Any]]:
+    low, high = row.interval or (None, None)
+    # A control's difference is to the ticket, not to the dense network.
+    gap = None if isinstance(row, Control) or row.difference is None else row.difference.mean
+    values = (row.mean, low, high, row.early_step, gap)
     return [
         {"tag": tag, "simple_value": value, "metadata": _metadata("scalars", TAGS[tag], "DATA_CLASS_SCALAR")}
         for tag, value in zip(TAGS, values, strict=True)
@@ -102,8 +105,6 @@ def _picture(png: bytes) -> dict[str, Any]:
 
 def _layout() -> dict[str, Any]:
     """What the CUSTOM SCALARS tab shows: every group in each chart."""
-    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-
     margin = {"series": [{"value": _ACCURACY, "lower": _LOW, "upper": _HIGH}]}
     charts = [
         {"title": "test accuracy (%) by kept weights", "multiline": {"tag": [f"^{_ACCURACY}$"]}},
@@ -117,9 +118,6 @@ def _layout() -> dict[str, Any]:
 
 
 def _write(folder: Path, steps: Sequence[tuple[int, Sequence[Mapping[str, Any]]]]) -> None:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
     writer = EventFileWriter(str(folder))
     for step, values in steps:
         writer.add_event(Event(wall_time=time.time(), step=step, summary={"value": values}))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import analysis
 from ..contract.errors import RequestError
 from .terminal import duration, errors, output, percent, print_json, print_table
 
-QUESTIONS = ("matching", "as_early", "init", "positions", "trivial")
+if TYPE_CHECKING:
+    from ..analysis.findings import Comparison, Control, Group, Level, Row
+    from ..analysis.intervals import Difference
 
 
 def add_to(app: typer.Typer) -> None:
@@ -43,31 +46,25 @@ def compare(
     files = {"--csv": csv, "--markdown": markdown, "--latex": latex, "--plot": plot, "--html": html}
     files["--heat-map"] = heat_map
     _check(files, delta, overwrite)
-    from ..analysis.comparison import compare as compare_runs
-    from ..analysis.tables import read_csv
-
-    rows = [row for path in others or () for row in read_csv(path)]
+    rows = [row for path in others or () for row in analysis.tables.read_csv(path)]
     folders = [Path(name) if Path(name).exists() else Path(runs) / name for name in names]
-    found = compare_runs(folders, delta=delta, others=rows)
-    if masks or heat_map:
-        from ..analysis.geometry import compare_runs_masks
-
-        found["masks"] = compare_runs_masks(found)
-        if heat_map and not found["masks"]:
-            raise RequestError("--heat-map: none of the runs has a mask")
-    _write(found, files, board, overwrite)
+    found = analysis.comparison.compare(folders, delta=delta, others=rows)
+    networks = analysis.geometry.compare_runs_masks(found) if masks or heat_map else []
+    if heat_map and not networks:
+        raise RequestError("--heat-map: none of the runs has a mask")
+    _write(found, networks, files, board, overwrite)
     if as_json:
-        print_json(found)
+        print_json(analysis.findings.to_dict(found) | ({"masks": networks} if masks or heat_map else {}))
         return
     _print_groups(found)
-    for group in found["groups"]:
+    for group in found.groups:
         _print_levels(group)
     if masks:
-        _print_masks(found["masks"])
+        _print_masks(networks)
     _print_verdicts(found)
-    for line in found["left_out"]:
+    for line in found.left_out:
         errors().print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
-    for line in found["notes"]:
+    for line in found.notes:
         errors().print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -85,103 +82,96 @@ def _check(files: Mapping[str, str], delta: float, overwrite: bool) -> None:
         raise RequestError(problems)
 
 
-def _write(found: dict[str, Any], files: Mapping[str, str], board: str, overwrite: bool) -> None:
-    from ..analysis import html as page
-    from ..analysis import plots, tables
-    from ..analysis.geometry import heat_maps
+def _write(
+    found: Comparison, networks: Sequence[Mapping[str, Any]], files: Mapping[str, str], board: str, overwrite: bool
+) -> None:
+    maps = [one for network in networks for one in analysis.geometry.heat_maps(network)]
 
-    maps = [found_map for network in found.get("masks", ()) for found_map in heat_maps(network)]
-
-    def pictures() -> list[tuple[str, bytes]]:
-        return [(one.title, plots.heat_map_png(one.rows, one.columns, one.values, one.title)) for one in maps]
+    def write_page() -> str:
+        draw = analysis.plots.heat_map_png
+        pictures = [(one.title, draw(one.rows, one.columns, one.values, one.title)) for one in maps]
+        return analysis.html.to_html(found, "Comparison of runs", extra_pictures=pictures)
 
     texts: dict[str, Callable[[], str]] = {
-        "--csv": lambda: tables.to_csv(found),
-        "--markdown": lambda: tables.to_markdown(found),
-        "--latex": lambda: tables.to_latex(found),
-        "--html": lambda: page.to_html(found, "Comparison of runs", extra_pictures=pictures()),
+        "--csv": lambda: analysis.tables.to_csv(found),
+        "--markdown": lambda: analysis.tables.to_markdown(found),
+        "--latex": lambda: analysis.tables.to_latex(found),
+        "--html": write_page,
     }
     for flag, text in texts.items():
         if files[flag]:
             Path(files[flag]).write_text(text(), encoding="utf-8")
     if files["--plot"]:
-        plots.plot_comparison(found, files["--plot"], overwrite=overwrite)
+        analysis.plots.plot_comparison(found, files["--plot"], overwrite=overwrite)
     if files["--heat-map"]:
         # Level by level where there are levels of one ticket, else ticket by ticket.
-        one = maps[-1] if len(found["masks"]) == 1 and len(found["masks"][0]["labels"]) == 1 else maps[0]
-        plots.plot_heat_map(one.rows, one.columns, one.values, files["--heat-map"], one.title, overwrite=overwrite)
+        one = maps[-1] if len(networks) == 1 and len(networks[0]["labels"]) == 1 else maps[0]
+        path = files["--heat-map"]
+        analysis.plots.plot_heat_map(one.rows, one.columns, one.values, path, one.title, overwrite=overwrite)
     if board:
-        from ..analysis.to_tensorboard import write_board
-
-        write_board(found, board)
+        analysis.to_tensorboard.write_board(found, board)
     for path in filter(None, [*files.values(), board]):
         errors().print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_groups(found: Mapping[str, Any]) -> None:
+def _print_groups(found: Comparison) -> None:
     rows = [
         (
-            row["label"], f"{row['model']} {row['data']}", f"{row['density']:.4g}", row["kept"], row["n"],
-            percent(row["mean"]), percent(row["std"]) or "one seed", _interval(row),
-            "" if row["dense_trainings"] is None else f"{row['dense_trainings']:.1f}",
-            "" if row["seconds"] is None else duration(row["seconds"]),
+            group.label, f"{group.model} {group.data}", f"{group.density:.4g}", group.kept, group.n,
+            percent(group.mean), percent(group.std) or "one seed", _interval(group),
+            "" if group.dense_trainings is None else f"{group.dense_trainings:.1f}",
+            "" if group.seconds is None else duration(group.seconds),
         )
-        for row in found["groups"]
+        for group in found.groups
     ]  # fmt: skip
     columns = ("method", "on", "density", "kept", "seeds", "test %", "std", "95 % interval", "dense trainings", "time")
     print_table(columns, rows)
 
 
-def _interval(row: Mapping[str, Any]) -> str:
-    return "" if row["interval"] is None else f"{row['interval'][0]:.2f} to {row['interval'][1]:.2f}"
+def _interval(row: Row | Group) -> str:
+    return "" if row.interval is None else f"{row.interval[0]:.2f} to {row.interval[1]:.2f}"
 
 
-def _print_levels(group: Mapping[str, Any]) -> None:
-    if len(group["levels"]) > 1:
-        output().print(f"{group['label']}, level by level", markup=False, highlight=False)
+def _print_levels(group: Group) -> None:
+    if len(group.levels) > 1:
+        output().print(f"{group.label}, level by level", markup=False, highlight=False)
         columns = ("density", "seeds", "test %", "95 % interval", "minus dense", "matches", "at step", "test % there")
-        print_table(columns, [_level_cells(row) for row in group["levels"]])
-    if group["controls"]:
-        output().print(f"{group['label']} and its controls", markup=False, highlight=False)
+        print_table(columns, [_level_cells(row) for row in group.levels])
+    if group.controls:
+        output().print(f"{group.label} and its controls", markup=False, highlight=False)
         columns = ("control", "on", "density", "seeds", "test %", "95 % interval", "ticket minus control", "Holm p")
-        print_table(columns, [_control_cells(row) for row in group["controls"]])
+        print_table(columns, [_control_cells(row) for row in group.controls])
 
 
-def _level_cells(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    from ..analysis.verdict import in_words
-
-    answer = row["matching"]
+def _level_cells(row: Level) -> tuple[Any, ...]:
     return (
-        f"{row['density']:.4g}", row["n"], percent(row["mean"]), _interval(row), _signed(row["difference"]),
-        "" if answer is None else in_words(answer),
-        "" if row["early_step"] is None else f"{row['early_step']:.0f}", percent(row["early_mean"]),
+        f"{row.density:.4g}", row.n, percent(row.mean), _interval(row), _signed(row.difference),
+        "" if row.matching is None else row.matching.in_words(),
+        "" if row.early_step is None else f"{row.early_step:.0f}", percent(row.early_mean),
     )  # fmt: skip
 
 
-def _control_cells(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    how = "trained" if row["trained"] else "as it is"
+def _control_cells(row: Control) -> tuple[Any, ...]:
+    how = "trained" if row.trained else "as it is"
     return (
-        f"{row['control']}, {how}", row["data"], f"{row['density']:.4g}", row["n"], percent(row["mean"]),
-        _interval(row), _signed(row["difference"]), "" if row["p_holm"] is None else f"{row['p_holm']:.2g}",
+        f"{row.control}, {how}", row.data, f"{row.density:.4g}", row.n, percent(row.mean),
+        _interval(row), _signed(row.difference), "" if row.p_holm is None else f"{row.p_holm:.2g}",
     )  # fmt: skip
 
 
-def _signed(found: Mapping[str, Any] | None) -> str:
+def _signed(found: Difference | None) -> str:
     if found is None:
         return ""
-    bounds = "" if found["interval"] is None else f" ({found['interval'][0]:+.2f} to {found['interval'][1]:+.2f})"
-    return f"{found['mean']:+.2f}{bounds}"
+    bounds = "" if found.interval is None else f" ({found.interval[0]:+.2f} to {found.interval[1]:+.2f})"
+    return f"{found.mean:+.2f}{bounds}"
 
 
-def _print_verdicts(found: Mapping[str, Any]) -> None:
-    from ..analysis.verdict import in_words
-
-    rows = []
-    for group in found["groups"]:
-        for key in QUESTIONS if group["verdict"] else ():
-            answer = group["verdict"][key]
-            if answer is not None:
-                rows.append((group["label"], answer["question"], in_words(answer), answer["because"]))
+def _print_verdicts(found: Comparison) -> None:
+    rows = [
+        (group.label, answer.question, answer.in_words(), answer.because)
+        for group in found.groups
+        for answer in (group.verdict.answers.values() if group.verdict else ())
+    ]
     if rows:
         print_table(("is it a ticket?", "question", "answer", "because"), rows)
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 
+from .. import analysis
 from ..contract.errors import RequestError, unknown
 from ..contract.flags import read_toml
+from ..contract.keyed import Keyed
 from .file import Sweep, make_sweep
+
+if TYPE_CHECKING:
+    from ..analysis.findings import Comparison, Group, Row
 
 # A published accuracy agrees with ours where it lies in our interval, or this near to our mean, in percentage points.
 NEAR = 1.0
@@ -104,46 +109,50 @@ def read_study(path: str | os.PathLike[str]) -> Study:
     return Study(name=sweep.name, sweep=sweep, **values)
 
 
-def compare_with_published(comparison: Mapping[str, Any], published: Sequence[Published]) -> list[dict[str, Any]]:
-    """The published numbers beside ours of the same method or control, at the nearest density.
+@dataclass(frozen=True)
+class Beside(Keyed):
+    """A published accuracy beside ours: ours is `ours`, the mean of `n` seeds with its `interval`, at the density `at`.
 
-    Returns:
-        Rows `label published density ours n interval agrees`; `ours` and `agrees` are None where nothing was measured.
+    `agrees` says whether the published accuracy lies in our interval or within NEAR of our mean. All five are None
+    where nothing was measured at about that density.
     """
+
+    label: str
+    density: float
+    published: float
+    ours: float | None = None
+    at: float | None = None
+    n: int | None = None
+    interval: tuple[float, float] | None = None
+    agrees: bool | None = None
+
+
+def compare_with_published(comparison: Comparison, published: Sequence[Published]) -> list[Beside]:
+    """The published numbers beside ours of the same method or control, at the nearest density."""
     rows = []
     for point in published:
-        measured = [row for group in comparison["groups"] for row in _candidates(group, point)]
-        near = [row for row in measured if _apart(row["density"], point.density) <= SAME_DENSITY]
-        best = min(near, key=lambda row: _apart(row["density"], point.density), default=None)
-        agrees = None
-        if best is not None:
-            low, high = best["interval"] or (best["mean"], best["mean"])
-            agrees = low <= point.accuracy <= high or abs(point.accuracy - best["mean"]) <= NEAR
+        measured = [row for group in comparison.groups for row in _candidates(group, point)]
+        near = [row for row in measured if _apart(row.density, point.density) <= SAME_DENSITY]
+        best = min(near, key=lambda row: _apart(row.density, point.density), default=None)
+        if best is None:
+            rows.append(Beside(point.label, point.density, point.accuracy))
+            continue
+        low, high = best.interval or (best.mean, best.mean)
+        agrees = low <= point.accuracy <= high or abs(point.accuracy - best.mean) <= NEAR
         rows.append(
-            {
-                "label": point.label,
-                "density": point.density,
-                "published": point.accuracy,
-                "ours": None if best is None else best["mean"],
-                "at": None if best is None else best["density"],
-                "n": None if best is None else best["n"],
-                "interval": None if best is None else best["interval"],
-                "agrees": agrees,
-            }
+            Beside(point.label, point.density, point.accuracy, best.mean, best.density, best.n, best.interval, agrees)
         )
     return rows
 
 
-def _candidates(group: Mapping[str, Any], point: Published) -> list[Mapping[str, Any]]:
-    """What was measured of that which a published number is of."""
+def _candidates(group: Group, point: Published) -> Sequence[Row]:
+    """The rows of a group that a published number may be compared with."""
     if point.control:
-        elsewhere = point.data or group["data"]
-        return [row for row in group["controls"] if row["control"] == point.control and row["data"] == elsewhere]
-    if point.method not in ("", group["method"]) and not (
-        point.method == "dense" and group["levels"][0]["density"] == 1
-    ):
+        elsewhere = point.data or group.data
+        return [row for row in group.controls if row.control == point.control and row.data == elsewhere]
+    if point.method not in ("", group.method) and not (point.method == "dense" and group.levels[0].density == 1):
         return []
-    return [] if point.data not in ("", group["data"]) else list(group["levels"])
+    return [] if point.data not in ("", group.data) else group.levels
 
 
 def _apart(one: float, other: float) -> float:
@@ -160,26 +169,22 @@ def write_study(study: Study, runs: Sequence[Path], output: str | os.PathLike[st
 
     Everything in the page follows from the runs, so that who has them, or makes them again, gets the same page.
     """
-    from ..analysis.comparison import compare
-    from ..analysis.html import to_html
-    from ..analysis.plots import plot_comparison
-    from ..analysis.tables import to_csv, to_markdown
-
-    comparison = compare(runs, delta=study.delta)
+    comparison = analysis.comparison.compare(runs, delta=study.delta)
     beside = compare_with_published(comparison, study.published)
     # The figure has no place for what was measured on other data; the table beside it has.
     own = [point for point in study.published if not point.data]
     points = [{"label": point.label, "density": point.density, "accuracy": point.accuracy} for point in own]
     Path(output).mkdir(parents=True, exist_ok=True)
     paths = page_files(study, output)
-    plot_comparison(comparison, paths[1], published=points, overwrite=True)
-    paths[0].write_text(_page(study, beside, comparison["groups"], to_markdown(comparison)), encoding="utf-8")
-    paths[2].write_text(to_html(comparison, study.title, published=points), encoding="utf-8")
-    paths[3].write_text(to_csv(comparison), encoding="utf-8")
+    analysis.plots.plot_comparison(comparison, paths[1], published=points, overwrite=True)
+    tables = analysis.tables.to_markdown(comparison)
+    paths[0].write_text(_page(study, beside, comparison.groups, tables), encoding="utf-8")
+    paths[2].write_text(analysis.html.to_html(comparison, study.title, published=points), encoding="utf-8")
+    paths[3].write_text(analysis.tables.to_csv(comparison), encoding="utf-8")
     return paths
 
 
-def _page(study: Study, beside: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]], tables: str) -> str:
+def _page(study: Study, beside: Sequence[Beside], groups: Sequence[Group], tables: str) -> str:
     parts = [f"# {study.title}", study.question, f"After {study.paper}."]
     parts.append(f"```\nticket study {study.name}\n```")
     if study.differs:
@@ -197,30 +202,22 @@ def _page(study: Study, beside: Sequence[Mapping[str, Any]], groups: Sequence[Ma
             f"## Published numbers beside ours\n\n*Consistent*: in our interval, or within {NEAR:g} pp of our mean; a "
             "wide interval contradicts little.\n\n" + "\n".join(lines)
         )
-    answers = [(group["label"], answer) for group in groups for answer in _answers(group["verdict"] or {})]
-    answers = [(label, answer) for label, answer in answers if answer["answer"] != "unknown"]
+    answers = [
+        f"| {group.label} | {answer.question} | {answer.in_words()} | {answer.because} |"
+        for group in groups
+        for answer in (group.verdict.answers.values() if group.verdict else ())
+        if answer.answer != "unknown"
+    ]
     if answers:
-        lines = ["| | question | answer | because |", "|---|---|---|---|", *(_answer_line(*pair) for pair in answers)]
+        lines = ["| | question | answer | because |", "|---|---|---|---|", *answers]
         parts.append("## Is it a ticket?\n\n" + "\n".join(lines))
     parts.append("## What we measured\n\n" + tables.strip())
     return "\n\n".join(parts) + "\n"
 
 
-def _answers(verdict: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [answer for answer in verdict.values() if isinstance(answer, Mapping)]
-
-
-def _answer_line(label: str, answer: Mapping[str, Any]) -> str:
-    from ..analysis.verdict import in_words
-
-    return f"| {label} | {answer['question']} | {in_words(answer)} | {answer['because']} |"
-
-
-def _published_line(row: Mapping[str, Any]) -> str:
-    if row["ours"] is None:
-        return f"| {row['label']} | {row['density']:.4g} | {row['published']:.2f} | not measured | | | |"
-    interval = "" if row["interval"] is None else f"{row['interval'][0]:.2f} to {row['interval'][1]:.2f}"
-    return (
-        f"| {row['label']} | {row['density']:.4g} | {row['published']:.2f} | {row['ours']:.2f} (at {row['at']:.4g}) "
-        f"| {row['n']} | {interval} | {'yes' if row['agrees'] else 'no'} |"
-    )
+def _published_line(row: Beside) -> str:
+    cells = f"| {row.label} | {row.density:.4g} | {row.published:.2f} "
+    if row.ours is None:
+        return f"{cells}| not measured | | | |"
+    interval = "" if row.interval is None else f"{row.interval[0]:.2f} to {row.interval[1]:.2f}"
+    return f"{cells}| {row.ours:.2f} (at {row.at:.4g}) | {row.n} | {interval} | {'yes' if row.agrees else 'no'} |"

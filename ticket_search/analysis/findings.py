@@ -1,0 +1,200 @@
+"""What a comparison finds: groups of runs, their levels and controls, and the answers about each group.
+
+Every class is frozen. Accuracies are test accuracies in percent, differences are in percentage points, `std` is the
+sample standard deviation over the seeds, and `interval` is the 95 % interval of the mean by Student's t; `std` and
+`interval` are None for a single seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ..contract.keyed import Keyed
+from .intervals import Difference
+
+
+@dataclass(frozen=True)
+class Answer(Keyed):
+    """The answer to one question, and why.
+
+    `answer` is `unknown` where the runs that would tell are missing, and `undecided` where they are too few: then
+    `more_seeds` is the number of seeds to add. A level below the first one that does not match is not `tested`; its
+    `more_seeds` are those of that first level.
+    """
+
+    question: str
+    answer: Literal["yes", "no", "undecided", "unknown"]
+    because: str
+    more_seeds: int | None = None
+    tested: bool = True
+
+    def in_words(self) -> str:
+        """The answer as a cell of a table: `yes`, `undecided (3 more seeds)`, `not tested`."""
+        if not self.tested:
+            return "not tested"
+        more = self.more_seeds
+        return f"{self.answer} ({more} more seed{'' if more == 1 else 's'})" if more else self.answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delay(Difference):
+    """How many steps later than in the dense network the validation loss is at its minimum, paired by seed.
+
+    `dense` is the mean step of the minimum in the dense network. `at_end` counts the seeds in which the minimum is the
+    last measurement, so that a longer training might have found a later one.
+    """
+
+    dense: float
+    at_end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level(Keyed):
+    """The networks of a group at one density.
+
+    `level` counts the rounds of pruning, 0 is the dense network; it is None for a method without levels. `seeds`,
+    `values` (test accuracies) and `early_steps` (steps of minimum validation loss) have one entry for each run, and
+    `early_step` and `early_mean` are the mean step and the mean test accuracy at it. `dense_trainings` is the cost of
+    the search up to this level, in trainings of the dense network. `difference` is ticket minus dense, `later` says
+    when the minimum of the validation loss comes, and `matching` whether the level matches the dense network; all
+    three are None where there is no dense network to compare with. `retrained` says that training went on from
+    trained weights.
+    """
+
+    level: int | None
+    density: float
+    kept: int | None
+    n: int
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+    mean: float
+    std: float | None
+    interval: tuple[float, float] | None
+    early_step: float | None
+    early_steps: tuple[int, ...] | None
+    early_mean: float | None
+    dense_trainings: float | None
+    difference: Difference | None
+    retrained: bool = False
+    later: Delay | None = None
+    matching: Answer | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control(Keyed):
+    """The controls of one kind, at one level, on one data set; `trained` is False where they were only evaluated.
+
+    `difference` is ticket minus control, and `p_holm` the p-value of its being zero, corrected for the number of
+    controls of the same level by Holm's method. The other fields are those of a `Level`.
+    """
+
+    control: str
+    trained: bool
+    data: str
+    level: int | None
+    density: float
+    kept: int | None
+    n: int
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+    mean: float
+    std: float | None
+    interval: tuple[float, float] | None
+    early_step: float | None
+    early_steps: tuple[int, ...] | None
+    early_mean: float | None
+    difference: Difference | None
+    p_holm: float | None = None
+
+
+# One row of a table, one point of a curve.
+Row = Level | Control
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Keyed):
+    """Whether a group is a ticket: one answer to each question.
+
+    `matching` is about the sparsest level, None where no level is sparse, and `sparsest_matching` is the lowest density
+    that matches. `as_early` asks whether the validation loss is at its minimum as early as in the dense network, `init`
+    whether the ticket's own weights matter, `positions` whether it matters which weights are kept, and `trivial`
+    whether a random mask matches too. The controls are those at the density `controls_at`.
+    """
+
+    matching: Answer | None
+    sparsest_matching: float | None
+    controls_at: float
+    as_early: Answer
+    init: Answer
+    positions: Answer
+    trivial: Answer
+
+    @property
+    def answers(self) -> dict[str, Answer]:
+        """The answers by the names of their fields, in order."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Answer)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group(Keyed):
+    """Runs that differ in their seeds only.
+
+    `density` to `dense_trainings` are those of the sparsest level. `val_mean` is the mean validation accuracy,
+    `seconds` the mean time of a search, and `baseline` says which dense network the group is compared with. `verdict`
+    is None for a dense network. `label` names the group, `curve` is the label without the density, and `differs` holds
+    the flags that tell the group from the others of its method.
+    """
+
+    label: str
+    method: str
+    model: str
+    data: str
+    precision: str
+    density: float
+    kept: int | None
+    n: int
+    seeds: tuple[int, ...]
+    mean: float
+    std: float | None
+    interval: tuple[float, float] | None
+    dense_trainings: float | None
+    val_mean: float | None
+    seconds: float | None
+    runs: tuple[str, ...]
+    baseline: str | None
+    levels: tuple[Level, ...]
+    controls: tuple[Control, ...]
+    verdict: Verdict | None
+    differs: Mapping[str, Any] = field(default_factory=dict)
+    curve: str = ""
+    id: str = ""
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The levels, then the controls."""
+        return (*self.levels, *self.controls)
+
+
+@dataclass(frozen=True)
+class Comparison(Keyed):
+    """The groups that were compared with the margin `delta`, in percentage points.
+
+    `left_out` has a sentence for each run that was not used, `notes` one for whatever else a reader should know.
+    """
+
+    delta: float
+    groups: tuple[Group, ...]
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def to_dict(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as plain dictionaries, tuples and numbers: what `ticket compare --json` prints."""
+    found = asdict(comparison)
+    for group in found["groups"]:
+        if group["verdict"] is None:
+            for row in group["levels"]:
+                del row["matching"]  # a dense network is not asked whether it matches one
+    return found
