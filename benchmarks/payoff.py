@@ -35,6 +35,7 @@ from supermask.sparse.timing import time_in_turns
 from ticket_search import Run, controls, resume, search
 from ticket_search.contract.flags import find_recipe
 from ticket_search.deploy.bench import bench
+from ticket_search.deploy.bench_result import Bench, to_dict
 from ticket_search.runs.names import TICKET
 
 BATCH = 64
@@ -74,15 +75,16 @@ def find_run(name: str, options: argparse.Namespace) -> Run:
 def measure_lenet(options: argparse.Namespace) -> tuple[Row, dict[str, Any]]:
     run = find_run("lenet", options)
     measured = _bench(run, options)
-    best, sizes = measured["best"], measured["sizes"]
-    chosen = next(r for r in measured["rows"] if (r["variant"], r["engine"]) == (best["variant"], best["engine"]))
+    best, sizes = measured.best, measured.sizes
+    chosen = next(row for row in measured.rows if (row.variant, row.engine) == (best.variant, best.engine))
     numbers = {
-        "lenet: times dense in eager": best["times_dense_eager"],
-        "lenet: times the fastest dense": best["times_fastest_dense"],
-        "lenet: points over the accuracy reported": chosen["accuracy"] - run.summary["test_accuracy"],
-        "lenet: dense bytes over those of the ticket": sizes["dense_bytes"] / sizes["ticket_bytes"],
+        "lenet: times dense in eager": best.times_dense_eager,
+        "lenet: times the fastest dense": best.times_fastest_dense,
+        "lenet: points over the accuracy reported": chosen.accuracy - run.summary["test_accuracy"],
+        "lenet: dense bytes over those of the ticket": sizes.dense_bytes / sizes.ticket_bytes,
     }
-    return numbers, {"density": run.summary["density"], "dense_accuracy": run.levels[0]["test_accuracy"], **measured}
+    dense = run.levels[0]["test_accuracy"]
+    return numbers, {"density": run.summary["density"], "dense_accuracy": dense, **to_dict(measured)}
 
 
 def measure_conv4(options: argparse.Namespace) -> tuple[Row, dict[str, Any]]:
@@ -91,17 +93,17 @@ def measure_conv4(options: argparse.Namespace) -> tuple[Row, dict[str, Any]]:
     measured = _bench(run, options)
     dense, summary = run.levels[0], run.summary
     numbers = {
-        "conv4: times dense in eager": measured["best"]["times_dense_eager"],
-        "conv4: times the fastest dense": measured["best"]["times_fastest_dense"],
+        "conv4: times dense in eager": measured.best.times_dense_eager,
+        "conv4: times the fastest dense": measured.best.times_fastest_dense,
         "conv4: points over the dense network": summary["compact"]["test_accuracy"] - dense["test_accuracy"],
         "conv4: dense parameters over those kept": 1 / summary["compact"]["share_of_parameters"],
     }
     accuracies = {"dense": dense["test_accuracy"], "compacted": summary["compact"]["test_accuracy"]}
     accuracies["fresh weights"] = reinit["test_accuracy"]
-    return numbers, {"accuracies": accuracies, "compact": summary["compact"], **measured}
+    return numbers, {"accuracies": accuracies, "compact": summary["compact"], **to_dict(measured)}
 
 
-def _bench(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+def _bench(run: Run, options: argparse.Namespace) -> Bench:
     path = run.path / TICKET
     return bench(
         supermask.load(path), file_bytes=path.stat().st_size, batch_sizes=[BATCH], data=options.data,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,8 +18,15 @@ from supermask.sparse.timing import time_in_turns
 from supermask.weights.architectures import find_architecture
 from ticket_search import RequestError
 from ticket_search.deploy.bench import ENGINES, VARIANTS, bench
-from ticket_search.deploy.bench_verdict import Row, judge
+from ticket_search.deploy.bench_result import Row, Sizes, to_dict
+from ticket_search.deploy.bench_verdict import judge
 
+PARTS = {
+    "sizes": "parameters weights kept density effective units dead_units macs dense_bytes ticket_bytes "
+    "compacted_parameters compacted_macs compacted_bytes",
+    "load": "average cores stretch waited busy",
+    "best": "variant engine batch median_ms times_dense_eager times_fastest_dense fastest_dense_engine gain sentence",
+}
 KEYS = {"variant", "engine", "batch", "median_ms", "q1", "q3", "samples_per_second", "accuracy", "reason"}
 
 
@@ -71,6 +79,8 @@ def test_the_command_measures_every_variant_in_every_engine(engines, ticket, tmp
     assert sizes["dense_bytes"] == 4 * 50_610
     assert sizes["ticket_bytes"] == (tmp_path / "t.safetensors").stat().st_size
     assert 0 < sizes["effective"] <= sizes["kept"]
+    assert {name: " ".join(part) for name, part in zip(PARTS, map(found.get, PARTS), strict=True)} == PARTS
+    assert list(found) == ["ticket", "sizes", "load", "threads", "device", "data", "density", "rows", "best"]
     assert found["best"]["sentence"]
     again = ticket("bench", "t.safetensors", "--plot", "f.png")
     assert again.code == 2 and "f.png exists; nothing is overwritten" in again.err
@@ -107,8 +117,8 @@ def test_the_sparse_network_is_the_compacted_one_chosen_at_each_batch_size(monke
 
     monkeypatch.setattr(benching, "accelerate", chosen)
     found = bench(a_ticket(0.01), batch_sizes=[3, 1], engines=["eager"], seconds=0.01, progress=False)
-    small = found["sizes"]["compacted_parameters"]
-    assert small < found["sizes"]["parameters"]
+    small = found.sizes.compacted_parameters
+    assert small < found.sizes.parameters
     assert seen == [(3, small), (1, small)]
 
 
@@ -124,12 +134,14 @@ def test_a_variant_with_other_outputs_is_a_row_with_its_reason(monkeypatch):
     monkeypatch.setattr(benching, "_accelerate", none)
     threads = torch.get_num_threads()
     found = bench(a_ticket(0.5), batch_sizes=[2], engines=["eager"], seconds=0.01, threads=1, progress=False)
-    assert torch.get_num_threads() == threads and found["threads"] == 1
-    reasons = {row["variant"]: row["reason"] for row in found["rows"]}
+    assert torch.get_num_threads() == threads and found.threads == 1
+    reasons = {row.variant: row.reason for row in found.rows}
     assert reasons["dense"] is reasons["masked"] is None
     assert reasons["compacted"].startswith("its outputs differ from the masked network's by ")
     assert reasons["sparse"] == "ValueError: no layer"
-    assert "sparse: ValueError: no layer" in found["best"]["sentence"]
+    assert "sparse: ValueError: no layer" in found.best.sentence
+    assert found["best"]["sentence"] == to_dict(found)["best"]["sentence"] == found.best.sentence
+    assert found["load"]["busy"] == to_dict(found)["load"]["busy"] == found.load.busy
 
 
 def test_wrong_requests_are_said_at_once():
@@ -164,7 +176,10 @@ def test_all_take_turns_in_short_rows_and_each_is_timed_alone():
     assert time_in_turns({}, 1.0, torch.device("cpu")) == {}
 
 
-SIZES = {"density": 0.1, "parameters": 1000, "compacted_parameters": 400, "units": 50, "dead_units": 20}
+SIZES = Sizes(
+    parameters=1000, weights=900, kept=90, density=0.1, macs=900, dense_bytes=4000, units=50, dead_units=20,
+    compacted_parameters=400,
+)  # fmt: skip
 
 
 def row(variant, engine, ms, accuracy=90.0, spread=0.1, batch=64, reason=None):
@@ -180,13 +195,13 @@ DENSE = [row("dense", "eager", 10.0), row("dense", "onnxruntime", 6.0), row("mas
 def test_the_fastest_of_the_same_accuracy_is_the_best():
     rows = [*DENSE, row("compacted", "onnxruntime", 2.0), row("sparse", "eager", 1.0, accuracy=89.0)]
     best = judge([*rows, row("compacted", "eager", 0.1, batch=1)], SIZES)
-    assert (best["variant"], best["engine"], best["gain"]) == ("compacted", "onnxruntime", True)
-    assert (best["times_dense_eager"], best["times_fastest_dense"]) == (5.0, 3.0)
-    assert best["sentence"] == (
+    assert (best.variant, best.engine, best.gain) == ("compacted", "onnxruntime", True)
+    assert (best.times_dense_eager, best.times_fastest_dense) == (5.0, 3.0)
+    assert best.sentence == (
         "best here at batch 64: compacted in onnxruntime, 2 ms, 5.00 times as fast as dense in eager, 3.00 times as fast "
         "as the fastest dense (onnxruntime)"
     )
-    assert "busy (load 9): measure again" in judge(rows, SIZES, busy="load 9")["sentence"]
+    assert "busy (load 9): measure again" in judge(rows, SIZES, busy="load 9").sentence
 
 
 @pytest.mark.parametrize(
@@ -194,7 +209,7 @@ def test_the_fastest_of_the_same_accuracy_is_the_best():
     [
         (
             [row("compacted", "eager", 9.9), row("sparse", "eager", 20.0)],
-            SIZES | {"compacted_parameters": 1000, "dead_units": 0},
+            replace(SIZES, compacted_parameters=1000, dead_units=0),
             "compaction could remove nothing: all 50 units are alive; "
             "the sparse network at density 0.1 takes 2.00 of the dense time in eager, at best",
         ),
@@ -214,23 +229,23 @@ def test_the_fastest_of_the_same_accuracy_is_the_best():
 )
 def test_no_gain_has_its_reason(more, sizes, because):
     best = judge([*DENSE, *more], sizes)
-    assert not best["gain"]
-    assert best["sentence"].startswith("no gain on this machine at batch 64, because ")
-    assert because in best["sentence"]
-    assert best["sentence"].endswith("onnxruntime alone runs the dense network 1.67 times as fast as eager")
+    assert not best.gain
+    assert best.sentence.startswith("no gain on this machine at batch 64, because ")
+    assert because in best.sentence
+    assert best.sentence.endswith("onnxruntime alone runs the dense network 1.67 times as fast as eager")
 
 
 @pytest.mark.parametrize(("ms", "spread", "gain"), [(5.0, 0.15, True), (5.0, 0.25, False), (5.5, 0.05, False)])
 def test_a_gain_has_half_its_times_below_a_quarter_and_three_quarters_below_half_of_theirs(ms, spread, gain):
-    assert judge([*DENSE, row("sparse", "eager", ms, spread=spread)], SIZES)["gain"] is gain
+    assert judge([*DENSE, row("sparse", "eager", ms, spread=spread)], SIZES).gain is gain
 
 
 def test_no_times_no_verdict():
     none = judge([row("dense", "eager", None, reason="x")], SIZES)
-    assert none["sentence"].startswith("no verdict at batch 64")
-    assert none.keys() == judge(DENSE, SIZES).keys()
+    assert none.sentence.startswith("no verdict at batch 64")
+    assert (none.gain, none.variant, none.times_dense_eager) == (False, None, None)
 
 
 def test_a_better_accuracy_is_no_reason_against_a_gain():
-    assert judge([*DENSE, row("compacted", "eager", 3.0, accuracy=90.01)], SIZES)["gain"]
-    assert not judge([*DENSE, row("compacted", "eager", 3.0, accuracy=89.99)], SIZES)["gain"]
+    assert judge([*DENSE, row("compacted", "eager", 3.0, accuracy=90.01)], SIZES).gain
+    assert not judge([*DENSE, row("compacted", "eager", 3.0, accuracy=89.99)], SIZES).gain

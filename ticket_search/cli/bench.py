@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import supermask
+
+from .. import analysis, deploy
 from .terminal import harmless, output, percent, print_json, print_table
 from .tickets import InputShape, Model, read_numbers, ticket_path
+
+if TYPE_CHECKING:
+    from ..deploy.bench_result import Row
 
 
 def add_to(app: typer.Typer) -> None:
@@ -36,43 +42,31 @@ def bench(
     """Measure size, latency and throughput: dense, masked, compacted and sparse, side by side."""
     sizes, shape = read_numbers("--batch-sizes", batch_sizes), read_numbers("--input-shape", input_shape)
     path = ticket_path(ticket, runs)
-    import supermask
-
-    from ..analysis.bench_plot import plot_bench
-    from ..analysis.plots import check_path
-    from ..deploy.bench import bench as run
-
     if plot is not None:
-        check_path(plot, False)
-    measured = run(
+        analysis.plots.check_path(plot, False)
+    measured = deploy.bench.bench(
         supermask.load(path), file_bytes=path.stat().st_size, batch_sizes=sizes,
         engines=[word.strip() for word in engines.split(",")], threads=threads, data=data, data_dir=data_dir,
         device=device, state=state, model=model, input_shape=shape or None, seconds=seconds,
     )  # fmt: skip
     if plot is not None:
-        plot_bench(measured, plot)
+        analysis.bench_plot.plot_bench(measured, plot)
+    plain = deploy.bench_result.to_dict(measured)
     if as_json:
-        print_json({"ticket": ticket, **measured})
+        print_json({"ticket": ticket, **plain})
         return
-    facts = [(key.replace("_", " "), value) for key, value in measured["sizes"].items() if value is not None]
+    facts = [(key.replace("_", " "), value) for key, value in plain["sizes"].items() if value is not None]
     print_table(("ticket", ""), [(key, f"{value:.4g}" if isinstance(value, float) else value) for key, value in facts])
     print_table(
         ("variant", "engine", "batch", "median ms", "quartiles", "samples/s", "test %", ""),
-        [_cells(row) for row in measured["rows"]],
+        [_cells(row) for row in measured.rows],
     )
-    output().print(harmless(measured["best"]["sentence"], 1000), markup=False, highlight=False, soft_wrap=True)
+    output().print(harmless(measured.best.sentence, 1000), markup=False, highlight=False, soft_wrap=True)
 
 
-def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
-    where = (row["variant"], row["engine"], row["batch"])
-    if row["median_ms"] is None:
-        return (*where, None, None, None, None, row["reason"])
-    quartiles = f"{row['q1']:.4g} - {row['q3']:.4g}"
-    return (
-        *where,
-        f"{row['median_ms']:.4g}",
-        quartiles,
-        round(row["samples_per_second"]),
-        percent(row["accuracy"]),
-        "",
-    )
+def _cells(row: Row) -> tuple[Any, ...]:
+    where = (row.variant, row.engine, row.batch)
+    if row.median_ms is None or row.samples_per_second is None:
+        return (*where, None, None, None, None, row.reason)
+    quartiles = f"{row.q1:.4g} - {row.q3:.4g}"
+    return (*where, f"{row.median_ms:.4g}", quartiles, round(row.samples_per_second), percent(row.accuracy), "")

@@ -10,12 +10,13 @@ from .errors import nearest_hint
 class Keyed:
     """The base of the dataclasses that functions return: `row.mean` may also be written `row["mean"]`.
 
-    Programs that were written when these results were dictionaries go on working. A name that is not a field raises a
-    `KeyError` with the nearest field.
+    Programs that were written when these results were dictionaries go on working. A name that is no attribute raises a
+    `KeyError` with the nearest one.
     """
 
     def __getitem__(self, name: str) -> Any:
-        values = vars(self)
-        if name not in values:
-            raise KeyError(f"{type(self).__name__} has no field '{name}'{nearest_hint(name, values)}")
-        return values[name]
+        try:
+            return getattr(self, name)
+        except AttributeError:
+            hint = nearest_hint(name, vars(self))
+            raise KeyError(f"{type(self).__name__} has no attribute '{name}'{hint}") from None

@@ -7,7 +7,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -20,10 +20,13 @@ from supermask.shrinking.flow import flow
 from supermask.sparse.timing import time_in_turns
 
 from ..contract.errors import RequestError, unknown
+from ..data import SOURCES
+from ..data.samples import Samples
 from ..runs.progress import Progress
 from ..training.evaluation import evaluate, read_data_of
 from ..training.flops import flops_of
-from .bench_verdict import JUDGED, Row, judge
+from .bench_result import Bench, Row, Sizes
+from .bench_verdict import JUDGED, judge
 from .machine_load import measure_load
 from .onnx import Outputs, build_network, check_shape, difference, input_shape_of, onnx_session, quiet, to_onnx
 
@@ -32,6 +35,10 @@ ENGINES = ("eager", "compiled", "onnxruntime")
 # Outputs of a variant against the masked network's, over the largest: sums in another order, not another function.
 TOLERANCE = 1e-4
 _WARM = 3
+
+_Inputs = Mapping[int, Tensor]  # by batch size
+_Nets = dict[str, dict[int, nn.Module]]  # by variant and batch size
+_Made = dict[tuple[str, str], dict[int, Outputs] | str]  # by variant and engine
 
 
 def bench(
@@ -49,34 +56,60 @@ def bench(
     input_shape: Sequence[int] | None = None,
     seconds: float = 1.0,
     progress: bool = True,
-) -> dict[str, Any]:
-    """Measure a ticket's network: dense (its masks ignored: the same shapes, for time), masked, compacted and sparse.
+) -> Bench:
+    """Measure a ticket's network: dense (without its masks, for the time), masked, compacted and sparse.
 
-    All are measured in turns, so that what disturbs the machine disturbs them alike. The sparse network is the
-    compacted one with the fastest layers at each batch size (see `supermask.accelerate`). Each variant but the dense
-    one must give the masked network's outputs, in each engine, or it has no times but a reason.
+    All variants are measured in turns, so that a disturbance of the machine affects them alike. The sparse network is
+    the compacted one with the fastest layers at each batch size (see `supermask.accelerate`). A variant, except the
+    dense one, whose outputs are not those of the masked network has a reason instead of times.
 
     Args:
-        ticket: what to measure.
-        file_bytes: size of its file, to stand beside the others.
-        batch_sizes: samples in a batch.
-        engines: of `eager`, `compiled` (torch.compile) and `onnxruntime` (on the CPU).
-        threads: of PyTorch and of onnxruntime; PyTorch's own number by default.
-        data: a built-in data set for the accuracy; the ticket's own by default, none where that is not built in.
-        data_dir: folder to look for data in first.
+        ticket: the ticket to measure.
+        file_bytes: the size of its file, reported beside the other sizes.
+        batch_sizes: numbers of samples in a batch.
+        engines: any of `eager`, `compiled` (torch.compile) and `onnxruntime` (on the CPU).
+        threads: the threads of PyTorch and of onnxruntime; PyTorch's own number if not given.
+        data: a built-in data set to measure the accuracy on; the ticket's own if not given and if it is built in.
+        data_dir: a folder that is searched for the data first.
         device: `cpu` or `cuda`.
         state: `start` or `final`.
-        model: what builds the network where it is not known by name.
-        input_shape: of one sample, where the ticket does not say it.
-        seconds: how long each variant and engine is measured at each batch size; at least 5 batches.
-        progress: show how far it is, on stderr.
-
-    Returns:
-        `rows` (see `Row`, as dicts), `sizes`, `load` of the machine before, `best` (see `judge`), and what was asked.
+        model: what builds the network, where the ticket's is not known by name.
+        input_shape: the shape of one sample, where the ticket does not tell it.
+        seconds: the time to measure each variant in each engine at each batch size, for 5 batches at least.
+        progress: show the progress on stderr.
 
     Raises:
-        RequestError: everything wrong with the request.
+        RequestError: everything that is wrong with the request.
     """
+    _check_request(ticket, batch_sizes, engines, threads, device, state, seconds)
+    network, shape = build_network(ticket, state, model), input_shape_of(ticket, input_shape)
+    check_shape(network, shape)
+    name = data or _own_data(ticket)
+    samples = None if name is None else read_data_of(ticket, name, data_dir).to(device)
+    load = measure_load()
+    with _threads(threads) as count, Progress(progress) as shown:
+        if load.busy:
+            shown.say(f"the machine is busy, times are uncertain: {load}")
+        example = _draw(2, shape)
+        inputs = {size: _draw(size, shape).to(device) for size in dict.fromkeys(batch_sizes)}
+        networks, reasons = _dense_variants(network, ticket, example)
+        sizes = _sizes(ticket, networks, example, file_bytes)
+        nets, made = _prepare_all(networks, reasons, engines, inputs, count, shown)
+        rows = _measure(made, inputs, seconds, _accuracies(nets, samples), shown)
+    best = judge(rows, sizes, min(inputs, key=lambda size: abs(size - JUDGED)), str(load) if load.busy else None)
+    facts: dict[str, Any] = {"threads": count, "device": device, "data": name, "density": ticket.density}
+    return Bench(sizes=sizes, load=load, **facts, rows=tuple(rows), best=best)
+
+
+def _check_request(
+    ticket: Ticket,
+    batch_sizes: Sequence[int],
+    engines: Sequence[str],
+    threads: int | None,
+    device: str,
+    state: str,
+    seconds: float,
+) -> None:
     problems = [unknown("engine", engine, ENGINES) for engine in engines if engine not in ENGINES]
     if not batch_sizes or min(batch_sizes) < 1:
         problems.append(f"batch sizes {list(batch_sizes)}: expected numbers from 1")
@@ -90,51 +123,37 @@ def bench(
         problems.append(unknown("state", state, ticket.states))
     if problems:
         raise RequestError(problems)
-    network, shape = build_network(ticket, state, model), input_shape_of(ticket, input_shape)
-    check_shape(network, shape)
-    name = data or _own_data(ticket)
-    samples = None if name is None else read_data_of(ticket, name, data_dir).to(device)
-    load = measure_load()
-    with _threads(threads) as count, Progress(progress) as shown:
-        if load.busy:
-            shown.say(f"the machine is busy, times are uncertain: {load}")
-        example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-        inputs = {size: torch.randn(size, *shape).to(device) for size in dict.fromkeys(batch_sizes)}
-        networks, reasons = _dense_variants(network, ticket, example)
-        sizes = _sizes(ticket, networks, example, file_bytes)
-        nets = {variant: dict.fromkeys(inputs, net.to(device)) for variant, net in networks.items()}
-        cells = [(variant, engine) for variant in VARIANTS for engine in engines]
-        made: dict[tuple[str, str], dict[int, Outputs] | str] = {}
-        with shown.count("preparing", len(cells) + len(inputs)) as one_more:
-            try:
-                nets["sparse"] = _accelerate(networks.get("compacted", network), inputs, one_more)
-            except ValueError as error:
-                reasons["sparse"] = _first_line(error)
-            # Tracing for a file makes PyTorch forget what it has compiled: that comes last.
-            for variant, engine in sorted(cells, key=lambda cell: cell[1] == "compiled"):
-                made[variant, engine] = reasons.get(variant) or _prepare(
-                    variant, nets[variant], engine, inputs, None if variant == "dense" else network, count
-                )
-                one_more()
-        accuracies = {
-            variant: evaluate(next(iter(each.values())), samples, "test").accuracy
-            for variant, each in nets.items()
-            if samples is not None and variant != "dense"
-        }
-        rows = []
-        with shown.count("measuring", 100 * len(inputs)) as one_more:
-            for size, x in inputs.items():
-                runs = {cell: each[size] for cell, each in made.items() if not isinstance(each, str)}
-                calls = {cell: partial(_call, run, x) for cell, run in runs.items()}
-                times = time_in_turns(calls, seconds, x.device, one_more=one_more)
-                for cell in cells:
-                    found, why = times.get(cell), made[cell]
-                    row = Row(*cell, size, reason=why if isinstance(why, str) else None)
-                    rows.append(row if found is None else _timed(row, found, accuracies.get(cell[0])))
-    facts = {"sizes": sizes, "load": load.as_dict(), "threads": count, "device": device, "data": name}
-    batch = min(inputs, key=lambda size: abs(size - JUDGED))
-    best = judge(rows, sizes, batch, str(load) if load.busy else None)
-    return {**facts, "density": ticket.density, "rows": [asdict(row) for row in rows], "best": best}
+
+
+def _draw(size: int, shape: Sequence[int]) -> Tensor:
+    return torch.randn(size, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _measure(
+    made: _Made, inputs: _Inputs, seconds: float, accuracies: Mapping[str, float | None], shown: Progress
+) -> list[Row]:
+    """A row for each batch size, variant and engine."""
+    rows = []
+    with shown.count("measuring", 100 * len(inputs)) as one_more:
+        for size, x in inputs.items():
+            runs = {cell: each[size] for cell, each in made.items() if not isinstance(each, str)}
+            calls = {cell: partial(_call, run, x) for cell, run in runs.items()}
+            times = time_in_turns(calls, seconds, x.device, one_more=one_more)
+            for cell, each in made.items():
+                row = Row(*cell, size, reason=each if isinstance(each, str) else None)
+                rows.append(_timed(row, times[cell], accuracies.get(cell[0])) if cell in times else row)
+    return rows
+
+
+def _accuracies(nets: _Nets, samples: Samples | None) -> dict[str, float | None]:
+    """The test accuracy of each variant but the dense one, whose dropped weights are noise."""
+    if samples is None:
+        return {}
+    return {
+        variant: evaluate(next(iter(each.values())), samples, "test").accuracy
+        for variant, each in nets.items()
+        if variant != "dense"
+    }
 
 
 @torch.no_grad()
@@ -149,7 +168,7 @@ def _timed(row: Row, times: Sequence[float], accuracy: float | None) -> Row:
 
 
 def _dense_variants(network: nn.Module, ticket: Ticket, example: Tensor) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """The variants that any engine runs, and why one is missing."""
+    """The dense, masked and compacted network, and the reason where one is missing."""
     dense = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -166,8 +185,36 @@ def _dense_variants(network: nn.Module, ticket: Ticket, example: Tensor) -> tupl
     return found, reasons
 
 
-def _accelerate(network: nn.Module, inputs: Mapping[int, Tensor], one_more: Callable[[], None]) -> dict[int, nn.Module]:
-    """The smallest network with the fastest layers for each batch size."""
+def _prepare_all(
+    networks: Mapping[str, nn.Module],
+    reasons: dict[str, str],
+    engines: Sequence[str],
+    inputs: _Inputs,
+    threads: int,
+    shown: Progress,
+) -> tuple[_Nets, _Made]:
+    """The networks of each variant by batch size, and what runs them in each engine, or the reason why nothing does."""
+    masked, device = networks["masked"], next(iter(inputs.values())).device
+    nets = {variant: dict.fromkeys(inputs, net.to(device)) for variant, net in networks.items()}
+    cells = [(variant, engine) for variant in VARIANTS for engine in engines]
+    made: _Made = {}
+    with shown.count("preparing", len(cells) + len(inputs)) as one_more:
+        try:
+            nets["sparse"] = _accelerate(networks.get("compacted", masked), inputs, one_more)
+        except ValueError as error:
+            reasons["sparse"] = _first_line(error)
+        # Tracing for a file makes PyTorch forget what it has compiled: that comes last.
+        for variant, engine in sorted(cells, key=lambda cell: cell[1] == "compiled"):
+            expected = None if variant == "dense" else masked
+            made[variant, engine] = reasons.get(variant) or _prepare(
+                variant, nets[variant], engine, inputs, expected, threads
+            )
+            one_more()
+    return nets, {cell: made[cell] for cell in cells}
+
+
+def _accelerate(network: nn.Module, inputs: _Inputs, one_more: Callable[[], None]) -> dict[int, nn.Module]:
+    """The network with the fastest kind of layer at each batch size."""
     found = {}
     for size, x in inputs.items():
         found[size] = accelerate(network, example_input=x)
@@ -179,10 +226,11 @@ def _prepare(
     variant: str,
     nets: Mapping[int, nn.Module],
     engine: str,
-    inputs: Mapping[int, Tensor],
+    inputs: _Inputs,
     expected: nn.Module | None,
     threads: int,
 ) -> dict[int, Outputs] | str:
+    """What runs a variant in an engine at each batch size, or the reason why nothing does."""
     try:
         runs: dict[int, Outputs]
         if engine == "onnxruntime":
@@ -220,30 +268,25 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(os.linesep)[0]}"
 
 
-def _sizes(
-    ticket: Ticket, networks: Mapping[str, nn.Module], example: Tensor, file_bytes: int | None
-) -> dict[str, Any]:
+def _sizes(ticket: Ticket, networks: Mapping[str, nn.Module], example: Tensor, file_bytes: int | None) -> Sizes:
     masked, compacted = networks["masked"], networks.get("compacted")
-    sizes: dict[str, Any] = {
-        "parameters": sum(parameter.numel() for parameter in masked.parameters()),
-        "weights": ticket.masks.size, "kept": ticket.masks.kept, "density": ticket.density,
-        "effective": None, "units": None, "dead_units": None,
-        "macs": flops_of(masked, example[:1]) // 2,
-        "dense_bytes": _bytes(masked), "ticket_bytes": file_bytes,
-        "compacted_parameters": None, "compacted_macs": None, "compacted_bytes": None,
-    }  # fmt: skip
+    known: dict[str, Any] = {}
     try:
         paths = flow(masked, ticket.masks, example)
-        sizes |= {"effective": paths.effective.kept, "units": sum(layer.units for layer in paths.layers)}
-        sizes["dead_units"] = sum(layer.dead for layer in paths.layers)
+        known |= {"effective": paths.effective.kept, "units": sum(layer.units for layer in paths.layers)}
+        known["dead_units"] = sum(layer.dead for layer in paths.layers)
     except ValueError as error:
-        sizes["effective_reason"] = str(error)
+        known["effective_reason"] = str(error)
     if compacted is not None:
-        sizes |= {
+        known |= {
             "compacted_parameters": sum(parameter.numel() for parameter in compacted.parameters()),
             "compacted_macs": flops_of(compacted, example[:1]) // 2, "compacted_bytes": _bytes(compacted),
         }  # fmt: skip
-    return sizes
+    return Sizes(
+        parameters=sum(parameter.numel() for parameter in masked.parameters()),
+        weights=ticket.masks.size, kept=ticket.masks.kept, density=ticket.density,
+        macs=flops_of(masked, example[:1]) // 2, dense_bytes=_bytes(masked), ticket_bytes=file_bytes, **known,
+    )  # fmt: skip
 
 
 def _bytes(net: nn.Module) -> int:
@@ -251,8 +294,6 @@ def _bytes(net: nn.Module) -> int:
 
 
 def _own_data(ticket: Ticket) -> str | None:
-    from ..data import SOURCES
-
     name = ticket.meta.get("data")
     return name if isinstance(name, str) and name in SOURCES else None
 

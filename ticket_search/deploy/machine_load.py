@@ -7,6 +7,8 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 
+from ..contract.keyed import Keyed
+
 # Above any of these, timings say as much about the other programs as about ours.
 LOAD_PER_CORE = 0.3
 STRETCH = 1.1
@@ -14,7 +16,7 @@ WAITED = 0.02
 
 
 @dataclass(frozen=True)
-class Load:
+class Load(Keyed):
     """The load of a machine before a measurement."""
 
     average: float | None  # programs that ran or waited during the last minute; None where the system does not say
