@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from typing import Annotated
 
 import typer
 
 from ..data import SOURCES
 from ..methods import find_method, method_names
+from ..models import GROUP
 from .terminal import print_json, print_table
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -28,10 +30,6 @@ def methods(as_json: Json = False) -> None:
 
 def models(as_json: Json = False) -> None:
     """List the networks that can be named."""
-    from importlib.metadata import entry_points
-
-    from ..models import GROUP
-
     points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     _show("models", ("name", "factory"), [(point.name, point.value) for point in points], as_json)
 

@@ -6,7 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import running
 from ..contract.errors import RequestError
+from ..running.read_config import read_config
+from ..running.request import shape_of
+from ..runs.folders import find_run
+from ..runs.names import MOVING
 from .terminal import errors, output, percent, print_json, print_table
 
 
@@ -31,15 +36,9 @@ def controls(
     words = [word for word in levels.split(",") if word]
     if not all(word.isdecimal() for word in words):
         raise RequestError(f"--levels {levels}: expected numbers, as 3,7")
-    from ..running.controls import controls as run_controls
-    from ..running.read_config import read_config
-    from ..running.request import shape_of
-    from ..runs.folders import find_run
-    from ..runs.names import MOVING
-
     folder = find_run(run, runs)
     try:
-        rows = run_controls(
+        rows = running.controls.controls(
             folder,
             chosen or None,
             [int(word) for word in words] or None,

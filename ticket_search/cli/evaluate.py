@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from .. import training
 from ..contract.errors import RequestError
 from .terminal import percent, print_json, print_table
+from .tickets import read_ticket
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,15 +26,11 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a ticket's accuracy on the test and validation splits, in fp32."""
-    from .tickets import read_ticket
-
     found = read_ticket(ticket, runs)
-    from ..training.evaluation import evaluate_ticket
-
     name = data or found.meta.get("data")
     if not isinstance(name, str):
         raise RequestError(f"{ticket} does not say what data it was found on; name it by --data")
-    measured = evaluate_ticket(found, name, data_dir, state)
+    measured = training.evaluation.evaluate_ticket(found, name, data_dir, state)
     if as_json:
         print_json({"ticket": ticket, "data": name, "state": state, "density": found.density, **measured})
         return

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .. import deploy
 from .terminal import output as screen
 from .tickets import InputShape, Model, read_numbers, read_ticket
 
@@ -36,7 +37,5 @@ def export(
     """Write a ticket's network, masks applied, for other programs."""
     shape = read_numbers("--input-shape", input_shape)
     found = read_ticket(ticket, runs)
-    from ..deploy.export import export as write
-
-    path = write(found, to, output, state, compact=compact, model=model, input_shape=shape or None)
+    path = deploy.export.export(found, to, output, state, compact=compact, model=model, input_shape=shape or None)
     screen().print(f"wrote {path} ({path.stat().st_size:,} bytes)", highlight=False, soft_wrap=True)

@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import supermask
+from supermask import tickets
+
 from .terminal import harmless, output, percent, print_json, print_table
+from .tickets import ticket_path
 
 if TYPE_CHECKING:
     from supermask import State, Ticket
@@ -23,10 +27,6 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a ticket: where it comes from, its density per tensor, its size beside the dense network's."""
-    import supermask
-
-    from .tickets import ticket_path
-
     path = ticket_path(ticket, runs)
     described = describe(supermask.load(path), path.stat().st_size)
     if as_json:
@@ -48,8 +48,6 @@ def inspect(
 
 def describe(ticket: Ticket, file_bytes: int) -> dict[str, Any]:
     """What `ticket inspect` shows: without building the model or decoding a mask, and whatever the metadata hold."""
-    from supermask.tickets.lazy import CodedMasks
-
     meta = ticket.meta
     described: dict[str, Any] = {key: meta[key] for key in _PROVENANCE if key in meta}
     described |= {"density": ticket.density, "kept": ticket.masks.kept, "weights": ticket.masks.size}
@@ -64,7 +62,7 @@ def describe(ticket: Ticket, file_bytes: int) -> dict[str, Any]:
     if ticket.levels:
         described["levels"] = list(ticket.levels)
     described["file_bytes"] = file_bytes
-    if isinstance(ticket.masks, CodedMasks):
+    if isinstance(ticket.masks, tickets.lazy.CodedMasks):
         described["mask_bytes"] = ticket.masks.coded_bytes
     # Parameters only: statistics of norms are stored, but are not weights that a mask could have dropped.
     parameters = meta.get("parameters")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from .. import running
+from ..runs.folders import find_run
 from .search import print_summary
 from .terminal import output, print_json, stop_told
 
@@ -21,13 +23,10 @@ def resume(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Go on with a stopped run, as if it had never been stopped."""
-    from ..running.search import resume as resume_run
-    from ..runs.folders import find_run
-
     folder = find_run(run, runs)
     done = (folder / "summary.json").exists()
     with stop_told(folder):
-        finished = resume_run(folder)
+        finished = running.search.resume(folder)
     if as_json:
         print_json(finished.summary)
         return

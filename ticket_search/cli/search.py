@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 import pydantic
 import typer
 
+from .. import running, runs
 from ..contract.flags import Config, flag, is_switch, public_fields, recipes
 from ..methods import find_method, method_names
 from ..running.read_config import find_kind
 from ..running.request import LAUNCH_FLAGS, read_request
+from ..runs.folders import choose_folder
+from ..runs.progress import Progress
+from ..sweeps.file import sweep_of_seeds
+from .sweep import carry_out_sweep
 from .terminal import duration, errors, output, percent, print_definitions, print_json, print_table, stop_told
 
 if TYPE_CHECKING:
@@ -33,28 +38,19 @@ def search(context: typer.Context) -> None:
         print_help(_method_in(words))
         return
     request = read_request(words)
+    place = request.launch.get("--runs", "runs")
     if "--seeds" in request.launch:
-        from ..sweeps.file import sweep_of_seeds
-        from .sweep import carry_out_sweep
-
-        runs, jobs = request.launch.get("--runs", "runs"), int(request.launch.get("--jobs", "1"))
-        carry_out_sweep(sweep_of_seeds(request), runs, jobs, request.asks("--dry-run"), request.asks("--json"))
+        jobs = int(request.launch.get("--jobs", "1"))
+        carry_out_sweep(sweep_of_seeds(request), place, jobs, request.asks("--dry-run"), request.asks("--json"))
         return
-    from ..running.plan import make_plan
-    from ..running.search import carry_out, prepare
-    from ..runs.folders import choose_folder
-    from ..runs.progress import Progress
-    from ..runs.run import Run
-
     flags = {key: value for key, value in request.values.items() if key not in ("model", "data")}
-    config, setup = prepare(request.method, request.model, request.data, flags, request.given)
+    config, setup = running.search.prepare(request.method, request.model, request.data, flags, request.given)
     if request.asks("--dry-run"):
-        print_plan(make_plan(config, setup), request.asks("--json"))
+        print_plan(running.plan.make_plan(config, setup), request.asks("--json"))
         return
-    runs = request.launch.get("--runs", "runs")
-    folder = choose_folder(config, runs, request.launch.get("--name"), setup.method.traits.dense)
+    folder = choose_folder(config, place, request.launch.get("--name"), setup.method.traits.dense)
     with stop_told(folder):
-        run = carry_out(Run(folder, config, setup, Progress()))
+        run = running.search.carry_out(runs.run.Run(folder, config, setup, Progress()))
     if request.asks("--json"):
         print_json(run.summary)
     else:

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ..sweeps.study import page_files, read_study
+from ..contract.errors import RequestError
+from ..contract.flags import find_study
+from ..sweeps.study import page_files, read_study, write_study
 from .sweep import carry_out_sweep
 from .terminal import errors, output
 
@@ -25,9 +27,6 @@ def study(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long; no more.")] = False,
 ) -> None:
     """Run a study, or what is left of it, and write its page: table, verdict, figure, the published numbers beside."""
-    from ..contract.errors import RequestError
-    from ..contract.flags import find_study
-
     asked = read_study(find_study(file))
     there = [str(path) for path in page_files(asked, results) if path.exists()]
     if there and not (overwrite or dry_run):
@@ -36,7 +35,5 @@ def study(
     folders = carry_out_sweep(asked.sweep, runs, jobs, dry_run, as_json=False)
     if dry_run:
         return
-    from ..sweeps.study import write_study
-
     for path in write_study(asked, folders, results):
         errors().print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)

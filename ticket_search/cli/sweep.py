@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from .. import sweeps
 from ..contract.flags import read_json
 from ..sweeps.file import Sweep, read_sweep
 from .terminal import duration, errors, output, percent, print_json, print_table
@@ -49,16 +50,14 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
         The folders of its runs, none where nothing was to be done.
     """
     try:
-        from ..sweeps.sweep import plan_sweep, run_plan
-
-        plan = plan_sweep(asked, runs, jobs)
+        plan = sweeps.sweep.plan_sweep(asked, runs, jobs)
         if plan.warning:
             errors().print(plan.warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
         if dry_run or not as_json:
             print_plan(plan, dry_run, as_json)
         if dry_run:
             return []
-        result = run_plan(plan)
+        result = sweeps.sweep.run_plan(plan)
     except KeyboardInterrupt:
         _say_stopped()
     if result.interrupted:

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import supermask
+
 from ..contract.errors import RequestError
+from ..runs.folders import find_run
+from ..runs.names import TICKET
 
 if TYPE_CHECKING:
     from supermask import Ticket
@@ -30,9 +34,6 @@ def ticket_path(name: str, runs: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    from ..runs.folders import find_run
-    from ..runs.names import TICKET
-
     try:
         folder = find_run(name, runs)
     except RequestError as error:
@@ -49,8 +50,6 @@ def read_ticket(name: str, runs: str) -> Ticket:
         RequestError: there is none.
         TicketError: the file is no whole ticket.
     """
-    import supermask
-
     return supermask.load(ticket_path(name, runs))
 
 

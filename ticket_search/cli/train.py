@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import typer
 
+from .. import running, runs
 from ..contract.errors import RequestError
 from ..contract.flags import public_fields
 from ..running.read_config import find_kind
 from ..running.request import LAUNCH_FLAGS, read_flags
 from ..running.train import FIXED
+from ..runs.folders import choose_folder
+from ..runs.progress import Progress
 from .search import print_flags, print_plan, print_summary
 from .terminal import output, print_definitions, print_json, stop_told
+from .tickets import ticket_path
 
 _LAUNCH = ("--runs", "--name", "--dry-run", "--json", "--help")
 
@@ -35,24 +39,17 @@ def train(context: typer.Context) -> None:
     flags = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
     if problems:
         raise RequestError(problems)
-    from ..running.plan import make_plan
-    from ..running.search import carry_out, describe_ticket, prepare
-    from ..runs.folders import choose_folder
-    from ..runs.progress import Progress
-    from ..runs.run import Run
-    from .tickets import ticket_path
-
-    runs = launch.get("--runs", "runs")
+    place = launch.get("--runs", "runs")
     model, data = flags.pop("model", None), flags.pop("data", None)
     own = [key for key, value in (("model", model), ("data", data)) if value is not None]
-    values, known = describe_ticket(ticket_path(words[0], runs), flags, own)
-    config, setup = prepare("train", model or known["model"], data or known["data"], values, flags)
+    values, known = running.search.describe_ticket(ticket_path(words[0], place), flags, own)
+    config, setup = running.search.prepare("train", model or known["model"], data or known["data"], values, flags)
     if "--dry-run" in launch:
-        print_plan(make_plan(config, setup), "--json" in launch)
+        print_plan(running.plan.make_plan(config, setup), "--json" in launch)
         return
-    folder = choose_folder(config, runs, launch.get("--name"))
+    folder = choose_folder(config, place, launch.get("--name"))
     with stop_told(folder):
-        run = carry_out(Run(folder, config, setup, Progress()))
+        run = running.search.carry_out(runs.run.Run(folder, config, setup, Progress()))
     if "--json" in launch:
         print_json(run.summary)
     else:

@@ -20,9 +20,11 @@ from supermask.tickets.file import write_atomically
 
 from ..contract.errors import Interrupted, RequestError, RunError
 from ..contract.flags import read_json
+from ..running.controls import controls
 from ..running.read_config import find_kind
 from ..running.request import Request
 from ..running.search import carry_out, prepare
+from ..runs.names import ELSEWHERE, EVALUATED
 from ..runs.run import Run, stopping_on_signals
 from .progress import CONTROLS, RUNNING, Board, BoardProgress, SweepProgress
 
@@ -211,9 +213,6 @@ def _carry_out(job: Job) -> str:
 
 
 def _control(job: Job, there: list[int]) -> None:
-    from ..running.controls import controls
-    from ..runs.names import ELSEWHERE, EVALUATED
-
     frozen = not find_kind(job.request.method).traits.trains_weights
     kinds = [kind for kind in job.controls if not frozen or kind in EVALUATED]
     levels = [level for level in job.control_levels if level in there[1:]]
