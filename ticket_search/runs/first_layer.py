@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from numpy import bool_, float64
-    from numpy.typing import NDArray
+import numpy
+from numpy import bool_, float64
+from numpy.typing import NDArray
 
+if TYPE_CHECKING:
     from supermask import Masks
 
 SHOWN = 64
@@ -56,16 +57,12 @@ def mask_grid(mask: NDArray[bool_], shape: Sequence[int]) -> NDArray[float64]:
     Returns:
         NaN between channels (1 pixel) and between units (1 pixel, 2 where there are several channels).
     """
-    import numpy
-
     units = mask[:SHOWN].reshape(-1, *shape)
     cells = numpy.stack([_tile(unit, shape[0], gap=1) for unit in units])
     return _tile(cells, min(_COLUMNS, len(cells)), gap=1 if shape[0] == 1 else 2)
 
 
 def _tile(cells: NDArray[Any], columns: int, gap: int) -> NDArray[float64]:
-    import numpy
-
     number, height, width = cells.shape
     rows = math.ceil(number / columns)
     grid = numpy.full((rows * columns, height + gap, width + gap), numpy.nan)
@@ -119,7 +116,6 @@ def draw(picture: Picture) -> tuple[bytes, int, int]:
 
     Every number gets the same whole number of pixels, so that none is lost.
     """
-    import numpy
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

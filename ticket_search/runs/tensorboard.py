@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy
+
 from .first_layer import Picture, draw
 
 if TYPE_CHECKING:
@@ -192,8 +194,6 @@ class EventFile:
 
 
 def _count(values: Tensor) -> dict[str, Any]:
-    import numpy
-
     numbers = values.detach().cpu().double().numpy().ravel()
     numbers = numbers[numpy.isfinite(numbers)]
     if not numbers.size:
