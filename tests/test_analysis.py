@@ -126,11 +126,11 @@ def test_levels_are_tested_downward_to_the_first_that_fails():
     tested = answer_in_order(words, names)
     assert [answer.answer for answer in tested] == ["yes", "yes", "no", "unknown", "unknown"]
     assert [answer.tested for answer in tested] == [True, True, True, False, False]
-    assert all("density 0.512 before it is no" in answer.because for answer in tested[3:])
+    assert all("the answer at density 0.512 is no" in answer.because for answer in tested[3:])
     unsure = answer_in_order([answer_not_worse("?", spread(0.0, 1.0, 5), 0.5), words[0]], names)
     assert [answer.answer for answer in unsure] == ["undecided", "undecided"]
     assert unsure[1].more_seeds == unsure[0].more_seeds
-    assert f"density 0.8 before it is undecided ({unsure[0].more_seeds} more seed" in unsure[1].because
+    assert f"the answer at density 0.8 is undecided ({unsure[0].more_seeds} more seed" in unsure[1].because
     assert unsure[1].in_words() == "not tested"
     assert unsure[0].in_words().startswith(f"undecided ({unsure[0].more_seeds} more seed")
     assert tested[0].in_words() == "yes"
@@ -158,7 +158,7 @@ def level(density, difference, step, dense_step, n=5, at_end=0, retrained=False)
         (level(0.5, 0.0, 200, 200, at_end=5), "unknown", "in 5 of 5 seeds the minimum is the last measurement"),
         (level(0.5, 0.0, 100, 200, at_end=1), "unknown", "in 1 of 5 seeds"),
         (level(0.5, 0.0, 300, 200, at_end=5), "no", "-100.00 steps sooner"),
-        (level(0.5, 0.0, 10, 200, retrained=True), "unknown", "it goes on from trained weights"),
+        (level(0.5, 0.0, 10, 200, retrained=True), "unknown", "its training continues from trained weights"),
     ],
 )
 def test_as_early_as_the_dense_network(row, answer, because):
@@ -169,11 +169,11 @@ def test_as_early_as_the_dense_network(row, answer, because):
 
 def test_positions_are_not_asked_of_whole_filters():
     rows = answer_levels([DENSE, level(0.5, 0.0, 100, 200)], 0.5)
-    for whole, missing in ((False, "`ticket controls` has not been run"), (True, "not asked of whole filters")):
+    for whole, missing in ((False, "`ticket controls` has not been run"), (True, "not asked where whole filters")):
         found = judge(rows, [], {}, 0.5, whole)
         assert found.positions.answer == "unknown" and missing in found.positions.because
         assert "`ticket controls` has not been run" in found.init.because
-        assert ("not asked of whole filters" in found.trivial.because) == whole
+        assert ("not asked where whole filters" in found.trivial.because) == whole
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,9 @@ def test_like_is_compared_with_like(runs, tmp_path):
     found = compare([ticket.path, other.path, fine.path])
     group = of(found, "train")
     assert group["baseline"] is None
-    assert any("is no baseline" in note and "--lr 0.005 there, 0.0012 here" in note for note in found["notes"])
+    assert any(
+        "is not the dense baseline of" in note and "--lr 0.005 there, 0.0012 here" in note for note in found["notes"]
+    )
     assert any("2 tasks" in note for note in found["notes"])
     with_own = compare([ticket.path, other.path, runs["dense", 0].path])
     assert of(with_own, "train")["baseline"] == "dense"
@@ -307,7 +309,7 @@ def test_masks_that_differ_alone_are_not_more_seeds(tmp_path):
     runs = [search("random", runs=tmp_path, density=0.3, mask_seed=seed, **QUICK) for seed in range(3)]
     found = compare([run.path for run in runs])
     assert found["groups"][0]["n"] == 1
-    assert len([line for line in found["left_out"] if "only the masks' seed is not" in line]) == 2
+    assert len([line for line in found["left_out"] if "differs in the mask seed only" in line]) == 2
 
 
 def test_untrained_weights_are_nobodys_baseline(tmp_path):
@@ -577,7 +579,7 @@ def test_masks_are_shown_level_by_level_and_as_heat_maps(ticket, tmp_path, monke
     assert shown.code == 0 and "entries changed" in shown.out and Path("map.png").read_bytes()[1:4] == b"PNG"
     assert "Density of each layer" in Path("page.html").read_text()
     again = ticket("compare", f"runs/{run.path.name}", "--heat-map", "map.png")
-    assert again.code == 2 and "--heat-map map.png is there already" in again.err
+    assert again.code == 2 and "--heat-map map.png: the file exists already" in again.err
     search("dense", batch_size=128, **QUICK)
     none = ticket("compare", "runs/dense-lenet-300-100-digits-d1-s0", "--heat-map", "other.png")
     assert none.code == 2 and "none of the runs has a mask" in none.err

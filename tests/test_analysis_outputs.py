@@ -336,7 +336,7 @@ def test_everything_wrong_with_a_csv_is_said_at_once(tmp_path):
         "line 3: kept '-1': expected greater than or equal to 0",
         "line 3: seed '1.5': expected a valid integer",
         "line 4: test_accuracy 'nan': expected a finite number",
-        "line 5: 2 cells, the header has 7",
+        "line 5: it has 2 cells, but the header has 7",
     ]
 
 
@@ -344,10 +344,10 @@ def test_everything_wrong_with_a_csv_is_said_at_once(tmp_path):
     ("text", "expected"),
     [
         ("", "there is no column method"),
-        ("method,density,seed,test_accuracy\n", "no lines below the header"),
+        ("method,density,seed,test_accuracy\n", "no measurements below the header"),
         ("method,density,seed,test_accuracy\nm,0.5,0,0.97\nm,0.5,1,0.98\n", "expected percent"),
-        ("method,density,seed,test_accuracy\nm,0.5,0,97\nm,0.50,0,98\n", "line 3 measures the same as line 2"),
-        ("method,method,density,seed,test_accuracy\nm,m,0.5,0,97\n", "column method stands there twice"),
+        ("method,density,seed,test_accuracy\nm,0.5,0,97\nm,0.50,0,98\n", "line 3 repeats the measurement of line 2"),
+        ("method,method,density,seed,test_accuracy\nm,m,0.5,0,97\n", "column method occurs more than once"),
         (b"method,density,seed,test_accuracy\n\xff,0.5,0,97\n", "UTF-8"),
         ('method,density,seed,test_accuracy\n"m"x,0.5,0,97\n', "expected after"),
     ],
@@ -379,7 +379,7 @@ def test_tables_leave_out_empty_columns():
     other[0] = replace(other[0], data="mnist1d")
     assert "on" in make_tables(make_comparison(other))[0].columns
     seed = make_tables(make_comparison(CASES["one seed"]))
-    assert not {"interval", "its interval", "Holm p"} & {name for table in seed for name in table.columns}
+    assert not {"interval", "interval of difference", "Holm p"} & {name for table in seed for name in table.columns}
 
 
 def test_markdown_has_as_many_cells_in_each_line(comparison):
@@ -478,7 +478,7 @@ def test_the_page_says_the_verdict_in_words():
         "does it match the dense network? \N{CHECK MARK} yes",
         "does it matter where its weights are? \N{BALLOT X} no",
         "3 more seeds would probably decide",
-        "sparsest that matches: 21 %",
+        "sparsest matching density: 21 %",
         "controls at 41 %",
         "a ticket may be 0.5 percentage points worse",
     ):

@@ -93,8 +93,11 @@ def ticket_accuracy(ticket) -> float:
 @pytest.mark.parametrize(
     ("slower", "says"),
     [
-        ("", "no gain on this machine at batch 2, because compaction could remove nothing"),
-        ("dense masked", "best here at batch 2: compacted in eager, 1 ms, 2.00 times as fast as dense in eager"),
+        ("", "no gain on this machine at batch size 2, because compaction could remove nothing"),
+        (
+            "dense masked",
+            "best on this machine at batch size 2: compacted in eager, 1 ms, 2.00 times as fast as dense in eager",
+        ),
     ],
 )
 def test_the_last_line_follows_from_the_times(slower, says, ticket, tmp_path, monkeypatch):
@@ -198,8 +201,8 @@ def test_the_fastest_of_the_same_accuracy_is_the_best():
     assert (best.variant, best.engine, best.gain) == ("compacted", "onnxruntime", True)
     assert (best.times_dense_eager, best.times_fastest_dense) == (5.0, 3.0)
     assert best.sentence == (
-        "best here at batch 64: compacted in onnxruntime, 2 ms, 5.00 times as fast as dense in eager, 3.00 times as fast "
-        "as the fastest dense (onnxruntime)"
+        "best on this machine at batch size 64: compacted in onnxruntime, 2 ms, 5.00 times as fast as dense in eager, "
+        "3.00 times as fast as dense in its fastest engine (onnxruntime)"
     )
     assert "busy (load 9): measure again" in judge(rows, SIZES, busy="load 9").sentence
 
@@ -211,18 +214,23 @@ def test_the_fastest_of_the_same_accuracy_is_the_best():
             [row("compacted", "eager", 9.9), row("sparse", "eager", 20.0)],
             replace(SIZES, compacted_parameters=1000, dead_units=0),
             "compaction could remove nothing: all 50 units are alive; "
-            "the sparse network at density 0.1 takes 2.00 of the dense time in eager, at best",
+            "the sparse network at density 0.1 takes at best 2.00 times as long as the dense one (in eager)",
         ),
         (
             [row("compacted", "onnxruntime", 5.8), row("sparse", "eager", None, reason="ValueError: no layer")],
             SIZES,
-            "the compacted network with 40% of the parameters takes 0.97 of the dense time in onnxruntime, at best; "
+            "the compacted network with 40% of the parameters takes at best 0.97 times as long as the dense one (in "
+            "onnxruntime); "
             "sparse: ValueError: no layer",
         ),
         # Faster than dense in eager, but not than what an engine makes of the dense network.
-        ([row("compacted", "eager", 7.0)], SIZES, "takes 0.70 of the dense time in eager, at best"),
+        ([row("compacted", "eager", 7.0)], SIZES, "takes at best 0.70 times as long as the dense one (in eager)"),
         # Faster than dense, but not than the same shapes with zeros in them.
-        ([row("masked", "onnxruntime", 3.0), row("compacted", "eager", 2.8)], SIZES, "takes 0.28 of the dense time"),
+        (
+            [row("masked", "onnxruntime", 3.0), row("compacted", "eager", 2.8)],
+            SIZES,
+            "takes at best 0.28 times as long",
+        ),
         # The masked network is dense to every engine: that it came out faster is noise.
         ([row("masked", "onnxruntime", 3.0)], SIZES, "the sparse network was not measured"),
     ],
@@ -230,7 +238,7 @@ def test_the_fastest_of_the_same_accuracy_is_the_best():
 def test_no_gain_has_its_reason(more, sizes, because):
     best = judge([*DENSE, *more], sizes)
     assert not best.gain
-    assert best.sentence.startswith("no gain on this machine at batch 64, because ")
+    assert best.sentence.startswith("no gain on this machine at batch size 64, because ")
     assert because in best.sentence
     assert best.sentence.endswith("onnxruntime alone runs the dense network 1.67 times as fast as eager")
 
@@ -242,7 +250,7 @@ def test_a_gain_has_half_its_times_below_a_quarter_and_three_quarters_below_half
 
 def test_no_times_no_verdict():
     none = judge([row("dense", "eager", None, reason="x")], SIZES)
-    assert none.sentence.startswith("no verdict at batch 64")
+    assert none.sentence.startswith("no verdict at batch size 64")
     assert (none.gain, none.variant, none.times_dense_eager) == (False, None, None)
 
 

@@ -357,7 +357,7 @@ def test_inspect_shows_a_strangers_ticket_and_builds_nothing(ticket, tmp_path, m
     assert "\x1b" not in shown.out
     assert "\u202e" not in shown.out
     assert r"\x1b[2J[red]x[/red]\u202e" in shown.out
-    assert "warning: nothing is kept of" in shown.out
+    assert "warning: the mask keeps no weight of" in shown.out
     assert "name os:system, arguments depth 3" in shown.out
     assert json.loads(ticket("inspect", "theirs", "--json").out)["method"] == evil
     found = json.loads(ticket("inspect", "fine", "--json").out)

@@ -190,8 +190,8 @@ def test_fresh_weights_are_the_control_of_whole_filters(tmp_path):
     control = supermask.load(run.path / row["path"] / "ticket.safetensors")
     assert control.masks == run.ticket.masks
     (group,) = compare([run.path])["groups"]
-    assert "it goes on from trained weights" in group["verdict"]["as_early"]["because"]
-    assert "not asked of whole filters" in group["verdict"]["positions"]["because"]
+    assert "its training continues from trained weights" in group["verdict"]["as_early"]["because"]
+    assert "not asked where whole filters" in group["verdict"]["positions"]["because"]
     drawn = control.states["start"].drawn["fc1.weight"]
     first = run.load_level(0).states["start"].drawn["fc1.weight"]
     assert (drawn.init, drawn.seed != first.seed) == (first.init, True)

@@ -149,7 +149,7 @@ def test_what_cannot_be_traced_says_why():
     inside = nn.Sequential(nn.Flatten(), nn.Sequential(nn.ReLU(), Deciding()), nn.Linear(64, 5))
     with pytest.raises(RunError, match=r"--to torch-export: its module 1.1 \(Deciding\) cannot be traced"):
         to_torch_export(inside.eval(), SHAPE)
-    with pytest.raises(RunError, match="does not run at batch 1: "):
+    with pytest.raises(RunError, match="does not run at batch size 1: "):
         check("onnx", nn.Flatten(), OneSize(), SHAPE)
 
 
@@ -184,7 +184,7 @@ def test_missing_packages_are_said_with_what_to_type(monkeypatch, tmp_path):
 
 
 def test_tensors_alone_need_no_network(tmp_path):
-    with pytest.raises(RequestError, match="npz holds tensors only"):
+    with pytest.raises(RequestError, match="not npz, which holds tensors only"):
         export(a_ticket(), "npz", tmp_path / "net.npz", model=small_lenet)
 
 
@@ -214,7 +214,7 @@ def test_a_compacted_network_is_exported(to, tmp_path, ticket):
     assert difference(found, whole(x)) <= 1e-5
     assert (tmp_path / "net").stat().st_size < 0.6 * 4 * sum(p.numel() for p in whole.parameters())
     again = ticket("export", "t.safetensors", "--to", "npz", "--output", "npz", "--compact")
-    assert again.code == 2 and "--compact is for --to onnx and torch-export, not npz" in again.err
+    assert again.code == 2 and "--compact goes with --to onnx and torch-export, not npz" in again.err
 
 
 def test_quiet_gives_warnings_and_logs_back():

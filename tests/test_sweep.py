@@ -439,7 +439,7 @@ def test_a_stopped_sweep_leaves_runs_that_go_on_to_the_same_bytes(stop, sweep_fi
     process, err = start_and_stop(path, "stopped", stop)
     if stop is not killed:
         assert process.returncode == 130, err
-        assert "stopped; go on with:\n  ticket sweep mine.toml --jobs 2 --runs stopped" in err
+        assert "stopped; continue with:\n  ticket sweep mine.toml --jobs 2 --runs stopped" in err
         assert "Traceback" not in err
     assert len(list(Path("stopped").glob("mine/*/state.pt"))) == 2
     assert not list(Path("stopped").glob("mine/*/summary.json")), "stopped too late to tell anything"

@@ -1,4 +1,4 @@
-"""Throughput of a ticket's variants as bars, in PNG or SVG."""
+"""The times of a ticket's variants as bars, in PNG or SVG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs side by side: seeds of one configuration grouped, each group laid beside the dense network and its controls."""
+"""The comparison of runs: the seeds of a configuration form a group, to compare with the dense network and controls."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .intervals import Difference, chance_of_none, confidence_interval, differen
 from .read_runs import Member, read_members
 from .verdict import DELTA, answer_levels, judge
 
-# What must be equal in the runs of a ticket and in those of the dense network that it is compared with: the task, and,
-# where the ticket's weights are trained, how they are.
+# The flags in which a ticket and the dense network that it is compared with must be equal: those of the task, and,
+# where the ticket's weights are trained, those of the training.
 TASK = (
     "model", "model_args", "activation", "data", "train_size", "image_size", "crop", "flip", "loss", "metric",
     "label_smoothing", "split_seed", "precision",
@@ -26,9 +26,9 @@ RECIPE = (
     "epochs", "batch_size", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule", "milestones", "drop",
     "warmup", "clip", "accumulate", "init",
 )  # fmt: skip
-# Flags that have a place of their own where groups are shown.
+# Flags that every table of groups shows in a column of their own.
 _SHOWN = frozenset({"method", "model", "data", "density", "found_by", "label"})
-# What was measured of each seed: `{Member.pair: row}`.
+# The measurements of all seeds at one level: `{Member.pair: row}`.
 _Rows = Mapping[Any, Mapping[str, Any]]
 
 
@@ -61,7 +61,7 @@ def compare(
     found = _tell_apart([_describe(group, groups, delta, notes) for group in groups], [g[0].recipe for g in groups])
     tasks = {json.dumps({key: group[0].recipe.get(key) for key in TASK}, sort_keys=True) for group in groups}
     if len(tasks) > 1:
-        notes.append(f"the runs are of {len(tasks)} tasks (model, data, precision, ...), each compared within its own")
+        notes.append(f"there are {len(tasks)} tasks (model, data, precision, ...); only runs of one task are compared")
     found.sort(key=lambda group: (group.data, group.model, -group.density, group.method, group.label))
     numbered = tuple(replace(group, id=f"group-{number}") for number, group in enumerate(found, start=1))
     return Comparison(delta, numbered, tuple(left_out), tuple(dict.fromkeys(notes)))
@@ -76,7 +76,7 @@ def _group(members: Iterable[Member], left_out: list[str]) -> list[list[Member]]
             left_out.append(f"{member.name}: repeats the seeds of {group[member.seeds].name}")
         elif same := next((other for other in group.values() if other.pair == member.pair), None):
             left_out.append(
-                f"{member.name}: its weights and data order are those of {same.name}, only the masks' seed is not"
+                f"{member.name}: it has the weights and the data order of {same.name} and differs in the mask seed only"
             )
         else:
             group[member.seeds] = member
@@ -110,7 +110,7 @@ def _describe(group: list[Member], groups: Sequence[list[Member]], delta: float,
 
 
 def _find_baseline(group: list[Member], groups: Sequence[list[Member]], notes: list[str]) -> tuple[_Rows, str | None]:
-    """The dense network's row of each seed, and what it is called."""
+    """The measurements of the dense network, and its name; none where there is no dense network to compare with."""
     first = group[0]
     if first.dense:
         return {}, None
@@ -122,7 +122,7 @@ def _find_baseline(group: list[Member], groups: Sequence[list[Member]], notes: l
         if theirs.rows[0]["density"] != 1 or theirs.frozen or _differ(first, theirs, TASK):
             continue
         if not first.frozen and (differs := _differ(first, theirs, RECIPE)):
-            notes.append(f"{theirs.name} is no baseline of {first.name}: {', '.join(differs)}")
+            notes.append(f"{theirs.name} is not the dense baseline of {first.name}: {', '.join(differs)}")
             continue
         rows = {member.pair: member.rows[0] for member in other if member.rows[0]["density"] == 1}
         found.append((len(rows.keys() & {member.pair for member in group}), theirs.dense, rows, theirs))
@@ -130,14 +130,14 @@ def _find_baseline(group: list[Member], groups: Sequence[list[Member]], notes: l
         return {}, None
     _, _, rows, theirs = max(found, key=lambda item: item[:2])
     if first.frozen and (differs := _differ(first, theirs, RECIPE)):
-        notes.append(f"{first.name} is compared with dense training by another recipe: {', '.join(differs)}")
+        notes.append(f"{first.name} is compared with a dense network of another recipe: {', '.join(differs)}")
     return rows, theirs.method if theirs.dense else f"level 0 of {theirs.method}"
 
 
 def _differ(one: Member, other: Member, keys: Sequence[str]) -> list[str]:
-    """What differs in the flags, of others' numbers those that are said; `init = "keep"` is any init."""
+    """The flags that differ; of other programs' numbers, only flags that both have. `init = "keep"` equals any init."""
     if one.measured_here and other.measured_here:
-        both = list(keys)  # what is not set is a value too: no clipping, no loss of one's own
+        both = list(keys)  # a flag that is not set is a value too, such as no clipping
     else:
         both = [key for key in keys if key in one.recipe and key in other.recipe]
     if "keep" in (one.recipe.get("init"), other.recipe.get("init")):
@@ -146,7 +146,7 @@ def _differ(one: Member, other: Member, keys: Sequence[str]) -> list[str]:
 
 
 def _rows_by_level(group: list[Member]) -> list[_Rows]:
-    """The rows of all seeds, level by level; of others' numbers, density by density."""
+    """The measurements of all seeds, level by level; for numbers of other programs density by density."""
     if group[0].measured_here:
         number = min(len(member.rows) for member in group)
         return [{member.pair: member.rows[level] for member in group} for level in range(number)]
@@ -170,7 +170,7 @@ def _describe_level(group: list[Member], level: int, rows: _Rows, baseline: _Row
         dense_trainings=_mean(costs),
         difference=None if is_baseline else difference(_accuracies(rows), _accuracies(baseline)),
         retrained=any(row.get("retrained", False) for row in rows.values()),
-        # The steps of scores, and those of another recipe, are no steps of dense training.
+        # Steps that train scores, or that follow another recipe, cannot be compared with those of dense training.
         later=None if is_baseline or group[0].frozen else _later(rows, baseline),
     )
 
@@ -214,7 +214,7 @@ def _accuracies(rows: _Rows) -> dict[Any, float]:
 
 
 def _describe_controls(group: Sequence[Member]) -> tuple[Control, ...]:
-    """A row for each kind of control at each level, on each data set, trained or not."""
+    """The controls by kind, level, data set, and whether they were trained."""
     found: dict[tuple[Any, ...], dict[Any, Mapping[str, Any]]] = {}
     for member in group:
         for row in member.controls:

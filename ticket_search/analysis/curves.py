@@ -16,7 +16,7 @@ from matplotlib.ticker import NullLocator
 
 from .findings import Comparison, Control, Group, Level, Row
 
-# Okabe and Ito, Color Universal Design, 2008, without black, which is for others' numbers, and without yellow, which
+# Okabe and Ito, Color Universal Design, 2008, without black, which is for published numbers, and without yellow, which
 # is too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LINES = ("-", "-.", ":")
@@ -24,18 +24,18 @@ _GREYS = ("#444444", "#777777", "#999999")
 _CONTROLS = {"reinit": "^", "shuffle": "v", "random": "s", "random-erk": "D", "small-dense": "P", "invert": "<"}
 _OTHER, _DENSE = "X", "s"
 _HOLLOW = ("o", "s", "D", "^", "v", "P")
-# So many lines have bands, more have bars; of more than so many series controls are faint; so many points beyond the
-# edge are written out.
+# Up to _BANDS lines have bands, more have bars; with more than _MANY series the controls are faint; up to _WRITTEN
+# points below the axis have their accuracies beside them.
 _BANDS, _MANY, _WRITTEN = 6, 12, 6
 DPI, SMALL = 150, 8
 
 
 @dataclass(frozen=True)
 class Look:
-    """`stacked` puts the panels one above the other, for narrow screens.
+    """How a figure is laid out: `stacked` puts the panels one above the other, for narrow screens.
 
-    `lowest` is the accuracy in percent at which the axis begins; what lies below is marked at the edge. If not given,
-    every group is in sight, and controls that lie far below all groups are not.
+    `lowest` is the accuracy in percent at which the axis begins; points below it are marked at the edge. If it is not
+    given, the axis shows every group, but not controls that lie far below all groups.
     """
 
     stacked: bool = False
@@ -44,7 +44,7 @@ class Look:
 
 @dataclass(frozen=True)
 class _Series:
-    """What is drawn as one line, a row for each point of it; `control` is empty for a group."""
+    """One line of the figure and the rows of its points; `control` is empty for a group."""
 
     rows: Sequence[Row]
     colour: str
@@ -55,7 +55,7 @@ class _Series:
 
     @property
     def style(self) -> dict[str, Any]:
-        """As matplotlib calls it."""
+        """The arguments of matplotlib for this line."""
         face = self.colour if self.filled else "white"
         return {
             "color": self.colour, "marker": self.marker, "markerfacecolor": face, "markersize": 5,
@@ -65,7 +65,7 @@ class _Series:
 
 @dataclass(frozen=True)
 class _Dense:
-    """A dense network as a line across; `marker` is empty where level 0 of a search stands in for it."""
+    """A dense network as a horizontal line; `marker` is empty where it is level 0 of a search."""
 
     mean: float
     label: str
@@ -74,13 +74,13 @@ class _Dense:
 
 
 def draw(comparison: Comparison, published: Sequence[Mapping[str, Any]], look: Look) -> Figure:
-    """The figure, its legend below the panels."""
+    """Draw accuracy against density, and against cost where costs differ, with the legend below the panels."""
     joined = _join_densities(comparison.groups)
     series, dense = _make_series(joined), _make_dense(joined)
     handles, labels = _make_legend(joined, series, dense, published)
     groups = [line for line in series if not line.control]
     costs = {f"{cost:.2g}" for line in groups for row in line.rows if (cost := _cost(row))}
-    # Where everything costs the same there is nothing to see.
+    # Where all costs are equal, a second panel would show nothing.
     panels = 2 if len(costs) > 1 else 1
     width, height = (5.2, 3.6 * panels) if look.stacked else (5.4 * panels, 4.2)
     columns = max(1, min(4, int(width / (0.6 + 0.062 * max(map(len, labels))))))
@@ -112,7 +112,7 @@ def draw(comparison: Comparison, published: Sequence[Mapping[str, Any]], look: L
 
 
 def _join_densities(groups: Sequence[Group]) -> list[Group]:
-    """Groups of one measurement each that differ in the density only are one curve."""
+    """Join groups of one measurement each that differ in the density only into one curve."""
     found: dict[Any, list[Group]] = {}
     for index, group in enumerate(groups):
         alone = len(group.levels) == 1 and group.verdict is not None
@@ -153,7 +153,7 @@ def _make_series(groups: Sequence[Group]) -> list[_Series]:
 
 
 def _make_dense(groups: Sequence[Group]) -> list[_Dense]:
-    """The dense networks; level 0 of the first search stands in for one of its task where none was trained."""
+    """The dense networks, and for a task without one the level 0 of its first search."""
     trained = [group for group in groups if group.verdict is None]
     found = [(group.mean, f"{shorten(group.label)} (mean)", _DENSE) for group in trained]
     tasks = {_task(group) for group in trained}
@@ -176,7 +176,7 @@ def _density(row: Row) -> float:
 
 
 def _cost(row: Row) -> float:
-    """What the search cost up to here, in trainings of the dense network; 0 where it is not known."""
+    """The cost of the search up to a row, in trainings of the dense network; 0 where it is not known."""
     return row.dense_trainings or 0.0 if isinstance(row, Level) else 0.0
 
 
@@ -190,7 +190,7 @@ def _accuracy_range(
     means += [row.mean for row in near]
     ends = [end for row in near for end in (row.interval or ())]
     spread = max(max(means) - min(means), 1.0)
-    # Two seeds may have an interval of the whole axis: it runs out of the picture.
+    # The interval of two seeds may be longer than the axis: it is cut off.
     bottom = max(min([*means, *ends]), min(means) - spread / 2) - 0.06 * spread
     top = min(max([*means, *ends]), max(means) + spread / 2) + 0.06 * spread
     bottom = bottom if lowest is None else lowest
@@ -220,7 +220,7 @@ def _draw_costs(axes: Axes, groups: Sequence[_Series], bottom: float) -> None:
 def _draw_lines(
     axes: Axes, series: Sequence[_Series], place_of: Callable[[Row], float], bottom: float, bands: bool
 ) -> None:
-    """Lines over the logarithm of `place_of` a row; those of one point at one place are moved apart."""
+    """Draw lines over the logarithm of `place_of(row)`; lines of a single point at the same place are moved apart."""
     alone = [f"{place_of(line.rows[0]):.2g}" if len(line.rows) == 1 else "" for line in series]
     long = sum(not line.control for line, place in zip(series, alone, strict=True) if not place)
     beyond: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -236,7 +236,7 @@ def _draw_lines(
 
 
 def _move(axes: Axes, index: int, number: int) -> float:
-    """A factor on a logarithmic axis by which `number` points at one place are seen side by side."""
+    """The factor that moves point `index` of `number` points at one place aside, on a logarithmic axis."""
     left, right = axes.get_xlim()
     return math.exp(min(0.012, 0.12 / number) * (index - (number - 1) / 2) * math.log(right / left))
 
@@ -257,7 +257,7 @@ def _draw_line(axes: Axes, places: Sequence[float], line: _Series, band: bool, f
 
 
 def _mark_beyond(axes: Axes, beyond: Mapping[tuple[str, str], Sequence[tuple[float, float]]], bottom: float) -> None:
-    """Arrows at the lower edge, with the accuracies where they are few."""
+    """Draw arrows at the lower edge, with the accuracies beside them where they are few."""
     for (colour, _), points in beyond.items():
         for place, _ in points:
             axes.plot(place, bottom, marker="v", color=colour, markersize=5, clip_on=False, zorder=5)
@@ -268,7 +268,7 @@ def _mark_beyond(axes: Axes, beyond: Mapping[tuple[str, str], Sequence[tuple[flo
 
 
 def _set_logarithmic(axes: Axes, left: float, right: float, unit: float) -> None:
-    """From `left` to `right`, with ticks that are round numbers of `unit`."""
+    """Make the axis logarithmic from `left` to `right`, with ticks at round multiples of `unit`."""
     axes.set_xscale("log")
     axes.set_xlim(left, right)
     ticks = _ticks(min(left, right) / unit, max(left, right) / unit)
@@ -277,7 +277,7 @@ def _set_logarithmic(axes: Axes, left: float, right: float, unit: float) -> None
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers between `low` and `high`, the closer together the less that is."""
+    """Round numbers between `low` and `high`: closer together where the range is small."""
     steps = (1, 1.5, 2, 3, 5, 7) if high / low < 10 else (1, 2, 5) if high / low < 2000 else (1,)
     powers = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
     return [float(f"{power * step:.2g}") for power in powers for step in steps if low <= power * step <= high]
@@ -313,6 +313,6 @@ def _make_legend(
 
 
 def shorten(text: str, most: int = 58) -> str:
-    """In one line, and not too long for a legend."""
+    """A text in one line of at most `most` characters, for a legend."""
     text = "".join(c if c.isprintable() else " " for c in str(text))
     return text if len(text) <= most else f"{text[: most - 3]}..."

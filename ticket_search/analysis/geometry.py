@@ -1,4 +1,4 @@
-"""Where masks keep their weights: overlap beside what chance would give, layer densities, churn over levels."""
+"""Where masks keep weights: their overlap and the overlap by chance, densities of layers, changes between levels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .findings import Comparison
 
 
 class HeatMap(NamedTuple):
-    """A matrix to be drawn: `values` has a row of numbers for each name in `rows`."""
+    """A matrix to draw: `values` has a list of numbers for each name in `rows`."""
 
     title: str
     rows: list[str]
@@ -24,9 +24,10 @@ class HeatMap(NamedTuple):
 
 
 def overlap_by_chance(one: Masks, other: Masks) -> float:
-    """The intersection over union to expect of masks that keep as much of each tensor as these, at random places.
+    """The expected intersection over union of two random masks with the same densities of all tensors as these.
 
-    The expected intersection over the expected union: for the many weights of a network the two are near their means.
+    It is computed as the expected intersection over the expected union, which is accurate for the many weights of a
+    network.
     """
     both = either = 0.0
     mine, theirs = one.kept_per_tensor, other.kept_per_tensor
@@ -38,14 +39,15 @@ def overlap_by_chance(one: Masks, other: Masks) -> float:
 
 
 def compare_masks(tickets: Mapping[str, Ticket]) -> dict[str, Any]:
-    """Overlaps of all pairs of tickets, and how dense each of their layers is.
+    """The overlaps of all pairs of tickets, and the densities of their layers.
 
     Returns:
-        `{"labels", "overlap", "chance", "layers", "densities"}`: matrices of intersection over union, measured and by
-        chance, in the order of the labels; and for each label the densities of the layers.
+        `{"labels", "overlap", "chance", "layers", "densities"}`: `overlap` and `chance` are matrices of intersection
+        over union, as measured and as expected by chance, in the order of the labels; `densities` has a list for each
+        label.
 
     Raises:
-        RequestError: tickets of networks whose masks do not fit each other.
+        RequestError: tickets that mask different tensors.
     """
     labels = list(tickets)
     masks = {label: ticket.masks for label, ticket in tickets.items()}
@@ -65,7 +67,11 @@ def compare_masks(tickets: Mapping[str, Ticket]) -> dict[str, Any]:
 
 
 def compare_levels(run: str | Path) -> list[dict[str, Any]]:
-    """The levels of a search: density of each layer, share of mask entries changed, overlap with the level before.
+    """The masks of a search, level by level.
+
+    Returns:
+        A row for each level: `level`, `density`, the densities of `layers`; and, compared with the level before, the
+        share of mask entries that `changed`, the `overlap`, and whether the mask is `nested` in that one.
 
     Raises:
         RequestError: a run without levels.
@@ -86,10 +92,10 @@ def compare_levels(run: str | Path) -> list[dict[str, Any]]:
 
 
 def compare_runs_masks(comparison: Comparison) -> list[dict[str, Any]]:
-    """The tickets of a comparison, network by network: overlaps, layer densities, and the levels that led to them.
+    """The masks of all tickets of a comparison, for each network apart.
 
     Returns:
-        For each network with a ticket what `compare_masks` gives, and `levels`: `{run: what compare_levels gives}`.
+        For each network the result of `compare_masks`, and `levels`: `{run: result of compare_levels}`.
     """
     networks: dict[str, dict[str, Ticket]] = {}
     for group in comparison.groups:
@@ -103,11 +109,11 @@ def compare_runs_masks(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def heat_maps(compared: Mapping[str, Any]) -> list[HeatMap]:
-    """What of the masks of a network is seen rather than read: layer densities, overlaps, and layers level by level."""
+    """The heat maps of one result of `compare_runs_masks`: densities of layers, overlaps, densities level by level."""
     labels, layers = [Path(label).name for label in compared["labels"]], compared["layers"]
     maps = [HeatMap("Density of each layer", labels, layers, compared["densities"])]
     if len(labels) > 1:
-        for key, title in (("overlap", "Overlap of masks (IoU)"), ("chance", "Overlap that chance would give")):
+        for key, title in (("overlap", "Overlap of masks (IoU)"), ("chance", "Overlap expected by chance (IoU)")):
             maps.append(HeatMap(title, labels, labels, compared[key]))
     for run, rows in compared["levels"].items():
         names = [f"level {row['level']}" for row in rows]
@@ -117,10 +123,10 @@ def heat_maps(compared: Mapping[str, Any]) -> list[HeatMap]:
 
 
 def load_tickets(names: Sequence[str | Path]) -> dict[str, Ticket]:
-    """Tickets of run folders or files, by name.
+    """Load the tickets of run folders or ticket files, by name.
 
     Raises:
-        RequestError: what is neither; all of them are named.
+        RequestError: names that are neither; all of them are listed.
     """
     found, problems = {}, []
     for name in names:

@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs nothing else."""
+"""A comparison as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .findings import Comparison, Verdict
 from .plots import figure_svg
 from .tables import make_tables, right_aligned
 
-# What each answer means for the claim that this is a ticket.
+# Whether an answer speaks for the claim that this is a ticket.
 _GOOD = {"yes": "good", "no": "bad"}
 _MEANING = dict.fromkeys(("matching", "as_early", "init", "positions"), _GOOD) | {
     "trivial": {"yes": "bad", "no": "good"}
@@ -25,7 +25,7 @@ _SIGNS = {"yes": "\N{CHECK MARK}", "no": "\N{BALLOT X}", "undecided": "?", "unkn
 
 @dataclass(frozen=True)
 class _Finding:
-    """A question with its answer: a sign and a word, and what it means: good, bad, open or unknown."""
+    """A question with its answer as a sign and a word; `meaning` is good, bad, open or unknown."""
 
     question: str
     sign: str
@@ -41,13 +41,13 @@ def to_html(
     published: Sequence[Mapping[str, Any]] = (),
     extra_pictures: Sequence[tuple[str, bytes]] = (),
 ) -> str:
-    """A page for a browser, without scripts and without a network: verdicts, figure, tables, and where they come from.
+    """The page of a comparison: verdicts, figure, tables and the list of runs, without scripts or outside references.
 
     Args:
         comparison: what `compare` returns.
-        title: above the page.
-        published: others' numbers for the figure, as in `plot_comparison`.
-        extra_pictures: more pictures to show, each its caption and a PNG.
+        title: the heading of the page.
+        published: published numbers for the figure, as in `plot_comparison`.
+        extra_pictures: more pictures to show, each as a caption and a PNG.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("ticket_search.analysis").joinpath("page.html").read_text("utf-8"))
@@ -81,7 +81,7 @@ def _find(verdict: Verdict) -> Iterator[_Finding]:
 
 
 def _summarize(comparison: Comparison) -> list[tuple[str, str]]:
-    """What was compared, in words."""
+    """The facts at the top of the page: name and value."""
     groups = comparison.groups
     runs = {run for group in groups for run in group.runs}
     seeds = sorted({group.n for group in groups})

@@ -1,4 +1,4 @@
-"""Accuracy against density and against what the search cost, and matrices as heat maps, in PNG or SVG."""
+"""Figures in PNG or SVG: accuracy against density and against the cost of the search, and matrices as heat maps."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def plot_comparison(
 
     Args:
         comparison: what `compare` returns.
-        path: of the file; its suffix, .png or .svg, says the format.
-        published: others' numbers to draw beside it: `{"label", "density", "accuracy"}`, the accuracy in percent.
-        look: how the panels lie and where the accuracy axis begins.
-        overwrite: replace a file that is there.
+        path: the file; its suffix, .png or .svg, gives the format.
+        published: published numbers to draw as well: `{"label", "density", "accuracy"}`, the accuracy in percent.
+        look: the arrangement of the panels and the beginning of the accuracy axis.
+        overwrite: replace a file that exists already.
 
     Raises:
-        RequestError: another suffix, a folder that is not there, or a file that is there already.
+        RequestError: another suffix, a folder that does not exist, or a file that exists already.
     """
     path = check_path(path, overwrite)
     path.write_bytes(render(draw(comparison, published, look or Look()), path.suffix.lower()))
@@ -67,15 +67,15 @@ def plot_heat_map(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Draw a matrix, the first row on top, its numbers in the cells: densities of layers, overlaps of masks.
+    """Draw a matrix with its numbers in the cells, such as densities of layers or overlaps of masks.
 
     Args:
-        rows: names.
-        columns: names.
-        values: a row of numbers for each name; None or NaN leaves the cell empty.
-        path: of the file, .png or .svg.
-        title: above the matrix.
-        overwrite: replace a file that is there.
+        rows: the names of the rows, the first on top.
+        columns: the names of the columns.
+        values: a list of numbers for each row; None or NaN leaves the cell empty.
+        path: the file, .png or .svg.
+        title: the text above the matrix.
+        overwrite: replace a file that exists already.
 
     Raises:
         RequestError: as `plot_comparison`.
@@ -93,7 +93,11 @@ def heat_map_png(
 
 
 def check_path(path: str | Path, overwrite: bool) -> Path:
-    """The path of a figure that may be written, or a RequestError with every reason why not."""
+    """Return the path of a figure that can be written.
+
+    Raises:
+        RequestError: everything that is wrong with the path.
+    """
     path = Path(path)
     problems = []
     if path.suffix.lower() not in FORMATS:
@@ -108,9 +112,8 @@ def check_path(path: str | Path, overwrite: bool) -> Path:
 
 
 def render(figure: Figure, suffix: str) -> bytes:
-    """A figure as the bytes of a PNG or SVG, the same each time."""
+    """The bytes of a figure as PNG or SVG, without the time or random names, so that they repeat."""
     file = io.BytesIO()
-    # Without the time, the version and random names inside the file.
     metadata = {"Software": None} if suffix == ".png" else {"Date": None, "Creator": None}
     with matplotlib.rc_context({"svg.hashsalt": "ticket", "svg.fonttype": "path"}):
         figure.savefig(file, format=suffix.removeprefix("."), metadata=metadata)
@@ -141,7 +144,7 @@ def _draw_heat_map(
             )  # fmt: skip
     axes.set_xticks(range(len(columns)), names[0], fontsize=SMALL, rotation=40, ha="right", parse_math=False)
     axes.set_yticks(range(len(rows)), names[1], fontsize=SMALL, parse_math=False)
-    # In as many lines as it takes: a run's name is often longer than a narrow matrix is wide.
+    # The name of a run is often longer than a narrow matrix is wide.
     lines = textwrap.fill(shorten(title, 200), int(figure.get_figwidth() / 0.09))
     figure.suptitle(lines, fontsize=SMALL + 1, parse_math=False)
     return figure

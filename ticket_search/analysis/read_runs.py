@@ -1,4 +1,4 @@
-"""The runs of a comparison as they lie on disk, and what others have measured, in one shape."""
+"""The runs to compare, read from their folders, and measurements of other programs, in one form."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..contract.flags import read_json, read_toml
 from ..running.read_config import find_kind
 from ..runs.names import CONTROLS
 
-# What makes two runs the same experiment but for chance: everything that is not a seed or a place.
+# Two runs are the same experiment where they are equal in all flags but seeds, paths and those of the machine.
 _SEEDS = ("seed", "init_seed", "order_seed", "mask_seed")
 _NOT_COMPARED = frozenset({*_SEEDS, "data_dir", "threads", "workers", "ticket", "whole", "device"})
 
 
 @dataclass(frozen=True)
 class Member:
-    """One seed of an experiment: a run, or lines of somebody's table.
+    """One seed of an experiment: a run, or the lines of a CSV with that seed.
 
-    `rows` has a measurement per level, or one; `controls` one per control. `pair` is what the runs of other
-    experiments must share to be compared seed by seed: the seeds of the weights and of the data order.
+    `rows` has a measurement for each level, or a single one, and `controls` one for each control. Runs of two
+    experiments are compared as a pair where they have the same `pair`: the seeds of the weights and of the data order.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Member:
 
     @property
     def pair(self) -> tuple[Any, ...]:
-        """The seeds of weights and order."""
+        """The seeds of the weights and of the data order."""
         return self.seeds[:2]
 
     @property
@@ -53,12 +53,12 @@ class Member:
 
     @property
     def dense(self) -> bool:
-        """Whether nothing is pruned, and what there is was trained."""
+        """Whether this is the training of a dense network."""
         return len(self.rows) == 1 and self.rows[0]["density"] == 1 and not self.frozen
 
     @property
     def starts_dense(self) -> bool:
-        """Whether the first of several rows is the dense network."""
+        """Whether there are several levels, of which the first is the dense network."""
         return len(self.rows) > 1 and self.rows[0]["density"] == 1
 
     @property
@@ -71,7 +71,7 @@ class Member:
         return bool(self.recipe.get("granularity", fixed) != "weight")
 
     def cost(self, level: int) -> float | None:
-        """The search up to a level, in trainings of the dense network."""
+        """The cost of the search up to a level, in trainings of the dense network."""
         total = self.rows[level].get("dense_trainings", self.dense_trainings)
         if total is None or not self.starts_dense or not self.measured_here:
             return total
@@ -82,7 +82,7 @@ class Member:
 def read_members(
     runs: Iterable[str | Path], others: Iterable[Mapping[str, Any]] = ()
 ) -> tuple[list[Member], list[str]]:
-    """The finished runs among folders, with what others have measured, and a sentence for each that is left out."""
+    """The finished runs among folders, the measurements of other programs, and why each other folder is left out."""
     members, left_out = [], []
     for folder in dict.fromkeys(Path(run).resolve() for run in runs):
         folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
@@ -107,7 +107,7 @@ def _read_run(folder: Path) -> Member:
     config, summary = read_toml(folder / "config.toml"), read_json(folder / "summary.json")
     controls = read_json(folder / CONTROLS)["rows"] if (folder / CONTROLS).exists() else []
     seed = config.get("seed", 0)
-    # A ticket brings the weights that it starts from: who trains it again with other seeds draws none of its own.
+    # A ticket brings the weights that it starts from: a training of it with other seeds draws no weights.
     drawn = {**config, **_drawn_by(config)}
     init = drawn.get("init_seed", drawn.get("seed", 0))
     return Member(
@@ -123,7 +123,7 @@ def _read_run(folder: Path) -> Member:
 
 
 def _mark_end(row: dict[str, Any], cost: Mapping[str, float]) -> dict[str, Any]:
-    """The row, and whether its minimum of validation loss is the last step: training longer may find another."""
+    """The row with a note whether the minimum of its validation loss is at the last step of the training."""
     moment = row.get("min_validation_loss")
     if moment is None:
         return row
@@ -132,7 +132,7 @@ def _mark_end(row: dict[str, Any], cost: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _drawn_by(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The seeds of the weights that a trained ticket started from, where its file is still there."""
+    """The seeds of the weights that a trained ticket started from, where its file still exists."""
     own = config.get("control", "none") == "reinit"
     if config["method"] != "train" or own or not Path(config["ticket"]).is_file():
         return {}
@@ -141,7 +141,7 @@ def _drawn_by(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _false_claim(folder: Path, member: Member) -> str:
-    """What the ticket does not keep of what the run says of it, or nothing."""
+    """How the summary of a run contradicts its ticket; empty where it does not."""
     path = folder / "ticket.safetensors"
     if not path.exists():
         return f"{path.name} is missing"
@@ -159,9 +159,9 @@ def _false_claim(folder: Path, member: Member) -> str:
 
 
 def _read_others(rows: Iterable[Mapping[str, Any]]) -> list[Member]:
-    """Lines of a table, one for each density and seed, as members."""
+    """The lines of a CSV, one for each density and seed, as members."""
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    # Controls last: one may be on other data than what it is a control of.
+    # Controls come last: a control may be on other data than its ticket.
     for row in sorted(rows, key=lambda row: bool(row.get("control"))):
         key = (*(row.get(name) or "" for name in ("method", "label", "model", "data")), row["seed"])
         if row.get("control") and key not in found:
@@ -175,7 +175,7 @@ def _read_others(rows: Iterable[Mapping[str, Any]]) -> list[Member]:
     for key, lines in found.items():
         method, label, model, data, seed = key
         recipe = {"method": method, "label": label, "model": model, "data": data}
-        # The same level of the same density in all seeds, whatever is missing of one.
+        # A density has the same level in all seeds, even where a seed lacks some densities.
         order = sorted(densities[key[:4]], reverse=True)
         places = {density: place if len(order) > 1 else None for place, density in enumerate(order)}
         placed = [{**line, "level": _level(line, places.get(line["density"]))} for line in lines]
@@ -196,6 +196,6 @@ def _read_others(rows: Iterable[Mapping[str, Any]]) -> list[Member]:
 
 
 def _level(line: Mapping[str, Any], otherwise: int | None) -> int | None:
-    """The level that a line says, or else its place."""
+    """The level that a line gives, or else `otherwise`."""
     level: int | None = line.get("level")
     return otherwise if level is None else level

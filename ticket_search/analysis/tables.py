@@ -1,4 +1,4 @@
-"""A comparison as rows, as CSV, Markdown and LaTeX; and CSV of other programs' measurements, read and checked."""
+"""A comparison as tables in CSV, Markdown and LaTeX, and measurements of other programs read from CSV."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from pydantic import Field
 from ..contract.errors import RequestError, nearest_hint
 from .findings import Answer, Comparison, Control, Group, Row
 
-# The columns of the CSV, which has a line for each seed of each level and of each control.
+# The columns of the CSV, which has one line for each seed of each level and of each control.
 COLUMNS = {
     "method": "the search method; required",
-    "label": "tells groups of one method apart",
-    "control": "reinit, shuffle, random, ...; empty for the ticket itself",
-    "trained": "of a control: true if it was trained, false if it was only evaluated",
-    "data": "the data set that the accuracy is of",
+    "label": "a name that distinguishes groups of the same method",
+    "control": "the kind of control: reinit, shuffle, random, ...; empty for the ticket itself",
+    "trained": "for a control: true if it was trained, false if it was only evaluated",
+    "data": "the data set on which the accuracy was measured",
     "model": "the network",
-    "level": "of an iterative method, 0 is the dense network",
+    "level": "the level of an iterative method; 0 is the dense network",
     "density": "fraction of the maskable weights kept, above 0 and at most 1; required",
     "kept": "number of weights kept",
-    "seed": "a whole number; the same seed in several methods makes a pair; required",
+    "seed": "a whole number; runs of several methods with the same seed are compared in pairs; required",
     "test_accuracy": "percent, at the end of the training; required",
     "early_step": "the step of minimum validation loss",
-    "dense_trainings": "what the search cost up to here, in trainings of the dense network",
+    "dense_trainings": "the cost of the search up to this level, in trainings of the dense network",
 }
 _SHOWN_PROBLEMS = 20
 _PAIRED = "differences in percentage points, paired by seed; intervals of 95 %"
 LEVELS = ("Levels", f"test accuracy in percent, mean over seeds; {_PAIRED}")
 CONTROLS = (
     "Controls",
-    f"test accuracy in percent, mean over seeds; {_PAIRED}; Holm p: of no difference, corrected for their number",
+    f"test accuracy in percent, mean over seeds; {_PAIRED}; Holm p: p-value of no difference, corrected for the "
+    "number of controls",
 )
 _Count = Annotated[int, Field(ge=0)]
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -66,7 +67,7 @@ REQUIRED = tuple(name for name, entry in _Line.model_fields.items() if entry.is_
 
 @dataclass(frozen=True)
 class Table:
-    """A title, what the numbers are, names of columns, and rows of text."""
+    """A title, a note that explains the numbers, the names of the columns, and the rows as text."""
 
     title: str
     note: str
@@ -75,7 +76,7 @@ class Table:
 
 
 def to_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """A flat row for each level and each control: what group it is of, what was measured, and what is said of it.
+    """A flat dictionary for each level and each control, with its group, its measurements and its comparison.
 
     Accuracies and differences are in percent and percentage points; `low` and `high` are the ends of the 95 % interval
     of the mean. A level's `difference` is ticket minus dense, a control's is ticket minus control, both paired by seed;
@@ -122,7 +123,7 @@ def _matching(answer: Answer | None) -> str | None:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """A line for each seed of each level and control, with the columns COLUMNS; `read_csv` reads it."""
+    """CSV with one line for each seed of each level and control, in the columns COLUMNS; `read_csv` reads it."""
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -137,20 +138,20 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def read_csv(path: str | Path) -> list[dict[str, Any]]:
-    """Measurements of any program, a line for each density and seed, to be compared with runs.
+    """Read measurements of any program, one line for each density and seed, to compare them with runs.
 
         method,density,seed,test_accuracy
         my-method,0.2,0,97.31
         my-method,0.2,1,97.18
 
     Args:
-        path: of a CSV with a header. COLUMNS are the columns it may have, in any order, REQUIRED those it must have.
+        path: a CSV file with a header. It may have the columns COLUMNS, in any order, and must have those of REQUIRED.
 
     Returns:
-        A dictionary for each line, without what is empty there.
+        A dictionary for each line, without its empty cells.
 
     Raises:
-        RequestError: everything that is wrong with it, with the numbers of the lines.
+        RequestError: everything that is wrong with the file, with line numbers.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -168,7 +169,7 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) != len(header):
-            problems.append(f"line {number}: {len(cells)} cells, the header has {len(header)}")
+            problems.append(f"line {number}: it has {len(cells)} cells, but the header has {len(header)}")
             continue
         pairs = zip(header, cells, strict=True)
         given = {name: cell.strip() for name, cell in pairs if name in COLUMNS and cell.strip()}
@@ -191,7 +192,7 @@ def _check_header(header: Sequence[str]) -> list[str]:
         if name not in COLUMNS
     ]
     problems += [f"there is no column {name}" for name in REQUIRED if name not in header]
-    return problems + [f"column {name} stands there twice" for name in COLUMNS if header.count(name) > 1]
+    return problems + [f"column {name} occurs more than once" for name in COLUMNS if header.count(name) > 1]
 
 
 def _sentence(number: int, item: Any) -> str:
@@ -202,24 +203,24 @@ def _sentence(number: int, item: Any) -> str:
 
 
 def _check_lines(found: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    """What is wrong with all the lines together."""
+    """The problems of the lines taken together."""
     if not found:
-        return ["there are no lines below the header"]
+        return ["there are no measurements below the header"]
     if max(line["test_accuracy"] for line in found.values()) <= 1:
-        return ["no test_accuracy is above 1: expected percent, as 97.3"]
+        return ["no test_accuracy is above 1: expected percent, such as 97.3"]
     problems: list[str] = []
     seen: dict[tuple[Any, ...], int] = {}
     measured = ("test_accuracy", "early_step", "dense_trainings", "kept")
     for number, line in found.items():
         key = tuple(line.get(name) for name in COLUMNS if name not in measured)
         if key in seen:
-            problems.append(f"line {number} measures the same as line {seen[key]}")
+            problems.append(f"line {number} repeats the measurement of line {seen[key]}")
         seen.setdefault(key, number)
     return problems
 
 
 def make_tables(comparison: Comparison) -> list[Table]:
-    """For people: the levels of all groups, and the controls of those that have some; empty columns are left out."""
+    """Tables for people: the levels of all groups, and their controls, without columns that are empty."""
     rows = to_rows(comparison)
     several = len({(row["model"], row["data"], row["precision"]) for row in rows}) > 1
     levels = [row for row in rows if row["control"] is None]
@@ -232,20 +233,20 @@ def make_tables(comparison: Comparison) -> list[Table]:
         "test %": lambda row: _text(row["mean"], ".2f"),
         "interval": lambda row: _range(row["low"], row["high"], ".2f"),
     }
-    beside = {"its interval": lambda row: _range(row["difference_low"], row["difference_high"], "+.2f")}
+    beside = {"interval of difference": lambda row: _range(row["difference_low"], row["difference_high"], "+.2f")}
     level_columns = {
         "level": lambda row: _text(row["level"]),
         **common,
-        "minus dense": lambda row: _text(row["difference"], "+.2f"),
+        "ticket minus dense": lambda row: _text(row["difference"], "+.2f"),
         **beside,
         "matching": lambda row: row["matching"] or "",
-        "early stop at": lambda row: _text(row["early_step"], ",.0f"),
-        "dense trainings": lambda row: _text(row["dense_trainings"], ".1f"),
+        "step of min. val. loss": lambda row: _text(row["early_step"], ",.0f"),
+        "cost (dense trainings)": lambda row: _text(row["dense_trainings"], ".1f"),
     }
     control_columns = {
         "control": lambda row: row["control"] + ("" if row["trained"] else ", untrained"),
         **common,
-        "ticket minus it": lambda row: _text(row["difference"], "+.2f"),
+        "ticket minus control": lambda row: _text(row["difference"], "+.2f"),
         **beside,
         "Holm p": lambda row: _text(row["p_holm"], ".2g"),
     }
@@ -273,17 +274,17 @@ def _range(low: float | None, high: float | None, form: str) -> str:
 
 
 def is_number(text: str) -> bool:
-    """Whether a cell stands to the right."""
+    """Whether a cell holds a number or a range of numbers, which is aligned to the right."""
     return re.fullmatch(r"([+-]?[\d,.]+(e[+-]?\d+)?( to [+-]?[\d.]+)?)?", text) is not None
 
 
 def right_aligned(table: Table) -> list[bool]:
-    """For each column, whether there are only numbers in it."""
+    """For each column, whether it holds numbers only."""
     return [all(is_number(row[index]) for row in table.rows) for index in range(len(table.columns))]
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """Tables in GitHub's Markdown, in which names mean nothing but themselves."""
+    """The tables in GitHub's Markdown, with all names escaped."""
     parts = []
     for table in make_tables(comparison):
         rule = ["---:" if right else ":---" for right in right_aligned(table)]
@@ -293,7 +294,7 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def to_latex(comparison: Comparison) -> str:
-    r"""Tables in LaTeX, which need `\usepackage{booktabs}`."""
+    r"""The tables in LaTeX with all names escaped; they need `\usepackage{booktabs}`."""
     parts = []
     for table in make_tables(comparison):
         kinds = "".join("r" if right else "l" for right in right_aligned(table))

@@ -1,4 +1,4 @@
-"""A comparison in TensorBoard: a curve per group over the weights kept, laid over one another."""
+"""A comparison in TensorBoard: the curves of all groups over the number of weights kept, in the same charts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .findings import Comparison, Control, Group, Row
 from .plots import figure_png
 
 TAGS = {
-    "comparison/test-accuracy": "percent of the test split, mean over seeds, by kept weights",
+    "comparison/test-accuracy": "test accuracy in percent, mean over seeds, by weights kept",
     "comparison/test-accuracy-low": "lower end of the 95 % interval of the mean",
     "comparison/test-accuracy-high": "upper end of the 95 % interval of the mean",
-    "comparison/steps-to-min-validation-loss": "mean over seeds, by kept weights",
-    "comparison/difference-to-dense": "percentage points, ticket minus dense, mean of pairs of one seed",
+    "comparison/steps-to-min-validation-loss": "step of minimum validation loss, mean over seeds, by weights kept",
+    "comparison/difference-to-dense": "ticket minus dense in percentage points, mean of differences paired by seed",
 }
 _ACCURACY, _LOW, _HIGH, _STEPS, _DIFFERENCE = TAGS
 FIGURE = "comparison/figure"
@@ -30,24 +30,24 @@ _LAYOUT = "custom_scalars__config__"
 
 
 def write_board(comparison: Comparison, folder: str | Path, published: Sequence[Mapping[str, Any]] = ()) -> list[Path]:
-    """Write event files: a sub-folder per group, below it one per control, and one with the layout and the figure.
+    """Write TensorBoard event files: a folder for each group, in it one for each control, and one for the figure.
 
-    A point's step is its number of kept weights; rows without it are left out.
+    The step of a point is its number of kept weights; rows for which it is not known are left out.
 
     Args:
         comparison: what `compare` returns.
-        folder: new, or without event files.
-        published: others' numbers for the figure, as in `plot_comparison`.
+        folder: a folder that is new or has no event files.
+        published: published numbers for the figure, as in `plot_comparison`.
 
     Returns:
         The folders written to.
 
     Raises:
-        RequestError: there are event files in it already.
+        RequestError: the folder holds event files already, or is a file.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.rglob("events.out.tfevents.*"))):
-        raise RequestError(f"{folder} holds event files already, or is one: choose a new folder")
+        raise RequestError(f"{folder} holds event files already, or is a file: choose a new folder")
     curves: dict[str, list[Row]] = {}
     for group, name in zip(comparison.groups, _names(comparison.groups), strict=True):
         curves[name] = list(group.levels)
@@ -67,7 +67,7 @@ def write_board(comparison: Comparison, folder: str | Path, published: Sequence[
 
 
 def _names(groups: Sequence[Group]) -> list[str]:
-    """Names for folders, no two the same."""
+    """A different folder name for each group."""
     found: list[str] = []
     for group in groups:
         name = _plain(group.label)
@@ -104,10 +104,10 @@ def _picture(png: bytes) -> dict[str, Any]:
 
 
 def _layout() -> dict[str, Any]:
-    """What the CUSTOM SCALARS tab shows: every group in each chart."""
+    """The charts of the CUSTOM SCALARS tab; each shows all groups."""
     margin = {"series": [{"value": _ACCURACY, "lower": _LOW, "upper": _HIGH}]}
     charts = [
-        {"title": "test accuracy (%) by kept weights", "multiline": {"tag": [f"^{_ACCURACY}$"]}},
+        {"title": "test accuracy (%) by weights kept", "multiline": {"tag": [f"^{_ACCURACY}$"]}},
         {"title": "with 95 % intervals", "margin": margin},
         {"title": "ticket minus dense (pp)", "multiline": {"tag": [f"^{_DIFFERENCE}$"]}},
         {"title": "steps to minimum validation loss", "multiline": {"tag": [f"^{_STEPS}$"]}},

@@ -23,21 +23,21 @@ LEAST_SEEDS = 5
 LATER = 0.1
 
 MATCHING = "does it match the dense network?"
-AS_EARLY = "does it get there as early?"
-INIT = "do its own weights matter?"
-POSITIONS = "does it matter where its weights are?"
-TRIVIAL = "is it trivial, does a random mask match too?"
+AS_EARLY = "does its validation loss reach its minimum as early?"
+INIT = "does its initialization matter?"
+POSITIONS = "does it matter which weights are kept?"
+TRIVIAL = "is it trivial: does a random mask match as well?"
 _NOT_RUN = "`ticket controls` has not been run"
-_WHOLE = "not asked of whole filters or blocks: moving single weights would change more than positions"
+_WHOLE = "not asked where whole filters or blocks are pruned: a mask of shuffled weights would not keep them whole"
 
 
 def answer_not_worse(question: str, found: Difference | None, margin: float, unit: str = "pp") -> Answer:
-    """Whether a mean difference is above `-margin`: what it is of is not worse by the margin or more.
+    """Whether a mean difference is above `-margin`, so that the first of the two is not worse by the margin or more.
 
-    The number of seeds to add is that with which two equal networks are found to be so in 4 cases of 5.
+    The number of seeds to add is the one with which two equal networks get a yes in 4 cases of 5.
     """
     if found is None:
-        return Answer(question, "unknown", "there is no run to compare with that has the same seeds")
+        return Answer(question, "unknown", "there is no dense run with the same seeds")
     if found.interval is None:
         because = f"{found.mean:+.2f} {unit}; one seed has no interval"
         return Answer(question, "undecided", because, LEAST_SEEDS - 1)
@@ -82,7 +82,7 @@ def answer_in_order(answers: Sequence[Answer], names: Sequence[str]) -> list[Ans
             tested.append(answer)
             continue
         before = tested[failed]
-        because = f"{names[failed]} before it is {before.in_words()}"
+        because = f"levels are tested in order, and the answer at {names[failed]} is {before.in_words()}"
         # The seeds that decide that level let the test go on to this one.
         undecided = before.answer == "undecided"
         more = before.more_seeds if undecided else None
@@ -142,17 +142,16 @@ def judge(
 
 def _answer_as_early(row: Level) -> Answer:
     if row.retrained:
-        return Answer(
-            AS_EARLY, "unknown", "it goes on from trained weights: its steps are not those of a whole training"
-        )
+        because = "its training continues from trained weights, so its steps are not those of a whole training"
+        return Answer(AS_EARLY, "unknown", because)
     later = row.later
     if later is None:
-        return Answer(AS_EARLY, "unknown", "no steps of minimum validation loss to compare")
+        return Answer(AS_EARLY, "unknown", "the steps of minimum validation loss are not known")
     answer = answer_not_worse(AS_EARLY, -later, LATER * later.dense, "steps sooner")
     if later.at_end and answer.answer != "no":
         because = (
-            f"in {later.at_end} of {later.n} seeds the minimum is the last measurement: it may come later yet; train "
-            "longer, or measure more often (--evaluate-every)"
+            f"in {later.at_end} of {later.n} seeds the minimum is the last measurement, so a later one is possible: "
+            "train longer, or measure more often (--evaluate-every)"
         )
         return Answer(AS_EARLY, "unknown", because)
     return answer
@@ -160,7 +159,7 @@ def _answer_as_early(row: Level) -> Answer:
 
 def _in_words(found: Difference, unit: str) -> str:
     assert found.interval is not None
-    # + 0.0: no sign before a difference of nothing.
+    # + 0.0 turns -0.0 into 0.0.
     mean, low, high = (value + 0.0 for value in (found.mean, *found.interval))
     return f"{mean:+.2f} {unit} over {found.n} seeds ({low:+.2f} to {high:+.2f})"
 

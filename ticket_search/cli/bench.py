@@ -1,4 +1,4 @@
-"""`ticket bench`: what a ticket is worth when it runs."""
+"""`ticket bench`: the size and the speed of a ticket's network."""
 
 from __future__ import annotations
 
@@ -22,24 +22,28 @@ def add_to(app: typer.Typer) -> None:
 
 
 def bench(
-    ticket: Annotated[str, typer.Argument(help="The ticket file, or a run.")],
-    batch_sizes: Annotated[str, typer.Option("--batch-sizes", help="Samples in a batch.")] = "1,64,512",
-    engines: Annotated[str, typer.Option("--engines", help="What runs it.")] = "eager,compiled,onnxruntime",
-    threads: Annotated[int | None, typer.Option("--threads", help="Threads; PyTorch's own number by default.")] = None,
-    seconds: Annotated[float, typer.Option("--seconds", help="For each variant, engine and batch size.")] = 1.0,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
-    data: Annotated[str | None, typer.Option(help="Another data set than the ticket was found on.")] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Folder to look for data in first.")] = None,
-    state: Annotated[str, typer.Option(help="The network at its start, or final.")] = "final",
+    ticket: Annotated[str, typer.Argument(help="A ticket file, or the folder or name of a run.")],
+    batch_sizes: Annotated[
+        str, typer.Option("--batch-sizes", help="Batch sizes to measure, with commas between them.")
+    ] = "1,64,512",
+    engines: Annotated[
+        str, typer.Option("--engines", help="Engines to measure, with commas between them.")
+    ] = "eager,compiled,onnxruntime",
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="CPU threads; PyTorch's own number if not given.")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", help="Time for each variant, engine and batch size.")] = 1.0,
+    device: Annotated[str, typer.Option("--device", help="Where to measure: cpu or cuda.")] = "cpu",
+    data: Annotated[str | None, typer.Option(help="A data set for the accuracy instead of the ticket's own.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="A folder that is searched for the data first.")] = None,
+    state: Annotated[str, typer.Option(help="The weights of the network: start or final.")] = "final",
     model: Model = None,
     input_shape: InputShape = "",
-    plot: Annotated[
-        str | None, typer.Option("--plot", help="Draw the times: a .png or .svg that does not exist.")
-    ] = None,
+    plot: Annotated[str | None, typer.Option("--plot", help="Draw the times to this new file, .png or .svg.")] = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure size, latency and throughput: dense, masked, compacted and sparse, side by side."""
+    """Measure size, latency and throughput of a ticket's network: dense, masked, compacted and sparse."""
     sizes, shape = read_numbers("--batch-sizes", batch_sizes), read_numbers("--input-shape", input_shape)
     path = ticket_path(ticket, runs)
     if plot is not None:

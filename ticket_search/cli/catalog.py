@@ -1,4 +1,4 @@
-"""`ticket methods | models | data`: what there is."""
+"""`ticket methods | models | data`: lists of names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..methods import find_method, method_names
 from ..models import GROUP
 from .terminal import print_json, print_table
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the list as JSON.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,13 +29,13 @@ def methods(as_json: Json = False) -> None:
 
 
 def models(as_json: Json = False) -> None:
-    """List the networks that can be named."""
+    """List the networks that --model takes by name."""
     points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     _show("models", ("name", "factory"), [(point.name, point.value) for point in points], as_json)
 
 
 def data(as_json: Json = False) -> None:
-    """List the data sets that can be named."""
+    """List the data sets that --data takes by name."""
     rows = [(name, source.description) for name, source in SOURCES.items()]
     _show("data", ("name", "description"), rows, as_json)
 

@@ -1,4 +1,4 @@
-"""`ticket compare`: runs side by side, and whether they hold a ticket."""
+"""`ticket compare`: runs compared over their seeds, and whether they have found a ticket."""
 
 from __future__ import annotations
 
@@ -23,26 +23,37 @@ def add_to(app: typer.Typer) -> None:
 
 
 def compare(
-    names: Annotated[list[str], typer.Argument(help="Runs, by folder or by name, as runs/*.")],
+    names: Annotated[list[str], typer.Argument(help="Folders or names of runs, as runs/*.")],
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
-    delta: Annotated[float, typer.Option("--delta", help="Percentage points a ticket may be worse than dense.")] = 0.5,
+    delta: Annotated[
+        float,
+        typer.Option("--delta", help="Percentage points by which a ticket may be worse than the dense network."),
+    ] = 0.5,
     others: Annotated[
-        list[str] | None, typer.Option("--with", help="A CSV of your own method's numbers; --csv writes its columns.")
+        list[str] | None,
+        typer.Option("--with", help="A CSV file with numbers of another program, in the columns that --csv writes."),
     ] = None,
-    csv: Annotated[str, typer.Option("--csv", help="Write all numbers, a line per seed.")] = "",
-    markdown: Annotated[str, typer.Option("--markdown", help="Write the tables in Markdown.")] = "",
-    latex: Annotated[str, typer.Option("--latex", help="Write the tables in LaTeX.")] = "",
-    plot: Annotated[str, typer.Option("--plot", help="Draw accuracy against density and cost, .png or .svg.")] = "",
-    html: Annotated[str, typer.Option("--html", help="Write everything as one page.")] = "",
-    board: Annotated[str, typer.Option("--tensorboard", help="A folder for curves by kept weights.")] = "",
+    csv: Annotated[str, typer.Option("--csv", help="Write all numbers to this file, one line per seed.")] = "",
+    markdown: Annotated[str, typer.Option("--markdown", help="Write the tables to this file in Markdown.")] = "",
+    latex: Annotated[str, typer.Option("--latex", help="Write the tables to this file in LaTeX.")] = "",
+    plot: Annotated[
+        str, typer.Option("--plot", help="Draw accuracy against density and cost to this file, .png or .svg.")
+    ] = "",
+    html: Annotated[str, typer.Option("--html", help="Write everything to this file as one page.")] = "",
+    board: Annotated[
+        str, typer.Option("--tensorboard", help="Write curves over the number of weights kept to this new folder.")
+    ] = "",
     masks: Annotated[
-        bool, typer.Option("--masks", help="Show where the masks keep their weights, too; with --html as heat maps.")
+        bool,
+        typer.Option("--masks", help="Also show overlaps and layer densities of the masks; in --html as heat maps."),
     ] = False,
-    heat_map: Annotated[str, typer.Option("--heat-map", help="Draw the density of each layer, .png or .svg.")] = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    heat_map: Annotated[
+        str, typer.Option("--heat-map", help="Draw the density of each layer to this file, .png or .svg.")
+    ] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist already.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Compare runs: seeds grouped, tickets beside dense networks and controls, each question answered by itself."""
+    """Compare runs over their seeds: tickets with dense networks and with controls, and say whether they match them."""
     files = {"--csv": csv, "--markdown": markdown, "--latex": latex, "--plot": plot, "--html": html}
     files["--heat-map"] = heat_map
     _check(files, delta, overwrite)
@@ -72,7 +83,7 @@ def _check(files: Mapping[str, str], delta: float, overwrite: bool) -> None:
     problems = [] if delta > 0 else [f"--delta {delta:g}: expected percentage points above 0"]
     for flag, path in files.items():
         if path and Path(path).exists() and not overwrite:
-            problems.append(f"{flag} {path} is there already: choose another name, or add --overwrite")
+            problems.append(f"{flag} {path}: the file exists already; choose another name, or add --overwrite")
         if path and not Path(path).parent.is_dir():
             problems.append(f"{flag} {path}: there is no folder {Path(path).parent}")
     for flag in ("--plot", "--heat-map"):
@@ -124,7 +135,10 @@ def _print_groups(found: Comparison) -> None:
         )
         for group in found.groups
     ]  # fmt: skip
-    columns = ("method", "on", "density", "kept", "seeds", "test %", "std", "95 % interval", "dense trainings", "time")
+    columns = (
+        "method", "network, data", "density", "kept", "seeds", "test %", "std", "95 % interval",
+        "cost (dense trainings)", "time",
+    )  # fmt: skip
     print_table(columns, rows)
 
 
@@ -135,11 +149,14 @@ def _interval(row: Row | Group) -> str:
 def _print_levels(group: Group) -> None:
     if len(group.levels) > 1:
         output().print(f"{group.label}, level by level", markup=False, highlight=False)
-        columns = ("density", "seeds", "test %", "95 % interval", "minus dense", "matches", "at step", "test % there")
+        columns = (
+            "density", "seeds", "test %", "95 % interval", "ticket minus dense", "matches dense?",
+            "step of min. val. loss", "test % at that step",
+        )  # fmt: skip
         print_table(columns, [_level_cells(row) for row in group.levels])
     if group.controls:
         output().print(f"{group.label} and its controls", markup=False, highlight=False)
-        columns = ("control", "on", "density", "seeds", "test %", "95 % interval", "ticket minus control", "Holm p")
+        columns = ("control", "data", "density", "seeds", "test %", "95 % interval", "ticket minus control", "Holm p")
         print_table(columns, [_control_cells(row) for row in group.controls])
 
 
@@ -152,7 +169,7 @@ def _level_cells(row: Level) -> tuple[Any, ...]:
 
 
 def _control_cells(row: Control) -> tuple[Any, ...]:
-    how = "trained" if row.trained else "as it is"
+    how = "trained" if row.trained else "not trained"
     return (
         f"{row.control}, {how}", row.data, f"{row.density:.4g}", row.n, percent(row.mean),
         _interval(row), _signed(row.difference), "" if row.p_holm is None else f"{row.p_holm:.2g}",
@@ -197,7 +214,7 @@ def _print_masks(compared: list[dict[str, Any]]) -> None:
             for j, other in enumerate(found["labels"])
             if i < j
         ]
-        print_table(("mask", "and mask", "overlap (IoU)", "by chance"), rows)
+        print_table(("mask", "and mask", "overlap (IoU)", "overlap by chance"), rows)
         print_table(
             ("density of", *found["layers"]),
             [

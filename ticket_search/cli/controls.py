@@ -1,4 +1,4 @@
-"""`ticket controls`: what a ticket would have to be better than."""
+"""`ticket controls`: networks that differ from a ticket in one thing, to compare it with."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ def add_to(app: typer.Typer) -> None:
 
 
 def controls(
-    run: Annotated[str, typer.Argument(help="A finished run, by folder or by name.")],
-    kinds: Annotated[str, typer.Option("--controls", help="As reinit,shuffle,random,random-erk,small-dense.")] = "",
-    levels: Annotated[
-        str, typer.Option("--levels", help="Levels of a search with levels, as 3,7; else the last.")
+    run: Annotated[str, typer.Argument(help="The folder or name of a finished run.")],
+    kinds: Annotated[
+        str, typer.Option("--controls", help="Kinds, as reinit,shuffle,random,random-erk,small-dense.")
     ] = "",
-    elsewhere: Annotated[str, typer.Option("--on", help="Train on other data: its name.")] = "",
-    survivors: Annotated[bool, typer.Option("--survivors", help="Train what frozen weights have kept.")] = False,
+    levels: Annotated[
+        str, typer.Option("--levels", help="Levels to make controls for, as 3,7; the last if not given.")
+    ] = "",
+    elsewhere: Annotated[str, typer.Option("--on", help="The name of another data set to train the controls on.")] = "",
+    survivors: Annotated[bool, typer.Option("--survivors", help="Train the frozen weights that were kept.")] = False,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train or evaluate the controls of a run: fresh weights, shuffled masks, random masks. Kept beside the run."""
+    """Train or evaluate the controls of a run, such as fresh weights or shuffled masks; results stay in its folder."""
     chosen = [word for word in kinds.split(",") if word]
     words = [word for word in levels.split(",") if word]
     if not all(word.isdecimal() for word in words):
@@ -46,19 +48,21 @@ def controls(
             survivors=survivors,
         )
     except KeyboardInterrupt:
-        errors().print("\nstopped; the same command goes on", markup=False, highlight=False)
+        errors().print("\nstopped; the same command continues", markup=False, highlight=False)
         raise typer.Exit(130) from None
     if as_json:
         print_json({"rows": rows})
         return
-    print_table(("control", "on", "level", "density", "kept", "test %", "validation %"), [_cells(row) for row in rows])
+    print_table(
+        ("control", "data", "level", "density", "kept", "test %", "validation %"), [_cells(row) for row in rows]
+    )
     if not chosen and (shape := shape_of(read_config(folder))) != "weight":
-        line = f"not asked of units of {shape}: {', '.join(MOVING)}, which move single weights"
+        line = f"not made for units of {shape}, because they move single weights: {', '.join(MOVING)}"
         output().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
-    how = "trained" if row["trained"] else "as it is"
+    how = "trained" if row["trained"] else "not trained"
     return (
         f"{row['control']}, {how}", row["data"], row["level"], f"{row['density']:.4g}", row["kept"],
         percent(row["test_accuracy"]), percent(row["val_accuracy"]),

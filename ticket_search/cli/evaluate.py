@@ -18,12 +18,12 @@ def add_to(app: typer.Typer) -> None:
 
 
 def evaluate(
-    ticket: Annotated[str, typer.Argument(help="The ticket file, or a run.")],
-    data: Annotated[str | None, typer.Option(help="Another data set than the ticket was found on.")] = None,
-    state: Annotated[str, typer.Option(help="The network at its start, or final.")] = "final",
-    data_dir: Annotated[str | None, typer.Option(help="Folder to look for data in first.")] = None,
+    ticket: Annotated[str, typer.Argument(help="A ticket file, or the folder or name of a run.")],
+    data: Annotated[str | None, typer.Option(help="A data set instead of the ticket's own.")] = None,
+    state: Annotated[str, typer.Option(help="The weights of the network: start or final.")] = "final",
+    data_dir: Annotated[str | None, typer.Option(help="A folder that is searched for the data first.")] = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure a ticket's accuracy on the test and validation splits, in fp32."""
     found = read_ticket(ticket, runs)

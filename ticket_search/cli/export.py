@@ -1,4 +1,4 @@
-"""`ticket export`: a ticket as a file that other programs read."""
+"""`ticket export`: a ticket's network as a file that other programs read."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ def add_to(app: typer.Typer) -> None:
 
 
 def export(
-    ticket: Annotated[str, typer.Argument(help="The ticket file, or a run.")],
+    ticket: Annotated[str, typer.Argument(help="A ticket file, or the folder or name of a run.")],
     to: Annotated[
         str,
         typer.Option(
             "--to",
-            help="onnx, torch-export, compact, safetensors, state-dict, npz, torch-prune, hidden-networks or open-lth.",
+            help="Format: onnx, torch-export, compact, safetensors, state-dict, npz, torch-prune, hidden-networks or "
+            "open-lth.",
         ),
     ],
-    output: Annotated[str, typer.Option("--output", help="The file to write; it must not exist.")],
-    state: Annotated[str, typer.Option(help="The network at its start, or final.")] = "final",
+    output: Annotated[str, typer.Option("--output", help="The file to write, which must not exist.")],
+    state: Annotated[str, typer.Option(help="The weights of the network: start or final.")] = "final",
     compact: Annotated[
-        bool, typer.Option("--compact", help="Of onnx and torch-export: without what the masks leave no effect.")
+        bool, typer.Option("--compact", help="For onnx and torch-export: remove units without effect first.")
     ] = False,
     model: Model = None,
     input_shape: InputShape = "",
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
 ) -> None:
-    """Write a ticket's network, masks applied, for other programs."""
+    """Write a ticket's network, with its masks applied, in the format of another program."""
     shape = read_numbers("--input-shape", input_shape)
     found = read_ticket(ticket, runs)
     path = deploy.export.export(found, to, output, state, compact=compact, model=model, input_shape=shape or None)

@@ -1,4 +1,4 @@
-"""`ticket inspect`: what is in a ticket."""
+"""`ticket inspect`: the content of a ticket file."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def add_to(app: typer.Typer) -> None:
 
 
 def inspect(
-    ticket: Annotated[str, typer.Argument(help="The ticket file, or a run.")],
+    ticket: Annotated[str, typer.Argument(help="A ticket file, or the folder or name of a run.")],
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Show a ticket: where it comes from, its density per tensor, its size beside the dense network's."""
+    """Show the content of a ticket: its origin, the density of each tensor, and its size beside the dense network's."""
     path = ticket_path(ticket, runs)
     described = describe(supermask.load(path), path.stat().st_size)
     if as_json:
@@ -42,12 +42,12 @@ def inspect(
         ],
     )
     if empty := [row["name"] for row in layers if row["kept"] == 0]:
-        text = f"warning: nothing is kept of {', '.join(empty)}: no signal passes there"
+        text = f"warning: the mask keeps no weight of {', '.join(empty)}, so no signal passes there"
         output().print(harmless(text), style="yellow", markup=False, highlight=False)
 
 
 def describe(ticket: Ticket, file_bytes: int) -> dict[str, Any]:
-    """What `ticket inspect` shows: without building the model or decoding a mask, and whatever the metadata hold."""
+    """What `ticket inspect` shows, without building the model or decoding a mask, whatever the metadata hold."""
     meta = ticket.meta
     described: dict[str, Any] = {key: meta[key] for key in _PROVENANCE if key in meta}
     described |= {"density": ticket.density, "kept": ticket.masks.kept, "weights": ticket.masks.size}
@@ -64,7 +64,7 @@ def describe(ticket: Ticket, file_bytes: int) -> dict[str, Any]:
     described["file_bytes"] = file_bytes
     if isinstance(ticket.masks, tickets.lazy.CodedMasks):
         described["mask_bytes"] = ticket.masks.coded_bytes
-    # Parameters only: statistics of norms are stored, but are not weights that a mask could have dropped.
+    # Statistics of norms are stored too, but are not parameters that a mask could have dropped.
     parameters = meta.get("parameters")
     if isinstance(parameters, int) and parameters >= ticket.masks.size > 0:
         described["dense_bytes"] = 4 * parameters
@@ -73,7 +73,7 @@ def describe(ticket: Ticket, file_bytes: int) -> dict[str, Any]:
     return described | {"layers": [row._asdict() for row in ticket.masks.report()]}
 
 
-# What of the metadata says where a ticket comes from.
+# The metadata that tell where a ticket comes from.
 _PROVENANCE = ("method", "paper", "model", "architecture", "data", "seed", "level", "parent", "source")
 
 

@@ -1,4 +1,4 @@
-"""`ticket resume`: go on with a stopped run."""
+"""`ticket resume`: continue a stopped run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def add_to(app: typer.Typer) -> None:
 
 
 def resume(
-    run: Annotated[str, typer.Argument(help="The run's folder, or its name.")],
+    run: Annotated[str, typer.Argument(help="The folder or name of a run.")],
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Go on with a stopped run, as if it had never been stopped."""
+    """Continue a stopped run; the result is that of a run that was never stopped."""
     folder = find_run(run, runs)
     done = (folder / "summary.json").exists()
     with stop_told(folder):
@@ -31,5 +31,5 @@ def resume(
         print_json(finished.summary)
         return
     if done:
-        output().print(f"{folder} is finished already", highlight=False)
+        output().print(f"the run {folder} is finished already", highlight=False)
     print_summary(finished)

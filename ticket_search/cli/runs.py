@@ -1,4 +1,4 @@
-"""`ticket runs list|rm`: the runs on disk."""
+"""`ticket runs list|rm`: list the runs on disk, or delete them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..contract.flags import read_json, read_toml
 from ..runs.folders import find_run, list_runs, remove_run
 from .terminal import duration, output, percent, print_json, print_table
 
-commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List runs, or remove them.")
+commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List runs, or delete them.")
 RunsOption = Annotated[str, typer.Option("--runs", help="The folder of all runs.")]
 
 
@@ -23,14 +23,14 @@ def add_to(app: typer.Typer) -> None:
 
 @commands.command("list")
 def list_all(
-    runs: RunsOption = "runs", as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+    runs: RunsOption = "runs", as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False
 ) -> None:
     """List all runs, finished or not."""
     rows = [describe(folder) for folder in list_runs(runs)]
     if as_json:
         print_json({"runs": rows})
     elif not rows:
-        output().print(f"no runs in {runs}; `ticket search` makes one", highlight=False)
+        output().print(f"there are no runs in {runs}; `ticket search` makes one", highlight=False)
     else:
         print_table(
             ("run", "state", "density", "test %", "time"),
@@ -51,9 +51,9 @@ def list_all(
 def remove(
     names: Annotated[list[str], typer.Argument(help="Folders or names of runs.")],
     runs: RunsOption = "runs",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
 ) -> None:
-    """Delete runs, with all that is in their folders."""
+    """Delete runs with everything in their folders."""
     folders, problems = [], []
     for name in names:
         try:
@@ -63,7 +63,7 @@ def remove(
     if problems:
         raise RequestError(problems)
     for folder in folders:
-        if yes or typer.confirm(f"delete {folder} and all that is in it?", err=True):
+        if yes or typer.confirm(f"delete {folder} with everything in it?", err=True):
             remove_run(folder)
             output().print(f"deleted {folder}", highlight=False)
 

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the command. Its words are parsed by `read_request`: Typer would stop at the first wrong one."""
+    """Add the command. `read_request` parses its words, because Typer would stop at the first wrong one."""
     settings = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("search", context_settings=settings, add_help_option=False)(search)
 
 
 def search(context: typer.Context) -> None:
-    """Find a subnetwork: --method X and X's flags (--method X --help shows them)."""
+    """Find a subnetwork by --method X, with X's own flags (--method X --help lists them)."""
     words = list(context.args)
     if "--help" in words:
         print_help(_method_in(words))
@@ -66,14 +66,14 @@ def _method_in(words: list[str]) -> str | None:
 
 
 def print_help(name: str | None) -> None:
-    """The flags: of one method with its paper, or those that all share and the list of methods."""
+    """Print the flags of one method with its paper, or the flags that all methods share and the list of methods."""
     console = output()
     if name is None:
         console.print("Usage: ticket search [--method NAME] [FLAGS]\n\nFind a subnetwork.", highlight=False)
         rows = [(method, find_method(method).idea) for method in method_names()]
         print_table(("method", "idea"), rows)
         console.print("Flags of a method: ticket search --method NAME --help", highlight=False)
-        print_flags("shared flags; their defaults are the method's", public_fields(Config), defaults=False)
+        print_flags("flags of all methods; each method has its own defaults", public_fields(Config), defaults=False)
     else:
         method = find_method(name)
         console.print(f"Usage: ticket search --method {name} [FLAGS]\n\n{method.idea}\n{method.paper}", highlight=False)
@@ -81,15 +81,16 @@ def print_help(name: str | None) -> None:
         own = {key: entry for key, entry in fields.items() if key not in Config.model_fields}
         if own:
             print_flags(f"flags of {name}", own)
-        print_flags("shared flags", {key: entry for key, entry in fields.items() if key not in own})
+        print_flags("flags of all methods", {key: entry for key, entry in fields.items() if key not in own})
     print_definitions(
-        "launch", [(f"{key} {placeholder or ''}".strip(), text) for key, (placeholder, text) in LAUNCH_FLAGS.items()]
+        "flags that are not part of the configuration",
+        [(f"{key} {placeholder or ''}".strip(), text) for key, (placeholder, text) in LAUNCH_FLAGS.items()],
     )
     console.print(f"recipes for --config: {', '.join(recipes()) or 'none'}", highlight=False, soft_wrap=True)
 
 
 def print_flags(title: str, fields: dict[str, pydantic.fields.FieldInfo], defaults: bool = True) -> None:
-    """The flags of fields, with their values, choices and defaults, where those are what holds."""
+    """Print the flags of the fields of a configuration, with their choices, and with their defaults if wanted."""
     rows = []
     for key, entry in fields.items():
         value, choices = _values(entry.annotation)
@@ -101,7 +102,7 @@ def print_flags(title: str, fields: dict[str, pydantic.fields.FieldInfo], defaul
 
 
 def _values(annotation: Any) -> tuple[str, tuple[str, ...]]:
-    """How a flag's value is written in help, and its choices."""
+    """The placeholder of a flag's value in the help, and its choices."""
     origin = get_origin(annotation)
     if origin is Literal:
         return "NAME", get_args(annotation)
@@ -122,7 +123,7 @@ def _default(value: Any) -> str:
 
 
 def print_plan(plan: Plan, as_json: bool) -> None:
-    """What a search would do."""
+    """Print what a search would do."""
     targets = plan.targets
     if as_json:
         print_json(
@@ -146,7 +147,7 @@ def print_plan(plan: Plan, as_json: bool) -> None:
     print_table(
         ("training", "density", "weights kept", "steps"),
         [
-            # Of filters a density counts filters: how many weights those have is not known yet.
+            # The density of a filter method counts filters; the number of their weights is not known in advance.
             (stage.name, f"{stage.density:.4f}", round(stage.density * targets.size) if exact else None, stage.steps)
             for stage in plan.stages
         ],
@@ -166,7 +167,7 @@ def _print_left_out(left_out: Iterable[tuple[str, tuple[int, int]]]) -> None:
 
 
 def print_summary(run: Run) -> None:
-    """The result in short, and what to type next."""
+    """Print the result in short, and the commands that follow."""
     summary = run.summary
     if levels := summary.get("levels"):
         print_table(
@@ -178,7 +179,7 @@ def print_summary(run: Run) -> None:
                     row["kept"],
                     percent(row["test_accuracy"]),
                     percent(row["val_accuracy"]),
-                    # A network that came trained has had no step here, and so no moment chosen on validation.
+                    # A network that was given trained has no training here, and so no minimum of validation loss.
                     percent(row.get("min_validation_loss", {}).get("test_accuracy")),
                     row.get("min_validation_loss", {}).get("step"),
                 )
@@ -186,7 +187,9 @@ def print_summary(run: Run) -> None:
             ],
         )
     if empty := summary.get("empty_layers"):
-        errors().print(f"warning: nothing is kept of {', '.join(empty)}: no signal passes there", style="yellow")
+        errors().print(
+            f"warning: the mask keeps no weight of {', '.join(empty)}, so no signal passes there", style="yellow"
+        )
     cost = summary["cost"]
     print_table(
         ("result", ""),

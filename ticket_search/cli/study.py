@@ -1,4 +1,4 @@
-"""`ticket study`: a published figure, run again."""
+"""`ticket study`: reproduce a published figure."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def add_to(app: typer.Typer) -> None:
 
 
 def study(
-    file: Annotated[str, typer.Argument(help="A study of this package, or a .toml file.")],
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many runs go on at once.")] = 1,
+    file: Annotated[str, typer.Argument(help="The name of a study of this package, or a .toml file.")],
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="The number of runs at a time.")] = 1,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
-    results: Annotated[str, typer.Option("--results", help="The folder of the page.")] = "results",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is there.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long; no more.")] = False,
+    results: Annotated[str, typer.Option("--results", help="The folder to write the page to.")] = "results",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that exists already.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done and how long it takes.")] = False,
 ) -> None:
-    """Run a study, or what is left of it, and write its page: table, verdict, figure, the published numbers beside."""
+    """Carry out the unfinished runs of a study and write its page: figure, tables, verdict, published numbers."""
     asked = read_study(find_study(file))
     there = [str(path) for path in page_files(asked, results) if path.exists()]
     if there and not (overwrite or dry_run):
-        raise RequestError(f"{', '.join(there)}: there already; add --overwrite, or choose another folder by --results")
+        raise RequestError(f"{', '.join(there)} exist already: add --overwrite, or choose another folder by --results")
     output().print(f"{asked.title}\n{asked.question}\n(budget {asked.hours:g} h on two cores)", highlight=False)
     folders = carry_out_sweep(asked.sweep, runs, jobs, dry_run, as_json=False)
     if dry_run:

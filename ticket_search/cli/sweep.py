@@ -1,4 +1,4 @@
-"""`ticket sweep`: many runs, as a file asks for them. `ticket search --seeds` is the small case of it."""
+"""`ticket sweep`: carry out the runs that a file lists. `ticket search --seeds` is a sweep over seeds."""
 
 from __future__ import annotations
 
@@ -24,30 +24,32 @@ def add_to(app: typer.Typer) -> None:
 
 
 def sweep(
-    file: Annotated[str, typer.Argument(help="A .toml file: [base], [grid], [[runs]], seeds, controls.")],
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many runs go on at once.")] = 1,
+    file: Annotated[str, typer.Argument(help="A .toml file with [base], [grid], [[runs]], seeds, controls.")],
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="The number of runs at a time.")] = 1,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads of each run; 1 where the file says nothing.")
+        int | None,
+        typer.Option("--threads", min=1, help="CPU threads of each run; if neither given nor in the file, 1."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long; no more.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done and how long it takes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summaries (or the plan) as JSON.")] = False,
 ) -> None:
-    """Carry out many runs. What is finished is not done again, what was stopped goes on.
+    """Carry out many runs. Finished runs are not repeated, and stopped runs are continued.
 
-    The file has flags by field name: [base] of every run (config = "RECIPE" gives them first values; [base.imp] of one
-    method), [grid] lists of values, of which every combination is run, [[runs]] single runs beside the grid. Above
-    them seeds = "0-4" of every run, controls = ["reinit", "shuffle"] that follow each run, control_levels = [3, 5], and
-    controls_on = "DATA", other data to train the controls on too.
+    The tables of the file hold flags by field name. [base] has the flags of every run: config = "RECIPE" gives their
+    first values, and [base.imp] is for runs of one method only. [grid] has lists of values, and every combination of
+    them is run. Each [[runs]] is a single run beside the grid. Above the tables stand seeds = "0-4" for every run,
+    controls = ["reinit", "shuffle"] to make after each run, control_levels = [3, 5] for the levels of the controls, and
+    controls_on = "DATA" for another data set to train the controls on as well.
     """
     carry_out_sweep(read_sweep(file, threads), runs, jobs, dry_run, as_json)
 
 
 def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: bool) -> list[Path]:
-    """Plan a sweep, carry it out, and say how it ended: exit 1 where a run failed, 130 where it was stopped.
+    """Plan a sweep, carry it out, and print how it ended. Exits with 1 if a run failed, and with 130 if it was stopped.
 
     Returns:
-        The folders of its runs, none where nothing was to be done.
+        The folders of the finished runs; none for a dry run.
     """
     try:
         plan = sweeps.sweep.plan_sweep(asked, runs, jobs)
@@ -75,7 +77,7 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
 
 
 def print_plan(plan: SweepPlan, dry_run: bool, as_json: bool) -> None:
-    """What a sweep would do."""
+    """Print what a sweep would do."""
     if as_json:
         runs = [
             {"name": run.folder.name, "path": str(run.folder), "state": run.state, "steps": run.steps}
@@ -98,7 +100,7 @@ def print_plan(plan: SweepPlan, dry_run: bool, as_json: bool) -> None:
 
 
 def print_result(plan: SweepPlan, result: SweepResult) -> None:
-    """The finished runs in short, and what to type next."""
+    """Print the results of the finished runs in short, and the commands that follow."""
     rows = []
     for folder in result.finished:
         row = read_json(folder / "summary.json")
@@ -120,11 +122,11 @@ def print_result(plan: SweepPlan, result: SweepResult) -> None:
 def _say_failures(plan: SweepPlan, result: SweepResult) -> None:
     folders = {run.folder.name: run.folder for run in plan.runs}
     for name, message in result.failures.items():
-        line = f"failed: {name}: {message} (all of it in {folders[name] / 'failure.txt'})"
+        line = f"failed: {name}: {message} (the whole message is in {folders[name] / 'failure.txt'})"
         errors().print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _say_stopped() -> NoReturn:
-    line = f"\nstopped; go on with:\n  ticket {shlex.join(sys.argv[1:])}"
+    line = f"\nstopped; continue with:\n  ticket {shlex.join(sys.argv[1:])}"
     errors().print(line, markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(130) from None

@@ -16,7 +16,7 @@ from rich.table import Table
 
 
 def output() -> Console:
-    """The console on standard output. What is written to a file or a pipe is not folded at 80 columns."""
+    """The console on standard output, 200 columns wide where the output goes to a file or a pipe."""
     console = Console()
     return console if console.is_terminal else Console(width=200)
 
@@ -28,29 +28,29 @@ def errors() -> Console:
 
 @contextmanager
 def stop_told(folder: Path) -> Iterator[None]:
-    """When a run is stopped by a signal, print the line that resumes it and exit with 130."""
+    """When a run is stopped by a signal, print the command that resumes it and exit with 130."""
     try:
         yield
     except KeyboardInterrupt:
-        line = f"\nstopped; go on with:\n  ticket resume {folder}"
+        line = f"\nstopped; continue with:\n  ticket resume {folder}"
         errors().print(line, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on standard output and nothing else."""
+    """Print one JSON object on standard output."""
     typer.echo(json.dumps(value, indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table; numbers stand right. Where the terminal is too narrow for it, a block of lines for each row."""
+    """Print a table with numbers aligned to the right, or a block of lines for each row on a narrow terminal."""
     rows = [[_text(cell) for cell in row] for row in rows]
     console = output()
     table, least = Table(box=SIMPLE_HEAD, pad_edge=False), 0
     for index, column in enumerate(columns):
         cells = [row[index] for row in rows]
         numeric = bool(rows) and all(map(_is_number, cells))
-        # Numbers are one piece, text is folded between words; three characters stand between columns.
+        # Numbers are never folded, text is folded between words; columns are three characters apart.
         texts = [column, *cells]
         longest = max(map(len, texts if numeric else [word for text in texts for word in text.split()]), default=0)
         least += longest + 3
@@ -72,7 +72,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def print_definitions(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Names with their explanations, for help texts."""
+    """Print names with their explanations, for help texts."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -89,7 +89,7 @@ def _text(cell: Any) -> str:
 
 
 def harmless(text: str, most: int = 300) -> str:
-    """A stranger's text for a terminal: what would move the cursor or hide other text is written out, and it ends."""
+    """A text of unknown origin for a terminal, shortened, with control characters written as escapes."""
     text = text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

@@ -1,4 +1,4 @@
-"""Tickets named on the command line: a file, a run's folder, or a run's name; lists of numbers."""
+"""Arguments of several commands: tickets by file, run folder or run name; lists of numbers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from supermask import Ticket
 
 
-# What builds a ticket's network, for the commands that run it.
+# How to build a ticket's network, for the commands that run it.
 Model = Annotated[
-    str | None, typer.Option("--model", help="package.module:function that builds a network not known by name.")
+    str | None, typer.Option("--model", help="package.module:function that builds the network, if it has no name.")
 ]
 InputShape = Annotated[
-    str, typer.Option("--input-shape", help="Shape of one sample, as 3,32,32, where the ticket does not say it.")
+    str, typer.Option("--input-shape", help="Shape of one sample, as 3,32,32, if the ticket does not give it.")
 ]
 
 
 def ticket_path(name: str, runs: str) -> Path:
-    """The ticket file that a path or a run's name means.
+    """The ticket file that a path or the name of a run stands for.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there is no such file or run, or the run is not finished.
     """
     if Path(name).is_file():
         return Path(name)
@@ -44,20 +44,20 @@ def ticket_path(name: str, runs: str) -> Path:
 
 
 def read_ticket(name: str, runs: str) -> Ticket:
-    """Load the ticket that a path or a run's name means.
+    """Load the ticket that a path or the name of a run stands for.
 
     Raises:
-        RequestError: there is none.
-        TicketError: the file is no whole ticket.
+        RequestError: there is no such file or run, or the run is not finished.
+        TicketError: the file is not a complete ticket.
     """
     return supermask.load(ticket_path(name, runs))
 
 
 def read_numbers(option: str, text: str) -> list[int]:
-    """The positive numbers of `1,64,512`; none of nothing.
+    """The positive numbers of a text such as `1,64,512`; an empty list for an empty text.
 
     Raises:
-        RequestError: anything else.
+        RequestError: the text holds anything else.
     """
     words = [word.strip() for word in text.split(",")] if text else []
     if not all(word.isdecimal() and int(word) > 0 for word in words):

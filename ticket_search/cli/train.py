@@ -20,19 +20,19 @@ _LAUNCH = ("--runs", "--name", "--dry-run", "--json", "--help")
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the command. Its words are parsed like those of `ticket search`."""
+    """Add the command. Its words are parsed in the same way as those of `ticket search`."""
     settings = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("train", context_settings=settings, add_help_option=False)(train)
 
 
 def train(context: typer.Context) -> None:
-    """Train a ticket: TICKET, --state start|final, --data D, --seed N and the flags of any run."""
+    """Train a ticket from its start or its final weights, on its own data or on other data."""
     words = list(context.args)
     if "--help" in words or not words:
         _print_help()
         return
     if words[0].startswith("--"):
-        raise RequestError(f"expected the ticket first, as ticket train TICKET {' '.join(words[:2])}")
+        raise RequestError(f"expected the ticket first, as in ticket train TICKET {' '.join(words[:2])}")
     problems: list[str] = []
     given = read_flags(words[1:], problems)
     launch = {key: given.pop(key) for key in _LAUNCH if key in given}
@@ -60,7 +60,8 @@ def _print_help() -> None:
     method = find_kind("train")
     output().print(f"Usage: ticket train TICKET [FLAGS]\n\n{method.idea}\n{method.paper}", highlight=False)
     fields = {key: entry for key, entry in public_fields(method.Config).items() if key not in FIXED}
-    print_flags("flags; what is not given is as the ticket was trained", fields, defaults=False)
+    print_flags("flags; those that are not given are as in the training of the ticket", fields, defaults=False)
     print_definitions(
-        "launch", [(f"{key} {LAUNCH_FLAGS[key][0] or ''}".strip(), LAUNCH_FLAGS[key][1]) for key in _LAUNCH]
+        "flags that are not part of the configuration",
+        [(f"{key} {LAUNCH_FLAGS[key][0] or ''}".strip(), LAUNCH_FLAGS[key][1]) for key in _LAUNCH],
     )

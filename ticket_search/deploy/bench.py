@@ -1,4 +1,4 @@
-"""What a ticket is worth when it runs: sizes, latency and throughput of its variants in several engines."""
+"""The size and the speed of a ticket's network: its variants measured in several engines."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from .onnx import Outputs, build_network, check_shape, difference, input_shape_o
 
 VARIANTS = ("dense", "masked", "compacted", "sparse")
 ENGINES = ("eager", "compiled", "onnxruntime")
-# Outputs of a variant against the masked network's, over the largest: sums in another order, not another function.
+# The largest difference of a variant's outputs to the masked network's, over the largest output: sums in another order
+# stay below it.
 TOLERANCE = 1e-4
 _WARM = 3
 
@@ -89,7 +90,7 @@ def bench(
     load = measure_load()
     with _threads(threads) as count, Progress(progress) as shown:
         if load.busy:
-            shown.say(f"the machine is busy, times are uncertain: {load}")
+            shown.say(f"the machine is busy, so the times are uncertain: {load}")
         example = _draw(2, shape)
         inputs = {size: _draw(size, shape).to(device) for size in dict.fromkeys(batch_sizes)}
         networks, reasons = _dense_variants(network, ticket, example)
@@ -112,13 +113,13 @@ def _check_request(
 ) -> None:
     problems = [unknown("engine", engine, ENGINES) for engine in engines if engine not in ENGINES]
     if not batch_sizes or min(batch_sizes) < 1:
-        problems.append(f"batch sizes {list(batch_sizes)}: expected numbers from 1")
+        problems.append(f"batch sizes {list(batch_sizes)}: expected numbers of 1 or more")
     if not seconds > 0:
         problems.append(f"seconds {seconds}: expected more than 0")
     if threads is not None and threads < 1:
-        problems.append(f"threads {threads}: expected a number from 1")
+        problems.append(f"threads {threads}: expected a number of 1 or more")
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        problems.append(f"there is no device {device} here")
+        problems.append(f"this machine has no device {device}")
     if state not in ticket.states:
         problems.append(unknown("state", state, ticket.states))
     if problems:
@@ -174,7 +175,7 @@ def _dense_variants(network: nn.Module, ticket: Ticket, example: Tensor) -> tupl
     with torch.no_grad():
         for name, parameter in dense.named_parameters():
             if name in ticket.masks:
-                # Any weights take the same time; zeros might not.
+                # All weights take the same time but, maybe, zeros.
                 noise = parameter.std() * torch.randn(parameter.shape, generator=generator)
                 parameter.copy_(torch.where(ticket.masks[name], parameter, noise))
     found, reasons = {"dense": dense, "masked": network}, {}
@@ -203,7 +204,7 @@ def _prepare_all(
             nets["sparse"] = _accelerate(networks.get("compacted", masked), inputs, one_more)
         except ValueError as error:
             reasons["sparse"] = _first_line(error)
-        # Tracing for a file makes PyTorch forget what it has compiled: that comes last.
+        # Compiling comes last, because tracing for a file makes PyTorch forget what it has compiled.
         for variant, engine in sorted(cells, key=lambda cell: cell[1] == "compiled"):
             expected = None if variant == "dense" else masked
             made[variant, engine] = reasons.get(variant) or _prepare(
@@ -236,7 +237,7 @@ def _prepare(
         if engine == "onnxruntime":
             x = next(iter(inputs.values()))
             if variant == "sparse":
-                return "sparse layers are PyTorch's own: onnxruntime has none"
+                return "onnxruntime has no sparse layers"
             if x.is_cuda:
                 return "onnxruntime is measured on the CPU"
             runs = dict.fromkeys(inputs, onnx_session(to_onnx(next(iter(nets.values())), x.shape[1:]), threads))
@@ -249,7 +250,7 @@ def _prepare(
                 for _ in range(_WARM):
                     found = runs[size](x)
                 if expected is not None and not (apart := difference(found, expected(x))) <= TOLERANCE:
-                    return f"its outputs differ from the masked network's by {apart:.3g} of the largest"
+                    return f"its outputs differ from the masked network's by {apart:.3g} of the largest output"
     except Exception as error:
         return _first_line(error)
     return runs
@@ -259,7 +260,7 @@ def _compiled(net: nn.Module) -> Outputs:
     def run(x: Tensor) -> Tensor:
         return net(x)  # type: ignore[no-any-return]
 
-    # Code of its own, so that no other network's compiled forms are looked through at each call.
+    # A code object of its own: else each call would search through the compiled forms of the other networks.
     own = FunctionType(run.__code__.replace(), globals(), "run", None, run.__closure__)
     return torch.compile(own, dynamic=False)
 

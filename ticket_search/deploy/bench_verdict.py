@@ -1,4 +1,4 @@
-"""What a subnetwork gains where it runs, from the times of its variants."""
+"""Whether a subnetwork is faster than the whole network, from the times of its variants."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def judge(rows: Sequence[Row], sizes: Sizes, batch: int = JUDGED, busy: str | No
     reference = min(dense, key=_median, default=None)
     best = _find_best(timed)
     if best is None or reference is None or best.q3 is None:
-        return Best(batch=batch, gain=False, sentence=f"no verdict at batch {batch}: nothing could be measured")
-    # To every engine the masked network is a dense one too: the faster of the two must be beaten.
+        return Best(batch=batch, gain=False, sentence=f"no verdict at batch size {batch}: nothing could be measured")
+    # No engine makes use of zeros, so the masked network is a dense one too: the faster of the two must be beaten.
     whole = [row for row in timed.values() if row.variant in ("dense", "masked")]
     gain = best.variant not in ("dense", "masked") and all(
         row.q1 is not None and _median(best) < row.q1 and best.q3 < _median(row) for row in whole
@@ -38,17 +38,19 @@ def judge(rows: Sequence[Row], sizes: Sizes, batch: int = JUDGED, busy: str | No
     to_eager = None if eager is None else _median(eager) / _median(best)
     to_fastest = _median(reference) / _median(best)
     if gain:
-        sentence = f"best here at batch {batch}: {best.variant} in {best.engine}, {_median(best):.3g} ms, "
+        sentence = (
+            f"best on this machine at batch size {batch}: {best.variant} in {best.engine}, {_median(best):.3g} ms, "
+        )
         sentence += "" if to_eager is None else f"{to_eager:.2f} times as fast as dense in eager, "
-        sentence += f"{to_fastest:.2f} times as fast as the fastest dense ({reference.engine})"
+        sentence += f"{to_fastest:.2f} times as fast as dense in its fastest engine ({reference.engine})"
     else:
         reasons = "; ".join(_why_none(rows, timed, sizes, batch))
-        sentence = f"no gain on this machine at batch {batch}, because {reasons}"
+        sentence = f"no gain on this machine at batch size {batch}, because {reasons}"
         if reference.engine != "eager" and eager is not None:
             ratio = _median(eager) / _median(reference)
             sentence += f". {reference.engine} alone runs the dense network {ratio:.2f} times as fast as eager"
     if busy:
-        sentence += f". The machine was busy ({busy}): measure again before you rely on it"
+        sentence += f". The machine was busy ({busy}): measure again before you rely on this"
     return Best(
         variant=best.variant, engine=best.engine, batch=batch, median_ms=best.median_ms, times_dense_eager=to_eager,
         times_fastest_dense=to_fastest, fastest_dense_engine=reference.engine, gain=gain, sentence=sentence,
@@ -82,7 +84,8 @@ def _why_none(rows: Sequence[Row], timed: _Timed, sizes: Sizes, batch: int) -> I
             ratio, engine = min(pairs)
             at = f" at density {sizes.density:.3g}" if variant == "sparse" else ""
             less = f" with {after / before:.0%} of the parameters" if variant == "compacted" and after else ""
-            yield f"the {variant} network{at}{less} takes {ratio:.2f} of the dense time in {engine}, at best"
+            time = f"{ratio:.2f} times as long as the dense one (in {engine})"
+            yield f"the {variant} network{at}{less} takes at best {time}"
         elif not pairs and reasons:
             yield f"{variant}: {'; '.join(sorted(reasons))}"
         elif not pairs:

@@ -55,8 +55,8 @@ def _saved(content: Any) -> bytes:
     return buffer.getvalue()
 
 
-# Weights with the masks applied; npz holds the masks too, as `mask/NAME`. What other programs prune with has masks or
-# scores in its own way (see `supermask.foreign`).
+# Formats of tensors: weights with the masks applied. npz holds the masks too, as `mask/NAME`; the formats of other
+# pruning programs have masks or scores in their own way (see `supermask.foreign`).
 FORMATS: dict[str, Callable[[Ticket, str], bytes]] = {
     "safetensors": _to_safetensors,
     "state-dict": _to_state_dict,
@@ -67,9 +67,9 @@ FORMATS: dict[str, Callable[[Ticket, str], bytes]] = {
 }
 
 
-# The network itself, to be run without this package.
+# Formats of the network itself, which run without this package.
 GRAPHS: dict[str, Callable[[nn.Module, Sequence[int]], bytes]] = {"onnx": to_onnx, "torch-export": to_torch_export}
-# What needs the network built, not its tensors alone.
+# Formats for which the network has to be built.
 BUILT = (*GRAPHS, "compact")
 
 
@@ -83,34 +83,36 @@ def export(
     model: str | Callable[..., nn.Module] | None = None,
     input_shape: Sequence[int] | None = None,
 ) -> Path:
-    """Write a ticket's network, masks applied, as a file of another format.
+    """Write a ticket's network, with its masks applied, as a file of another format.
 
         export(ticket, "state-dict", "net.pt"); net.load_state_dict(torch.load("net.pt"))
 
     Args:
-        ticket: what to export.
-        to: `safetensors`, `state-dict` (`torch.load` reads it), `npz` (`numpy.load` reads it, masks beside weights),
-            `compact` (a smaller dense network, which `supermask.load_compact` builds), or for other programs
-            `torch-prune` (a state dict), `hidden-networks` (a checkpoint), `open-lth` (a mask.pth).
-            The network itself, for any batch size: `onnx` (one file) or `torch-export` (`torch.export.load` reads it).
-        output: the file, which must not exist.
+        ticket: the ticket to export.
+        to: the format. Tensors: `safetensors`, `state-dict` (for `torch.load`) or `npz` (for `numpy.load`, with masks
+            beside weights). Tensors for other programs: `torch-prune` (a state dict), `hidden-networks` (a checkpoint)
+            or `open-lth` (a mask.pth). The network itself, for any batch size: `onnx` (one file) or `torch-export` (for
+            `torch.export.load`). A smaller dense network: `compact` (for `supermask.load_compact`).
+        output: the file to write, which must not exist.
         state: `start` or `final`.
-        compact: of a network itself: first take out what the masks leave without effect (see `supermask.compact`).
-        model: for a network itself and for `compact`: what builds it where the ticket's is not known by name.
-        input_shape: for the same: the shape of one sample where the ticket does not say it.
+        compact: for `onnx` and `torch-export`: first remove the units that have no effect (see `supermask.compact`).
+        model: for `onnx`, `torch-export` and `compact`: what builds the network, where it is not known by name.
+        input_shape: for the same formats: the shape of one sample, where the ticket does not tell it.
 
     Raises:
-        RequestError: an unknown format or state, or a file that exists; all of them at once. Or a ticket that the
+        RequestError: an unknown format or state, or a file that exists, all problems at once; or a ticket that the
             format cannot hold, or a package that is missing.
-        RunError: a network that cannot be exported, or whose file gives other outputs.
+        RunError: the network cannot be exported, or the outputs of the file are not those of the network.
     """
     problems = []
     if to not in FORMATS and to not in BUILT:
         problems.append(unknown("format", to, [*FORMATS, *BUILT]))
     if to in FORMATS and (model is not None or input_shape is not None):
-        problems.append(f"--model and --input-shape are for --to {', '.join(BUILT)}; {to} holds tensors only")
+        problems.append(
+            f"--model and --input-shape go with --to {', '.join(BUILT)}, not {to}, which holds tensors only"
+        )
     if compact and to not in GRAPHS:
-        problems.append(f"--compact is for --to {' and '.join(GRAPHS)}, not {to}")
+        problems.append(f"--compact goes with --to {' and '.join(GRAPHS)}, not {to}")
     if state not in ticket.states:
         problems.append(unknown("state", state, ticket.states))
     if Path(output).exists():
@@ -159,6 +161,6 @@ def _build(
         return GRAPHS[to](network, shape)
     found = shrink(network, ticket.masks, torch.ones(2, *shape))
     if to == "compact":
-        # A network of the caller's own is not the one that the ticket names: who loads the file brings it.
+        # A network that the caller has built is not the one that the ticket names: it is given again to load the file.
         return pack_compaction(found, {} if model is not None else ticket.meta.get("architecture", {}))
     return GRAPHS[to](found.model, shape)

@@ -21,7 +21,8 @@ from ..contract.errors import RequestError, RunError
 from ..runs.experiment import find_model
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-# Largest difference to the network over its largest output: sums in another order stay far below it in float32.
+# The largest difference to the network's outputs, over the largest output: sums in another order stay far below it in
+# float32.
 TOLERANCE = 1e-5
 _TRACED, _CHECKED = 2, (1, 2, 5)
 
@@ -34,19 +35,21 @@ def build_network(
     """A ticket's network, masks applied, in evaluation mode.
 
     Args:
-        ticket: whose network.
+        ticket: the ticket.
         state: `start` or `final`.
-        model: a network that is not known by name: `package.module:function` or the function. It gets those of the
-            ticket's arguments that it takes.
+        model: what builds a network that is not known by name: a function, or `package.module:function`. It gets those
+            of the ticket's arguments that it takes.
 
     Raises:
-        RequestError: an architecture that is not known here by name, or that cannot be built or does not fit.
+        RequestError: the architecture is not known by name, cannot be built, or does not fit the ticket.
     """
     if model is None:
         try:
             return ticket.model(state)
         except ValueError as error:
-            raise RequestError(f"{error}; or name what builds it by --model package.module:function") from None
+            raise RequestError(
+                f"{error}; or name a function that builds it by --model package.module:function"
+            ) from None
     factory = find_model(model)
     takes = inspect.signature(factory).parameters
     given = {key: value for key, value in _arguments(ticket).items() if key in takes}
@@ -57,14 +60,14 @@ def build_network(
 
 
 def input_shape_of(ticket: Ticket, asked: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Shape of one sample: the one asked, or what the ticket's network was built for.
+    """The shape of one sample: the one that is asked for, or else the one that the ticket's network was built for.
 
     Raises:
-        RequestError: nobody says it.
+        RequestError: there is neither.
     """
     shape = asked or _arguments(ticket).get("input_shape")
     if not shape:
-        raise RequestError("the ticket does not say the shape of a sample; give it by --input-shape, as 3,32,32")
+        raise RequestError("the ticket does not tell the shape of a sample; give it by --input-shape, as 3,32,32")
     return tuple(map(int, shape))
 
 
@@ -89,17 +92,22 @@ def _arguments(ticket: Ticket) -> Mapping[str, Any]:
 
 
 def require_onnx() -> None:
-    """Raise a RequestError with what to type where a package is missing that ONNX needs."""
+    """Check that the packages for ONNX are installed.
+
+    Raises:
+        RequestError: packages are missing, with the command that installs them.
+    """
     if missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
         raise RequestError(f'ONNX needs {", ".join(missing)}: pip install "supermask[onnx]"')
 
 
 def to_onnx(model: nn.Module, input_shape: Sequence[int]) -> bytes:
-    """A network as one ONNX file: input `input` of any batch size, output `output`.
+    """A network as one ONNX file, with an input `input` of any batch size and an output `output`.
 
     Raises:
         RequestError: a package is missing.
-        RunError: a network that cannot be exported, or whose file gives other outputs (relative difference over 1e-5).
+        RunError: the network cannot be exported, or the outputs of the file differ from its outputs by more than 1e-5
+            of the largest.
     """
     require_onnx()
     traced = _trace("onnx", model, input_shape)
@@ -108,7 +116,7 @@ def to_onnx(model: nn.Module, input_shape: Sequence[int]) -> bytes:
             program: Any = torch.onnx.export(
                 traced, input_names=["input"], output_names=["output"], dynamo=True, external_data=False, verbose=False
             )
-        except Exception as error:  # whatever its passes raise; the first of them says what was wrong
+        except Exception as error:  # the passes of the exporter raise anything; the first cause tells what was wrong
             cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
@@ -120,7 +128,9 @@ def to_onnx(model: nn.Module, input_shape: Sequence[int]) -> bytes:
 
 
 def to_torch_export(model: nn.Module, input_shape: Sequence[int]) -> bytes:
-    """A network as `torch.export.save` writes it (`.pt2`), for any batch size: `torch.export.load(path).module()(x)`.
+    """A network as `torch.export.save` writes it (`.pt2`), for any batch size.
+
+    `torch.export.load(path).module()(x)` runs it.
 
     Raises:
         RunError: as `to_onnx`.
@@ -136,12 +146,12 @@ def to_torch_export(model: nn.Module, input_shape: Sequence[int]) -> bytes:
 
 
 def onnx_session(data: bytes, threads: int = 0) -> Outputs:
-    """A function that runs an ONNX file on the CPU; `threads` 0 leaves their number to onnxruntime."""
+    """A function that runs an ONNX file on the CPU; with `threads` 0, onnxruntime chooses their number."""
     require_onnx()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # Threads that spin after their work take the processor from whatever else is measured in turns with them.
+    # Threads that spin after their work would slow down the other networks that are measured in turns with this one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -159,7 +169,7 @@ def check(what: str, model: nn.Module, other: Outputs, input_shape: Sequence[int
     """Compare two networks on random inputs of several batch sizes.
 
     Raises:
-        RunError: they differ by more than 1e-5 of the largest output, or the other does not run.
+        RunError: the outputs differ by more than 1e-5 of the largest output, or the other network does not run.
     """
     generator = torch.Generator().manual_seed(0)
     for size in _CHECKED:
@@ -169,13 +179,13 @@ def check(what: str, model: nn.Module, other: Outputs, input_shape: Sequence[int
             apart = difference(other(x), expected)
         except Exception as error:
             raise RunError(
-                f"--to {what}: the file does not run at batch {size}: {error}; nothing was written"
+                f"--to {what}: the file does not run at batch size {size}: {error}; nothing was written"
             ) from error
         # Written so that NaN fails.
         if not apart <= TOLERANCE:
             raise RunError(
-                f"--to {what}: the file's outputs differ from the network's by {apart:.3g} of the largest at batch "
-                f"{size}, allowed is {TOLERANCE:g}; nothing was written"
+                f"--to {what}: the file's outputs differ from the network's by {apart:.3g} of the largest output at "
+                f"batch size {size}, where {TOLERANCE:g} is allowed; nothing was written"
             )
 
 
@@ -188,7 +198,8 @@ def difference(found: Tensor, expected: Tensor) -> float:
 def _trace(what: str, model: nn.Module, input_shape: Sequence[int]) -> torch.export.ExportedProgram:
     example = torch.randn(_TRACED, *input_shape, generator=torch.Generator().manual_seed(0))
     problems = []
-    # Plain tracing takes more networks; the strict one keeps the batch size open where code asks `len(x)`.
+    # Tracing that is not strict works for more networks; strict tracing leaves the batch size free where code asks for
+    # `len(x)`.
     for strict in (False, True):
         with quiet():
             try:
@@ -203,7 +214,7 @@ def _trace(what: str, model: nn.Module, input_shape: Sequence[int]) -> torch.exp
 
 
 def _culprit(model: nn.Module, example: Tensor) -> str:
-    """The innermost module that cannot be traced by itself, on what it is given in a forward pass; "" for the whole."""
+    """The name of the innermost module that cannot be traced with its inputs of a forward pass; "" if there is none."""
     given: dict[str, tuple[Any, Any]] = {}
 
     def note(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -234,7 +245,7 @@ def _culprit(model: nn.Module, example: Tensor) -> str:
 
 @contextmanager
 def quiet() -> Iterator[io.StringIO]:
-    """Keep the lines, warnings and logs of exporters and compilers off the screen; gives what was printed."""
+    """Keep output, warnings and logs of exporters and compilers off the screen; yields what was printed."""
     said, level = io.StringIO(), logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
