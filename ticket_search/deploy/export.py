@@ -89,10 +89,9 @@ def export(
 
     Args:
         ticket: the ticket to export.
-        to: the format. Tensors: `safetensors`, `state-dict` (for `torch.load`) or `npz` (for `numpy.load`, with masks
-            beside weights). Tensors for other programs: `torch-prune` (a state dict), `hidden-networks` (a checkpoint)
-            or `open-lth` (a mask.pth). The network itself, for any batch size: `onnx` (one file) or `torch-export` (for
-            `torch.export.load`). A smaller dense network: `compact` (for `supermask.load_compact`).
+        to: the format. Tensors, masks applied: `safetensors`, `state-dict` (for `torch.load`), `npz` (for `numpy.load`,
+            with the masks), and for other programs `torch-prune`, `hidden-networks` and `open-lth`. The network itself,
+            for any batch size: `onnx` or `torch-export`. A smaller network: `compact` (for `supermask.load_compact`).
         output: the file to write, which must not exist.
         state: `start` or `final`.
         compact: for `onnx` and `torch-export`: first remove the units that have no effect (see `supermask.compact`).
