@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..data import SOURCES
+from ..data.sources import SOURCES
 from ..methods import find_method, method_names
 from .terminal import print_json, print_table
 
@@ -30,7 +30,7 @@ def models(as_json: Json = False) -> None:
     """List the networks that can be named."""
     from importlib.metadata import entry_points
 
-    from ..models import GROUP
+    from ..models.names import GROUP
 
     points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     _show("models", ("name", "factory"), [(point.name, point.value) for point in points], as_json)

@@ -251,7 +251,7 @@ def _bytes(net: nn.Module) -> int:
 
 
 def _own_data(ticket: Ticket) -> str | None:
-    from ..data import SOURCES
+    from ..data.sources import SOURCES
 
     name = ticket.meta.get("data")
     return name if isinstance(name, str) and name in SOURCES else None

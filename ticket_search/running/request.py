@@ -11,9 +11,9 @@ from typing import Any
 from ..contract.errors import RequestError, nearest_hint, unknown
 from ..contract.flags import Config, find_recipe, flag, is_switch, make_config, public_fields
 from ..contract.method import Method
-from ..data import SOURCES
+from ..data.sources import SOURCES
 from ..methods import find_method, method_names
-from ..models import is_factory, model_names
+from ..models.names import is_factory, model_names
 from ..runs.names import MOVING
 from .read_config import find_kind
 
