@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from supermask.plugins.entry_points import Declaration, declarations, one_line
 
 from .. import data
+from ..contract.declared import DATA, load_declared
 from ..contract.errors import RequestError, unknown
 
 if TYPE_CHECKING:
@@ -17,13 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A built-in data set: what it is, and the module of this package whose `read(name, data_dir)` reads it.
+    """A data set: what it is, and how it is read.
 
-    One that is `streamed` never lies in memory as a whole: it has no `read`.
+        Source("20,000 spirals, 10 classes", read_spirals)      # in another package: see `find_source`
+
+    `read` is a function that gives the samples. It gets `name` and `data_dir`, the folder to look in first or None, if
+    it takes arguments of these names. It returns `Arrays`, or `(x, y)`, or `{"train": (x, y), "test": (x, y)}` of
+    arrays or tensors: see `dataset.from_arrays`. Of the data sets of this package it is the module of this room that
+    has `read(name, data_dir)`. One that is `streamed` never lies in memory as a whole: its module has no `read`.
     """
 
     description: str
-    module: str
+    read: Callable[..., Any] | str
     streamed: bool = False
 
 
@@ -42,19 +51,80 @@ SOURCES = {
 }
 
 
+# What the samples are called that come as arrays.
+_TAKEN = ("arrays",)
+
+
+def declared_sources() -> Mapping[str, Declaration]:
+    """The data sets of other packages: entry points of the group `ticket_search.data`."""
+    return declarations(DATA, own=(*SOURCES, *_TAKEN))
+
+
+def source_names() -> list[str]:
+    """The names of all data sets, of this package and of others. Nothing is imported: some may not be usable."""
+    return sorted({*SOURCES, *declared_sources()})
+
+
+def find_source(name: str) -> Source:
+    """The data set of a name: of this package, or a `Source` or a function to read it that another package declares.
+
+    Raises:
+        RequestError: an unknown name; the nearest and all of them are given. Or one that another package declares and
+            that cannot be used, with the reason.
+    """
+    declared = declared_sources()
+    if name not in declared and name not in SOURCES:
+        raise RequestError(unknown("data set", name, source_names()))
+    if name not in declared:
+        return SOURCES[name]
+    found = load_declared(declared[name])
+    if callable(found):
+        found = Source((found.__doc__ or "").strip().partition("\n")[0] or f"of {declared[name].package}", found)
+    if not (isinstance(found, Source) and callable(found.read) and not found.streamed):
+        raise RequestError(
+            f"the data set '{name}' of {declared[name].package} is {type(found).__name__}, expected a function that "
+            "reads it, or ticket_search.data.sources.Source(description, function)"
+        )
+    return found
+
+
+def usable_sources() -> tuple[dict[str, Source], dict[str, str]]:
+    """All data sets that can be used, and for each other name the reason in one line."""
+    found, refused = {}, {}
+    for name in source_names():
+        try:
+            found[name] = find_source(name)
+        except RequestError as error:
+            refused[name] = str(error)
+    return found, refused
+
+
 def read_arrays(name: str, data_dir: str | None = None) -> Arrays:
-    """Read a built-in data set, downloading it where it is not on disk.
+    """Read a data set, downloading it where it is not on disk.
 
     Raises:
         RequestError: an unknown name, a data set that is streamed, or data that is neither on disk nor to be had, with
-            what to do about it.
+            what to do about it. Of a data set of another package: what its function raised, or samples that are none.
     """
-    if name not in SOURCES:
-        raise RequestError(unknown("data set", name, SOURCES))
-    if SOURCES[name].streamed:
+    source = find_source(name)
+    if source.streamed:
         raise RequestError(f"the data set {name} is streamed from its files and cannot be had as arrays")
-    read: Callable[[str, str | None], Arrays] = getattr(data, SOURCES[name].module).read
-    return read(name, data_dir)
+    if isinstance(source.read, str):
+        read: Callable[[str, str | None], Arrays] = getattr(data, source.read).read
+        return read(name, data_dir)
+    whose = f"the data set {name} of {declared_sources()[name].package}"
+    offered = {"name": name, "data_dir": data_dir}
+    takes = inspect.signature(source.read).parameters
+    try:
+        given = source.read(**{key: value for key, value in offered.items() if key in takes})
+    except RequestError as error:
+        raise RequestError([f"{whose}: {problem}" for problem in error.problems]) from None
+    except Exception as error:
+        raise RequestError(f"{whose} cannot be read: {one_line(error)}") from error
+    try:
+        return data.dataset.as_arrays(given)
+    except RequestError as error:
+        raise RequestError([f"{whose}: {problem}" for problem in error.problems]) from None
 
 
 def read_samples(
@@ -67,7 +137,7 @@ def read_samples(
     image_size: int = 224,
     workers: int | None = None,
 ) -> Samples:
-    """A built-in data set, split and normalized: in memory, or streamed from its files.
+    """A data set, split and normalized: in memory, or streamed from its files.
 
     Args:
         name: of the data set.
@@ -81,7 +151,7 @@ def read_samples(
     Raises:
         RequestError: see `read_arrays` and `folder.open_folder`.
     """
-    if name in SOURCES and SOURCES[name].streamed:
+    if find_source(name).streamed:
         return data.folder.open_folder(data_dir, split_seed, seed=seed, image_size=image_size, workers=workers)
     samples = data.dataset.split(name, read_arrays(name, data_dir), split_seed)
     return replace(samples, seed=seed, augmentation=augmentation or samples.augmentation)

@@ -20,6 +20,7 @@ from supermask.shrinking.flow import flow
 from supermask.sparse.timing import time_in_turns
 
 from ..contract.errors import RequestError, unknown
+from ..data.sources import source_names
 from ..runs.progress import Progress
 from ..training.evaluation import evaluate, read_data_of
 from ..training.flops import flops_of
@@ -251,10 +252,8 @@ def _bytes(net: nn.Module) -> int:
 
 
 def _own_data(ticket: Ticket) -> str | None:
-    from ..data.sources import SOURCES
-
     name = ticket.meta.get("data")
-    return name if isinstance(name, str) and name in SOURCES else None
+    return name if isinstance(name, str) and name in source_names() else None
 
 
 @contextmanager

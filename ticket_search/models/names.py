@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+from supermask.plugins.entry_points import MODELS, declarations
 
-GROUP = "supermask.models"
 TORCHVISION = "torchvision:"
 
 
 def model_names() -> list[str]:
     """The names of all models that installed packages declare."""
-    return sorted({point.name for point in importlib.metadata.entry_points(group=GROUP)})
+    return sorted(declarations(MODELS))
 
 
 def is_factory(name: str) -> bool:
