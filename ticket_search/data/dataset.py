@@ -193,9 +193,7 @@ def _check_arrays(given: Arrays) -> Arrays:
     parts = {"train": (given.train_x, given.train_y), "test": (given.test_x, given.test_y)}
     found, problems = as_arrays(parts), []
     if found.classes > given.classes:
-        problems.append(
-            f"the class number {found.classes - 1}, expected 0 to {given.classes - 1}: classes={given.classes}"
-        )
+        problems.append(f"classes={given.classes} and the class number {found.classes - 1}, expected one below it")
     if not 0 < given.validation < len(found.train_y):
         problems.append(f"validation={given.validation}, expected some of the {len(found.train_y)} training samples")
     if problems:
