@@ -173,6 +173,19 @@ def test_a_sweep_of_two_processes(plugged, ticket, tmp_path):
     assert compare([row["path"] for row in rows])["left_out"] == []
 
 
+def test_a_run_of_a_method_that_is_not_installed_is_left_out_and_said_to_be(plugged, ticket, monkeypatch):
+    shared = ("--density", "0.5", "--epochs", "1", "--threads", "1")
+    assert ticket("search", "--method", "shrunk", *shared).code == 0
+    assert ticket("search", "--method", "snip", *shared).code == 0
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(plugged)])
+    folders = sorted(map(str, Path("runs").iterdir()))
+    found = json.loads(ticket("compare", *folders, "--json").out)
+    assert [group["method"] for group in found["groups"]] == ["snip"]
+    assert [line for line in found["left_out"] if "unknown method 'shrunk'" in line] == found["left_out"] != []
+    assert ticket("runs", "list").code == 0
+    assert ticket("evaluate", folders[0]).code == 0, "the ticket is whole without its method"
+
+
 # --- scores
 
 
