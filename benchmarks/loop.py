@@ -47,8 +47,8 @@ from torch import Tensor, nn
 
 from ticket_search import search
 from ticket_search.contract.errors import RequestError
-from ticket_search.data import read_samples
 from ticket_search.data.dataset import Data, from_arrays
+from ticket_search.data.sources import read_samples
 from ticket_search.models.conv import conv4
 from ticket_search.models.lenet import lenet_300_100
 from ticket_search.runs.experiment import bf16_is_native

@@ -6,6 +6,7 @@ from . import inits as inits
 from . import kernels as kernels
 from . import live as live
 from . import masks as masks
+from . import plugins as plugins
 from . import scores as scores
 from . import selection as selection
 from . import shrinking as shrinking

@@ -13,10 +13,10 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from supermask.masks.random_numbers import permutation, uniform
 from ticket_search.contract.errors import RequestError
-from ticket_search.data import SOURCES, read_arrays, read_samples
 from ticket_search.data.augmentation import Augmentation
 from ticket_search.data.dataset import Data, from_arrays, from_dataset, split
 from ticket_search.data.factories import find_factory, load_factory
+from ticket_search.data.sources import SOURCES, read_arrays, read_samples
 
 
 def test_digits_are_those_of_scikit_learn():

@@ -20,10 +20,11 @@ import torchvision
 from scipy.io import savemat
 
 from ticket_search.contract.errors import RequestError
-from ticket_search.data import SOURCES, cifar, idx, read_arrays, svhn
+from ticket_search.data import cifar, idx, svhn
 from ticket_search.data.arrays import search_path
 from ticket_search.data.dataset import split
 from ticket_search.data.idx import read_idx
+from ticket_search.data.sources import SOURCES, read_arrays
 
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 FILES = {**cifar._SETS, **idx._SETS, "svhn": svhn._FILES}

@@ -198,7 +198,7 @@ def test_fresh_weights_are_the_control_of_whole_filters(tmp_path):
 
 
 def test_the_scan_is_what_dropping_one_layer_by_hand_gives(tmp_path):
-    from ticket_search.data import read_samples
+    from ticket_search.data.sources import read_samples
     from ticket_search.training.evaluation import evaluate
 
     run = search("filters", runs=tmp_path, scan=True, **QUICK)

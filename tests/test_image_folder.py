@@ -16,8 +16,8 @@ from torchvision.transforms import v2
 
 from supermask.masks.random_numbers import permutation, random_words
 from ticket_search.contract.errors import RequestError, RunError
-from ticket_search.data import read_samples
 from ticket_search.data.folder import Streamed, open_folder
+from ticket_search.data.sources import read_samples
 
 ENDINGS = ("jpg", "JPEG", "png", "bmp", "webp", "ppm")
 CLASSES = ("ant", "bee", "cow")

@@ -193,7 +193,7 @@ def test_stopped_and_resumed_is_never_stopped(name, stop_at, finished, tmp_path,
 @pytest.mark.parametrize("name", METHODS)
 def test_test_data_chooses_nothing(name, tmp_path, monkeypatch):
     """With other test data, everything but the reported test accuracy is the same."""
-    from ticket_search import data as sources
+    from ticket_search.data import sources
 
     plain = search(name, runs=tmp_path / "plain", progress=False, **flags_of(name))
     read = sources.read_arrays

@@ -6,8 +6,8 @@ from torch import nn
 
 import supermask
 from supermask.weights.architectures import find_architecture
-from ticket_search.models import model_names
 from ticket_search.models.activations import ACTIVATIONS
+from ticket_search.models.names import model_names
 
 # Maskable weights as published: on 28x28 grey pixels for the perceptron, on 40 numbers for MNIST-1D, else on CIFAR-10.
 WEIGHTS = {

@@ -11,7 +11,7 @@ import supermask
 from supermask.choosing.schedules import cubic
 from supermask.selection.top_k import count_kept
 from ticket_search import RequestError, RunError, search, train
-from ticket_search.data import read_samples
+from ticket_search.data.sources import read_samples
 from ticket_search.methods import find_method, method_names
 from ticket_search.methods.gradual import Config as Gradual
 from ticket_search.methods.gradual import prune_steps

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from supermask.weights.architectures import find_architecture
 from ticket_search.contract.flags import make_config
-from ticket_search.data import read_samples
+from ticket_search.data.sources import read_samples
 from ticket_search.methods.dense import Config
-from ticket_search.models import model_names
+from ticket_search.models.names import model_names
 from ticket_search.training import loop as training
 from ticket_search.training.flops import forward_flops
 from ticket_search.training.objective import Objective, make_objective

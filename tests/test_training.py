@@ -12,9 +12,9 @@ from torch import nn
 from ticket_search import search
 from ticket_search.contract.errors import RunError
 from ticket_search.contract.flags import make_config, steps_of
-from ticket_search.data import read_arrays
 from ticket_search.data.dataset import split
 from ticket_search.data.samples import whole_batches
+from ticket_search.data.sources import read_arrays
 from ticket_search.methods import find_method
 from ticket_search.models.lenet import lenet_300_100
 from ticket_search.training.evaluation import evaluate

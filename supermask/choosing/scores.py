@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..masks.random_numbers import uniform
 from ..masks.targets import Target, Targets, find_named, find_targets, literal_globs
+from ..plugins import entry_points
 from .gradients import (
     Evidence,
     Replay,
@@ -251,12 +252,17 @@ ROUNDS = {"synflow": 100}
 
 
 def find_score(score: str | Score) -> Score:
-    """The score of a name, or the function itself.
+    """The score of a name, of this package or declared by another one, or the function itself.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or one that is declared and cannot be used, with the reason.
     """
-    return find_named("score", score, SCORES) if isinstance(score, str) else score
+    if not isinstance(score, str):
+        return score
+    declared = entry_points.declarations(entry_points.SCORES, own=SCORES)
+    if score in declared:
+        return declared[score].load_function()
+    return find_named("score", score, SCORES, also=declared)
 
 
 def _ones(example: Any) -> Any:

@@ -157,14 +157,15 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def find_named(kind: str, name: str, table: Mapping[str, Found]) -> Found:
+def find_named(kind: str, name: str, table: Mapping[str, Found], also: Iterable[str] = ()) -> Found:
     """The entry of a table by its name.
 
     Raises:
-        ValueError: an unknown name; the nearest and all of them are given.
+        ValueError: an unknown name; the nearest and all of them are given, with those that there are `also`.
     """
     if name not in table:
-        raise ValueError(f"unknown {kind} '{name}'{nearest(name, table)}; the {kind}s are {', '.join(table)}")
+        known = [*table, *also]
+        raise ValueError(f"unknown {kind} '{name}'{nearest(name, known)}; the {kind}s are {', '.join(known)}")
     return table[name]
 
 

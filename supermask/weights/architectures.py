@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from ..masks.targets import nearest
+from ..plugins.entry_points import MODELS, declarations
 
-MODEL_GROUP = "supermask.models"
 TORCHVISION = "torchvision:"
 
 # What a ticket file may pass on to torchvision: sizes and rates, nothing that reads a file or the network.
@@ -25,22 +24,21 @@ TORCHVISION_ARGUMENTS = frozenset(
 
 def architecture_names() -> list[str]:
     """The names that installed packages declare; those of torchvision come beside them as `torchvision:NAME`."""
-    return sorted({point.name for point in importlib.metadata.entry_points(group=MODEL_GROUP)})
+    return sorted(declarations(MODELS))
 
 
 def find_architecture(name: str) -> Callable[..., nn.Module]:
     """The factory of a network's name, called with `input_shape`, `classes` and its own arguments.
 
     Raises:
-        ValueError: nothing of that name is known here; the nearest name is given.
+        ValueError: nothing of that name is known here; the nearest name is given. Or a name that is declared and cannot
+            be used, with the reason.
     """
     if name.startswith(TORCHVISION):
         return _find_in_torchvision(name)
-    points = importlib.metadata.entry_points(group=MODEL_GROUP)
-    for point in points:
-        if point.name == name:
-            factory: Callable[..., nn.Module] = point.load()
-            return factory
+    declared = declarations(MODELS)
+    if name in declared:
+        return declared[name].load_function()
     known = architecture_names()
     raise ValueError(
         f"the model '{name}' is not known here by name{nearest(name, known)}; known are {', '.join(known) or 'none'}. "

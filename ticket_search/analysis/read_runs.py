@@ -9,6 +9,7 @@ from typing import Any
 
 import supermask
 
+from ..contract.errors import RequestError
 from ..contract.flags import read_json, read_toml
 from ..running.read_config import find_kind
 from ..runs.names import CONTROLS
@@ -95,6 +96,11 @@ def read_members(
                 member = _read_run(folder)
             except (ValueError, KeyError, OSError) as error:
                 left_out.append(f"{folder}: damaged ({error})")
+                continue
+            try:
+                find_kind(member.method)
+            except RequestError as error:  # as of a method whose package is not installed here
+                left_out.append(f"{folder}: {error}")
                 continue
             if claim := _false_claim(folder, member):
                 left_out.append(f"{folder}: refused: {claim}")

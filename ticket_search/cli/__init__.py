@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from supermask.plugins.entry_points import DeclarationError
+
 from ..contract.errors import RequestError, RunError
 from . import bench, catalog, compare, controls, evaluate, export, inspect, resume, runs, search, study, sweep, train
 from .terminal import errors
@@ -62,6 +64,8 @@ def main() -> None:
         sys.exit(2)
     except (RunError, OSError) as error:
         _complain(error, 1)
+    except DeclarationError as error:
+        _complain(error, 2)
     except ValueError as error:
         if type(error).__name__ != "TicketError":
             raise

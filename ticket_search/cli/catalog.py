@@ -1,19 +1,21 @@
-"""`ticket methods | models | data`: lists of names."""
+"""`ticket methods | models | data`: lists of names, of this package and of others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.metadata import entry_points
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 
-from ..data import SOURCES
-from ..methods import find_method, method_names
-from ..models import GROUP
+from supermask import __version__
+from supermask.plugins.entry_points import MODELS, Declaration, declarations
+
+from ..data.sources import declared_sources, usable_sources
+from ..methods import declared_methods, usable_methods
 from .terminal import print_json, print_table
 
 Json = Annotated[bool, typer.Option("--json", help="Print the list as JSON.")]
+_OURS = "supermask"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,24 +26,50 @@ def add_to(app: typer.Typer) -> None:
 
 def methods(as_json: Json = False) -> None:
     """List the search methods, with their papers."""
-    found = [find_method(name) for name in method_names()]
-    _show("methods", ("name", "idea", "paper"), [(method.name, method.idea, method.paper) for method in found], as_json)
+    found, refused = usable_methods()
+    rows = [{"name": method.name, "idea": method.idea, "paper": method.paper} for method in found]
+    _show("methods", rows, refused, declared_methods(), as_json)
 
 
 def models(as_json: Json = False) -> None:
     """List the networks that --model takes by name."""
-    points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
-    _show("models", ("name", "factory"), [(point.name, point.value) for point in points], as_json)
+    declared = declarations(MODELS)
+    # Those of this package can be imported, and need PyTorch for it, which takes longer than all the rest.
+    reasons = {name: each.refusal if _is_ours(each.package) else each.reason for name, each in declared.items()}
+    rows = [{"name": name, "factory": each.value} for name, each in declared.items() if not reasons[name]]
+    _show("models", rows, {name: reason for name, reason in reasons.items() if reason}, declared, as_json)
 
 
 def data(as_json: Json = False) -> None:
     """List the data sets that --data takes by name."""
-    rows = [(name, source.description) for name, source in SOURCES.items()]
-    _show("data", ("name", "description"), rows, as_json)
+    found, refused = usable_sources()
+    rows = [{"name": name, "description": source.description} for name, source in found.items()]
+    _show("data", rows, refused, declared_sources(), as_json)
 
 
-def _show(kind: str, columns: Sequence[str], rows: Sequence[Sequence[str]], as_json: bool) -> None:
+def _show(
+    kind: str,
+    rows: Sequence[Mapping[str, Any]],
+    refused: Mapping[str, str],
+    declared: Mapping[str, Declaration],
+    as_json: bool,
+) -> None:
+    """Rows with the package of each, where one is not of this package, and below them what cannot be used, and why."""
+    packages = {name: each.package for name, each in declared.items()}
+    rows = [{**row, "package": packages.get(row["name"], f"{_OURS} {__version__}")} for row in rows]
+    unusable = [{"name": name, "package": packages[name], "reason": why} for name, why in refused.items()]
     if as_json:
-        print_json({kind: [dict(zip(columns, row, strict=True)) for row in rows]})
-    else:
-        print_table(columns, rows)
+        print_json({kind: rows} | ({"refused": unusable} if unusable else {}))
+        return
+    foreign = not all(_is_ours(row["package"]) for row in rows)
+    _print_rows([row if foreign else {key: row[key] for key in row if key != "package"} for row in rows])
+    if unusable:
+        print_table(("cannot be used", "package", "reason"), [list(row.values()) for row in unusable])
+
+
+def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    print_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _is_ours(package: str) -> bool:
+    return package.partition(" ")[0] == _OURS

@@ -10,8 +10,9 @@ import pydantic
 import typer
 
 from .. import running, runs
+from ..contract.declared import ScoreName
 from ..contract.flags import Config, flag, is_switch, public_fields, recipes
-from ..methods import find_method, method_names
+from ..methods import find_method, usable_methods
 from ..running.read_config import find_kind
 from ..running.request import LAUNCH_FLAGS, read_request
 from ..runs.folders import choose_folder
@@ -70,8 +71,9 @@ def print_help(name: str | None) -> None:
     console = output()
     if name is None:
         console.print("Usage: ticket search [--method NAME] [FLAGS]\n\nFind a subnetwork.", highlight=False)
-        rows = [(method, find_method(method).idea) for method in method_names()]
-        print_table(("method", "idea"), rows)
+        usable, refused = usable_methods()
+        rows = [(method.name, method.idea) for method in usable]
+        print_table(("method", "idea"), sorted([*rows, *refused.items()]))
         console.print("Flags of a method: ticket search --method NAME --help", highlight=False)
         print_flags("flags of all methods; each method has its own defaults", public_fields(Config), defaults=False)
     else:
@@ -94,6 +96,9 @@ def print_flags(title: str, fields: dict[str, pydantic.fields.FieldInfo], defaul
     rows = []
     for key, entry in fields.items():
         value, choices = _values(entry.annotation)
+        for scores in entry.metadata:
+            if isinstance(scores, ScoreName):
+                value, choices = "NAME", scores.choices
         name = f"{flag(key)}/--no-{flag(key)[2:]}" if is_switch(entry) else f"{flag(key)} {value}"
         notes = [entry.description or "", f"one of {', '.join(choices)}" if choices else ""]
         notes += [_default(entry.default)] if defaults else []

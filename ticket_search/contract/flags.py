@@ -260,7 +260,7 @@ def _sentence(item: Any, config_class: type[Config]) -> str:
     if item["type"] == "extra_forbidden":
         return f"unknown flag {flag(name)}{nearest_hint(flag(name), map(flag, public_fields(config_class)))}"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    expected = message if message.startswith("expected") else f"expected {message}"
+    expected = message if item["type"] == "value_error" else f"expected {message}"
     return f"{flag(name)} {item['input']}: {expected}"
 
 

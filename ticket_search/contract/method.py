@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from .flags import Config
+from .flags import Config, flag, public_fields
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -133,3 +133,25 @@ class Hook:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
+
+
+def method_problems(name: str, module: Any) -> list[str]:
+    """Why the module of another package is no method, all of it; empty where it is one."""
+    missing = [part for part in ("Config", "TRAITS", "plan", "search") if not hasattr(module, part)]
+    problems = [f"it has no {', '.join(missing)}"] if missing else []
+    idea, _, paper = (module.__doc__ or "").strip().partition("\n")
+    if not idea.strip() or not paper.strip():
+        problems.append("its docstring does not open with the idea in one line and the paper after it")
+    kind = getattr(module, "Config", Config)
+    if not (isinstance(kind, type) and issubclass(kind, Config)):
+        problems.append("its Config is no subclass of ticket_search.contract.flags.Config")
+    else:
+        default = kind.model_fields["method"].default
+        if default != name and not missing:
+            problems.append(f"the method of its Config is {default!r}, expected {name!r}")
+        if bare := [key for key, field in public_fields(kind).items() if not field.description]:
+            problems.append(f"the flags {', '.join(map(flag, bare))} have no description")
+    if not isinstance(getattr(module, "TRAITS", Traits()), Traits):
+        problems.append("its TRAITS are no ticket_search.contract.method.Traits")
+    uncallable = [part for part in ("plan", "search", "check") if not callable(getattr(module, part, len))]
+    return problems + [f"its {part} is no function" for part in uncallable]

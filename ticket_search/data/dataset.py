@@ -159,6 +159,21 @@ def from_arrays(data: Any, split_seed: int) -> Data:
     Raises:
         RequestError: anything else, with what came and what was expected.
     """
+    arrays = as_arrays(data)
+    digest = hashlib.sha256()
+    for array in (arrays.train_x, arrays.train_y, arrays.test_x, arrays.test_y):
+        digest.update(np.ascontiguousarray(array).data)
+    return split(f"arrays-{digest.hexdigest()[:8]}", arrays, split_seed)
+
+
+def as_arrays(data: Any) -> Arrays:
+    """What `from_arrays` takes, or `Arrays`, checked, before it is split and normalized.
+
+    Raises:
+        RequestError: anything else, with what came and what was expected.
+    """
+    if isinstance(data, Arrays):
+        return _check_arrays(data)
     if isinstance(data, Mapping) and set(data) == {"train", "test"}:
         train_x, train_y = _pair(data["train"], "train")
         test_x, test_y = _pair(data["test"], "test")
@@ -170,11 +185,20 @@ def from_arrays(data: Any, split_seed: int) -> Data:
         test, train = np.sort(order[: round(len(y) * TEST_SHARE)]), np.sort(order[round(len(y) * TEST_SHARE) :])
         train_x, train_y, test_x, test_y = x[train], y[train], x[test], y[test]
     classes = int(max(train_y.max(), test_y.max())) + 1
-    arrays = Arrays(train_x, train_y, test_x, test_y, classes, validation=round(len(train_y) * VALIDATION_SHARE))
-    digest = hashlib.sha256()
-    for array in (train_x, train_y, test_x, test_y):
-        digest.update(np.ascontiguousarray(array).data)
-    return split(f"arrays-{digest.hexdigest()[:8]}", arrays, split_seed)
+    return Arrays(train_x, train_y, test_x, test_y, classes, validation=round(len(train_y) * VALIDATION_SHARE))
+
+
+def _check_arrays(given: Arrays) -> Arrays:
+    """Arrays that a stranger's function has filled, as `as_arrays` would."""
+    parts = {"train": (given.train_x, given.train_y), "test": (given.test_x, given.test_y)}
+    found, problems = as_arrays(parts), []
+    if found.classes > given.classes:
+        problems.append(f"classes={given.classes} and the class number {found.classes - 1}, expected one below it")
+    if not 0 < given.validation < len(found.train_y):
+        problems.append(f"validation={given.validation}, expected some of the {len(found.train_y)} training samples")
+    if problems:
+        raise RequestError(problems)
+    return replace(found, classes=given.classes, validation=given.validation, mean=given.mean, std=given.std)
 
 
 def from_dataset(dataset: Any, split_seed: int) -> Data:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ import supermask
 from supermask import choosing, selection, weights
 
 from .. import training
+from ..contract.declared import ScoreName
 from ..contract.errors import RequestError, RunError
 from ..contract.flags import Config as SharedConfig
 from ..contract.flags import Positive, Words
@@ -55,7 +56,7 @@ class Config(SharedConfig):
         (),
         description="densities of some layers, as 'conv1*=1,layer3.*=0.3'; the first glob that fits counts",
     )
-    score: Literal["magnitude", "l2", "bn-scale", "random"] = Field(
+    score: Annotated[str, ScoreName(("magnitude", "l2", "bn-scale", "random"))] = Field(
         "magnitude",
         description="score of a filter: the sum of its magnitudes (L1), its L2 norm, or the scale of its batch norm",
     )

@@ -6,7 +6,7 @@ Renda, Frankle & Carbin, Comparing Rewinding and Fine-tuning in Neural Network P
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ import supermask
 from supermask import weights
 
 from .. import training
+from ..contract.declared import LOOKS_AT_DATA, OWN_SCORES, ScoreName, looks_at_data
 from ..contract.errors import RequestError
 from ..contract.flags import Duration, Positive, is_zero, steps_of
 from ..contract.method import Stage
@@ -37,15 +38,13 @@ if TYPE_CHECKING:
 
     from ..runs.run import Run
 
-LOOKS_AT_DATA = ("snip", "grasp", "taylor", "movement")
-
 
 class Config(PruningConfig):
     """Flags of one-shot pruning."""
 
     draws_masks: ClassVar[bool] = True
     method: str = "one-shot"
-    score: Literal["magnitude", "l2", "snip", "grasp", "synflow", "taylor", "movement", "bn-scale", "random"] = Field(
+    score: Annotated[str, ScoreName(tuple(name for name in OWN_SCORES if name != "l1"))] = Field(
         "magnitude", description="score by which the trained weights are ranked"
     )
     samples_per_class: int = Field(
@@ -74,9 +73,9 @@ class Config(PruningConfig):
         else:
             own = {"--retrain-epochs": self.retrain_epochs, "--retrain-lr": self.retrain_lr}
             found += [f"{name} goes with --then fine-tune" for name, value in own.items() if value is not None]
-        if "samples_per_class" in given and self.score not in LOOKS_AT_DATA:
+        if "samples_per_class" in given and not looks_at_data(self.score):
             found.append(f"--samples-per-class goes with --score {', '.join(LOOKS_AT_DATA)}")
-        if "mask_seed" in given and self.score not in (*LOOKS_AT_DATA, "random"):
+        if "mask_seed" in given and not looks_at_data(self.score) and self.score != "random":
             found.append(f"--mask-seed goes with --score {', '.join(LOOKS_AT_DATA)}, random")
         if self.rewind.endswith("ep") and steps_of(self.rewind, 1) >= self.epochs:
             found.append(f"--rewind {self.rewind}: expected less than the {self.epochs} epochs of a training")
@@ -146,6 +145,6 @@ def search(model: nn.Module, run: Run) -> Ticket:
 
 def _prune(model: nn.Module, config: Config, run: Run) -> Masks:
     evidence: dict[str, Any] = {"example_input": example_of(run.data)}
-    if config.score in LOOKS_AT_DATA:
+    if looks_at_data(config.score):
         evidence["batches"] = score_batches(run.data, config, config.samples_per_class)
     return choose_masks(model, config, config.score, run, **evidence)

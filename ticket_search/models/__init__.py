@@ -1,18 +1,5 @@
 """Networks: plain modules, one family a file. Their names are declared in the entry-point group `supermask.models`."""
 
-from __future__ import annotations
+import lazy_loader
 
-import importlib.metadata
-
-GROUP = "supermask.models"
-TORCHVISION = "torchvision:"
-
-
-def model_names() -> list[str]:
-    """The names of all models that installed packages declare."""
-    return sorted({point.name for point in importlib.metadata.entry_points(group=GROUP)})
-
-
-def is_factory(name: str) -> bool:
-    """Whether a model is named by `package.module:function`."""
-    return ":" in name and not name.startswith(TORCHVISION)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

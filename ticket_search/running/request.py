@@ -11,9 +11,9 @@ from typing import Any
 from ..contract.errors import RequestError, nearest_hint, unknown
 from ..contract.flags import Config, find_recipe, flag, is_switch, make_config, public_fields
 from ..contract.method import Method
-from ..data import SOURCES
-from ..methods import find_method, method_names
-from ..models import is_factory, model_names
+from ..data.sources import source_names
+from ..methods import declared_methods, find_method, own_methods, usable_methods
+from ..models.names import is_factory, model_names
 from ..runs.names import MOVING
 from .read_config import find_kind
 
@@ -69,7 +69,7 @@ def read_request(words: Sequence[str]) -> Request:
         RequestError: every problem of the request at once.
     """
     problems: list[str] = []
-    given = read_flags(words, problems)
+    given = read_flags(words, problems, _foreign_method_in(words))
     launch = {key: given.pop(key) for key in LAUNCH_FLAGS if key in given}
     recipe: dict[str, Any] = {}
     if "--config" in launch:
@@ -149,8 +149,8 @@ def name_problems(model: Any, data: Any) -> list[str]:
     # What code has to be imported for is looked up later: torchvision's networks, functions of the user's own.
     if isinstance(model, str) and ":" not in model and model not in model_names():
         problems.append(unknown("model", model, model_names()))
-    if isinstance(data, str) and ":" not in data and data not in SOURCES:
-        problems.append(unknown("data set", data, SOURCES))
+    if isinstance(data, str) and ":" not in data and data not in source_names():
+        problems.append(unknown("data set", data, source_names()))
     return problems
 
 
@@ -176,12 +176,28 @@ def control_problems(config: Config, kinds: Iterable[str] = ()) -> list[str]:
     return problems
 
 
-def read_flags(words: Sequence[str], problems: list[str]) -> dict[str, str]:
-    """The flags in a list of words with their values as text; what is wrong is added to `problems`."""
+def _foreign_method_in(words: Sequence[str]) -> list[str]:
+    """The method that is asked for, where it is one of another package: only that one is imported."""
+    if not declared_methods():
+        return []
+    launch = read_flags(words, [])
+    try:
+        recipe = find_recipe(launch["--config"]) if "--config" in launch else {}
+        asked = find_method(launch.get("--method") or str(recipe.get("method", DEFAULT_METHOD)))
+    except RequestError:
+        return []  # what is wrong with the method or the recipe is said by who reads them
+    return [asked.name] if asked.name in declared_methods() else []
+
+
+def read_flags(words: Sequence[str], problems: list[str], foreign: Iterable[str] = ()) -> dict[str, str]:
+    """The flags in a list of words with their values as text; what is wrong is added to `problems`.
+
+    Flags without a value are those of the methods of this package, and of `foreign` ones.
+    """
     switches = {key for key, (placeholder, _) in LAUNCH_FLAGS.items() if placeholder is None}
     booleans = {
         flag(name)
-        for method in (*method_names(), "train")
+        for method in (*own_methods(), "train", *foreign)
         for name, entry in public_fields(find_kind(method).Config).items()
         if is_switch(entry)
     }
@@ -279,7 +295,7 @@ def _without_notes(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stranger(key: str, chosen: Method | None) -> str | None:
-    others = [name for name in method_names() if key in find_method(name).Config.model_fields]
+    others = [method.name for method in usable_methods()[0] if key in method.Config.model_fields]
     if key == "method":
         return "method is given by --method, not as a flag"
     if key == "sparsity":

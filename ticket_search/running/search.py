@@ -14,7 +14,7 @@ from supermask.weights.fitting import state_of
 
 from ..contract.errors import RequestError, unknown
 from ..contract.flags import Config, differences, to_plain
-from ..models import is_factory
+from ..models.names import is_factory
 from ..runs.experiment import (
     Setup,
     describe_model,

@@ -24,13 +24,13 @@ from supermask.weights.architectures import find_architecture
 from ..contract.errors import RequestError
 from ..contract.flags import Config
 from ..contract.method import Method
-from ..data import read_samples
 from ..data.augmentation import Augmentation
 from ..data.dataset import Data, from_arrays, from_dataset
 from ..data.factories import find_factory, load_factory
 from ..data.samples import Samples
-from ..models import is_factory
+from ..data.sources import read_samples
 from ..models.checkpoints import load_checkpoint
+from ..models.names import is_factory
 
 
 @dataclass

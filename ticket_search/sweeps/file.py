@@ -14,7 +14,7 @@ import pydantic
 
 from ..contract.errors import RequestError, unknown
 from ..contract.flags import Config, find_recipe, public_fields, read_toml, to_plain
-from ..methods import find_method, method_names
+from ..methods import find_method, method_names, usable_methods
 from ..running.read_config import find_kind
 from ..running.request import DEFAULT_METHOD, Request, control_problems, name_problems, parse_seeds, validate
 from ..runs.names import default_name
@@ -173,7 +173,7 @@ def _read_file(table: dict[str, Any], problems: list[str]) -> _File:
 
 def _is_flag(word: str) -> bool:
     return word in ("method", "config", "seed") or any(
-        word in public_fields(find_method(name).Config) for name in method_names()
+        word in public_fields(method.Config) for method in usable_methods()[0]
     )
 
 

@@ -11,6 +11,7 @@ import supermask
 from supermask import choosing, shrinking, weights
 
 from .. import runs, training
+from ..contract.declared import OWN_SCORES
 from ..contract.errors import RequestError, RunError
 from ..contract.flags import Config as SharedConfig
 from ..contract.flags import ShapedConfig
@@ -151,7 +152,7 @@ def choose_masks(model: nn.Module, config: PruningConfig, score: str, run: Run, 
     """
 
     coupled = config.granularity == "filter"
-    if not coupled and score not in ("synflow", "bn-scale"):
+    if not coupled and score in OWN_SCORES and score not in ("synflow", "bn-scale"):
         evidence.pop("example_input", None)
     if config.loss:
         evidence["loss"] = training.objective.make_objective(config).loss

@@ -11,9 +11,9 @@ from torch import nn
 from supermask import Ticket
 
 from ..contract.errors import RequestError, unknown
-from ..data import SOURCES, read_samples
 from ..data.samples import HeldOut, Samples
-from ..models import TORCHVISION, model_names
+from ..data.sources import find_source, read_samples
+from ..models.names import TORCHVISION, model_names
 from .objective import CLASSIFICATION, Objective
 from .precision import EXACT, Arithmetic
 
@@ -64,8 +64,6 @@ def read_data_of(ticket: Ticket, data: str, data_dir: str | None = None) -> Samp
     Raises:
         RequestError: an unknown data set, one that cannot be had, or that does not fit the network.
     """
-    if data not in SOURCES:
-        raise RequestError(unknown("data set", data, SOURCES))
     samples = read_samples(data, data_dir, int(ticket.meta.get("config", {}).get("split_seed", 0)))
     wanted = ticket.meta["architecture"].get("arguments", {})
     offered = {"input_shape": list(samples.input_shape), "classes": samples.classes}
@@ -93,8 +91,10 @@ def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, stat
         )
     if state not in ticket.states:
         problems.append(unknown("state", state, ticket.states))
-    if data not in SOURCES:
-        problems.append(unknown("data set", data, SOURCES))
+    try:
+        find_source(data)
+    except RequestError as error:
+        problems += error.problems
     if problems:
         raise RequestError(problems)
     config = ticket.meta.get("config", {})

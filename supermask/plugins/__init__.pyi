@@ -1,0 +1,1 @@
+from . import entry_points as entry_points

@@ -1,0 +1,12 @@
+from . import arrays as arrays
+from . import augmentation as augmentation
+from . import cifar as cifar
+from . import dataset as dataset
+from . import digits as digits
+from . import factories as factories
+from . import folder as folder
+from . import idx as idx
+from . import mnist1d as mnist1d
+from . import samples as samples
+from . import sources as sources
+from . import svhn as svhn

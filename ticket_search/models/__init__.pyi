@@ -1,0 +1,10 @@
+from . import activations as activations
+from . import checkpoints as checkpoints
+from . import conv as conv
+from . import lenet as lenet
+from . import mnist1d as mnist1d
+from . import names as names
+from . import resnet as resnet
+from . import vgg as vgg
+from . import vit as vit
+from . import widths as widths
