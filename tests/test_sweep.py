@@ -56,7 +56,7 @@ def test_seeds(given, seeds):
     "given", ["", "4-0", "-1", "a", "1,", "1.5", [], [True], [0.5], {}, "0-100000", "9" * 30, "1,1", "0-3,2"]
 )
 def test_seeds_that_are_none(given):
-    with pytest.raises(RequestError, match="--seeds .*: (expected seeds, as 0-4 or 0-2,7|. is there twice)"):
+    with pytest.raises(RequestError, match="--seeds .*: (expected seeds, as 0-4 or 0-2,7|. is given twice)"):
         parse_seeds(given)
 
 
@@ -95,7 +95,7 @@ def test_every_problem_of_a_sweep_is_told_at_once(sweep_file, tmp_path):
         "unknown control 'reinint'; did you mean 'reinit'?",
         "seeds, and seed in [base]: give one of them",
         "unknown flag --batchsize; did you mean '--batch-size'?",
-        "sparsity is a word of the command line only",
+        "sparsity is known on the command line only",
         "unknown recipe 'lenet-impp'; did you mean 'lenet-imp-2018'?",
         "[base.impp]: unknown method 'impp'; did you mean 'imp'?",
         "[base.imp] method: it belongs in [base]",

@@ -1,4 +1,4 @@
-"""The live table of a sweep, and the board of numbers through which its processes tell how far they are."""
+"""The live table of a sweep, and the board of numbers on which its processes say how far they are."""
 
 from __future__ import annotations
 
