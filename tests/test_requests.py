@@ -15,7 +15,7 @@ from ticket_search import Interrupted, RequestError, controls, resume, search, t
 from ticket_search.contract.errors import Problems
 from ticket_search.contract.flags import Config
 from ticket_search.methods import method_names
-from ticket_search.running.request import check_request, read_request, request_of
+from ticket_search.running.request import LAUNCH_FLAGS, check_request, read_request, request_of
 from ticket_search.running.search import prepare
 from ticket_search.sweeps.file import make_sweep, sweep_of_seeds
 from ticket_search.sweeps.sweep import run_sweep
@@ -244,7 +244,41 @@ def test_a_fault_of_our_own_is_not_taken_for_a_wrong_request(monkeypatch, tmp_pa
             call()
 
 
-# --- what is written about the flags
+# --- the words
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("epochs", "many", "a whole number"),
+        ("epochs", 1.5, "a whole number"),
+        ("epochs", 0, "a number greater than or equal to 1"),
+        ("label_smoothing", 1, "a number less than 1"),
+        ("lr", [1], "a number"),
+        ("clip", "nan", "a finite number"),
+        ("flip", "perhaps", "true or false"),
+        ("data_dir", 3, "text"),
+        ("include", 3, "a list"),
+        ("milestones", "1,x", "a whole number"),
+        ("warmup", "soon", "steps or epochs, like 500it or 2ep, or 0"),
+        ("optimizer", "adm", "'sgd', 'adam' or 'adamw'; did you mean 'adam'?"),
+        ("device", "quantum", "'auto', 'cpu', 'cuda' or 'mps'"),
+        ("device", 3, "'auto', 'cpu', 'cuda' or 'mps'"),
+    ],
+)
+def test_what_was_expected_in_place_of_a_value(field, value, words):
+    with pytest.raises(RequestError) as caught:
+        check_request("dense", "lenet-300-100", "digits", {field: value})
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"--{field.replace('_', '-')} ")
+    assert problem.endswith(f": expected {words}")
+
+
+@pytest.mark.parametrize("flag", LAUNCH_FLAGS)
+def test_every_launch_flag_is_described_in_words(flag):
+    described = LAUNCH_FLAGS[flag][1]
+    assert len(described.split()) >= 4
+    assert not described.endswith(".") and "so many" not in described
 
 
 @pytest.mark.parametrize("field", Config.model_fields)

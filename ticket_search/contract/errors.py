@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
+
+# What pydantic calls a wrong value, in words for people.
+_EXPECTED = {
+    "a whole number": ("int_parsing", "int_type", "int_from_float"),
+    "a number": ("float_parsing", "float_type"),
+    "true or false": ("bool_parsing", "bool_type"),
+    "text": ("string_type",),
+    "a list": ("list_type", "tuple_type"),
+    "a table": ("dict_type", "model_type"),
+}
 
 
 class RequestError(ValueError):
@@ -66,6 +77,20 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, path: str) -> None:
         self.path = path
         super().__init__(f"stopped; `ticket resume {path}` goes on")
+
+
+def describe_expected(item: Any) -> str:
+    """`expected a whole number`: what is wrong with a value, from the item of pydantic's error that is about it."""
+    for words, kinds in _EXPECTED.items():
+        if item["type"] in kinds:
+            return f"expected {words}"
+    message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    if message.startswith("expected"):
+        return message
+    if message.startswith(("greater than", "less than")):
+        message = f"a number {message}"
+    choices = re.findall("'([^']*)'", message) if item["type"] == "literal_error" else []
+    return f"expected {message}{nearest_hint(item['input'], choices) if isinstance(item['input'], str) else ''}"
 
 
 def unknown(kind: str, word: str, choices: Iterable[str], plural: str = "") -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from .errors import Problems, RequestError, nearest_hint, unknown
+from .errors import Problems, RequestError, describe_expected, nearest_hint, unknown
 from .recorded import always_recorded
 
 DURATION = re.compile(r"(\d+)(it|ep)?")
@@ -318,9 +318,7 @@ def _sentence(item: Any, config_class: type[Config]) -> str:
     name = str(item["loc"][0]) if item["loc"] else ""
     if item["type"] == "extra_forbidden":
         return f"unknown flag {flag(name)}{nearest_hint(flag(name), map(flag, public_fields(config_class)))}"
-    message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    expected = message if message.startswith("expected") else f"expected {message}"
-    return f"{flag(name)} {item['input']}: {expected}"
+    return f"{flag(name)} {item['input']}: {describe_expected(item)}"
 
 
 def public_fields(config_class: type[Config]) -> dict[str, pydantic.fields.FieldInfo]:

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import pydantic
 
-from ..contract.errors import Problems, RequestError, unknown
+from ..contract.errors import Problems, RequestError, describe_expected, unknown
 from ..contract.flags import Config, find_recipe, public_fields, read_toml, to_plain
 from ..methods import find_method, method_names
 from ..running.read_config import find_kind
@@ -164,7 +164,7 @@ def _read_file(table: dict[str, Any], problems: Problems) -> _File:
         for item in error.errors():
             place = ".".join(map(str, item["loc"]))
             if item["type"] != "extra_forbidden":
-                problems.add(f"{place} {item['input']!r}: expected {item['msg'].removeprefix('Input should be ')}")
+                problems.add(f"{place} {item['input']!r}: {describe_expected(item)}")
             elif _is_flag(place):
                 problems.add(f"{place} is a flag of the runs: it belongs in [base]")
             else:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 
 from .. import analysis
-from ..contract.errors import Problems, unknown
+from ..contract.errors import Problems, describe_expected, unknown
 from ..contract.flags import read_toml
 from ..contract.keyed import Keyed
 from .file import Sweep, make_sweep
@@ -96,7 +96,7 @@ def read_study(path: str | os.PathLike[str]) -> Study:
     try:
         file = _File.model_validate(table)
     except pydantic.ValidationError as error:
-        problems.add(*(_sentence(item["loc"], item["type"], item["msg"]) for item in error.errors()))
+        problems.add(*map(_sentence, error.errors()))
     sweep = problems.attempt(lambda: make_sweep(runs, Path(path).stem)) if isinstance(runs, dict) else None
     problems.raise_if_any()
     assert file is not None and sweep is not None, "a study that cannot be read has problems"
@@ -104,14 +104,16 @@ def read_study(path: str | os.PathLike[str]) -> Study:
     return Study(name=sweep.name, sweep=sweep, **values)
 
 
-def _sentence(location: Sequence[int | str], kind: str, message: str) -> str:
-    """What is wrong with a study's file at one place, from what pydantic says of it."""
-    place = ".".join(map(str, location))
-    if kind == "extra_forbidden" and len(location) == 1:
-        return unknown("key", place, _File.model_fields)
-    if kind in ("missing", "extra_forbidden"):
-        return f"{place} is missing" if kind == "missing" else f"{place}: there is no such key"
-    return f"{place}: {message.replace('Input should be ', 'expected ')}"
+def _sentence(item: Any) -> str:
+    """What is wrong with a study's file in one place, from pydantic's item about it."""
+    place = ".".join(map(str, item["loc"]))
+    if item["type"] == "missing":
+        return f"{place} is missing"
+    if item["type"] == "extra_forbidden":
+        fields = _File.model_fields if len(item["loc"]) == 1 else Published.model_fields
+        where = "" if len(item["loc"]) == 1 else f"{place}: "
+        return where + unknown("key", str(item["loc"][-1]), fields)
+    return f"{place} {item['input']!r}: {describe_expected(item)}"
 
 
 @dataclass(frozen=True)
