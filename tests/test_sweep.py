@@ -346,7 +346,7 @@ def test_a_run_that_fails_is_told_and_the_others_finish(sweep_file, ticket):
     name = "dense-raising-fails-digits-d1-s0"
     done = ticket("sweep", str(path), "--jobs", "2")
     assert done.code == 1
-    assert f"failed: {name}: RuntimeError: no more (all of it in runs/mine/{name}/failure.txt)" in done.err
+    assert f"failed: {name}: RuntimeError: no more (the whole message is in runs/mine/{name}/failure.txt)" in done.err
     assert "in forward" in Path(f"runs/mine/{name}/failure.txt").read_text()
     assert len(tickets_in(Path("runs/mine"))) == 2
     assert name not in done.out.partition("test %")[2]

@@ -53,73 +53,73 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     draws_masks: ClassVar[bool] = False
 
-    method: str = Field("", description="the search method (`ticket methods` lists them)")
+    method: str = Field("", description="search method (`ticket methods` lists them)")
     model: str = Field(
         "lenet-300-100",
-        description="the network: a built-in name (`ticket models` lists them), torchvision:NAME, or "
+        description="network: a built-in name (`ticket models` lists them), torchvision:NAME, or "
         "package.module:function",
     )
     model_args: Words = Field((), description="arguments that the network is built with, as width=0.5,dropout=0.1")
     activation: Activation | None = Field(
-        None, description="the activation function of a built-in network, in place of its usual one"
+        None, description="activation function of a built-in network, in place of its usual one"
     )
     weights: str | None = Field(
         None, description="start from the weights in this checkpoint: a state dict or a safetensors file"
     )
     data: str = Field(
-        "digits", description="the data set: a built-in name (`ticket data` lists them), or package.module:function"
+        "digits", description="data set: a built-in name (`ticket data` lists them), or package.module:function"
     )
-    data_dir: str | None = Field(None, description="the folder in which the data set is looked for first")
+    data_dir: str | None = Field(None, description="folder in which the data set is looked for first")
     train_size: int | None = Field(
         None,
         ge=1,
         description="train on a subset of N training samples, drawn with --split-seed, instead of on all of them",
     )
     density: float = Field(
-        0.5, gt=0, le=1, allow_inf_nan=False, description="the fraction of the maskable weights that is kept"
+        0.5, gt=0, le=1, allow_inf_nan=False, description="fraction of the maskable weights that is kept"
     )
-    epochs: int = Field(12, ge=1, description="the number of epochs of each training")
-    batch_size: int = Field(128, ge=1, description="the number of samples in a training step")
-    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="the optimizer")
-    lr: Positive = Field(0.1, description="the learning rate after warmup, which the schedule may lower")
-    momentum: float = Field(0.9, ge=0, lt=1, description="the momentum of SGD")
+    epochs: int = Field(12, ge=1, description="number of epochs of each training")
+    batch_size: int = Field(128, ge=1, description="number of samples in a training step")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="optimizer that updates the weights")
+    lr: Positive = Field(0.1, description="learning rate after warmup, which the schedule may lower")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     nesterov: bool = Field(False, description="use Nesterov momentum in SGD")
-    weight_decay: NotNegative = Field(0.0, description="the optimizer's weight decay")
+    weight_decay: NotNegative = Field(0.0, description="weight decay of the optimizer")
     schedule: Literal["constant", "cosine", "step"] = Field(
         "constant", description="how the learning rate changes in the course of a training"
     )
-    milestones: Epochs = Field((), description="the epochs at which the step schedule lowers the rate, as 80,120")
-    drop: Positive = Field(0.1, description="the factor that the step schedule multiplies the rate by at a milestone")
+    milestones: Epochs = Field((), description="epochs at which the step schedule lowers the rate, as 80,120")
+    drop: Positive = Field(0.1, description="factor that the step schedule multiplies the rate by at a milestone")
     warmup: Duration = Field(
         "0", description="how long the learning rate first rises linearly from 0 to --lr, as 500it or 2ep"
     )
     image_size: int = Field(
-        224, ge=1, description="the height and width, in pixels, that images from an image folder are brought to"
+        224, ge=1, description="height and width, in pixels, that images of an image folder are resized and cropped to"
     )
-    workers: int | None = Field(None, ge=0, description="the number of processes that load images from an image folder")
+    workers: int | None = Field(None, ge=0, description="number of processes that load images from an image folder")
     crop: int = Field(
         0, ge=0, description="augmentation: pad each training image by N pixels and cut it out at a random offset"
     )
     flip: bool = Field(False, description="augmentation: mirror each training image with probability 1/2")
     loss: str | None = Field(
-        None, description="a function package.module:function of (logits, targets) to minimize, not cross-entropy"
+        None, description="loss to minimize in place of cross-entropy: package.module:function of (logits, targets)"
     )
     metric: str | None = Field(
         None,
-        description="a function package.module:function of (logits, targets) that gives each sample a score in [0, 1], "
-        "reported in place of accuracy",
+        description="score to report in place of accuracy: package.module:function of (logits, targets), which gives "
+        "each sample a number in [0, 1]",
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="the label smoothing of the cross-entropy loss")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy loss")
     clip: Positive | None = Field(None, description="scale the gradient down where its norm is larger than this")
     accumulate: int = Field(
-        1, ge=1, description="split each batch into N parts and sum their gradients, which takes less memory"
+        1, ge=1, description="split each batch into N parts and sum their gradients, to save memory"
     )
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "fp32",
-        description="the number format of the forward pass; auto means bf16 where the hardware supports it, else fp32",
+        description="number format of the forward pass; auto means bf16 where the hardware supports it, else fp32",
     )
     channels_last: bool | None = Field(
-        None, description="lay images out in memory channels last; if not given, with bf16 only"
+        None, description="use the channels-last memory format for images; if not given, only with bf16"
     )
     compile: bool = Field(False, description="compile the training step with torch.compile")
     init: Init = Field(
@@ -133,22 +133,22 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     )
     exclude: Words = Field((), description="leave dense the parameters or layers whose names match these patterns")
     seed: Seed = Field(
-        0, description="the seed of the initial weights, the data order and random masks; each can have its own"
+        0, description="seed of the initial weights, the data order and random masks; each can have its own"
     )
-    init_seed: Seed | None = Field(None, description="the seed of the initial weights, if not --seed")
-    order_seed: Seed | None = Field(None, description="the seed of the data order and augmentation, if not --seed")
-    mask_seed: Seed | None = Field(None, description="the seed of initial scores and random masks, if not --seed")
+    init_seed: Seed | None = Field(None, description="seed of the initial weights, if not --seed")
+    order_seed: Seed | None = Field(None, description="seed of the data order and augmentation, if not --seed")
+    mask_seed: Seed | None = Field(None, description="seed of initial scores and random masks, if not --seed")
     split_seed: Seed = Field(
-        0, description="the seed that draws the validation split from the training set; the test set is fixed"
+        0, description="seed that draws the validation split from the training set; the test set is fixed"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="the device to train on; auto takes the GPU where there is CUDA, else the CPU"
+        "auto", description="device to train on; auto takes the GPU where there is CUDA, else the CPU"
     )
     threads: int | None = Field(
-        None, ge=1, description="the number of CPU threads; only runs with equally many give equal bits"
+        None, ge=1, description="number of CPU threads; tickets are equal bit for bit only for the same number"
     )
     dtype: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="the number format in which a ticket stores the kept weights that no seed draws"
+        "fp32", description="number format in which a ticket stores the kept weights that no seed draws"
     )
 
     @property
