@@ -6,7 +6,7 @@ import pytest
 
 from ticket_search.contract.flags import find_recipe, make_config, recipes
 from ticket_search.methods import find_method
-from ticket_search.running.request import read_request, validate
+from ticket_search.running.request import read_request
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -16,10 +16,10 @@ def test_every_recipe_is_valid_and_cites_its_paper(name):
     assert re.search(r"\d{4}", about["paper"])
     assert len(about["expected"]) > 20
     request = read_request(["--config", name])
-    method, config = validate(request.method, request.model, request.data, request.values)
-    assert method.name == values["method"]
+    assert request.method.name == values["method"]
+    assert not request.given, "a recipe's flags are not typed ones"
     for key, value in values.items():
-        found = getattr(config, key)
+        found = getattr(request.config, key)
         assert list(found) == value if isinstance(found, tuple) else found == value
 
 

@@ -355,7 +355,7 @@ def test_a_model_of_other_random_numbers_does_not_resume(tmp_path, monkeypatch):
 def test_what_a_killed_process_leaves_is_cleared(quick, tmp_path):
     folder = tmp_path / "runs" / "dense-lenet-300-100-digits-d1-s0"
     folder.mkdir(parents=True)
-    (folder / ".config.toml.abc").write_bytes(b"half")
+    (folder / ".config.toml.k3x_9abz").write_bytes(b"half")
     run = quick("dense")
     assert run.path == folder
     assert sorted(p.name for p in folder.glob(".*")) == [".lock"]
@@ -363,12 +363,13 @@ def test_what_a_killed_process_leaves_is_cleared(quick, tmp_path):
 
 
 def test_a_run_that_another_process_finished_meanwhile_is_left_alone(quick):
+    from ticket_search.running.request import check_request
     from ticket_search.running.search import carry_out, prepare
     from ticket_search.runs.run import Run
 
     run = quick("dense")
     before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
-    config, setup = prepare("dense", "lenet-300-100", "digits", {"epochs": 3, "threads": 1})
+    config, setup = prepare(check_request("dense", "lenet-300-100", "digits", {"epochs": 3, "threads": 1}))
     with pytest.raises(RequestError, match="has finished"):
         carry_out(Run(run.path, config, setup))
     assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before

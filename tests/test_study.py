@@ -113,12 +113,21 @@ def test_published_numbers_beside_ours():
 def test_everything_that_is_wrong_with_a_study_at_once(tmp_path):
     path = tmp_path / "wrong.toml"
     path.write_text(
-        SMALL.replace("hours = 0.01", 'hours = "long"\nquestoin = "?"').replace("fraction = 0.5", "fractoin = 0.5")
+        SMALL.replace("hours = 0.01", 'hours = "long"\nquestoin = "?"')
+        .replace("fraction = 0.5", "fractoin = 0.5")
+        .replace('title = "A small study"', "")
+        .replace('label = "table 1"', 'label = "table 1"\nacuracy = 3')
     )
     with pytest.raises(RequestError) as error:
         read_study(path)
     text = str(error.value)
-    for part in ("hours", "unknown key 'questoin'; did you mean 'question'", "--fractoin; did you mean '--fraction'"):
+    wrong = (
+        "hours 'long': expected a number",
+        "title is missing",
+        "published.1.acuracy: unknown key 'acuracy'; did you mean 'accuracy'",
+    )
+    assert len(error.value.problems) == len(wrong) + 2
+    for part in (*wrong, "unknown key 'questoin'; did you mean 'question'", "--fractoin; did you mean '--fraction'"):
         assert part in text, text
     with pytest.raises(RequestError, match="frankle2018-lenet"):
         find_study("frankle")

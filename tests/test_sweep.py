@@ -56,7 +56,7 @@ def test_seeds(given, seeds):
     "given", ["", "4-0", "-1", "a", "1,", "1.5", [], [True], [0.5], {}, "0-100000", "9" * 30, "1,1", "0-3,2"]
 )
 def test_seeds_that_are_none(given):
-    with pytest.raises(RequestError, match="--seeds .*: (expected seeds, as 0-4 or 0-2,7|. is there twice)"):
+    with pytest.raises(RequestError, match="--seeds .*: (expected seeds, as 0-4 or 0-2,7|. is given twice)"):
         parse_seeds(given)
 
 
@@ -95,7 +95,7 @@ def test_every_problem_of_a_sweep_is_told_at_once(sweep_file, tmp_path):
         "unknown control 'reinint'; did you mean 'reinit'?",
         "seeds, and seed in [base]: give one of them",
         "unknown flag --batchsize; did you mean '--batch-size'?",
-        "sparsity is a word of the command line only",
+        "sparsity is known on the command line only",
         "unknown recipe 'lenet-impp'; did you mean 'lenet-imp-2018'?",
         "[base.impp]: unknown method 'impp'; did you mean 'imp'?",
         "[base.imp] method: it belongs in [base]",
@@ -114,7 +114,7 @@ def test_every_problem_of_a_sweep_is_told_at_once(sweep_file, tmp_path):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("[base]\ndensity = 0.5\n[[runs]]\nmethod = 'snip'\n[[runs]]\nmethod = 'dense'", "--density 0.5: expected greater than or equal to 1 (in the run method=dense)"),
+        ("[base]\ndensity = 0.5\n[[runs]]\nmethod = 'snip'\n[[runs]]\nmethod = 'dense'", "--density 0.5: expected a number greater than or equal to 1 (in the run method=dense)"),
         ("[grid]\nlr = [0.1, 0.1]", "the run edge-popup-lenet-300-100-digits-d0.5-s0 is there twice"),
         ("[grid]\nmethod = ['imp']\n[[runs]]\nmethod = 'imp'\nepochs = 12", "is there twice, as imp-lenet-300-100-digits-d0.1-s0 too"),
         ("[grid]\ndensity = [0.12345678, 0.12345679]", "two runs would lie in the folder edge-popup-lenet-300-100-digits-d0.123457-s0"),
@@ -122,9 +122,9 @@ def test_every_problem_of_a_sweep_is_told_at_once(sweep_file, tmp_path):
         ("control_levels = [3]", "control_levels goes with controls"),
         ("controls_on = 'mnist1d'", "controls_on goes with controls"),
         ("controls = ['reinit']\ncontrols_on = 'mnist1'", "unknown data set 'mnist1'; did you mean 'mnist1d'?"),
-        ("base = 3", "base 3: expected a valid dictionary"),
-        ("[runs]\nlr = 0.1", "runs {'lr': 0.1}: expected a valid list"),
-        ("controls = 'reinit'", "controls 'reinit': expected a valid tuple"),
+        ("base = 3", "base 3: expected a table"),
+        ("[runs]\nlr = 0.1", "runs {'lr': 0.1}: expected a list"),
+        ("controls = 'reinit'", "controls 'reinit': expected a list"),
         ("[base]\nname = 'mine'", "--name is a flag of ticket search"),
         ("[base]\nlr = '0.1'", "--lr '0.1': expected a number or true or false, without quotes"),
         ("[base]\nmethod = 5", "unknown method '5'"),
@@ -346,7 +346,7 @@ def test_a_run_that_fails_is_told_and_the_others_finish(sweep_file, ticket):
     name = "dense-raising-fails-digits-d1-s0"
     done = ticket("sweep", str(path), "--jobs", "2")
     assert done.code == 1
-    assert f"failed: {name}: RuntimeError: no more (all of it in runs/mine/{name}/failure.txt)" in done.err
+    assert f"failed: {name}: RuntimeError: no more (the whole message is in runs/mine/{name}/failure.txt)" in done.err
     assert "in forward" in Path(f"runs/mine/{name}/failure.txt").read_text()
     assert len(tickets_in(Path("runs/mine"))) == 2
     assert name not in done.out.partition("test %")[2]

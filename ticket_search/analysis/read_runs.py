@@ -12,6 +12,7 @@ import supermask
 from ..contract.errors import RequestError
 from ..contract.flags import read_json, read_toml
 from ..running.read_config import find_kind
+from ..runs.folders import inspect_folder
 from ..runs.names import CONTROLS
 
 # Two runs are the same experiment where they are equal in all flags but seeds, paths and those of the machine.
@@ -87,9 +88,10 @@ def read_members(
     members, left_out = [], []
     for folder in dict.fromkeys(Path(run).resolve() for run in runs):
         folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-        if not (folder / "config.toml").exists():
-            left_out.append(f"{folder}: not a run")
-        elif not (folder / "summary.json").exists():
+        found = inspect_folder(folder)
+        if found.state in ("new", "not a run"):
+            left_out.append(found.why or f"{folder}: not a run")
+        elif found.state == "unfinished":
             left_out.append(f"{folder}: not finished; `ticket resume {folder}` goes on")
         else:
             try:

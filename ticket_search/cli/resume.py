@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import running
-from ..runs.folders import find_run
+from ..runs.folders import find_run, inspect_folder
 from .search import print_summary
 from .terminal import output, print_json, stop_told
 
@@ -24,7 +24,7 @@ def resume(
 ) -> None:
     """Continue a stopped run; the result is that of a run that was never stopped."""
     folder = find_run(run, runs)
-    done = (folder / "summary.json").exists()
+    done = inspect_folder(folder).state == "finished"
     with stop_told(folder):
         finished = running.search.resume(folder)
     if as_json:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..contract.errors import RequestError
+from ..contract.errors import Problems
 from ..contract.flags import read_json, read_toml
-from ..runs.folders import find_run, list_runs, remove_run
+from ..runs.folders import find_run, inspect_folder, list_runs, remove_run
+from ..runs.names import CONFIG, SUMMARY
 from .terminal import duration, output, percent, print_json, print_table
 
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List runs, or delete them.")
@@ -54,29 +56,26 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
 ) -> None:
     """Delete runs with everything in their folders."""
-    folders, problems = [], []
-    for name in names:
-        try:
-            folders.append(find_run(name, runs))
-        except RequestError as error:
-            problems += error.problems
-    if problems:
-        raise RequestError(problems)
+    problems = Problems()
+    folders = [problems.attempt(partial(find_run, name, runs)) for name in names]
+    problems.raise_if_any()
     for folder in folders:
+        assert folder is not None, "a run that is not found is a problem"
         if yes or typer.confirm(f"delete {folder} with everything in it?", err=True):
             remove_run(folder)
             output().print(f"deleted {folder}", highlight=False)
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """A run's name, state, configuration's main values, and results if it has them."""
+    """A run's name and state, what was searched for, and what it has found if it is finished."""
     row: dict[str, Any] = {"name": folder.name, "path": str(folder)}
     try:
-        config = read_toml(folder / "config.toml")
-        summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+        config = read_toml(folder / CONFIG)
+        state = inspect_folder(folder).state
+        summary = read_json(folder / SUMMARY) if state == "finished" else {}
     except ValueError as error:
         return {**row, "state": f"damaged: {error}"}
-    row |= {"state": "finished" if summary else "unfinished"}
+    row |= {"state": state}
     row |= {key: config.get(key) for key in ("method", "model", "data", "density", "seed")}
     return row | {
         key: summary[key] for key in ("density", "test_accuracy", "val_accuracy", "seconds") if key in summary

@@ -44,8 +44,7 @@ def search(context: typer.Context) -> None:
         jobs = int(request.launch.get("--jobs", "1"))
         carry_out_sweep(sweep_of_seeds(request), place, jobs, request.asks("--dry-run"), request.asks("--json"))
         return
-    flags = {key: value for key, value in request.values.items() if key not in ("model", "data")}
-    config, setup = running.search.prepare(request.method, request.model, request.data, flags, request.given)
+    config, setup = running.search.prepare(request)
     if request.asks("--dry-run"):
         print_plan(running.plan.make_plan(config, setup), request.asks("--json"))
         return

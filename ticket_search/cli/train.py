@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from .. import running, runs
-from ..contract.errors import RequestError
+from ..contract.errors import Problems, RequestError
 from ..contract.flags import public_fields
 from ..running.read_config import find_kind
 from ..running.request import LAUNCH_FLAGS, read_flags
@@ -33,17 +33,15 @@ def train(context: typer.Context) -> None:
         return
     if words[0].startswith("--"):
         raise RequestError(f"expected the ticket first, as in ticket train TICKET {' '.join(words[:2])}")
-    problems: list[str] = []
+    problems = Problems()
     given = read_flags(words[1:], problems)
     launch = {key: given.pop(key) for key in _LAUNCH if key in given}
     flags = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
-    if problems:
-        raise RequestError(problems)
+    problems.raise_if_any()
     place = launch.get("--runs", "runs")
     model, data = flags.pop("model", None), flags.pop("data", None)
-    own = [key for key, value in (("model", model), ("data", data)) if value is not None]
-    values, known = running.search.describe_ticket(ticket_path(words[0], place), flags, own)
-    config, setup = running.search.prepare("train", model or known["model"], data or known["data"], values, flags)
+    request = running.search.check_training(ticket_path(words[0], place), model, data, flags, launch)
+    config, setup = running.search.prepare(request)
     if "--dry-run" in launch:
         print_plan(running.plan.make_plan(config, setup), "--json" in launch)
         return

@@ -1,42 +1,113 @@
-"""Requests that cannot be carried out: every problem at once, and what to type instead."""
+"""Requests that cannot be carried out: every problem is told at once, together with what to type instead."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+# What pydantic calls a wrong value, in words for people.
+_EXPECTED = {
+    "a whole number": ("int_parsing", "int_type", "int_from_float"),
+    "a number": ("float_parsing", "float_type"),
+    "true or false": ("bool_parsing", "bool_type"),
+    "text": ("string_type",),
+    "a list": ("list_type", "tuple_type"),
+    "a table": ("dict_type", "model_type"),
+}
 
 
 class RequestError(ValueError):
-    """The request was wrong. `problems` holds one sentence for each thing wrong with it; nothing has been done."""
+    """The request was wrong and nothing has been done. `problems` holds one sentence for each thing wrong with it."""
 
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("; ".join(self.problems))
 
 
+class Problems:
+    """Everything that is wrong with a request, collected so that it can be told at once.
+
+        problems = Problems()
+        problems.add("--epochs 0: expected 1 or more")
+        data = problems.attempt(lambda: load_data(name, config))     # None, and its problems kept, where it fails
+        problems.raise_if_any()
+
+    A sentence that is added twice is told once.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def add(self, *sentences: str) -> None:
+        """Add sentences, each saying one thing that is wrong."""
+        self.found += [sentence for sentence in dict.fromkeys(sentences) if sentence not in self.found]
+
+    def attempt(self, work: Callable[[], Value]) -> Value | None:
+        """What `work()` returns, or None where it raises a RequestError, whose problems are added.
+
+        Any other exception is raised as it is.
+        """
+        try:
+            return work()
+        except RequestError as error:
+            self.add(*error.problems)
+            return None
+
+    def raise_if_any(self) -> None:
+        """Raise one RequestError that holds all problems, if there are any.
+
+        Raises:
+            RequestError: all that was added.
+        """
+        if self.found:
+            raise RequestError(self.found)
+
+
 class RunError(RuntimeError):
-    """The run has failed: what happened, and what to try."""
+    """The run has failed. The message says what happened and what to try."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop and has saved its state; `path` is its folder."""
+    """The run was asked to stop and has saved its state. `path` is its folder."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         super().__init__(f"stopped; `ticket resume {path}` goes on")
 
 
-def unknown(kind: str, word: str, choices: Iterable[str]) -> str:
-    """`unknown model 'lenet'; did you mean 'lenet-300-100'? The models are ...`."""
+def describe_expected(item: Any) -> str:
+    """`expected a whole number`: what is wrong with a value, from the item of pydantic's error that is about it."""
+    for words, kinds in _EXPECTED.items():
+        if item["type"] in kinds:
+            return f"expected {words}"
+    message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    if message.startswith("expected"):
+        return message
+    if message.startswith(("greater than", "less than")):
+        message = f"a number {message}"
+    choices = re.findall("'([^']*)'", message) if item["type"] == "literal_error" else []
+    return f"expected {message}{nearest_hint(item['input'], choices) if isinstance(item['input'], str) else ''}"
+
+
+def unknown(kind: str, word: str, choices: Iterable[str], plural: str = "") -> str:
+    """The sentence about a word that is none of `choices`: the nearest of them, then all.
+
+    As `unknown model 'lenet'; did you mean 'lenet-300-100'? The models are conv2, conv4, ...`. `plural` is that of
+    `kind` where it does not end in a plain s.
+    """
     names = sorted(choices)
     hint = nearest_hint(word, names)
-    return f"unknown {kind} '{word}'{hint or '.'} The {kind}s are {', '.join(names)}"
+    return f"unknown {kind} '{word}'{hint or '.'} The {plural or f'{kind}s'} are {', '.join(names)}"
 
 
 def nearest_hint(word: str, choices: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest of `choices`, or nothing where none is near."""
+    """`; did you mean 'x'?` with the nearest of `choices`, or nothing where none of them is near."""
     names = list(choices)
-    # What begins with the word is what was meant, however long it is.
+    # A choice that begins with the word is what was meant, however long it is.
     close = sorted((name for name in names if word and name.startswith(word)), key=len)
     close = close or get_close_matches(word, names, n=1, cutoff=0.4)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -1,4 +1,4 @@
-"""What a run is told: the flags that all methods share, their checks, and TOML in and out. Imports no torch."""
+"""What a run is told: the flags that all methods share, how they are checked and recorded. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from .errors import RequestError, nearest_hint, unknown
+from .errors import Problems, RequestError, describe_expected, nearest_hint, unknown
+from .recorded import always_recorded
 
 DURATION = re.compile(r"(\d+)(it|ep)?")
 Activation = Literal["relu", "gelu", "leaky-relu", "tanh", "identity"]
@@ -44,65 +45,110 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """The shared flags. Each method adds its own and sets its own defaults."""
+    """The flags that all methods share. Each method adds its own, and may set other defaults.
+
+    A flag that is added has a default, which is never changed later (see `recorded`), and which is None where its value
+    may be None: a record cannot say None.
+    """
 
     draws_masks: ClassVar[bool] = False
 
-    method: str = Field("", description="the search method (`ticket methods` lists them)")
+    method: str = Field("", description="search method (`ticket methods` lists them)")
     model: str = Field(
-        "lenet-300-100", description="the network (`ticket models`), torchvision:NAME, or package.module:function"
+        "lenet-300-100",
+        description="network: a built-in name (`ticket models` lists them), torchvision:NAME, or "
+        "package.module:function",
     )
-    model_args: Words = Field((), description="arguments of the network, as width_mult=0.5,dropout=0.1")
-    activation: Activation | None = Field(None, description="activation of a built-in network, its own if not given")
-    weights: str | None = Field(None, description="checkpoint to start from: a state dict or safetensors file")
-    data: str = Field("digits", description="the data set (`ticket data` lists them), or package.module:function")
-    data_dir: str | None = Field(None, description="folder to look for data in first")
+    model_args: Words = Field((), description="arguments that the network is built with, as width=0.5,dropout=0.1")
+    activation: Activation | None = Field(
+        None, description="activation function of a built-in network, in place of its usual one"
+    )
+    weights: str | None = Field(
+        None, description="start from the weights in this checkpoint: a state dict or a safetensors file"
+    )
+    data: str = Field(
+        "digits", description="data set: a built-in name (`ticket data` lists them), or package.module:function"
+    )
+    data_dir: str | None = Field(None, description="folder in which the data set is looked for first")
     train_size: int | None = Field(
-        None, ge=1, description="train on so many of the training samples, drawn by the split's seed; else on all"
+        None,
+        ge=1,
+        description="train on a subset of N training samples, drawn with --split-seed, instead of on all of them",
     )
-    density: float = Field(0.5, gt=0, le=1, allow_inf_nan=False, description="fraction of the maskable weights to keep")
-    epochs: int = Field(12, ge=1, description="epochs of one training")
-    batch_size: int = Field(128, ge=1, description="samples per step")
-    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="update rule")
-    lr: Positive = Field(0.1, description="learning rate at its highest")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
-    nesterov: bool = Field(False, description="Nesterov's momentum for sgd")
-    weight_decay: NotNegative = Field(0.0, description="weight decay")
-    schedule: Literal["constant", "cosine", "step"] = Field("constant", description="learning rate over time")
-    milestones: Epochs = Field((), description="epochs at which the step schedule drops, as 80,120")
-    drop: Positive = Field(0.1, description="factor of each drop of the step schedule")
-    warmup: Duration = Field("0", description="linear rise of the learning rate from 0, as 500it or 2ep")
-    image_size: int = Field(224, ge=1, description="side of the images of an image folder, in pixels")
-    workers: int | None = Field(None, ge=0, description="processes that read an image folder")
-    crop: int = Field(0, ge=0, description="augmentation: random crop after padding by so many pixels")
-    flip: bool = Field(False, description="augmentation: mirror images at random")
-    loss: str | None = Field(None, description="package.module:function of (logits, targets), else cross-entropy")
+    density: float = Field(
+        0.5, gt=0, le=1, allow_inf_nan=False, description="fraction of the maskable weights that is kept"
+    )
+    epochs: int = Field(12, ge=1, description="number of epochs of each training")
+    batch_size: int = Field(128, ge=1, description="number of samples in a training step")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="optimizer that updates the weights")
+    lr: Positive = Field(0.1, description="learning rate after warmup, which the schedule may lower")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    nesterov: bool = Field(False, description="use Nesterov momentum in SGD")
+    weight_decay: NotNegative = Field(0.0, description="weight decay of the optimizer")
+    schedule: Literal["constant", "cosine", "step"] = Field(
+        "constant", description="how the learning rate changes in the course of a training"
+    )
+    milestones: Epochs = Field((), description="epochs at which the step schedule lowers the rate, as 80,120")
+    drop: Positive = Field(0.1, description="factor that the step schedule multiplies the rate by at a milestone")
+    warmup: Duration = Field(
+        "0", description="how long the learning rate first rises linearly from 0 to --lr, as 500it or 2ep"
+    )
+    image_size: int = Field(
+        224, ge=1, description="height and width, in pixels, that images of an image folder are resized and cropped to"
+    )
+    workers: int | None = Field(None, ge=0, description="number of processes that load images from an image folder")
+    crop: int = Field(
+        0, ge=0, description="augmentation: pad each training image by N pixels and cut it out at a random offset"
+    )
+    flip: bool = Field(False, description="augmentation: mirror each training image with probability 1/2")
+    loss: str | None = Field(
+        None, description="loss to minimize in place of cross-entropy: package.module:function of (logits, targets)"
+    )
     metric: str | None = Field(
-        None, description="package.module:function of (logits, targets) giving a score in [0, 1] each"
+        None,
+        description="score to report in place of accuracy: package.module:function of (logits, targets), which gives "
+        "each sample a number in [0, 1]",
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of cross-entropy")
-    clip: Positive | None = Field(None, description="clip the norm of the gradient")
-    accumulate: int = Field(1, ge=1, description="parts of a batch whose gradients are summed, to save memory")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy loss")
+    clip: Positive | None = Field(None, description="scale the gradient down where its norm is larger than this")
+    accumulate: int = Field(
+        1, ge=1, description="split each batch into N parts and sum their gradients, to save memory"
+    )
     precision: Literal["fp32", "bf16", "auto"] = Field(
-        "fp32", description="of the forward pass; auto: what this device is made for"
+        "fp32",
+        description="number format of the forward pass; auto means bf16 where the hardware supports it, else fp32",
     )
-    channels_last: bool | None = Field(None, description="memory format of images; if not given, with bf16 only")
+    channels_last: bool | None = Field(
+        None, description="use the channels-last memory format for images; if not given, only with bf16"
+    )
     compile: bool = Field(False, description="compile the training step with torch.compile")
-    init: Init = Field("kaiming-normal", description="how weights are drawn; keep: as the model comes")
-    evaluate_every: Duration = Field("1ep", description="how often to measure on validation, as 100it or 1ep")
-    include: Words = Field((), description="globs of parameters to mask instead of the default set")
-    exclude: Words = Field((), description="globs of parameters or layers to leave dense")
-    seed: Seed = Field(0, description="of init, data order and masks, where those are not given")
-    init_seed: Seed | None = Field(None, description="of the initial weights")
-    order_seed: Seed | None = Field(None, description="of the data order")
-    mask_seed: Seed | None = Field(None, description="of scores and random masks")
-    split_seed: Seed = Field(0, description="of the validation split; the test split is fixed")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="where to train; auto: on the GPU where CUDA is there, else on the CPU"
+    init: Init = Field(
+        "kaiming-normal", description="how the initial weights are drawn; keep leaves them as the model was built"
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; part of the result, bit for bit")
+    evaluate_every: Duration = Field(
+        "1ep", description="how often a training is evaluated on the validation split, as 100it or 1ep"
+    )
+    include: Words = Field(
+        (), description="mask only the parameters whose names match these patterns, as fc1,*.head.weight"
+    )
+    exclude: Words = Field((), description="leave dense the parameters or layers whose names match these patterns")
+    seed: Seed = Field(
+        0, description="seed of the initial weights, the data order and random masks; each can have its own"
+    )
+    init_seed: Seed | None = Field(None, description="seed of the initial weights, if not --seed")
+    order_seed: Seed | None = Field(None, description="seed of the data order and augmentation, if not --seed")
+    mask_seed: Seed | None = Field(None, description="seed of initial scores and random masks, if not --seed")
+    split_seed: Seed = Field(
+        0, description="seed that draws the validation split from the training set; the test set is fixed"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="device to train on; auto takes the GPU where there is CUDA, else the CPU"
+    )
+    threads: int | None = Field(
+        None, ge=1, description="number of CPU threads; tickets are equal bit for bit only for the same number"
+    )
     dtype: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="type that the ticket's kept weights are rounded to; drawn weights need none"
+        "fp32", description="number format in which a ticket stores the kept weights that no seed draws"
     )
 
     @property
@@ -112,7 +158,10 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
         return {name: self.seed if seed is None else seed for name, seed in given.items()}
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
-        """What is wrong with the combination of flags; methods add to it. `given` are those that were asked for."""
+        """What is wrong with the combination of flags; methods add to it.
+
+        `given` are the flags that were asked for: one of them that would have no effect is a problem.
+        """
         found = []
         if self.schedule == "step" and not self.milestones:
             found.append("--schedule step needs --milestones, as 80,120")
@@ -128,10 +177,13 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
             found.append(f"--accumulate {self.accumulate}: expected at most the {self.batch_size} samples of a batch")
         found += [f"--model-args {word}: expected NAME=VALUE" for word in self.model_args if "=" not in word]
         if self.weights and "init" in given and self.init != "keep":
-            found.append(f"--weights starts from a checkpoint, --init {self.init} would draw over it: give one of them")
+            found.append(
+                f"--weights starts from the weights of a checkpoint, --init {self.init} would draw over it: "
+                "give one of them"
+            )
         idle = {
-            "crop": self.data == "imagefolder" and "data in memory: an image folder has crops and flips of its own",
-            "flip": self.data == "imagefolder" and "data in memory: an image folder has crops and flips of its own",
+            "crop": self.data == "imagefolder" and "data in memory: an image folder has its own augmentation",
+            "flip": self.data == "imagefolder" and "data in memory: an image folder has its own augmentation",
             "train_size": self.data == "imagefolder" and "data in memory",
             "image_size": self.data != "imagefolder" and "--data imagefolder",
             "workers": self.data != "imagefolder" and "--data imagefolder",
@@ -144,9 +196,11 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
 
 
 class ShapedConfig(Config):
-    """The flags of methods that may keep N of every M weights: the density follows from N:M where it is not given."""
+    """The flags of methods that can keep N of every M weights. N:M sets the density where that is not given."""
 
-    granularity: str = Field("weight", description="what is kept as one: weight, or N of every M inputs, as 2:4")
+    granularity: str = Field(
+        "weight", description="what is kept or dropped as one: weight, or N:M, which keeps N of every M inputs, as 2:4"
+    )
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -161,7 +215,7 @@ class ShapedConfig(Config):
         return groups[0] / groups[1] if groups else None
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
-        """N:M has a density and an allocation of its own."""
+        """N:M says what the density and the allocation are, so that no flag may say otherwise."""
         found = super().problems(given)
         if self.group_density is not None:
             if self.density != self.group_density:
@@ -172,7 +226,7 @@ class ShapedConfig(Config):
 
 
 def groups_of(granularity: Any) -> tuple[int, int] | None:
-    """N and M of a granularity `N:M`, 1 <= N < M; None of any other."""
+    """N and M of a granularity `N:M` with 1 <= N < M, and None for any other."""
     match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", granularity) if isinstance(granularity, str) else None
     return (int(match[1]), int(match[2])) if match and 1 <= int(match[1]) < int(match[2]) else None
 
@@ -197,43 +251,48 @@ def steps_of(duration: str, steps_per_epoch: int) -> int:
 def make_config(
     config_class: type[Config], values: Mapping[str, Any], given: Iterable[str] = (), typed: Iterable[str] = ()
 ) -> Config:
-    """Validate values, text or typed, into a method's configuration.
+    """Check values and join them into a method's configuration.
 
     Args:
-        config_class: the method's.
-        values: by field name.
-        given: the fields that were asked for; one that has no effect is a problem.
-        typed: the fields whose values come from a file or from Python, where text is no number.
+        config_class: the class of the method's configuration.
+        values: the values by field name, as text or as what they are.
+        given: the fields that were asked for; one of them that would have no effect is a problem.
+        typed: the fields whose values come from a file, where text is no number.
 
     Raises:
         RequestError: every unknown flag, wrong value and impossible combination.
     """
-    problems = [
-        f"{flag(name)} {values[name]!r}: expected a number or true or false, without quotes"
-        for name in typed
-        if isinstance(values.get(name), str) and not _takes_text(config_class, name)
-    ]
-    problems += [
-        f"{flag(name)} {str(value).lower()}: expected a number"
-        for name, value in values.items()
-        if isinstance(value, bool) and name in config_class.model_fields and not _takes(config_class, name, bool)
-    ]
+    problems = Problems()
+    problems.add(
+        *(
+            f"{flag(name)} {values[name]!r}: expected a number or true or false, without quotes"
+            for name in typed
+            if isinstance(values.get(name), str) and not _takes_text(config_class, name)
+        )
+    )
+    problems.add(
+        *(
+            f"{flag(name)} {str(value).lower()}: expected a number"
+            for name, value in values.items()
+            if isinstance(value, bool) and name in config_class.model_fields and not _takes(config_class, name, bool)
+        )
+    )
     usable = dict(values)
     try:
         config = config_class.model_validate(usable)
     except pydantic.ValidationError as error:
-        problems += [_sentence(item, config_class) for item in error.errors()]
+        problems.add(*(_sentence(item, config_class) for item in error.errors()))
+        # The values that are right are checked with one another all the same.
         wrong = {str(item["loc"][0]) for item in error.errors() if item["loc"]}
         usable = {key: value for key, value in usable.items() if key not in wrong}
         config = config_class.model_validate(usable)
-    problems += config.problems(frozenset(given))
-    if problems:
-        raise RequestError(problems)
+    problems.add(*config.problems(frozenset(given)))
+    problems.raise_if_any()
     return config
 
 
 def is_switch(entry: pydantic.fields.FieldInfo) -> bool:
-    """Whether a field is a flag without a value, as `--flip` and `--no-flip`."""
+    """Whether a field is a flag that takes no value, as `--flip` and `--no-flip` do."""
     return bool in _kinds(entry.annotation)
 
 
@@ -259,13 +318,11 @@ def _sentence(item: Any, config_class: type[Config]) -> str:
     name = str(item["loc"][0]) if item["loc"] else ""
     if item["type"] == "extra_forbidden":
         return f"unknown flag {flag(name)}{nearest_hint(flag(name), map(flag, public_fields(config_class)))}"
-    message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    expected = message if item["type"] == "value_error" else f"expected {message}"
-    return f"{flag(name)} {item['input']}: {expected}"
+    return f"{flag(name)} {item['input']}: {describe_expected(item)}"
 
 
 def public_fields(config_class: type[Config]) -> dict[str, pydantic.fields.FieldInfo]:
-    """The fields that are flags: all but the method's name."""
+    """The fields that are flags, by name: all but that of the method's name."""
     return {name: field for name, field in config_class.model_fields.items() if name != "method"}
 
 
@@ -273,7 +330,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """The table of a TOML file.
 
     Raises:
-        RequestError: a file that cannot be read or is not TOML.
+        RequestError: the file cannot be read, or does not hold TOML.
     """
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -285,19 +342,40 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ValueError: a file that is no JSON.
+        ValueError: the file does not hold JSON.
     """
     value: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     return value
 
 
 def to_plain(config: Config) -> dict[str, Any]:
-    """The configuration as plain values, without those that are not set."""
-    return config.model_dump(mode="json", exclude_none=True)
+    """The configuration as a run's folder and its ticket record it: plain values by field name.
+
+    Flags that are not set are left out, and so are those that are newer than version 0.1 and have their default.
+    """
+    always = always_recorded(config.method)
+    plain: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
+    return {name: value for name, value in plain.items() if name in always or not _is_default(config, name)}
+
+
+def _is_default(config: Config, name: str) -> bool:
+    """Whether a flag has its default: of the method, and of what it shares with others, for whom the record is too."""
+    family = [kind for kind in type(config).__mro__ if issubclass(kind, Config) and name in kind.model_fields]
+    defaults = [kind.model_fields[name].get_default(call_default_factory=True) for kind in family]
+    return all(getattr(config, name) == default for default in defaults)
+
+
+def differs_from(record: Mapping[str, Any], config: Config) -> list[str]:
+    """What a recorded configuration has otherwise: `--lr 0.1 there, 0.2 here` for each flag that differs.
+
+    A flag that either of them does not name has its default there.
+    """
+    defaults = type(config).model_construct().model_dump(mode="json", exclude_none=True)
+    return differences({**defaults, **record}, {**defaults, **to_plain(config)})
 
 
 def config_folders() -> list[Path]:
-    """Where the recipes are: in the installed package, or beside it in a source checkout."""
+    """The folders of recipes: in the installed package, or beside it in a source checkout."""
     package = Path(__file__).parents[1]
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
@@ -316,21 +394,21 @@ def find_study(name: str) -> Path:
     """The file of a study by its name or its path.
 
     Raises:
-        RequestError: neither a study nor a file.
+        RequestError: the name is that of neither a study nor a file.
     """
     known = studies()
     if name in known:
         return known[name]
     if name.endswith(".toml") or Path(name).is_file():
         return Path(name)
-    raise RequestError(unknown("study", name, known).replace("studys", "studies") + ", or the path of a .toml file")
+    raise RequestError(unknown("study", name, known, "studies") + ", or the path of a .toml file")
 
 
 def find_recipe(name: str) -> dict[str, Any]:
     """The values of a recipe by its name or its file.
 
     Raises:
-        RequestError: neither a recipe nor a file.
+        RequestError: the name is that of neither a recipe nor a file.
     """
     known = recipes()
     if name in known:
@@ -341,7 +419,7 @@ def find_recipe(name: str) -> dict[str, Any]:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str] = ()) -> list[str]:
-    """`--lr 0.1 there, 0.2 here` for each value that differs."""
+    """`--lr 0.1 there, 0.2 here` for each value that differs, or for those of `names` only."""
     keys = names or sorted({*one, *other})
     return [
         f"{flag(key)} {one.get(key)} there, {other.get(key)} here" for key in keys if one.get(key) != other.get(key)

@@ -1,4 +1,4 @@
-"""The controls of a run: what a ticket would have to be better than, trained or evaluated beside it.
+"""The controls of a run: the networks that its ticket must be better than, trained or evaluated in its folder.
 
 Frankle & Carbin, The Lottery Ticket Hypothesis, 2018 (fresh weights, random masks); Frankle et al., Pruning Neural
 Networks at Initialization: Why Are We Missing the Mark?, 2021 (masks shuffled within layers).
@@ -19,22 +19,22 @@ from torch import nn
 import supermask
 from supermask import Ticket
 
-from ..contract.errors import RequestError, unknown
-from ..contract.flags import read_json, to_plain
+from ..contract.errors import Problems, RequestError, unknown
+from ..contract.flags import Config, read_json
 from ..runs.experiment import Setup, exact_arithmetic, load_data
-from ..runs.folders import find_run
+from ..runs.folders import find_run, inspect_folder
 from ..runs.names import CONTROLS, DEFAULT, ELSEWHERE, EVALUATED, MOVING, REWIND_POINT, SURVIVORS, TICKET, TRAINED
 from ..runs.run import Run, write_json
 from ..training.evaluation import evaluate
 from ..training.objective import make_objective
 from .read_config import find_kind, read_config
-from .request import control_problems, shape_of
+from .request import control_problems, request_of, shape_of
 from .search import prepare, train
 from .small_dense import train_small_dense
 from .train import random_masks
 
 _ROW = ("density", "kept", "test_accuracy", "val_accuracy", "min_validation_loss", "seconds")
-# Added to a run's seed where the control must not draw the ticket's own weights again.
+# Added to a run's seed for a control that must not draw the ticket's own weights or mask again.
 _OTHER_SEED = 1_000_003
 
 
@@ -50,35 +50,35 @@ def controls(
     runs: str | os.PathLike[str] = "runs",
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Train or evaluate the controls of a finished run; what is done already is not done again.
+    """Train or evaluate the controls of a finished run. Those that are there already are not made again.
 
         controls("runs/imp-...", kinds=["reinit", "shuffle"], levels=[3, 7])
         controls("runs/imp-...", elsewhere="mnist1d-fresh")     # the mask on other data
         controls("runs/edge-popup-...", survivors=True)         # train what edge-popup has kept
 
-    A ticket that is trained: the same mask with fresh weights (`reinit`), the mask shuffled within each tensor
-    (`shuffle`), a random mask of the same total (`random`: the same share of each tensor, `random-erk`: shares in
-    proportion to dimensions); and a dense network of as many weights, all hidden layers narrower by one factor
-    (`small-dense`). On other data also the ticket itself and the dense network. A ticket of frozen weights is
-    evaluated with other weights or another mask, not trained.
+    The controls of a ticket that is trained are the same mask with fresh weights (`reinit`); the mask shuffled within
+    each tensor (`shuffle`); a random mask that keeps as many weights in total, either the same fraction of each tensor
+    (`random`) or fractions by ERK (`random-erk`); and a dense network with as many weights, all of whose hidden layers
+    are narrower by one factor (`small-dense`). On other data the ticket itself and the dense network are trained too. A
+    ticket of frozen weights is not trained but evaluated: with weights drawn anew, or with another mask.
 
     Args:
-        run: its folder, or its name under `runs`.
-        kinds: of controls; `reinit`, `shuffle` and `random` if not given, of whole filters or blocks `reinit`.
-        levels: of a search with levels; the last if not given.
+        run: the folder of the run, or its name under `runs`.
+        kinds: which controls; if not given `reinit`, `shuffle` and `random`, and for whole filters or blocks `reinit`.
+        levels: the levels of a search with levels that are controlled; if not given the last.
         model: the callable, where the run was started with one.
         data: the arrays, where the run was started with some.
         elsewhere: other data to train on.
-        survivors: train what a search over frozen weights has kept.
+        survivors: train the weights that a search over frozen weights has kept.
         runs: the folder of all runs.
         progress: show a progress line on stderr.
 
     Returns:
-        The rows of `controls.json` beside the run: `control trained data level density kept seed test_accuracy ...`.
+        The rows of the run's `controls.json`: `control trained data level density kept seed test_accuracy ...`.
 
     Raises:
         RequestError: every problem of the request at once; nothing has been done.
-        Interrupted: stopped by a signal; the same call goes on.
+        Interrupted: stopped by a signal; the same call goes on from there.
     """
     folder = find_run(os.fspath(run), runs)
     opened = Run(folder, read_config(folder))
@@ -119,17 +119,20 @@ class _Asked:
 def _check(
     run: Run, kinds: Sequence[str] | None, levels: Sequence[int] | None, elsewhere: Any, survivors: bool
 ) -> _Asked:
-    problems = []
     if not run.finished:
         raise RequestError(f"the run {run.path} is not finished; `ticket resume {run.path}` goes on")
+    problems = Problems()
     traits = find_kind(run.config.method).traits
     trained = survivors or traits.trains_weights
     if traits.dense:
-        problems.append(f"{run.path} is a dense run: it has no mask to control")
+        problems.add(f"{run.path} is a dense run: it has no mask to control")
     if survivors and traits.trains_weights:
-        problems.append(f"--survivors goes with methods that freeze the weights, not with {run.config.method}")
+        problems.add(f"--survivors goes with methods that freeze the weights, not with {run.config.method}")
     if elsewhere is not None and not trained:
-        problems.append("other data goes with tickets that are trained; a ticket of frozen weights: add --survivors")
+        problems.add(
+            "other data goes with tickets that are trained: the ticket of a method that freezes the weights is trained "
+            "with --survivors only"
+        )
     known = ELSEWHERE if elsewhere is not None else SURVIVORS if survivors else TRAINED if trained else EVALUATED
     whole_units = shape_of(run.config) != "weight"
     default = [
@@ -138,23 +141,24 @@ def _check(
         if (elsewhere is not None or survivors or kind in DEFAULT) and not (whole_units and kind in MOVING)
     ]
     chosen = list(dict.fromkeys(kinds)) if kinds else default
-    problems += [f"{run.path} {problem}" for problem in control_problems(run.config, chosen)]
-    problems += [unknown("control", kind, known) for kind in chosen if kind not in known]
+    problems.add(*(f"{run.path} {problem}" for problem in control_problems(run.config, chosen)))
+    problems.add(*(unknown("control", kind, known) for kind in chosen if kind not in known))
     there = [int(row["level"]) for row in run.levels]
     if levels and not there:
-        problems.append(f"levels {', '.join(map(str, levels))}: {run.config.method} has none")
+        problems.add(f"levels {', '.join(map(str, levels))}: a run of {run.config.method} has no levels")
     elif levels:
         wrong = [level for level in levels if level not in there[1:]]
-        problems += [f"level {level}: the run has levels 1 to {there[-1]} after the dense one" for level in wrong]
-    if problems:
-        raise RequestError(problems)
+        problems.add(
+            *(f"level {level}: after the dense level 0 the run has levels 1 to {there[-1]}" for level in wrong)
+        )
+    problems.raise_if_any()
     return _Asked(chosen, list(dict.fromkeys(levels)) if levels else [there[-1] if there else None], trained)
 
 
 def _train(
     run: Run, kind: str, level: int | None, model: Any, data: Any, elsewhere: str, progress: bool
 ) -> dict[str, Any]:
-    """Train a control in a folder of its own inside the run's."""
+    """Train a control, in a folder of its own inside the run's folder."""
     place = kind if level is None else f"{kind}-level-{level:02d}"
     if elsewhere:
         place += f"-{re.sub(r'[^A-Za-z0-9._-]+', '-', elsewhere)}"
@@ -165,22 +169,23 @@ def _train(
         kept = supermask.load(ticket).masks.kept
         row = train_small_dense(run, kept, folder.parent, place, _set_up(run, model, data), model, data, progress)
         return {**{key: row[key] for key in _ROW if key in row}, "path": f"controls/{place}"}
-    if (folder / "summary.json").exists():
+    if inspect_folder(folder).state == "finished":
         return _row(Run(folder, read_config(folder)))
     if kind == "dense":
         ticket = run.path / "levels" / "00" / TICKET
         if not ticket.exists():
-            raise RequestError(f"{run.path} has no dense network of its own: a dense one elsewhere needs levels")
+            raise RequestError(f"{run.path} has no dense network to train on other data: its search has no level 0")
     flags: dict[str, Any] = {"seed": config.seed, "threads": config.threads, "device": config.device}
     flags |= {"order_seed": config.seeds["order"], "control": "none" if kind in ("ticket", "dense") else kind}
-    # A ticket file never names code to import, but the run beside it is the user's own.
+    # A ticket file never names code to import. The run's configuration may: the run is the user's own.
     flags |= {key: getattr(config, key) for key in ("data_dir", "compile", "loss", "metric", "dtype", "workers")}
     if kind == "reinit":
         flags["init_seed"] = config.seeds["init"] + _OTHER_SEED
     elif kind not in ("ticket", "dense"):
         flags["mask_seed"] = config.seeds["mask"] + _OTHER_SEED
     if flags["control"] != "none":
-        # What lies under the dropped weights: of a ticket that goes on from trained ones, where those began.
+        # The ticket does not store the weights under the dropped ones. They are those of the dense network at the step
+        # that the ticket was rewound to; of fresh weights, how those of the dense network were drawn is enough.
         dense = run.path / "levels" / "00" / TICKET
         point = run.path / REWIND_POINT
         if point.exists():
@@ -197,15 +202,11 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def _set_up(run: Run, model: Any, data: Any) -> Setup:
-    values = to_plain(run.config)
-    flags = {key: value for key, value in values.items() if key not in ("method", "model", "data")}
-    config = run.config
-    _, made = prepare(config.method, model or config.model, config.data if data is None else data, flags, given=())
-    return made
+    return prepare(request_of(run.config, model, data))[1]
 
 
 def _evaluate(run: Run, kind: str, made: Setup) -> dict[str, Any]:
-    """Measure a ticket of frozen weights with other weights, or with another mask, as it is."""
+    """Evaluate a ticket of frozen weights with weights drawn anew, or with another mask, without training."""
     config = run.config
     with exact_arithmetic(config):
         control = make_untrained(run.ticket, kind, config.seeds["mask"] + _OTHER_SEED, made, config)
@@ -220,16 +221,18 @@ def _evaluate(run: Run, kind: str, made: Setup) -> dict[str, Any]:
     }
 
 
-def make_untrained(ticket: Ticket, kind: str, seed: int, made: Setup, config: Any) -> Ticket:
-    """A ticket of frozen weights that differs in one thing: weights drawn anew, the mask shuffled, or a random mask.
+def make_untrained(ticket: Ticket, kind: str, seed: int, made: Setup, config: Config) -> Ticket:
+    """A ticket of frozen weights that differs in one thing: fresh weights, a shuffled mask, or a random mask.
 
     Raises:
-        RequestError: weights that were not drawn.
+        RequestError: the ticket's weights were not drawn from a seed.
     """
     final, masks = ticket.states["final"], ticket.masks
     lost = [name for name in masks if name not in final.drawn]
     if lost:
-        raise RequestError(f"the control {kind} needs weights that were drawn; the ticket stores {', '.join(lost)}")
+        raise RequestError(
+            f"the control {kind} needs weights that a seed draws; the ticket stores those of {', '.join(lost)}"
+        )
     draws = dict(final.drawn)
     if kind == "reinit":
         draws = {

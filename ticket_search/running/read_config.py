@@ -1,4 +1,4 @@
-"""The configuration of a run that lies on disk, and the kinds of runs there are."""
+"""The configuration of a run that lies on disk, and the kinds of runs that there are."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from . import train
 
 
 def find_kind(name: str) -> Method:
-    """The method of a name, or `train`: the training of a ticket is a run of the same making, but no search.
+    """The search method of a name, or `train`: a ticket's training is a run like those of the methods, but no search.
 
     Raises:
-        RequestError: an unknown name.
+        RequestError: the name is unknown.
     """
     return describe_method(name, train) if name == "train" else find_method(name)
 
 
 def read_config(folder: Path) -> Config:
-    """The configuration of the run in a folder.
+    """The configuration of the run in a folder. A flag that is newer than the run has its default.
 
     Raises:
-        RequestError: it is damaged or of an unknown method.
+        RequestError: the configuration is damaged, or names an unknown method.
     """
     values = read_toml(folder / "config.toml")
     return make_config(find_kind(str(values.get("method", ""))).Config, values)

@@ -1,4 +1,4 @@
-"""A search as asked for, in words or in Python, checked before anything heavy is imported or anything is written."""
+"""What was asked for, in words or in Python: checked once, before anything heavy is imported or anything is written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..contract.errors import RequestError, nearest_hint, unknown
+from ..contract.errors import Problems, RequestError, nearest_hint, unknown
 from ..contract.flags import Config, find_recipe, flag, is_switch, make_config, public_fields
 from ..contract.method import Method
 from ..data.sources import source_names
@@ -23,42 +23,40 @@ _MOST_SEEDS = 10_000
 # What is not part of a run's configuration: `flag: (placeholder or None where it takes no value, help)`.
 LAUNCH_FLAGS: dict[str, tuple[str | None, str]] = {
     "--method": ("NAME", f"the search method; {DEFAULT_METHOD} if not given"),
-    "--config": ("NAME|FILE", "a recipe of this package or a .toml file; flags beside it win"),
-    "--sparsity": ("S", "the same as --density 1-S"),
-    "--runs": ("DIR", "the folder of all runs; ./runs if not given"),
-    "--name": ("NAME", "the run's name; METHOD-MODEL-DATA-dDENSITY-sSEED if not given"),
-    "--seeds": ("0-4", "a run for each of these seeds, as 0-4 or 0-2,7, of 1 thread each if --threads is not given"),
-    "--jobs": ("N", "how many of the runs of --seeds go on at once; 1 if not given"),
-    "--dry-run": (None, "say what would be done and how long it would take; write nothing"),
-    "--json": (None, "print the summary (or the plan) as one JSON object"),
-    "--help": (None, "show the flags, with --method those of that method too"),
+    "--config": ("NAME|FILE", "a recipe of this package, or a .toml file, that sets flags; flags typed beside it win"),
+    "--sparsity": ("S", "the fraction of the maskable weights that is dropped: the same as --density 1-S"),
+    "--runs": ("DIR", "the folder in which each run has a folder of its own; ./runs if not given"),
+    "--name": ("NAME", "the name of the run's folder; METHOD-MODEL-DATA-dDENSITY-sSEED if not given"),
+    "--seeds": ("0-4", "search once with each of these seeds, as 0-4 or 0-2,7, on 1 CPU thread if not --threads N"),
+    "--jobs": ("N", "how many of the searches of --seeds run at the same time; 1 if not given"),
+    "--dry-run": (None, "print what would be done and how long it would take, and write nothing"),
+    "--json": (None, "print the summary, or with --dry-run the plan, as one JSON object"),
+    "--help": (None, "show the flags; with --method NAME also those of that method"),
 }
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: a method, values of its flags, how to launch it, and which flags were typed.
+    """What was asked for, once it has been checked: `prepare` and the sweeps take it as it is.
 
-    A recipe's value may lose its effect by a flag beside it (its momentum by --optimizer adam); a typed flag may not.
+    method: the search method.
+    config: the configuration with the defaults filled in, but for what depends on the machine (see `resolve`).
+    model: the name of the model, or the callable that builds it.
+    data: the name of the data set, or the data.
+    given: the flags that were typed. A recipe's value may lose its effect by a typed flag (its momentum by --optimizer
+        adam); a typed flag may not.
+    launch: what is no part of the configuration, by flag (`--runs`, `--json`, ...).
     """
 
-    method: str
-    values: dict[str, Any]
-    launch: dict[str, str] = field(default_factory=dict)
+    method: Method
+    config: Config
+    model: str | Callable[..., Any]
+    data: Any
     given: frozenset[str] = frozenset()
-
-    @property
-    def model(self) -> str:
-        """The model's name."""
-        return str(self.values.get("model", Config.model_fields["model"].default))
-
-    @property
-    def data(self) -> str:
-        """The data set's name."""
-        return str(self.values.get("data", Config.model_fields["data"].default))
+    launch: Mapping[str, str] = field(default_factory=dict)
 
     def asks(self, launch_flag: str) -> bool:
-        """Whether a flag without a value was given."""
+        """Whether a launch flag was given."""
         return launch_flag in self.launch
 
 
@@ -68,85 +66,87 @@ def read_request(words: Sequence[str]) -> Request:
     Raises:
         RequestError: every problem of the request at once.
     """
-    problems: list[str] = []
+    problems = Problems()
     given = read_flags(words, problems, _foreign_method_in(words))
     launch = {key: given.pop(key) for key in LAUNCH_FLAGS if key in given}
-    recipe: dict[str, Any] = {}
-    if "--config" in launch:
-        try:
-            recipe = find_recipe(launch["--config"])
-        except RequestError as error:
-            problems += error.problems
-    method = launch.get("--method") or str(recipe.pop("method", DEFAULT_METHOD))
-    recipe.pop("method", None)
-    typed = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
-    density = _density(launch, typed, problems)
-    problems += _seed_problems(launch, typed)
-    values = {**_without_notes(recipe), **typed, **density}
-    request = Request(method, values, launch, frozenset({**typed, **density}))
-    from_file = set(recipe) - set(typed) - set(density)
-    try:
-        validate(method, request.model, request.data, values, given=request.given, typed=from_file)
-    except RequestError as error:
-        problems += error.problems
-    if problems:
-        raise RequestError(problems)
+    recipe = problems.attempt(lambda: find_recipe(launch["--config"])) if "--config" in launch else None
+    values = {key: value for key, value in (recipe or {}).items() if key not in ("about", "method")}
+    method = launch.get("--method") or str((recipe or {}).get("method", DEFAULT_METHOD))
+    typed: dict[str, Any] = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
+    typed |= _density(launch, typed, problems)
+    _check_seeds(launch, typed, problems)
+    from_file = values.keys() - typed.keys()
+    values |= typed
+    model, data = (str(values.pop(key, Config.model_fields[key].default)) for key in ("model", "data"))
+    request = problems.attempt(
+        lambda: check_request(method, model, data, values, given=typed, from_file=from_file, launch=launch)
+    )
+    problems.raise_if_any()
+    assert request is not None, "a request that cannot be made has problems"
     return request
 
 
-def validate(
+def check_request(
     method: str,
     model: str | Callable[..., Any],
     data: Any,
     flags: Mapping[str, Any],
+    *,
     model_name: str | None = None,
     given: Iterable[str] | None = None,
-    typed: Iterable[str] = (),
-) -> tuple[Method, Config]:
-    """The method and its checked configuration.
+    from_file: Iterable[str] = (),
+    launch: Mapping[str, str] | None = None,
+) -> Request:
+    """Check what was asked for: once for each run, in whatever way it was asked for and wherever it is carried out.
 
     Args:
-        method: its name.
+        method: the name of the method.
         model: a name, or a callable that `model_name` describes.
         data: a name, or arrays.
-        flags: values by field name, text or typed.
+        flags: values by field name, as text or as what they are.
         model_name: what the configuration says of a callable.
-        given: the flags that were asked for, all of `flags` where None.
-        typed: the flags whose values come from a file, where text is no number.
+        given: the flags that were asked for, all of `flags` where it is None.
+        from_file: the flags whose values come from a file, where text is no number.
+        launch: what is no part of the configuration, by flag.
 
     Raises:
         RequestError: every unknown name, unknown flag, wrong value and impossible combination.
     """
-    problems = []
-    chosen: Method | None = None
-    config: Config | None = None
-    try:
-        chosen = find_kind(method)
-    except RequestError as error:
-        problems += error.problems
-    problems += name_problems(model, data)
+    problems = Problems()
+    chosen = problems.attempt(lambda: find_kind(method))
+    problems.add(*name_problems(model, data))
     config_class = Config if chosen is None else chosen.Config
     strangers = [key for key in flags if key not in public_fields(config_class)]
-    problems += [problem for key in strangers if (problem := _stranger(key, chosen))]
+    problems.add(*(problem for key in strangers if (problem := _stranger(key, chosen))))
     values = {key: value for key, value in flags.items() if key not in strangers}
-    asked = values.keys() if given is None else given
+    asked = frozenset(values if given is None else given)
     values |= {"method": method, "model": model_name or model, "data": data if isinstance(data, str) else "arrays"}
     own = not isinstance(model, str) or is_factory(model)
     if (own and chosen is not None and chosen.traits.trains_weights) or flags.get("weights"):
         values.setdefault("init", "keep")
-    try:
-        config = make_config(config_class, values, set(asked) if chosen else (), typed)
-    except RequestError as error:
-        problems += error.problems
-    if problems or chosen is None or config is None:
-        raise RequestError(problems)
-    return chosen, config
+    config = problems.attempt(lambda: make_config(config_class, values, asked if chosen else (), from_file))
+    problems.raise_if_any()
+    assert chosen is not None and config is not None, "a configuration that cannot be made has problems"
+    return Request(chosen, config, model, data, asked, launch or {})
+
+
+def request_of(config: Config, model: str | Callable[..., Any] | None = None, data: Any = None) -> Request:
+    """The request of a configuration that has been checked: one that was read from a run, or came with a sweep.
+
+    `model` and `data` stand in for those that it names, where a run was started with a callable or with arrays.
+    """
+    return Request(
+        find_kind(config.method),
+        config,
+        config.model if model is None else model,
+        config.data if data is None else data,
+    )
 
 
 def name_problems(model: Any, data: Any) -> list[str]:
-    """What is wrong with the names of model and data."""
+    """What is wrong with the names of a model and of data."""
     problems = []
-    # What code has to be imported for is looked up later: torchvision's networks, functions of the user's own.
+    # Names that code has to be imported for are looked up later: torchvision's networks, functions of the user's own.
     if isinstance(model, str) and ":" not in model and model not in model_names():
         problems.append(unknown("model", model, model_names()))
     if isinstance(data, str) and ":" not in data and data not in source_names():
@@ -155,24 +155,24 @@ def name_problems(model: Any, data: Any) -> list[str]:
 
 
 def shape_of(config: Config) -> str:
-    """What a search keeps or drops as one: `weight`, `filter`, `2:4`, ..."""
+    """The unit that a search keeps or drops as one: `weight`, `filter`, `2:4`, ..."""
     return str(getattr(config, "granularity", "weight"))
 
 
 def control_problems(config: Config, kinds: Iterable[str] = ()) -> list[str]:
-    """Why a control would not differ from the tickets of this configuration in one thing only; empty where all do."""
+    """Why a control would differ from the tickets of this configuration in more than one thing; empty if none does."""
     problems = []
     shape = shape_of(config)
     moving = [kind for kind in kinds if kind in MOVING]
     if shape != "weight" and moving:
         problems.append(
-            f"keeps units of {shape}: {', '.join(moving)} would move single weights, and differ in more than position; "
-            "expected reinit or small-dense"
+            f"keeps units of {shape}: {', '.join(moving)} would move single weights, and so differ in more than their "
+            "positions; expected reinit or small-dense"
         )
     if getattr(config, "rewind_optimizer", "fresh") == "restore":
-        problems.append("starts each level with restored moments, which no control can")
+        problems.append("starts each level with the optimizer's restored moments, which no control has")
     if config.method == "gradual":
-        problems.append("prunes while it trains: no control is trained as its ticket is")
+        problems.append("prunes while it trains: no control can be trained as its ticket was")
     return problems
 
 
@@ -180,7 +180,7 @@ def _foreign_method_in(words: Sequence[str]) -> list[str]:
     """The method that is asked for, where it is one of another package: only that one is imported."""
     if not declared_methods():
         return []
-    launch = read_flags(words, [])
+    launch = read_flags(words, Problems())
     try:
         recipe = find_recipe(launch["--config"]) if "--config" in launch else {}
         asked = find_method(launch.get("--method") or str(recipe.get("method", DEFAULT_METHOD)))
@@ -189,7 +189,7 @@ def _foreign_method_in(words: Sequence[str]) -> list[str]:
     return [asked.name] if asked.name in declared_methods() else []
 
 
-def read_flags(words: Sequence[str], problems: list[str], foreign: Iterable[str] = ()) -> dict[str, str]:
+def read_flags(words: Sequence[str], problems: Problems, foreign: Iterable[str] = ()) -> dict[str, str]:
     """The flags in a list of words with their values as text; what is wrong is added to `problems`.
 
     Flags without a value are those of the methods of this package, and of `foreign` ones.
@@ -208,21 +208,21 @@ def read_flags(words: Sequence[str], problems: list[str], foreign: Iterable[str]
         name, equals, value = word.partition("=")
         negated = "--" + name.removeprefix("--no-")
         if not name.startswith("--"):
-            problems.append(f"'{word}' is not a flag; flags start with --")
+            problems.add(f"'{word}' is not a flag; flags start with --")
             continue
         if name in switches and equals:
-            problems.append(f"{name} takes no value")
+            problems.add(f"{name} takes no value")
         elif name in switches or (name in booleans and not equals):
             value = "true"
         elif name.startswith("--no-") and negated in booleans and not equals:
             name, value = negated, "false"
         elif not equals:
             if not rest or rest[0].startswith("--"):
-                problems.append(f"{name} needs a value, as {name} {_example(name)}")
+                problems.add(f"{name} needs a value, as {name} {_example(name)}")
                 continue
             value = rest.pop(0)
         if name in given and given[name] != value:
-            problems.append(f"{name} is given twice: {given[name]} and {value}")
+            problems.add(f"{name} is given twice: {given[name]} and {value}")
         given[name] = value
     return given
 
@@ -231,46 +231,42 @@ def _example(name: str) -> str:
     return LAUNCH_FLAGS.get(name, ("VALUE", ""))[0] or "VALUE"
 
 
-def _density(launch: Mapping[str, str], typed: Mapping[str, str], problems: list[str]) -> dict[str, float]:
+def _density(launch: Mapping[str, str], typed: Mapping[str, str], problems: Problems) -> dict[str, float]:
+    """The density that --sparsity asks for, if it is given."""
     if "--sparsity" not in launch:
         return {}
     if "density" in typed:
-        problems.append(f"--density {typed['density']} and --sparsity {launch['--sparsity']}: give one of them")
+        problems.add(f"--density {typed['density']} and --sparsity {launch['--sparsity']}: give one of them")
         return {}
     try:
         sparsity = float(launch["--sparsity"])
     except ValueError:
         sparsity = -1.0
     if not 0 <= sparsity < 1:
-        problems.append(f"--sparsity {launch['--sparsity']}: expected a number in [0, 1), the fraction dropped")
+        problems.add(f"--sparsity {launch['--sparsity']}: expected a number in [0, 1), the fraction dropped")
         return {}
     # 1 - 0.9 is 0.09999999999999998 in floating point; nobody means that.
     return {"density": round(1.0 - sparsity, 12)}
 
 
-def _seed_problems(launch: Mapping[str, str], typed: Mapping[str, str]) -> list[str]:
-    problems = []
+def _check_seeds(launch: Mapping[str, str], typed: Mapping[str, str], problems: Problems) -> None:
     if "--seeds" in launch:
-        try:
-            parse_seeds(launch["--seeds"])
-        except RequestError as error:
-            problems += error.problems
+        problems.attempt(lambda: parse_seeds(launch["--seeds"]))
         if "seed" in typed:
-            problems.append(f"--seed {typed['seed']} and --seeds {launch['--seeds']}: give one of them")
+            problems.add(f"--seed {typed['seed']} and --seeds {launch['--seeds']}: give one of them")
         if "--name" in launch:
-            problems.append(f"--name {launch['--name']} names one run: leave it out with --seeds")
+            problems.add(f"--name {launch['--name']} names one run: leave it out with --seeds")
     if "--jobs" in launch and "--seeds" not in launch:
-        problems.append(f"--jobs {launch['--jobs']} goes with --seeds: one run has nothing beside it")
+        problems.add(f"--jobs {launch['--jobs']} goes with --seeds: a single search has no other to run beside it")
     if re.fullmatch(r"0*[1-9][0-9]{0,5}", launch.get("--jobs", "1")) is None:
-        problems.append(f"--jobs {launch['--jobs']}: expected a number of runs, 1 or more")
-    return problems
+        problems.add(f"--jobs {launch['--jobs']}: expected a number of runs, 1 or more")
 
 
 def parse_seeds(given: Any, where: str = "--seeds") -> tuple[int, ...]:
     """Seeds from text as `0-4` or `0-2,7`, from a number, or from a list of these.
 
     Raises:
-        RequestError: anything else, or a seed that is there twice.
+        RequestError: anything else, or a seed that is given twice.
     """
     words = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else [given]
     expected = f"{where} {given}: expected seeds, as 0-4 or 0-2,7"
@@ -286,12 +282,8 @@ def parse_seeds(given: Any, where: str = "--seeds") -> tuple[int, ...]:
     if not seeds:
         raise RequestError(expected)
     if twice := [str(seed) for seed, count in Counter(seeds).items() if count > 1]:
-        raise RequestError(f"{where} {given}: {', '.join(twice)} is there twice")
+        raise RequestError(f"{where} {given}: {', '.join(twice)} is given twice")
     return tuple(seeds)
-
-
-def _without_notes(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in recipe.items() if key != "about"}
 
 
 def _stranger(key: str, chosen: Method | None) -> str | None:
@@ -299,7 +291,7 @@ def _stranger(key: str, chosen: Method | None) -> str | None:
     if key == "method":
         return "method is given by --method, not as a flag"
     if key == "sparsity":
-        return "sparsity is a word of the command line only: write density, the fraction kept"
+        return "sparsity is known on the command line only: write density, the fraction kept"
     if flag(key) in LAUNCH_FLAGS:
         return f"{flag(key)} is a flag of ticket search"
     if others:

@@ -1,9 +1,9 @@
-"""search() and resume(): from a request to a finished run. The command line is a thin shell over these."""
+"""search(), resume() and train(): from a request to a finished run. The command line is a thin shell over these."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 import supermask
 from supermask.weights.fitting import state_of
 
-from ..contract.errors import RequestError, unknown
+from ..contract.errors import Problems, RequestError, unknown
 from ..contract.flags import Config, differences, to_plain
 from ..models.names import is_factory
 from ..runs.experiment import (
@@ -33,7 +33,7 @@ from ..training.conclude import summarize
 from ..training.objective import make_objective
 from .plan import plan_stages
 from .read_config import read_config
-from .request import name_problems, validate
+from .request import Request, check_request, name_problems, request_of
 from .train import REPEATED
 
 
@@ -60,7 +60,7 @@ def search(
             The weights of a callable's module are kept for methods that train weights, unless `init` is given.
         data: a name, or `(x, y)` or `{"train": (x, y), "test": (x, y)}` of arrays or tensors.
         runs: the folder of all runs.
-        name: of the run's folder.
+        name: of the run's folder; by default made of the method, the model, the data, the density and the seed.
         progress: show a progress line on stderr.
         flags: the method's flags by field name (`batch_size=60`; `ticket search --method X --help`).
 
@@ -68,7 +68,7 @@ def search(
         RequestError: every problem of the request at once; nothing is written.
         Interrupted: stopped by a signal; the run resumes.
     """
-    config, setup = prepare(method, model, data, flags)
+    config, setup = prepare(check_request(method, model, data, flags, model_name=describe_model(model)))
     folder = choose_folder(config, runs, name, setup.method.traits.dense)
     return carry_out(Run(folder, config, setup, Progress(progress)))
 
@@ -98,25 +98,20 @@ def resume(
     opened = Run(folder, config, progress=Progress(progress))
     if opened.finished:
         return opened
-    values = to_plain(config)
-    problems = name_problems(model or config.model, config.data if data is None else data)
-    try:
-        find_model(model or config.model)
-    except RequestError as error:
-        problems = problems or error.problems
-    if problems:
+    if model is not None:
+        config = config.model_copy(update={"model": describe_model(model)})
+    request = request_of(config, model, data)
+    problems = Problems()
+    problems.add(*name_problems(request.model, request.data))
+    if not problems.found:
+        problems.attempt(lambda: find_model(request.model))
+    if problems.found:
         call = f'ticket_search.resume("{folder}", model=..., data=...)'
-        raise RequestError([f"{problem}; the run was started in Python: {call} goes on" for problem in problems])
-    again, setup = prepare(
-        config.method,
-        config.model if model is None else model,
-        config.data if data is None else data,
-        {key: value for key, value in values.items() if key not in ("method", "model", "data")},
-        given=(),
-    )
-    if other := differences(values, to_plain(again)):
+        raise RequestError([f"{problem}; the run was started in Python: {call} goes on" for problem in problems.found])
+    again, setup = prepare(request)
+    if other := differences(to_plain(opened.config), to_plain(again)):
         raise RequestError(f"the run {folder} was started otherwise: {', '.join(other)}")
-    return carry_out(Run(folder, config, setup, Progress(progress)))
+    return carry_out(Run(folder, opened.config, setup, Progress(progress)))
 
 
 def train(
@@ -129,7 +124,7 @@ def train(
     progress: bool = True,
     **flags: Any,
 ) -> Run:
-    """Train a ticket, its masks held: the hypothesis itself.
+    """Train a ticket with its masks held: what the lottery ticket hypothesis is about.
 
         run = train("ticket.safetensors", seed=1)                  # the winning start, other batches
         run = train("ticket.safetensors", data="kmnist")           # transferred to other data
@@ -138,9 +133,9 @@ def train(
     Args:
         ticket: the ticket file, or a run's folder.
         model: a callable, where the ticket's network is not known by name.
-        data: a name or arrays, where it is not the ticket's data set by name.
+        data: a name or arrays, where it is not the data set that the ticket names.
         runs: the folder of all runs.
-        name: of the run's folder.
+        name: of the run's folder; by default made of the model, the data, the density and the seed.
         progress: show a progress line on stderr.
         flags: `state` (`start` or `final`) and those of any run; what is not given is as the ticket was trained.
 
@@ -148,21 +143,39 @@ def train(
         RequestError: every problem of the request at once; nothing is written.
         TicketError: the file is no whole ticket.
     """
-    own = {"model": model, "data": data}
-    values, known = describe_ticket(ticket, flags, [key for key, value in own.items() if value is not None])
-    config, setup = prepare("train", model or known["model"], known["data"] if data is None else data, values, flags)
+    config, setup = prepare(check_training(ticket, model, data, flags))
     return carry_out(Run(choose_folder(config, runs, name), config, setup, Progress(progress)))
 
 
-def describe_ticket(
-    ticket: str | os.PathLike[str], flags: Mapping[str, Any], given: Iterable[str] = ()
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of a run that trains a ticket, and the names of its model and data.
-
-    `given` says which of model and data the caller has of its own.
+def check_training(
+    ticket: str | os.PathLike[str],
+    model: str | Callable[..., nn.Module] | None,
+    data: Any,
+    flags: Mapping[str, Any],
+    launch: Mapping[str, str] | None = None,
+) -> Request:
+    """The checked request to train a ticket (see `train`).
 
     Raises:
-        RequestError: no such file, a state that the ticket does not have, or a model or data that are code.
+        RequestError: every problem of the request at once; nothing is written.
+        TicketError: the file is no whole ticket.
+    """
+    own = [key for key, value in {"model": model, "data": data}.items() if value is not None]
+    values, known = describe_ticket(ticket, flags, own)
+    network, samples = known["model"] if model is None else model, known["data"] if data is None else data
+    name = describe_model(network)
+    return check_request("train", network, samples, values, model_name=name, given=flags, launch=launch)
+
+
+def describe_ticket(
+    ticket: str | os.PathLike[str], flags: Mapping[str, Any], given: Collection[str] = ()
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The flags of a run that trains a ticket, and the names of the ticket's model and data.
+
+    `given` says which of model and data the caller has and need not be named by the ticket.
+
+    Raises:
+        RequestError: there is no such file, the ticket has no such state, or its model or data are code.
         TicketError: the file is no whole ticket.
     """
     path = Path(ticket) / TICKET if (Path(ticket) / TICKET).is_file() else Path(ticket)
@@ -189,40 +202,31 @@ def describe_ticket(
     return {**repeated, **flags, **fixed}, names
 
 
-def prepare(
-    method: str,
-    model: str | Callable[..., nn.Module],
-    data: Any,
-    flags: Mapping[str, Any],
-    given: Iterable[str] | None = None,
-) -> tuple[Config, Setup]:
-    """The whole configuration and what it works on. `given` are the flags that were asked for, all where it is None.
+def prepare(request: Request) -> tuple[Config, Setup]:
+    """The whole configuration of a request on this machine, and the network and the data that it works on.
 
     Raises:
-        RequestError: every problem of the request at once.
+        RequestError: everything at once that this machine, the data or the network do not have.
     """
-    chosen, config = validate(method, model, data, flags, describe_model(model), given)
-    problems: list[str] = []
-
-    def attempt(work: Callable[[], Any]) -> Any:
-        try:
-            return work()
-        except RequestError as error:
-            problems.extend(error.problems)
-            return None
-
-    resolved = attempt(lambda: resolve(config))
-    loaded = attempt(lambda: load_data(data, config))
-    attempt(lambda: find_model(model))
-    attempt(lambda: make_objective(config))
-    if problems:
-        raise RequestError(problems)
+    config, problems = request.config, Problems()
+    resolved = problems.attempt(lambda: resolve(config))
+    loaded = problems.attempt(lambda: load_data(request.data, config))
+    problems.attempt(lambda: find_model(request.model))
+    problems.attempt(lambda: make_objective(config))
+    problems.raise_if_any()
+    assert resolved is not None and loaded is not None, "what was not found is a problem"
     resolved = resolved.model_copy(update={"data": loaded.name})
-    return resolved, make_setup(chosen, model, loaded.to(resolved.device), resolved)
+    return resolved, make_setup(request.method, request.model, loaded.to(resolved.device), resolved)
 
 
 def carry_out(run: Run) -> Run:
-    """Search in an opened folder until the run is finished."""
+    """Search, from where the run stands, until it is finished.
+
+    Raises:
+        RequestError: the network does not take the data, or the method can do nothing with the network.
+        RunError: the run has failed.
+        Interrupted: stopped by a signal; the run resumes.
+    """
     config, setup = run.config, run.setup
     with exact_arithmetic(config), own_random_numbers():
         model = setup.make_model(config)

@@ -17,11 +17,12 @@ from torch import nn
 
 from ..contract.errors import RequestError
 from ..contract.flags import Config
-from ..runs.experiment import Setup, find_model, make_setup
+from ..runs.experiment import Setup, describe_model, find_model, make_setup
 from ..runs.folders import choose_folder
 from ..runs.progress import Progress
 from ..runs.run import Run
 from .read_config import read_config
+from .request import check_request
 from .search import carry_out, prepare
 from .train import REPEATED
 
@@ -88,7 +89,9 @@ def train_small_dense(
         width = find_width(kept, setup, factory, config)
         values = {key: getattr(config, key) for key in (*REPEATED, *_ALSO) if key not in ("include", "exclude")}
         values["model_args"] = _narrowed(config, width).model_args
-        narrow, its_setup = prepare("dense", factory, config.data if data is None else data, values, given=())
+        samples, model_name = config.data if data is None else data, describe_model(factory)
+        request = check_request("dense", factory, samples, values, model_name=model_name, given=())
+        narrow, its_setup = prepare(request)
         found = carry_out(Run(choose_folder(narrow, folder, name), narrow, its_setup, Progress(progress)))
     return {**found.summary, "density": found.summary["kept"] / run.summary["weights"]}
 

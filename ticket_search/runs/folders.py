@@ -1,23 +1,77 @@
-"""Which folder is whose: names of runs, finding them, removing them."""
+"""The folders of runs: what is in them, which of them a run takes, finding them and removing them."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import filelock
 
 from ..contract.errors import RequestError, nearest_hint
-from ..contract.flags import Config, differences, read_toml, to_plain
-from .names import default_name
+from ..contract.flags import Config, differs_from, read_toml
+from .names import CONFIG, FAILURE, SUMMARY, WRITTEN_WHOLE, default_name
+
+State = Literal["new", "unfinished", "finished", "another run", "not a run"]
+# How `write_atomically` names a temporary file: a dot, the file's name, a dot, and eight characters of `tempfile`.
+_LEFTOVER = re.compile(rf"\.({'|'.join(map(re.escape, WRITTEN_WHOLE))})\.[a-z0-9_]{{8}}")
+
+
+@dataclass(frozen=True)
+class FolderState:
+    """What is in a folder.
+
+    state: `new` where nothing has been done in it yet: it is not there, or holds hidden files and notes of a failure
+        only. `unfinished` and `finished`: a run, of the configuration that was asked about, if one was. `another run`:
+        of another configuration, finished or not. `not a run`: anything else.
+    why: where the state is `another run` or `not a run`, what is there instead.
+    differs: how the configuration of another run differs.
+    """
+
+    folder: Path
+    state: State
+    why: str = ""
+    differs: tuple[str, ...] = ()
+
+
+def inspect_folder(folder: Path, config: Config | None = None) -> FolderState:
+    """What is in a folder, for a run of a configuration or, without one, for any run. Nothing is changed."""
+    if not folder.exists():
+        return FolderState(folder, "new")
+    if not folder.is_dir():
+        return FolderState(folder, "not a run", f"{folder} is a file, expected the folder of a run")
+    record = folder / CONFIG
+    if not record.exists():
+        # Hidden files are the file system's, the user's, our locks and what a killed process has left.
+        if all(path.name.startswith(".") or path.name == FAILURE for path in folder.iterdir()):
+            return FolderState(folder, "new")
+        return FolderState(folder, "not a run", f"{folder} is not a run: it holds other files, and no {CONFIG}")
+    try:
+        values = read_toml(record)
+    except RequestError as error:
+        return FolderState(folder, "not a run", f"{folder} is a damaged run: {error}")
+    if config is not None and (differs := differs_from(values, config)):
+        return FolderState(
+            folder, "another run", f"the run {folder} is another one ({', '.join(differs)})", (*differs,)
+        )
+    return FolderState(folder, "finished" if (folder / SUMMARY).exists() else "unfinished")
 
 
 def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None, dense: bool = False) -> Path:
-    """The folder for a run of this configuration: new, or that of an unfinished run to resume.
+    """The folder for a run of this configuration: a new one, or that of an unfinished run to resume.
+
+    Args:
+        config: of the run.
+        runs: the folder of all runs.
+        name: of the run's folder. If it is not given, the default name, with a number behind it where that is taken.
+        dense: whether the run keeps every weight, for its default name.
 
     Raises:
-        RequestError: a name that was asked for is taken by a finished run or by one of another configuration.
+        RequestError: the name that was asked for is no name of a folder, or it is taken by a finished run, by a run of
+            another configuration, or by something else.
     """
     if name is not None and (name in ("", "..") or Path(name).name != name):
         raise RequestError(f"--name {name!r}: expected the name of a folder inside --runs, without separators")
@@ -26,34 +80,30 @@ def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None
     base = name or default_name(config, dense)
     number = 1
     while True:
-        folder = Path(runs) / (base if number == 1 else f"{base}-{number}")
-        if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
-            return folder
-        problem = _why_taken(folder, config)
-        if problem is None:
-            return folder
+        found = inspect_folder(Path(runs) / (base if number == 1 else f"{base}-{number}"), config)
+        if found.state in ("new", "unfinished"):
+            return found.folder
         if name is not None:
-            raise RequestError(f"--name {name}: {problem}; choose another name, or `ticket runs rm {folder}`")
+            why = found.why or f"the run {found.folder} is finished"
+            remove = "" if found.state == "not a run" else f", or `ticket runs rm {found.folder}`"
+            raise RequestError(f"--name {name}: {why}; choose another name{remove}")
         number += 1
 
 
-def _why_taken(folder: Path, config: Config) -> str | None:
-    if not (folder / "config.toml").exists():
-        return f"{folder} is not a run"
-    if (folder / "summary.json").exists():
-        return f"the run {folder} is finished"
-    other = differences(read_toml(folder / "config.toml"), to_plain(config))
-    return f"the unfinished run {folder} is another one ({', '.join(other)})" if other else None
+def find_leftovers(folder: Path) -> list[Path]:
+    """The temporary files that a process has left in a run's folder because it was killed while it wrote them."""
+    found = (path for path in folder.iterdir() if _LEFTOVER.fullmatch(path.name))
+    return sorted(path for path in found if path.is_file() and not path.is_symlink())
 
 
 def find_run(name: str, runs: str | os.PathLike[str] = "runs") -> Path:
-    """The folder of a run by its path or its name under `runs`.
+    """The folder of a run, given by its path or by its name under `runs`.
 
     Raises:
-        RequestError: there is none; the nearest name is given.
+        RequestError: there is no such run; the nearest name is given.
     """
     for folder in (Path(name), Path(runs) / name):
-        if (folder / "config.toml").exists():
+        if (folder / CONFIG).exists():
             return folder
     there = [path.name for path in list_runs(runs)]
     near = nearest_hint(Path(name).name, there)
@@ -61,15 +111,15 @@ def find_run(name: str, runs: str | os.PathLike[str] = "runs") -> Path:
 
 
 def list_runs(runs: str | os.PathLike[str] = "runs") -> list[Path]:
-    """The folders of all runs under `runs`, by name."""
-    return sorted(path.parent for path in Path(runs).glob("*/config.toml"))
+    """The folders of all runs under `runs`, sorted by name."""
+    return sorted(path.parent for path in Path(runs).glob(f"*/{CONFIG}"))
 
 
 def remove_run(folder: Path) -> None:
-    """Delete a run's folder.
+    """Delete a run's folder with all that is in it.
 
     Raises:
-        RequestError: another process works on this run.
+        RequestError: another process is working on this run.
     """
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):

@@ -1,4 +1,4 @@
-"""What runs, their files and their controls are called."""
+"""The names of runs, of the files in their folders, and of their controls."""
 
 from __future__ import annotations
 
@@ -6,25 +6,32 @@ import re
 
 from ..contract.flags import Config
 
+CONFIG = "config.toml"
+ENVIRONMENT = "environment.json"
 TICKET = "ticket.safetensors"
 REWIND_POINT = "rewind.safetensors"
 COMPACT = "compact.safetensors"
 SUMMARY = "summary.json"
 CONTROLS = "controls.json"
+STATE = "state.pt"
+FAILURE = "failure.txt"
+# Each of them is written as a temporary file beside it, which then takes its name.
+WRITTEN_WHOLE = (CONFIG, ENVIRONMENT, TICKET, REWIND_POINT, COMPACT, SUMMARY, CONTROLS, STATE, FAILURE)
 
-# What a ticket that is trained is compared with, and what is needed on other data than its own.
+# The controls that are trained to be compared with a ticket of trained weights; those that are trained on other data.
 TRAINED = ("reinit", "shuffle", "random", "random-erk", "small-dense")
 ELSEWHERE = ("ticket", "dense", "reinit", "shuffle", "random")
-# What a ticket of frozen weights is compared with, as it is; trained, the first is the ticket itself.
+# The controls that are evaluated to be compared with a ticket of frozen weights; those that are trained in its place.
 EVALUATED = ("reinit", "shuffle", "random")
 SURVIVORS = ("ticket", "reinit", "shuffle")
+# The controls that are made where none are asked for.
 DEFAULT = ("reinit", "shuffle", "random")
-# Controls that put the mask elsewhere, weight by weight.
+# The controls that move the mask to other positions, weight by weight.
 MOVING = ("shuffle", "random", "random-erk")
 
 
 def default_name(config: Config, dense: bool) -> str:
-    """METHOD-MODEL-DATA-dDENSITY-sSEED, with a control's name behind the method."""
+    """METHOD-MODEL-DATA-dDENSITY-sSEED, where the name of a control follows that of the method."""
     method = (
         f"{config.method}-{control}" if (control := getattr(config, "control", "none")) != "none" else config.method
     )
@@ -33,7 +40,7 @@ def default_name(config: Config, dense: bool) -> str:
 
 
 def _density_part(config: Config, dense: bool) -> str:
-    """How much a run keeps, as far as its flags say it."""
+    """How much a run keeps, as far as its flags say so before it is finished."""
     if dense:
         return "d1"
     if getattr(config, "tolerance", None) is not None:

@@ -25,16 +25,17 @@ from supermask import Masks, Ticket
 from supermask.tickets.file import write_atomically
 
 from ..contract.errors import Interrupted, RequestError, RunError
-from ..contract.flags import Config, differences, read_json, read_toml, to_plain
+from ..contract.flags import Config, read_json, to_plain
 from ..data.samples import Samples
 from .experiment import Setup
 from .first_layer import picture_first_layer
-from .names import REWIND_POINT, SUMMARY, TICKET
+from .folders import find_leftovers, inspect_folder
+from .names import CONFIG, ENVIRONMENT, REWIND_POINT, SUMMARY, TICKET
+from .names import STATE as _STATE
 from .progress import Progress
 from .rehearsal import Rehearsal
 from .tensorboard import EventFile, surviving_weights
 
-_STATE = "state.pt"
 # A state is written at the end of an epoch: not twice within the first number of seconds, and so seldom that it takes
 # this share of the time, but for the last number of seconds. So much, or an epoch, is what a kill can cost.
 _SECONDS_BETWEEN_STATES = 1.0, 60.0
@@ -260,19 +261,19 @@ class Run:
             lock.release()
 
     def _settle_folder(self) -> None:
-        for leftover in self.path.glob(".*"):
-            if leftover.name != ".lock":
-                leftover.unlink()  # a temporary file of a process that was killed while writing
-        if self.finished:
+        found = inspect_folder(self.path, self.config)
+        if found.state == "finished":
             raise RequestError(f"another process has finished {self.path} meanwhile")
-        config = self.path / "config.toml"
-        if config.exists():
-            if other := differences(read_toml(config), to_plain(self.config)):
-                raise RequestError(f"another process has begun another run in {self.path}: {', '.join(other)}")
-        else:
-            write_atomically(config, tomli_w.dumps(to_plain(self.config)).encode())
-        if not (self.path / "environment.json").exists():
-            write_json(self.path / "environment.json", describe_environment(self.config))
+        if found.state == "another run":
+            raise RequestError(f"another process has begun another run in {self.path}: {', '.join(found.differs)}")
+        if found.state == "not a run":
+            raise RequestError(found.why)
+        for leftover in find_leftovers(self.path):
+            leftover.unlink()
+        if found.state == "new":
+            write_atomically(self.path / CONFIG, tomli_w.dumps(to_plain(self.config)).encode())
+        if not (self.path / ENVIRONMENT).exists():
+            write_json(self.path / ENVIRONMENT, describe_environment(self.config))
 
     def _restore(self) -> None:
         self._opened = self._saved = time.monotonic()

@@ -1,4 +1,4 @@
-"""The file of a sweep: many runs, each checked before the first one starts. Imports no torch."""
+"""The file of a sweep: many runs, each checked once, before the first one starts. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import pydantic
 
-from ..contract.errors import RequestError, unknown
+from ..contract.errors import Problems, RequestError, describe_expected, unknown
 from ..contract.flags import Config, find_recipe, public_fields, read_toml, to_plain
 from ..methods import find_method, method_names, usable_methods
 from ..running.read_config import find_kind
-from ..running.request import DEFAULT_METHOD, Request, control_problems, name_problems, parse_seeds, validate
+from ..running.request import (
+    DEFAULT_METHOD,
+    Request,
+    check_request,
+    control_problems,
+    name_problems,
+    parse_seeds,
+)
 from ..runs.names import default_name
 
-# What the default name of a run says already.
+# The flags that the default name of a run tells already.
 _NAMED = ("method", "model", "data", "density", "seed")
 
 
@@ -36,9 +44,8 @@ class _File(pydantic.BaseModel, extra="forbid"):
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep: what is asked for, its checked configuration, and what is added to its default name."""
+    """One run of a sweep: its checked configuration, and what is added to its default name."""
 
-    request: Request
     config: Config
     suffix: str = ""
 
@@ -49,7 +56,7 @@ class SweepRun:
 
     @property
     def configuration(self) -> str:
-        """The name without the seed."""
+        """The name of its folder without the seed."""
         return self.name.removesuffix(self.suffix).removesuffix(f"-s{self.config.seed}") + self.suffix
 
 
@@ -57,10 +64,12 @@ class SweepRun:
 class Sweep:
     """Many runs.
 
-    name: of the folder that they lie in, inside the folder of all runs; empty where they lie in that itself.
-    controls: the kinds that follow each run which has a mask.
-    control_levels: the levels that they are of, where a run has them; its last if there are none.
-    controls_on: other data that they are trained on too, with the ticket itself and the dense network.
+    name: of the folder that the runs lie in, inside the folder of all runs; empty if they lie directly in that.
+    runs: each with its configuration.
+    controls: the kinds of controls that are made after each run that has a mask.
+    control_levels: the levels that are controlled, of a run that has them; if there are none here, its last.
+    controls_on: other data on which the controls, the ticket itself and the dense network are trained too.
+    about: what the sweep is for.
     """
 
     name: str
@@ -77,7 +86,7 @@ def read_sweep(path: str | os.PathLike[str], threads: int | None = None) -> Swee
         seeds = "0-4"                   # or [0, 1, 7] or "0-2,5"; the seed of [base] if not given
         controls = ["reinit", "shuffle"]
         control_levels = [3, 5]
-        controls_on = "mnist1d-fresh"   # other data, too
+        controls_on = "mnist1d-fresh"   # the controls are trained on these data too
         [base]                          # flags of every run by field name; config = "RECIPE" gives them first values
         epochs = 5
         [base.imp]                      # of this method only
@@ -89,9 +98,9 @@ def read_sweep(path: str | os.PathLike[str], threads: int | None = None) -> Swee
         method = "dense"
 
     Args:
-        path: the file; its name is the name of the sweep's folder.
-        threads: CPU threads of each run; 1 where neither this nor the file says, so that the tickets do not depend on
-            how many runs go on at once.
+        path: the file. The sweep's folder has its name.
+        threads: CPU threads of each run. Where neither this nor the file says how many, it is 1, so that the tickets do
+            not depend on how many runs go on at the same time.
 
     Raises:
         RequestError: every problem of the file and of its runs at once.
@@ -100,59 +109,54 @@ def read_sweep(path: str | os.PathLike[str], threads: int | None = None) -> Swee
 
 
 def make_sweep(table: dict[str, Any], name: str, threads: int | None = None) -> Sweep:
-    """The sweep of a name that a table asks for (see `read_sweep`).
+    """The sweep that a table asks for (see `read_sweep`), under a name.
 
     Raises:
         RequestError: every problem of the table and of its runs at once.
     """
-    problems: list[str] = []
+    problems = Problems()
     file = _read_file(table, problems)
-    problems += _table_problems(file)
+    problems.add(*_table_problems(file))
     own = _expand(file)
-    requests = [_request(file.base, flags, threads, problems) for flags in own]
-    configs = _validate(requests, own, problems)
+    configs = _check_runs([_join(file.base, flags, threads, problems) for flags in own], own, problems)
     seeds = _seeds(file, own, problems)
     runs = [
-        SweepRun(replace(request, values={**request.values, "seed": seed}), _with_seed(config, seed), suffix)
-        for request, config, suffix in zip(requests, configs, _suffixes(own), strict=True)
+        SweepRun(_with_seed(config, seed), suffix)
+        for config, suffix in zip(configs, _suffixes(own), strict=True)
         if config is not None
         for seed in seeds or (config.seed,)
     ]
-    problems += _repeated(runs)
+    problems.add(*_repeated(runs))
     if file.controls:
-        problems += [
-            f"controls: {run.name} {why}" for run in runs for why in control_problems(run.config, file.controls)
-        ]
-    if problems:
-        raise RequestError(dict.fromkeys(problems))
+        problems.add(
+            *(f"controls: {run.name} {why}" for run in runs for why in control_problems(run.config, file.controls))
+        )
+    problems.raise_if_any()
     folder = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
     return Sweep(folder, tuple(runs), file.controls, file.control_levels, file.controls_on, file.about)
 
 
 def sweep_of_seeds(request: Request) -> Sweep:
-    """The sweep of `ticket search --seeds`: one configuration, its runs in the folder of all runs.
+    """The sweep of `ticket search --seeds`: a run with each seed, directly in the folder of all runs.
 
     Raises:
-        RequestError: seeds that are none.
+        RequestError: what --seeds gives are no seeds.
     """
-    values = {"threads": 1, **request.values}
-    _, config = validate(request.method, request.model, request.data, values, given=request.given)
-    runs = [
-        SweepRun(replace(request, values={**values, "seed": seed}), _with_seed(config, seed))
-        for seed in parse_seeds(request.launch["--seeds"])
-    ]
-    return Sweep("", tuple(runs))
+    config = request.config
+    if config.threads is None:
+        config = config.model_copy(update={"threads": 1})
+    return Sweep("", tuple(SweepRun(_with_seed(config, seed)) for seed in parse_seeds(request.launch["--seeds"])))
 
 
 def _with_seed(config: Config, seed: int) -> Config:
     return config.model_copy(update={"seed": seed})
 
 
-def _read_file(table: dict[str, Any], problems: list[str]) -> _File:
-    """The file's tables; where these are none, nothing more can be said of it.
+def _read_file(table: dict[str, Any], problems: Problems) -> _File:
+    """The tables of a file. What else is wrong with it is added to `problems`.
 
     Raises:
-        RequestError: a base, grid or runs of another shape.
+        RequestError: base, grid or runs are no tables, so that nothing can be said of the runs.
     """
     try:
         return _File.model_validate(table)
@@ -160,14 +164,14 @@ def _read_file(table: dict[str, Any], problems: list[str]) -> _File:
         for item in error.errors():
             place = ".".join(map(str, item["loc"]))
             if item["type"] != "extra_forbidden":
-                problems.append(f"{place} {item['input']!r}: expected {item['msg'].removeprefix('Input should be ')}")
+                problems.add(f"{place} {item['input']!r}: {describe_expected(item)}")
             elif _is_flag(place):
-                problems.append(f"{place} is a flag of the runs: it belongs in [base]")
+                problems.add(f"{place} is a flag of the runs: it belongs in [base]")
             else:
-                problems.append(unknown("key", place, _File.model_fields))
+                problems.add(unknown("key", place, _File.model_fields))
         wrong = {item["loc"][0] for item in error.errors()}
         if wrong & {"base", "grid", "runs"}:
-            raise RequestError(problems) from None
+            raise RequestError(problems.found) from None
         return _File.model_validate({key: value for key, value in table.items() if key not in wrong})
 
 
@@ -178,7 +182,7 @@ def _is_flag(word: str) -> bool:
 
 
 def _table_problems(file: _File) -> list[str]:
-    """What is wrong with the file beside the flags of its runs."""
+    """What is wrong with a file, apart from the flags of its runs."""
     found = []
     for name, table in file.base.items():
         if isinstance(table, dict):
@@ -201,49 +205,58 @@ def _table_problems(file: _File) -> list[str]:
 
 
 def _expand(file: _File) -> list[dict[str, Any]]:
-    """The flags of each run that are its own: the combinations of the grid, then the runs that are listed."""
+    """The flags that each run has for itself: those of the combinations of the grid, then those of the listed runs."""
     lists = {key: values if isinstance(values, list) else [values] for key, values in file.grid.items() if values != []}
     grid = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
     return (grid if file.grid or not file.runs else []) + file.runs
 
 
-def _request(base: Mapping[str, Any], own: Mapping[str, Any], threads: int | None, problems: list[str]) -> Request:
-    """A run as asked for: a recipe's values, over them those of all runs, of its method, and its own."""
+@dataclass(frozen=True)
+class _Asked:
+    """A run as it is asked for: its method, the values of its flags, and which of them are not a recipe's."""
+
+    method: str
+    values: dict[str, Any]
+    given: frozenset[str]
+
+
+def _join(base: Mapping[str, Any], own: Mapping[str, Any], threads: int | None, problems: Problems) -> _Asked:
+    """Join what a run is told: the values of a recipe, over these those of all runs, of its method, and its own."""
     shared = {key: value for key, value in base.items() if not isinstance(value, dict)}
     config = {**shared, **own}.get("config")
-    recipe: dict[str, Any] = {}
-    if config is not None:
-        try:
-            recipe = {key: value for key, value in find_recipe(str(config)).items() if key != "about"}
-        except RequestError as error:
-            problems += error.problems
+    recipe = problems.attempt(lambda: find_recipe(str(config))) if config is not None else None
+    recipe = {key: value for key, value in (recipe or {}).items() if key != "about"}
     method = str({**recipe, **shared, **own}.get("method", DEFAULT_METHOD))
     chosen = {**shared, **base.get(method, {}), **own}
     values = {"threads": 1, **recipe, **chosen} | ({} if threads is None else {"threads": threads})
-    given = frozenset(chosen) - {"method", "config"}
-    return Request(method, {key: value for key, value in values.items() if key not in ("method", "config")}, {}, given)
+    named = ("method", "config")
+    return _Asked(
+        method,
+        {key: value for key, value in values.items() if key not in named},
+        frozenset(chosen).difference(named),
+    )
 
 
-def _validate(
-    requests: Sequence[Request], own: Sequence[Mapping[str, Any]], problems: list[str]
-) -> list[Config | None]:
-    """The configuration of each run; a problem of only some runs names the first of them."""
+def _check_runs(asked: Sequence[_Asked], own: Sequence[Mapping[str, Any]], problems: Problems) -> list[Config | None]:
+    """The configuration of each run, None where it is wrong. A problem of only some runs names the first of them."""
     configs: list[Config | None] = []
     found: dict[str, list[str]] = {}
-    for request, flags in zip(requests, own, strict=True):
-        try:
-            given, typed = request.given, request.values.keys()
-            _, config = validate(request.method, request.model, request.data, request.values, given=given, typed=typed)
-        except RequestError as error:
-            configs.append(None)
-            for problem in error.problems:
-                found.setdefault(problem, []).append(_describe(flags))
-        else:
-            configs.append(config)
+    for run, flags in zip(asked, own, strict=True):
+        of_run = Problems()
+        request = of_run.attempt(partial(_check_run, run))
+        configs.append(request.config if request else None)
+        for problem in of_run.found:
+            found.setdefault(problem, []).append(_describe(flags))
     for problem, where in found.items():
         others = f" and {len(where) - 1} more" if len(where) > 1 else ""
-        problems.append(problem if len(where) == len(own) else f"{problem} (in the run {where[0]}{others})")
+        problems.add(problem if len(where) == len(own) else f"{problem} (in the run {where[0]}{others})")
     return configs
+
+
+def _check_run(run: _Asked) -> Request:
+    values = dict(run.values)
+    model, data = (str(values.pop(key, Config.model_fields[key].default)) for key in ("model", "data"))
+    return check_request(run.method, model, data, values, given=run.given, from_file=values)
 
 
 def _describe(flags: Mapping[str, Any]) -> str:
@@ -256,24 +269,20 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _seeds(file: _File, own: Sequence[Mapping[str, Any]], problems: list[str]) -> tuple[int, ...]:
-    """The seeds of every run; none where each has its own."""
+def _seeds(file: _File, own: Sequence[Mapping[str, Any]], problems: Problems) -> tuple[int, ...]:
+    """The seeds that each run is carried out with; none where each run has its own seed."""
     if file.seeds is None:
         return ()
     where = ["[base]"] if "seed" in file.base else []
     where += [f"[base.{key}]" for key, table in file.base.items() if isinstance(table, dict) and "seed" in table]
     where += ["[grid] or [[runs]]"] if any("seed" in flags for flags in own) else []
-    problems += [f"seeds, and seed in {place}: give one of them" for place in where]
-    try:
-        seeds = parse_seeds(file.seeds, "seeds")
-    except RequestError as error:
-        problems += error.problems
-        return ()
-    return () if where else seeds
+    problems.add(*(f"seeds, and seed in {place}: give one of them" for place in where))
+    seeds = problems.attempt(lambda: parse_seeds(file.seeds, "seeds"))
+    return () if where or seeds is None else seeds
 
 
 def _suffixes(own: Sequence[Mapping[str, Any]]) -> list[str]:
-    """`-KEY-VALUE` for each flag that differs between runs and is not in their default names."""
+    """`-KEY-VALUE` for each flag that differs between the runs and is not told by their default names."""
     keys = dict.fromkeys(key for flags in own for key in flags if key not in _NAMED)
     varied = [key for key in keys if len({repr(flags.get(key)) for flags in own}) > 1]
     return [
@@ -286,7 +295,7 @@ def _suffixes(own: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _repeated(runs: Sequence[SweepRun]) -> list[str]:
-    """Runs that are there twice, and different ones whose folders would be the same."""
+    """A sentence for each run that is there twice, and for different runs that would lie in the same folder."""
     configs: dict[str, str] = {}
     found = []
     for run in runs:

@@ -1,4 +1,4 @@
-"""The processes of a sweep: each carries out one run after another; a signal stops them all with their states saved."""
+"""The processes of a sweep: each carries out one run after another. A signal stops them all with their states saved."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from typing import Any
 from supermask.tickets.file import write_atomically
 
 from ..contract.errors import Interrupted, RequestError, RunError
-from ..contract.flags import read_json
+from ..contract.flags import Config, read_json
 from ..running.controls import controls
 from ..running.read_config import find_kind
-from ..running.request import Request
+from ..running.request import request_of
 from ..running.search import carry_out, prepare
-from ..runs.names import ELSEWHERE, EVALUATED
+from ..runs.folders import inspect_folder
+from ..runs.names import ELSEWHERE, EVALUATED, FAILURE, SUMMARY
 from ..runs.run import Run, stopping_on_signals
 from .progress import CONTROLS, RUNNING, Board, BoardProgress, SweepProgress
 
-FAILURE = "failure.txt"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SECONDS_BETWEEN_LOOKS = 0.2
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run for a process: its place on the board, its folder, what is asked for, and the controls that follow."""
+    """A run for a process: its place on the board, its folder, its checked configuration, the controls that follow."""
 
     place: int
     folder: str
-    request: Request
+    config: Config
     controls: tuple[str, ...] = ()
     control_levels: tuple[int, ...] = ()
     controls_on: str = ""
@@ -56,10 +56,13 @@ _process = _Process()
 
 
 def run_jobs(jobs: Sequence[Job], processes: int, board: Board, shows: SweepProgress) -> dict[int, dict[str, Any]]:
-    """Carry out jobs in processes, and say how each ended: by place, what `work` returned. A signal stops them.
+    """Carry out jobs in processes until all have ended or a signal stops them.
 
-    A process that dies (killed, out of memory) takes the others with it. What was under way is then tried once more,
-    each run alone, so that one which kills its process again fails by itself.
+    A process that dies, because it is killed or out of memory, takes the others with it. The runs that were under way
+    are then tried once more, each alone, so that a run which kills its process again fails by itself.
+
+    Returns:
+        How each job has ended, by its place: what `work` returned.
 
     Raises:
         RunError: the processes cannot start.
@@ -88,7 +91,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, board: Board, shows: SweepProg
 
 
 class _Crew:
-    """The processes, and the jobs that they are at."""
+    """The processes of a sweep, and the jobs that they are carrying out."""
 
     def __init__(self, processes: int, board: Board) -> None:
         self.running: dict[Future[dict[str, Any]], Job] = {}
@@ -101,7 +104,7 @@ class _Crew:
 
     def __exit__(self, *error: Any) -> None:
         if self.running:
-            self._kill()  # nobody waits for them any more
+            self._kill()  # nobody waits for these jobs any more
         self._pool.shutdown(cancel_futures=True)
 
     def _make_pool(self) -> ProcessPoolExecutor:
@@ -115,8 +118,8 @@ class _Crew:
                 child.kill()
 
     def give(self, job: Job) -> None:
-        """Have a job done, when a process is free."""
-        # A new process inherits the mask, and so hears no signal before it is ready for one.
+        """Have a job carried out as soon as a process is free."""
+        # A new process inherits the mask of signals, and so hears none before it is ready for it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             future = self._pool.submit(work, job)
@@ -128,7 +131,7 @@ class _Crew:
         self.running[future] = job
 
     def look(self) -> list[tuple[Job, dict[str, Any] | None]]:
-        """The jobs that have ended since, with what `work` returned, None where the process died.
+        """The jobs that have ended since the last look, with what `work` returned, or None where the process died.
 
         Raises:
             RunError: the processes cannot start.
@@ -150,9 +153,9 @@ class _Crew:
 
 
 def begin(board: Board, folder: str) -> None:
-    """Make this a process of a sweep: signals count inside a run only, and it ends when the sweep does.
+    """Make this process one of a sweep: it listens to signals while it carries out a run, and ends with the sweep.
 
-    Names of files and modules are looked up in `folder`, where the sweep is: a new process may start elsewhere.
+    Names of files and modules are looked up in `folder`, where the sweep was started: this process may have another.
     """
     os.chdir(folder)
     for number in _SIGNALS:
@@ -168,7 +171,7 @@ def _watch() -> None:
     while parent.is_alive() and not _process.board.stopping:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     _process.board.stop()
-    # Again and again: one that comes before the run listens is not heard.
+    # Again and again, because a signal that comes before the run listens is not heard.
     while parent.is_alive() or _process.busy:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -176,9 +179,11 @@ def _watch() -> None:
 
 
 def work(job: Job) -> dict[str, Any]:
-    """Carry out a run in this process: `{"state": "finished", "failed" or "interrupted", "text": in short}`.
+    """Carry out a run in this process.
 
-    Why it failed is kept in the run's folder as `failure.txt`, until it succeeds.
+    Returns:
+        `{"state": "finished", "failed" or "interrupted", "text": in short, the result or why it failed}`. A failure is
+        described in full in the run's folder, in `failure.txt`, until the run succeeds.
     """
     _process.busy = True
     try:
@@ -198,22 +203,21 @@ def work(job: Job) -> dict[str, Any]:
 def _carry_out(job: Job) -> str:
     board, folder = _process.board, Path(job.folder)
     board.enter(job.place, RUNNING)
-    if not (folder / "summary.json").exists():
-        request = job.request
-        flags = {key: value for key, value in request.values.items() if key not in ("model", "data")}
-        config, setup = prepare(request.method, request.model, request.data, flags, request.given)
+    if inspect_folder(folder).state != "finished":
+        # The configuration was checked when the sweep was read. Whether its names are still there is seen here.
+        config, setup = prepare(request_of(job.config))
         if board.stopping:
             raise Interrupted(job.folder)
         carry_out(Run(folder, config, setup, BoardProgress(board, job.place)))
-    summary = read_json(folder / "summary.json")
-    if job.controls and not find_kind(job.request.method).traits.dense:
+    summary = read_json(folder / SUMMARY)
+    if job.controls and not find_kind(job.config.method).traits.dense:
         board.enter(job.place, CONTROLS)
         _control(job, [int(row["level"]) for row in summary.get("levels", [])])
     return f"test {summary['test_accuracy']:.2f} %  {summary['seconds']:.1f} s"
 
 
 def _control(job: Job, there: list[int]) -> None:
-    frozen = not find_kind(job.request.method).traits.trains_weights
+    frozen = not find_kind(job.config.method).traits.trains_weights
     kinds = [kind for kind in job.controls if not frozen or kind in EVALUATED]
     levels = [level for level in job.control_levels if level in there[1:]]
     if there and job.control_levels and not levels:

@@ -1,4 +1,4 @@
-"""The live table of a sweep, and the board of numbers through which its processes tell how far they are."""
+"""The live table of a sweep, and the board of numbers on which its processes say how far they are."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ WAITING, RUNNING, CONTROLS, ENDED = range(4)
 
 
 class Board:
-    """Numbers that all processes of a sweep see: the phase, step and accuracy of each run, and whether to stop."""
+    """Numbers that all processes of a sweep share: the phase, step and accuracy of each run, and whether to stop."""
 
     def __init__(self, runs: int) -> None:
-        # Without a lock: each number has one writer, and a process that is killed could not give a lock back.
+        # Without a lock: each number is written by one process, and one that is killed could not release a lock.
         self._numbers = get_context("spawn").RawArray("d", 1 + 3 * runs)
 
     @property
@@ -39,15 +39,15 @@ class Board:
         return any(self._numbers[1::3])
 
     def enter(self, run: int, phase: int) -> None:
-        """Say which phase a run is in."""
+        """Write which phase a run is in."""
         self._numbers[1 + 3 * run] = phase
 
     def move(self, run: int, step: int) -> None:
-        """Say which step a run is at."""
+        """Write which step a run has reached."""
         self._numbers[2 + 3 * run] = step
 
     def measure(self, run: int, accuracy: float) -> None:
-        """Say which accuracy a run has on validation, in percent."""
+        """Write the newest accuracy of a run on the validation split, in percent."""
         self._numbers[3 + 3 * run] = accuracy
 
     def read(self, run: int) -> tuple[int, int, float]:
@@ -57,24 +57,24 @@ class Board:
 
 
 class BoardProgress(Progress):
-    """What a run reports, written on the board instead of a terminal."""
+    """The progress of a run, which is written on the board and not on a terminal."""
 
     def __init__(self, board: Board, run: int) -> None:
         super().__init__(shown=False)
         self._board, self._run = board, run
 
     def numbers(self, values: dict[str, float]) -> None:
-        """Write the newest accuracy."""
+        """Write the newest accuracy on the board."""
         if "accuracy/validation" in values:
             self._board.measure(self._run, values["accuracy/validation"])
 
     def advance_to(self, step: int) -> None:
-        """Write the step."""
+        """Write the step on the board."""
         self._board.move(self._run, step)
 
 
 class SweepProgress:
-    """The runs that go on, how many have ended, and the time left on a terminal; a line for each that ends anywhere."""
+    """What a sweep shows: a line for each run that ends and, on a terminal, the runs under way and the time left."""
 
     def __init__(self, names: Sequence[str], steps: Sequence[int], board: Board, shown: bool = True) -> None:
         self.console = Console(stderr=True)
@@ -99,7 +99,7 @@ class SweepProgress:
             self._live = None
 
     def ended(self, run: int, state: str, text: str) -> None:
-        """Say that a run has ended, and how."""
+        """Print that a run has ended, and how."""
         self._ended[state] = self._ended.get(state, 0) + 1
         self._board.enter(run, ENDED)
         if self.shown:
@@ -109,7 +109,7 @@ class SweepProgress:
             self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """Print a line that a person should know of before the end."""
+        """Print a line that should be read before the sweep has ended."""
         if self.shown:
             self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 

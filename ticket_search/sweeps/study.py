@@ -1,4 +1,7 @@
-"""A published figure as one file: its runs and controls, the published numbers, and the page that joins them."""
+"""A published figure as one file: its runs and controls, the published numbers, and the page that joins them.
+
+Imports no torch before the page is written.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 
 from .. import analysis
-from ..contract.errors import RequestError, unknown
+from ..contract.errors import Problems, describe_expected, unknown
 from ..contract.flags import read_toml
 from ..contract.keyed import Keyed
 from .file import Sweep, make_sweep
@@ -19,14 +22,15 @@ from .file import Sweep, make_sweep
 if TYPE_CHECKING:
     from ..analysis.findings import Comparison, Group, Row
 
-# A published accuracy agrees with ours where it lies in our interval, or this near to our mean, in percentage points.
+# A published accuracy agrees with ours where it lies in our interval, or is at most this far from our mean, in
+# percentage points.
 NEAR = 1.0
-# Of two densities that count as the same, the larger is at most so many times the smaller.
+# Two densities count as the same where the larger is at most this factor times the smaller.
 SAME_DENSITY = 1.25
 
 
 class Published(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """A number of the publication: of which method or control, at which density, and where it stands."""
+    """A published accuracy: of which method or control it is, at which density, and where it is printed."""
 
     label: str
     density: float = pydantic.Field(gt=0, le=1)
@@ -50,10 +54,10 @@ class _File(pydantic.BaseModel, extra="forbid"):
 
 @dataclass(frozen=True)
 class Study:
-    """What a study's file says.
+    """What the file of a study says.
 
-    `hours` is its budget on two cores, `differs` what is not as in the publication, `statements` what the publication
-    says in words.
+    `hours` is its budget on two cores, `differs` says what is done otherwise than in the publication, `statements` what
+    the publication says in words.
     """
 
     name: str
@@ -76,7 +80,7 @@ def read_study(path: str | os.PathLike[str]) -> Study:
         question = "..."
         hours = 2.5                     # budget on two cores
         statements = ["what the paper says, ..."]
-        [[published]]                   # its numbers, laid over the figure
+        [[published]]                   # its numbers, drawn into the figure beside ours
         label = "figure 5"
         method = "imp"                  # or control = "reinit"
         density = 0.07
@@ -87,26 +91,29 @@ def read_study(path: str | os.PathLike[str]) -> Study:
     Raises:
         RequestError: every problem of the file and of its runs at once.
     """
-    table, problems = read_toml(Path(path)), []
+    table, problems = read_toml(Path(path)), Problems()
+    file, runs = None, table.get("sweep")
     try:
         file = _File.model_validate(table)
     except pydantic.ValidationError as error:
-        for item in error.errors():
-            place = ".".join(map(str, item["loc"]))
-            problems.append(
-                unknown("key", place, _File.model_fields)
-                if item["type"] == "extra_forbidden" and len(item["loc"]) == 1
-                else f"{place}: {item['msg'].removeprefix('Input should be ')}"
-            )
-        if isinstance(table.get("sweep"), dict):
-            try:
-                make_sweep(table["sweep"], Path(path).stem)
-            except RequestError as wrong:
-                problems += wrong.problems
-        raise RequestError(problems) from None
-    sweep = make_sweep(file.sweep, Path(path).stem)
+        problems.add(*map(_sentence, error.errors()))
+    sweep = problems.attempt(lambda: make_sweep(runs, Path(path).stem)) if isinstance(runs, dict) else None
+    problems.raise_if_any()
+    assert file is not None and sweep is not None, "a study that cannot be read has problems"
     values = {name: getattr(file, name) for name in _File.model_fields if name != "sweep"}
     return Study(name=sweep.name, sweep=sweep, **values)
+
+
+def _sentence(item: Any) -> str:
+    """What is wrong with a study's file in one place, from pydantic's item about it."""
+    place = ".".join(map(str, item["loc"]))
+    if item["type"] == "missing":
+        return f"{place} is missing"
+    if item["type"] == "extra_forbidden":
+        fields = _File.model_fields if len(item["loc"]) == 1 else Published.model_fields
+        where = "" if len(item["loc"]) == 1 else f"{place}: "
+        return where + unknown("key", str(item["loc"][-1]), fields)
+    return f"{place} {item['input']!r}: {describe_expected(item)}"
 
 
 @dataclass(frozen=True)
@@ -167,11 +174,11 @@ def page_files(study: Study, output: str | os.PathLike[str]) -> list[Path]:
 def write_study(study: Study, runs: Sequence[Path], output: str | os.PathLike[str]) -> list[Path]:
     """Compare the runs of a study and write its page: NAME.md, NAME.png, NAME.html and NAME.csv in a folder.
 
-    Everything in the page follows from the runs, so that who has them, or makes them again, gets the same page.
+    The page depends on the runs only: whoever has them, or makes them again, gets the same page.
     """
     comparison = analysis.comparison.compare(runs, delta=study.delta)
     beside = compare_with_published(comparison, study.published)
-    # The figure has no place for what was measured on other data; the table beside it has.
+    # Numbers on other data are in the table only: the figure shows one data set.
     own = [point for point in study.published if not point.data]
     points = [{"label": point.label, "density": point.density, "accuracy": point.accuracy} for point in own]
     Path(output).mkdir(parents=True, exist_ok=True)

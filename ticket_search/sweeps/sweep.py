@@ -5,48 +5,48 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from ..contract.errors import RequestError
-from ..contract.flags import Config, differences, read_toml, to_plain
+from ..contract.errors import Problems, RequestError
+from ..contract.flags import Config, to_plain
 from ..data.samples import Samples
 from ..methods import find_method
 from ..running.plan import make_plan, plan_stages
-from ..running.request import Request
 from ..runs.experiment import Setup, exact_arithmetic, find_model, load_data, make_setup, own_random_numbers, resolve
+from ..runs.folders import State, inspect_folder
 from ..training.objective import make_objective
 from .file import Sweep as Sweep
 from .file import SweepRun
 from .file import read_sweep as read_sweep
-from .local_engine import FAILURE, Job, run_jobs
+from .local_engine import Job, run_jobs
 from .progress import Board, SweepProgress
 
 Value = TypeVar("Value")
 
-# What the time of a step does not depend on.
+# The flags that the time of a training step does not depend on.
 _UNTIMED = (
     "seed", "init_seed", "order_seed", "mask_seed", "split_seed", "density", "epochs", "lr", "momentum", "nesterov",
     "weight_decay", "schedule", "milestones", "drop", "warmup", "label_smoothing", "init", "dtype",
 )  # fmt: skip
-# What decides about the data that are read.
+# The flags that the data in memory depend on.
 _OF_DATA = ("data", "data_dir", "train_size", "split_seed", "crop", "flip", "image_size", "workers", "device")
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of a sweep on this machine: its folder, `state` of `new`, `unfinished` or `finished`, and its steps."""
+    """A run of a sweep on this machine: its configuration here, its folder, which is not another run's, its steps."""
 
-    request: Request
     config: Config
     folder: Path
-    state: str
+    state: State
     steps: int = 0
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """The runs of one configuration: how many, how many of them are done, and steps and seconds of the others."""
+    """The runs that differ in their seeds only: how many there are, how many are done, what the others take."""
 
     configuration: str
     runs: int
@@ -57,7 +57,7 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep would do. `seconds` is that of one process after another, `hours` with `jobs` of them at once."""
+    """What a sweep would do. `seconds` is how long its runs take one after another, `hours` with `jobs` at once."""
 
     sweep: Sweep
     runs: tuple[PlannedRun, ...]
@@ -66,22 +66,22 @@ class SweepPlan:
 
     @property
     def steps(self) -> int:
-        """Training steps that are left, controls not counted."""
+        """The training steps that are left to do, without those of controls."""
         return sum(row.steps for row in self.rows)
 
     @property
     def seconds(self) -> float:
-        """Seconds of the steps that are left."""
+        """The seconds that the steps take which are left to do."""
         return sum(row.seconds for row in self.rows)
 
     @property
     def hours(self) -> float:
-        """Hours that the sweep would take."""
+        """The hours that the sweep would take."""
         return self.seconds / 3600 / max(1, min(self.jobs, _count_left(self.runs)))
 
     @property
     def warning(self) -> str:
-        """What a person should know before the start, or nothing."""
+        """What a person should know before the sweep starts, or an empty text."""
         cores, threads = os.cpu_count() or 1, max(run.config.threads or 1 for run in self.runs)
         if self.jobs * threads <= cores:
             return ""
@@ -90,7 +90,7 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """How a sweep has ended: folders of finished runs, `{name: message}` of failed ones, whether it was stopped."""
+    """How a sweep has ended: the folders of finished runs, `{name: message}` of failed ones, whether it was stopped."""
 
     finished: list[Path]
     failures: dict[str, str]
@@ -98,18 +98,18 @@ class SweepResult:
 
 
 def run_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 1, progress: bool = True) -> SweepResult:
-    """Carry out the runs of a sweep that are not finished yet, `jobs` at once, each in a process that stays.
+    """Carry out the runs of a sweep that are not finished yet, in `jobs` processes at the same time.
 
         if __name__ == "__main__":      # the processes import this file
             result = run_sweep(read_sweep("mine.toml"), jobs=4)
 
-    The runs lie in `runs/NAME OF THE SWEEP/NAME`. One that fails leaves `failure.txt` there and stops no other. A
-    signal saves the state of those that are under way: the same call goes on.
+    The folders of the runs are `runs/NAME OF THE SWEEP/NAME OF THE RUN`. A run that fails leaves `failure.txt` in its
+    folder, and the others go on. A signal stops the sweep with the states of its runs saved: the same call goes on.
 
     Args:
         sweep: what `read_sweep` has read.
         runs: the folder of all runs.
-        jobs: how many runs go on at once.
+        jobs: how many runs go on at the same time.
         progress: show a live table on stderr.
 
     Raises:
@@ -120,30 +120,31 @@ def run_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 1
 
 
 def plan_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 1) -> SweepPlan:
-    """What a sweep would do: every run's folder and steps, and the time from a few timed steps. Writes nothing.
+    """What a sweep would do: the folder and the steps of each run, and the time, from a few timed steps.
+
+    Nothing is written.
 
     Raises:
         RequestError: every problem of every run at once, among them a folder that holds another run.
     """
-    problems: list[str] = [] if jobs >= 1 else [f"--jobs {jobs}: expected a number of runs, 1 or more"]
+    problems = Problems()
+    if jobs < 1:
+        problems.add(f"--jobs {jobs}: expected a number of runs, 1 or more")
     place = Path(runs) / sweep.name
-    for folder in dict.fromkeys((Path(runs), place)):
+    for folder in (Path(runs), place):
         if folder.exists() and not folder.is_dir():
-            problems.append(f"--runs {runs}: {folder} is a file, expected a folder")
-    if problems:
-        raise RequestError(problems)
+            problems.add(f"--runs {runs}: {folder} is a file, expected a folder")
+    problems.raise_if_any()
     groups: dict[str, list[PlannedRun]] = {}
     names: dict[str, str] = {}
     for run in sweep.runs:
-        try:
-            found = _find_folder(run, place, numbered=not sweep.name)
-        except RequestError as error:
-            problems += error.problems
+        found = problems.attempt(partial(_find_folder, run, place, numbered=not sweep.name))
+        if found is None:
             continue
         key = repr({**to_plain(found.config), "seed": None})
         groups.setdefault(key, []).append(found)
         names.setdefault(key, run.configuration)
-    # One run tells of all seeds; where all are finished there is nothing to tell.
+    # The first run stands for those of all seeds. A group whose runs are all finished has nothing left to count.
     firsts = {key: group[0].config for key, group in groups.items() if _count_left(group)}
     loaded: dict[str, Samples] = {}
     timed: dict[str, float] = {}
@@ -160,21 +161,15 @@ def plan_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 
     return SweepPlan(sweep, tuple(planned), tuple(rows), jobs)
 
 
-def _try_all(keys: Iterable[str], work: Callable[[str], Value], problems: list[str]) -> dict[str, Value]:
+def _try_all(keys: Iterable[str], work: Callable[[str], Value], problems: Problems) -> dict[str, Value]:
     """What `work` gives for each key.
 
     Raises:
-        RequestError: the problems of all keys, after those that were there.
+        RequestError: the problems that were there already, and those of all keys.
     """
-    found: dict[str, Value] = {}
-    for key in keys:
-        try:
-            found[key] = work(key)
-        except RequestError as error:
-            problems += error.problems
-    if problems:
-        raise RequestError(dict.fromkeys(problems))
-    return found
+    tried = {key: problems.attempt(partial(work, key)) for key in keys}
+    problems.raise_if_any()
+    return {key: value for key, value in tried.items() if value is not None}
 
 
 def _count_left(runs: Iterable[PlannedRun]) -> int:
@@ -182,60 +177,48 @@ def _count_left(runs: Iterable[PlannedRun]) -> int:
 
 
 def _find_folder(run: SweepRun, place: Path, numbered: bool) -> PlannedRun:
-    """A run with its folder. Where others lie too, one that holds another run is passed over for the next number."""
+    """A run with its folder. If `numbered`, a folder that is taken is passed over for one with the next number.
+
+    Raises:
+        RequestError: the folder is taken by another run, or by what is no run.
+    """
     config = resolve(run.config)
     number = 1
     while True:
-        folder = place / (run.name if number == 1 else f"{run.name}-{number}")
-        try:
-            return PlannedRun(run.request, config, folder, _state_of(folder, config))
-        except RequestError:
-            if not numbered:
-                raise
+        found = inspect_folder(place / (run.name if number == 1 else f"{run.name}-{number}"), config)
+        if found.state not in ("another run", "not a run"):
+            return PlannedRun(config, found.folder, found.state)
+        if not numbered:
+            remove = f", or `ticket runs rm {found.folder}`" if found.state == "another run" else ""
+            raise RequestError(f"{found.why}: choose another --runs{remove}")
         number += 1
 
 
-def _state_of(folder: Path, config: Config) -> str:
-    if not folder.exists() or all(path.name.startswith(".") or path.name == FAILURE for path in folder.iterdir()):
-        return "new"
-    if not (folder / "config.toml").exists():
-        raise RequestError(f"{folder} is not a run")
-    if other := differences(read_toml(folder / "config.toml"), to_plain(config)):
-        raise RequestError(
-            f"the run {folder} is another one ({', '.join(other)}): choose another --runs, or `ticket runs rm {folder}`"
-        )
-    return "finished" if (folder / "summary.json").exists() else "unfinished"
-
-
 def _set_up(config: Config, loaded: dict[str, Samples]) -> Setup:
-    """Network and data of a run; the same data are read once.
+    """The network and the data of a run. Data that several runs have in common are read once.
 
     Raises:
         RequestError: every problem at once.
     """
-    problems: list[str] = []
+    problems = Problems()
     key = repr([getattr(config, name) for name in _OF_DATA])
 
     def load() -> None:
         if key not in loaded:
             loaded[key] = load_data(config.data, config).to(config.device)
 
-    works: tuple[Callable[[], Any], ...] = (load, lambda: find_model(config.model), lambda: make_objective(config))
-    for work in works:
-        try:
-            work()
-        except RequestError as error:
-            problems += error.problems
-    if problems:
-        raise RequestError(problems)
+    problems.attempt(load)
+    problems.attempt(lambda: find_model(config.model))
+    problems.attempt(lambda: make_objective(config))
+    problems.raise_if_any()
     return make_setup(find_method(config.method), config.model, loaded[key], config)
 
 
 def _count_steps(config: Config, loaded: dict[str, Samples], controls_on: str) -> tuple[Setup, int]:
-    """What a run works on, and its steps.
+    """What a run works on, and the number of its steps.
 
     Raises:
-        RequestError: every problem at once; among them other data for its controls that its network does not take.
+        RequestError: every problem at once, among them data for its controls on which its masks do not fit.
     """
     setup = _set_up(config, loaded)
     if controls_on:
@@ -254,7 +237,7 @@ def _count_steps(config: Config, loaded: dict[str, Samples], controls_on: str) -
 
 
 def _time_step(config: Config, setup: Setup, name: str, timed: dict[str, float]) -> float:
-    """Seconds of a step with its share of the evaluations, measured once for all that take the same time.
+    """The seconds of a step with its share of the evaluations, measured once for all runs that take the same time.
 
     Raises:
         RequestError: a step of training fails.
@@ -276,7 +259,7 @@ def run_plan(plan: SweepPlan, progress: bool = True) -> SweepResult:
     asked = plan.sweep
     todo = [run for run in plan.runs if run.state != "finished" or asked.controls]
     jobs = [
-        Job(place, str(run.folder), run.request, asked.controls, asked.control_levels, asked.controls_on)
+        Job(place, str(run.folder), run.config, asked.controls, asked.control_levels, asked.controls_on)
         for place, run in enumerate(todo)
     ]
     board = Board(len(jobs))
@@ -284,5 +267,5 @@ def run_plan(plan: SweepPlan, progress: bool = True) -> SweepResult:
     shows = SweepProgress([run.folder.name for run in todo], steps, board, progress)
     ended = run_jobs(jobs, min(plan.jobs, len(jobs)), board, shows) if jobs else {}
     failures = {todo[place].folder.name: end["text"] for place, end in ended.items() if end["state"] == "failed"}
-    finished = [run.folder for run in plan.runs if (run.folder / "summary.json").exists()]
+    finished = [run.folder for run in plan.runs if inspect_folder(run.folder).state == "finished"]
     return SweepResult(finished, failures, len(ended) < len(jobs))
