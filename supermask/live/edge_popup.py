@@ -19,7 +19,10 @@ from .zeroing import masked
 
 
 class EdgePopup(LearnedMask):
-    """Each layer's `scores`, in the weight's shape: the largest |s| are kept, as many as the density asks."""
+    """Each layer's `scores`, in the weight's shape: the largest |s| are kept, as many as the density asks.
+
+    Where a subclass lets the weights train, the gradient of those that are kept is dL/dW_effective.
+    """
 
     def choose(self, layers: Layers) -> list[Tensor]:
         """The masks of the largest |s|, layer by layer, of all together, or N of every M."""
@@ -37,11 +40,11 @@ class _Popup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, score: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
         """The effective weight, exactly +0 where `mask` is False."""
-        ctx.save_for_backward(score, weight)
+        ctx.save_for_backward(score, weight, *([mask] if ctx.needs_input_grad[1] else []))
         return masked(weight, mask)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """dL/ds = dL/dW * w * sign(s): the key that ranks is |s|, and its derivative is the sign."""
-        score, weight = ctx.saved_tensors
-        return (grads[0] * weight).mul_(score.sign()), None, None
+        score, weight, *mask = ctx.saved_tensors
+        return (grads[0] * weight).mul_(score.sign()), grads[0] * mask[0] if mask else None, None

@@ -130,9 +130,11 @@ class Layers(Sequence[Layer]):
         elif self.total is not None:
             counts = [layer.count or 0 for layer in self._layers]
             self._chooser = Chooser(self.total if allocation == "global" else counts)
-        # Which training pass comes next, a tensor that stays on the CPU: to know it, nobody waits for an accelerator.
+        # How many training passes have begun, on the CPU: to know it, nobody waits for an accelerator. Never changed in
+        # place: a compiled backward pass computes anew from it what it needs.
         self.passes = torch.zeros((), dtype=torch.int64, device="cpu")
-        self.now = self.passes
+        # Of a part that runs again in a backward pass: the count of its own pass.
+        self.now: Tensor | None = None
         self.counted, self.evaluating, self.is_written = counted, False, False
         # What modules have lent while they read effective weights: module, attribute, weight.
         self.resting: list[tuple[nn.Module, str, Tensor]] = []
@@ -155,7 +157,7 @@ class Layers(Sequence[Layer]):
         """
         if not self.counted:
             raise ValueError("noise and the step need a count of steps: set counts_steps = True on the learned mask")
-        return self.now
+        return self.passes if self.now is None else self.now
 
     def keep_largest(self, keys: Sequence[Tensor], signed: bool = False) -> list[Tensor]:
         """Masks of the largest keys: exactly as many as was asked, layer by layer, of all together, or N of every M.

@@ -168,27 +168,28 @@ class Learned(Program):
         if not torch.compiler.is_compiling():
             self.begun = self.reached = int(self.layers.passes)
         if any(layer.training for layer in self.layers):
-            self.layers.passes.add_(1)
+            self.layers.passes = self.layers.passes + 1
 
     def _begin_again(self, backward: int) -> None:
         """A part runs again in a backward pass: it must see what it saw the first time."""
         if self.rule.counts_steps:
             self.layers.now = torch.tensor(self.reached, device="cpu")
         try:
-            with out_of_sight():
-                effective = self._effective_again(backward)
+            self._lend(self._effective_again(backward))
         finally:
-            self.layers.now = self.layers.passes
-        self._lend(effective)
+            self.layers.now = None
 
     def _effective_again(self, backward: int) -> Sequence[Tensor]:
-        if not is_filling_in():  # what runs now is differentiated itself
-            return self._exactly(self.rule.effective)
-        whose = backward, self.reached
-        if self.again is None or self.again[0] != whose:
-            made = self._exactly(self.rule.effective)
-            self.again = whose, [weight.detach().requires_grad_(weight.requires_grad) for weight in made]
-        return self.again[1]
+        whose = (backward, self.reached) if is_filling_in() else None
+        if whose is not None and self.again is not None and self.again[0] == whose:
+            return self.again[1]
+        with out_of_sight():
+            effective = self._exactly(self.rule.effective)
+        if whose is None:
+            return effective  # what runs now is differentiated itself
+        values = [weight.detach().requires_grad_(weight.requires_grad) for weight in effective]
+        self.again = whose, values
+        return values
 
     def _clamp(self) -> None:
         if self.clamps:
@@ -268,7 +269,7 @@ class Learned(Program):
         if step is None:
             missing.append(prefix + self.step_name)
         else:
-            self.layers.passes.copy_(step)
+            self.layers.passes = step.to("cpu", torch.int64, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "again": None}
