@@ -26,12 +26,16 @@ from .choosing.granularity import Weight as Weight
 from .choosing.pruning import prune as prune
 from .choosing.schedules import densities_over as densities_over
 from .choosing.scores import Movement as Movement
-from .live.edge_popup import learn as learn
 from .live.held import bake as bake
 from .live.held import check as check
 from .live.held import detach as detach
 from .live.held import hold as hold
 from .live.held import masks_of as masks_of
+from .live.learning import learn as learn
+from .live.learning import learned_of as learned_of
+from .live.learning import replace_weights as replace_weights
+from .live.rule import LearnedMask as LearnedMask
+from .live.rule import straight_through as straight_through
 from .masks.masks import Masks as Masks
 from .masks.targets import Targets as Targets
 from .masks.targets import find_targets as find_targets

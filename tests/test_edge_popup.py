@@ -9,8 +9,8 @@ from networks import NETWORKS, Attention, Residual, perceptron
 from torch import nn
 
 import supermask
-from supermask.live.edge_popup import RANKINGS
 from supermask.live.held import program_of
+from supermask.live.learning import RANKINGS
 from supermask.selection.top_k import count_kept
 
 LR, MOMENTUM, DECAY = 0.3, 0.9, 0.05

@@ -78,7 +78,7 @@ def test_learned_masks_are_those_of_groups_by_hand(make, pattern, exclude):
         with torch.no_grad():
             program.score(name).mul_(20).round_()
     masks = supermask.masks_of(model)
-    in_a_step = program.chooser.choose(program.scores())
+    in_a_step = program.rule.choose(program.layers)
     for (name, target), now in zip(targets.items(), in_a_step, strict=True):
         key = program.score(name).detach().abs().numpy()
         assert np.array_equal(masks[name].numpy(), groups_by_hand(key, 1 - target.output_axis, n, m))

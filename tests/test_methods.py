@@ -13,8 +13,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import supermask
 import ticket_search.training.loop
-from supermask.live.edge_popup import EdgePopup
 from supermask.live.held import program_of
+from supermask.live.learned import Learned
 from supermask.selection.top_k import count_kept
 from ticket_search import Interrupted, resume, search
 from ticket_search.methods import find_method, method_names
@@ -91,7 +91,7 @@ def test_dropped_weights_are_zero_after_every_step(name, tmp_path, monkeypatch):
             )
             return
         masks = supermask.masks_of(model)
-        net = supermask.bake(model) if isinstance(program, EdgePopup) else model
+        net = supermask.bake(model) if isinstance(program, Learned) else model
         bits = [net.get_parameter(n).detach()[~m].view(torch.int32) for n, m in masks.items()]
         assert not torch.cat(bits).any()
         steps.append(masks.kept)

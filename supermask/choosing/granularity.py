@@ -294,6 +294,11 @@ class NM(_PerTensor):
                 raise ValueError(f"{name} has groups of {self.group} of which fewer than {self.kept} were kept before")
         return chosen
 
+    def fits(self, mask: Tensor, output_axis: int) -> bool:
+        """Whether a mask keeps N of every M inputs."""
+        groups = mask.movedim(1 - output_axis, -1).reshape(-1, self.group)
+        return bool((groups.sum(-1) == self.kept).all())
+
     def expand_one(self, kept: Tensor, target: Target) -> Tensor:
         """The choices in the weight's own order."""
         moved = target.parameter.movedim(1 - target.output_axis, -1).shape
@@ -309,9 +314,13 @@ class GroupChooser:
 
     def choose(self, scores: Sequence[Tensor]) -> list[Tensor]:
         """A bool mask for each tensor of scores, none of them NaN; ties to the first."""
+        return self.choose_by([score.detach().abs() for score in scores])
+
+    def choose_by(self, keys: Sequence[Tensor]) -> list[Tensor]:
+        """The masks of the largest keys of each group, by value and not by absolute value."""
         masks = []
-        for score, axis in zip(scores, self.axes, strict=True):
-            moved = score.detach().abs().movedim(axis, -1)
+        for key, axis in zip(keys, self.axes, strict=True):
+            moved = key.movedim(axis, -1)
             kept = best_of_each(moved.reshape(-1, self.shape.group), self.shape.kept)
             masks.append(kept.view(moved.shape).movedim(-1, axis))
         return masks

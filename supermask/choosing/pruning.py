@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..masks.masks import Masks, mismatches, shapes_of
-from ..masks.targets import Targets, find_targets, is_score, literal_globs, unwrap
+from ..masks.targets import Targets, find_targets, learned_names, literal_globs, unwrap
 from ..selection.top_k import count_kept
 from .allocation import Allocation, by_glob, find_allocation, with_floor
 from .coupling import Coupled, couple
@@ -80,7 +80,7 @@ def prune(
             the density, or a combination that cannot be, with the reason.
     """
     model = unwrap(model)
-    if any(is_score(module, name) for module in model.modules() for name in module._parameters):
+    if learned_names(model):
         raise ValueError("the model's masks are being learned: supermask.bake(model) first")
     _check_density(density, floor, allocation)
     if previous is not None and include is None and exclude is None:

@@ -281,6 +281,9 @@ def detach(model: Model) -> Model:
     program.settle()
     program.bake()
     program.remove()
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        # It would broadcast the buffers of learned masks, which are gone, at the next forward pass.
+        model._assign_modules_buffers()
     return model
 
 

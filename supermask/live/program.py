@@ -118,6 +118,9 @@ class Program:
     def begin(self) -> None:
         """Called when a forward pass enters the model."""
 
+    def left(self, outputs: Any) -> None:
+        """Called with what a pass gives when it has left, ahead of `end`; with None where an exception has ended it."""
+
     def end(self) -> None:
         """Called when it has left, by an exception too."""
 
@@ -145,6 +148,7 @@ class Program:
         if self.depth:
             self.depth -= 1
             if self.depth == 0:
+                self.left(output)
                 self.end()
 
     def _before_state_dict(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:

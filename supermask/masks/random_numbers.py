@@ -15,27 +15,67 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+Words = npt.NDArray[np.uint64]
 
 
-def random_words(count: int, seed: int, name: str) -> npt.NDArray[np.uint64]:
+def random_words(count: int, seed: int, name: str) -> Words:
     """`count` random 64-bit words that depend on `seed` and `name` only."""
+    return words_at(count, key_of(seed, name))
+
+
+def key_of(seed: int, name: str) -> Words:
+    """What `seed` and `name` make of the generator: its key, two 64-bit words."""
     digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
-    generator = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+    return np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
+
+
+def words_at(count: int, key: Words, step: int = 0, stream: int = 0) -> Words:
+    """`count` random 64-bit words of a key (see `key_of`) at a step: other ones at every step and in every stream.
+
+    Step and stream are digits of the generator's 256-bit counter above the 64 bits that count words, so no two of them
+    meet. At step 0 of stream 0 these are the `random_words` of the key's seed and name.
+    """
+    generator = np.random.Philox(key=key, counter=np.array([0, stream, step, 0], dtype=np.uint64))
     return np.asarray(generator.random_raw(count), dtype=np.uint64)
 
 
 def uniform(count: int, seed: int, name: str) -> Array:
     """`count` uniform numbers strictly inside (0, 1), on a grid of 2^-53 that is symmetric about 1/2."""
+    return to_uniform(random_words(count, seed, name))
+
+
+def to_uniform(words: Words) -> Array:
+    """Random words as uniform numbers strictly inside (0, 1)."""
     # 52 bits and a half: one bit more could round up to exactly 1.
-    return ((random_words(count, seed, name) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+
+
+def uniform_floats(count: int, key: Words, step: int, stream: int) -> npt.NDArray[np.float32]:
+    """`count` float32 numbers strictly inside (0, 1), on a grid of 2^-24: two of each of the words of `words_at`."""
+    halves = words_at((count + 1) // 2, key, step, stream).astype("<u8", copy=False).view("<u4")[:count]
+    halves >>= np.uint32(9)
+    # 23 bits and a half are exact in float32, 1 is out of reach.
+    floats = halves.astype(np.float32)
+    floats += np.float32(0.5)
+    floats *= np.float32(2.0**-23)
+    return floats
+
+
+def normal_floats(count: int, key: Words, step: int, stream: int) -> npt.NDArray[np.float32]:
+    """`count` standard normal numbers in float32, of the words of `words_at`."""
+    return to_normal(to_uniform(words_at(count, key, step, stream))).astype(np.float32)
 
 
 def normal(count: int, seed: int, name: str) -> Array:
     """`count` standard normal numbers."""
-    values = np.empty(count)
+    return to_normal(uniform(count, seed, name))
+
+
+def to_normal(draws: Array) -> Array:
+    """Uniform numbers as standard normal ones."""
+    values = np.empty(draws.size)
     chunk = 1 << 20
-    draws = uniform(count, seed, name)
-    for start in range(0, count, chunk):
+    for start in range(0, draws.size, chunk):
         values[start : start + chunk] = _normal_quantile(draws[start : start + chunk])
     return values
 

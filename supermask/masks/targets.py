@@ -16,7 +16,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 # What wrappers put into a parameter's name. A ticket must fit the plain model, so they are dropped.
 WRAPPER_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-SCORES_SUFFIX = "_scores"
+# Where a module keeps the names of what a learned mask has put into it.
+_LEARNED = "_supermask_learned"
 
 Found = TypeVar("Found")
 
@@ -126,9 +127,28 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPER_PARTS)
 
 
-def is_score(module: nn.Module, attribute: str) -> bool:
-    """Whether this parameter is the learned score of a neighbour, not a parameter of the user's model."""
-    return attribute.endswith(SCORES_SUFFIX) and attribute.removesuffix(SCORES_SUFFIX) in module._parameters
+def is_learned(module: nn.Module, attribute: str) -> bool:
+    """Whether a learned mask has put this into the module: no parameter of the user's model, whatever its name."""
+    return attribute in module.__dict__.get(_LEARNED, ())
+
+
+def mark_learned(module: nn.Module, attribute: str) -> None:
+    """Remember that a learned mask has put this into the module."""
+    module.__dict__[_LEARNED] = module.__dict__.get(_LEARNED, frozenset()) | {attribute}
+
+
+def forget_learned(module: nn.Module) -> None:
+    """The module has nothing of a learned mask any more."""
+    module.__dict__.pop(_LEARNED, None)
+
+
+def learned_names(model: nn.Module) -> frozenset[str]:
+    """What learned masks have put into a model, by its plain names in the state dict."""
+    return frozenset(
+        plain_name(f"{path}.{attribute}" if path else attribute)
+        for path, module in unwrap(model).named_modules(remove_duplicate=False)
+        for attribute in module.__dict__.get(_LEARNED, ())
+    )
 
 
 def as_globs(globs: str | Iterable[str] | None) -> tuple[str, ...]:
@@ -202,7 +222,7 @@ def find_targets(
         if _is_linear(module):
             output = id(module._parameters.get("weight")), plain_name(f"{path}.weight" if path else "weight")
         for attribute, parameter in module._parameters.items():
-            if parameter is None or is_score(module, attribute):
+            if parameter is None or is_learned(module, attribute):
                 continue
             name = plain_name(f"{path}.{attribute}" if path else attribute)
             if isinstance(parameter, UninitializedParameter):

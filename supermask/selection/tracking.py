@@ -167,7 +167,10 @@ class Chooser:
 
     def choose_from_nothing(self, scores: Sequence[Tensor]) -> list[Tensor]:
         """What `choose` is: `top_k` of the absolute values."""
-        keys = [score.detach().abs() for score in scores]
+        return self.choose_by([score.detach().abs() for score in scores])
+
+    def choose_by(self, keys: Sequence[Tensor]) -> list[Tensor]:
+        """The masks of the largest keys, by value and not by absolute value; nothing is remembered."""
         if not isinstance(self.counts, int):
             return [top_k(key, k) for key, k in zip(keys, self.counts, strict=True)]
         joint = top_k(torch.cat([key.reshape(-1) for key in keys]), self.counts)

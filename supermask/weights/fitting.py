@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..masks.masks import Names, mismatches, rename
-from ..masks.targets import SCORES_SUFFIX, plain_name, unwrap
+from ..masks.targets import learned_names, plain_name, unwrap
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -41,18 +41,14 @@ class Fit:
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of a model's state dict under plain names: without learned scores, tied tensors under their first name."""
+    """A copy of a model's state dict under plain names: without what is learned for masks, tied tensors once."""
     return {name: tensor.detach().clone() for name, tensor in plain_state(model).items()}
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of `state_of` themselves."""
-    tensors = first_names(unwrap(model).state_dict(keep_vars=True))
-    return {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not (name.endswith(SCORES_SUFFIX) and name.removesuffix(SCORES_SUFFIX) in tensors)
-    }
+    """The tensors of `state_of` themselves, tied ones under their first name."""
+    tensors, learned = first_names(unwrap(model).state_dict(keep_vars=True)), learned_names(model)
+    return {name: tensor for name, tensor in tensors.items() if name not in learned}
 
 
 def first_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 
 import supermask
 from supermask import Masks, Ticket
-from supermask.live.edge_popup import EdgePopup
 from supermask.live.held import program_of
+from supermask.live.learned import Learned
 
 from ..contract.errors import RunError
 from ..contract.flags import Config
@@ -38,7 +38,7 @@ class MaskWatch(Hook):
         except ValueError as error:
             raise RunError(f"{error} (at step {step})") from None
         program = program_of(model)
-        assert isinstance(program, EdgePopup)
+        assert isinstance(program, Learned)
         masks = program.masks()
         self.run.log(step, {"mask/changed": masks.changed(self.masks), **densities(masks)})
         self.run.log_histograms(step, {f"scores/{name}": program.score(name) for name in masks})
@@ -74,7 +74,7 @@ def learn_scores(model: nn.Module, config: Config) -> None:
 def train_scores(model: nn.Module, run: Run) -> Ticket:
     """Train the scores of a model that `supermask.learn` has prepared; its weights stay frozen, which is checked."""
     program = program_of(model)
-    assert isinstance(program, EdgePopup)
+    assert isinstance(program, Learned)
     # The densities are logged with the last epoch.
     return train_once(
         model,

@@ -1,0 +1,321 @@
+"""Learned masks on a live model: every forward pass sees the weights that a rule makes of what it has learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..choosing.gradients import tensors_in
+from ..masks.masks import Masks
+from ..masks.targets import Targets, forget_learned, mark_learned
+from ..weights.inits import Draw, fingerprint
+from .layers import Layer, Layers
+from .program import Program
+from .recomputation import backward_number, is_filling_in, out_of_sight
+from .rule import LearnedMask
+
+
+class Learned(Program):
+    """A learned mask on one live model: all that is the same for every rule.
+
+    During a pass the modules read effective weights; outside of one the model has its weights under their own names and
+    the learned tensors beside them as `<weight>_<name>`.
+
+    `rule` says how the masks follow, `layers` are the masked weights, `density` is the one asked, `fingerprint` that of
+    the frozen weights ("" where they train), `draws` says how tensors were drawn.
+    """
+
+    def __init__(self, model: nn.Module, targets: Targets, rule: LearnedMask, layers: Layers) -> None:
+        super().__init__(model, targets)
+        self.rule, self.layers, self.density = rule, layers, layers.density
+        self.trained = {name: p.requires_grad for name, p in model.named_parameters()}
+        self.fingerprint = ""
+        self.draws: dict[str, Draw] = {}
+        self.clamps = type(rule).clamp is not LearnedMask.clamp
+        self.step_name = _free_name(model, "supermask_step")
+        # The training pass that began last, and the one whose outputs a backward pass has reached last.
+        self.begun = self.reached = 0
+        # With which effective weights a backward pass fills in what checkpoints have not kept, and which pass that is.
+        self.again: tuple[tuple[int, int], list[Tensor]] | None = None
+
+    def install(self) -> None:
+        """Put the hooks on; where the rule counts steps, the count goes into the state dict and comes from it."""
+        super().install()
+        if self.rule.counts_steps:
+            mark_learned(self.root, self.step_name)
+            # Partial, because PyTorch marks the hook by an attribute, which a method cannot have.
+            self.handles.append(self.root.register_state_dict_post_hook(partial(self._save_step)))
+            self.handles.append(self.root.register_load_state_dict_pre_hook(self._load_step))
+
+    def start(self, seed: int) -> None:
+        """Let the rule begin, and keep its tensors in the modules that have the weights.
+
+        Raises:
+            ValueError: what the rule gives is not what `LearnedMask` asks for; all of it is told.
+        """
+        name = type(self.rule).__name__
+        started = list(self.rule.start(self.layers, seed))
+        if len(started) != len(self.layers):
+            raise ValueError(f"{name}.start begins {len(started)} layers, expected {len(self.layers)}")
+        for layer, tensors in zip(self.layers, started, strict=True):
+            for key, tensor in tensors.items():
+                _register(layer, key, tensor)
+        if problems := self._problems():
+            raise ValueError(f"the learned mask {name} does not fit its layers: " + "; ".join(problems))
+
+    def score(self, name: str) -> Tensor:
+        """The learned `scores` of a masked parameter, or the first of what is learned for it."""
+        layer = self._layer(name)
+        return layer["scores" if "scores" in layer.places else next(iter(layer.places))]
+
+    def _layer(self, name: str) -> Layer:
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights, unmasked."""
+        return {layer.name: layer.weight.detach() for layer in self.layers}
+
+    def masks(self) -> Masks:
+        """The masks that an evaluation sees now."""
+        return Masks(dict(zip(self.owners, self._evaluated(self.rule.choose), strict=True)))
+
+    @torch.no_grad()
+    def _evaluated(self, ask: Callable[[Layers], Sequence[Tensor]]) -> Sequence[Tensor]:
+        """What the rule gives in evaluation mode."""
+        self._clamp()
+        with self.layers.evaluation():
+            return self._exactly(ask)
+
+    def _exactly(self, ask: Callable[[Layers], Sequence[Tensor]]) -> Sequence[Tensor]:
+        """What the rule gives in its tensors' precision: autocast rounds what the network computes, not the mask."""
+        device = self.layers[0].weight.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return ask(self.layers)
+        return ask(self.layers)
+
+    def _problems(self) -> list[str]:
+        """What is wrong with the masks and effective weights of an evaluation now."""
+        masks, effective = self._evaluated(self.rule.choose), self._evaluated(self.rule.effective)
+        if not len(masks) == len(effective) == len(self.layers):
+            return [f"{len(masks)} masks and {len(effective)} effective weights for {len(self.layers)} layers"]
+        problems = []
+        for layer, mask, weight in zip(self.layers, masks, effective, strict=True):
+            if found := _misfit(layer, mask, weight):
+                problems.append(found)
+            elif self.layers.pattern is not None and not self.layers.pattern.fits(mask, layer.output_axis):
+                pattern = self.layers.pattern
+                problems.append(f"the mask of {layer.name} is not {pattern.kept}:{pattern.group}")
+        return problems
+
+    def check(self) -> None:
+        """Raise ValueError where a tensor keeps no weight or not what was asked, or something is not as it must be.
+
+        What is learned must be numbers, frozen weights those of the beginning, and dropped weights 0 in evaluation.
+        """
+        lost = [(layer.name, key) for layer in self.layers for key in layer.places if not _is_finite(layer[key])]
+        if lost:
+            kinds, names = (" and ".join(dict.fromkeys(found[i] for found in lost)) for i in (1, 0))
+            names = ", ".join(dict.fromkeys(name for name, _ in lost))
+            raise ValueError(f"the {kinds} of {names} are NaN or infinite: lower the learning rate")
+        masks = self.masks()
+        empty = [f"{row.name} keeps 0 of {row.size} weights" for row in masks.report() if row.kept == 0]
+        if empty:
+            raise ValueError(
+                "the learned masks cut the network: " + "; ".join(empty) + "; ask for a higher density, "
+                "allocation='layerwise', or exclude that tensor"
+            )
+        if problems := [*self._problems(), *self._miscounts(masks)]:
+            raise ValueError("the learned masks are not what they promise: " + "; ".join(problems))
+        if self.rule.frozen and fingerprint(self.weights()) != self.fingerprint:
+            raise ValueError("the frozen weights have changed since supermask.learn: do not train or reload them")
+
+    def _miscounts(self, masks: Masks) -> list[str]:
+        """Where a rule that promises a density does not keep it."""
+        if not self.rule.exact:
+            return []
+        if self.layers.allocation == "global":
+            wrong = [("the model", masks.kept, self.layers.total, masks.size)]
+        else:
+            wrong = [(x.name, masks.kept_per_tensor[x.name], x.count, x.size) for x in self.layers]
+        return [
+            f"{name} keeps {kept} of {size} weights, density {self.density:g} asks for {count}"
+            for name, kept, count, size in wrong
+            if kept != count
+        ]
+
+    def begin(self) -> None:
+        """Put the effective weights where the modules read their weights."""
+        backward = -1 if torch.compiler.is_compiling() else backward_number()
+        if backward >= 0:
+            self._begin_again(backward)
+            return
+        self.again = None
+        self._clamp()
+        if torch.compiler.is_compiling():
+            self._lend(self._exactly(self.rule.effective))
+        else:
+            with out_of_sight():
+                self._lend(self._exactly(self.rule.effective))
+        if self.rule.counts_steps:
+            self._count()
+
+    def _count(self) -> None:
+        if not torch.compiler.is_compiling():
+            self.begun = self.reached = int(self.layers.passes)
+        if any(layer.training for layer in self.layers):
+            self.layers.passes = self.layers.passes + 1
+
+    def _begin_again(self, backward: int) -> None:
+        """A part runs again in a backward pass: it must see what it saw the first time."""
+        if self.rule.counts_steps:
+            self.layers.now = torch.tensor(self.reached, device="cpu")
+        try:
+            self._lend(self._effective_again(backward))
+        finally:
+            self.layers.now = None
+
+    def _effective_again(self, backward: int) -> Sequence[Tensor]:
+        whose = (backward, self.reached) if is_filling_in() else None
+        if whose is not None and self.again is not None and self.again[0] == whose:
+            return self.again[1]
+        with out_of_sight():
+            effective = self._exactly(self.rule.effective)
+        if whose is None:
+            return effective  # what runs now is differentiated itself
+        values = [weight.detach().requires_grad_(weight.requires_grad) for weight in effective]
+        self.again = whose, values
+        return values
+
+    def _clamp(self) -> None:
+        if self.clamps:
+            with torch.no_grad(), self.layers.writing():
+                self.rule.clamp(self.layers)
+
+    def _lend(self, effective: Sequence[Tensor]) -> None:
+        weights = [layer.weight for layer in self.layers]
+        for layer, weight, other in zip(self.layers, weights, effective, strict=True):
+            lent = other if other.dtype == weight.dtype else other.to(weight.dtype)
+            for module, attribute in layer.owners:
+                self.layers.resting.append((module, attribute, weight))
+                _put(module, attribute, lent)
+
+    def left(self, outputs: Any) -> None:
+        """Where noise was drawn: have a backward pass tell whose outputs it comes from."""
+        if not self.rule.counts_steps or torch.compiler.is_compiling() or backward_number() >= 0:
+            return
+        for tensor in tensors_in(outputs):
+            if tensor.grad_fn is not None:
+                tensor.register_hook(partial(self._reach, self.begun))
+
+    def _reach(self, step: int, gradient: Tensor) -> None:
+        self.reached = step
+
+    def end(self) -> None:
+        """Put the weights back."""
+        for module, attribute, weight in self.layers.resting:
+            _put(module, attribute, weight)
+        self.layers.resting.clear()
+
+    @torch.no_grad()
+    def bake(self) -> None:
+        """Make the weights what an evaluation sees, drop what was learned, and thaw what was trainable before."""
+        masks, effective = self.masks(), self._evaluated(self.rule.effective)
+        for layer, weight in zip(self.layers, effective, strict=True):
+            parameter = self.parameter(layer.name)
+            parameter.copy_(weight.masked_fill(~masks[layer.name], 0))
+            for module, attribute in layer.owners:
+                _put(module, attribute, parameter)  # tied again where a checkpoint loaded by assignment has untied it
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was learned, and thaw what was trainable before."""
+        for layer in self.layers:
+            module = layer.owners[0][0]
+            for attribute in layer.places.values():
+                module._parameters.pop(attribute, None)
+                module._buffers.pop(attribute, None)
+            layer.places = {}
+            forget_learned(module)
+        forget_learned(self.root)
+        for name, parameter in self.root.named_parameters():
+            parameter.requires_grad_(self.trained.get(name, parameter.requires_grad))
+
+    @torch.no_grad()
+    def replace(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write other weights; see `supermask.replace_weights`."""
+        if self.rule.frozen and fingerprint(self.weights()) != self.fingerprint:
+            raise ValueError("the frozen weights have changed since supermask.learn: do not train or reload them")
+        for name, tensor in tensors.items():
+            self.parameter(name).copy_(tensor)
+            self.draws.pop(name, None)
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Remember the weights as those that must not change, if the rule freezes them."""
+        if self.rule.frozen:
+            self.fingerprint = fingerprint(self.weights())
+
+    def _save_step(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        state[prefix + self.step_name] = self.layers.passes.clone()
+
+    def _load_step(self, module: nn.Module, state: dict[str, Any], prefix: str, *told: Any) -> None:
+        _, _, missing, *_ = told  # metadata, strict, missing keys, unexpected keys, messages
+        step = state.pop(prefix + self.step_name, None)
+        if step is None:
+            missing.append(prefix + self.step_name)
+        else:
+            self.layers.passes = step.to("cpu", torch.int64, copy=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "again": None}
+
+
+def _register(layer: Layer, key: str, tensor: Tensor) -> None:
+    """Keep a learned tensor in the module that has the weight; what has the weight's shape also has its layout."""
+    module, attribute = layer.owners[0]
+    weight, place = layer.weight.detach(), _free_name(module, f"{attribute}_{key}")
+    if not tensor.is_floating_point():
+        module.register_buffer(place, tensor.to(weight.device))
+    elif tensor.shape == weight.shape:
+        module.register_parameter(place, nn.Parameter(torch.empty_like(weight).copy_(tensor)))
+    else:
+        module.register_parameter(place, nn.Parameter(tensor.detach().to(weight.device, weight.dtype, copy=True)))
+    layer.places[key] = place
+    mark_learned(module, place)
+
+
+def _free_name(module: nn.Module, name: str) -> str:
+    """The name, longer by underscores where the module has something of that name already."""
+    while hasattr(module, name):
+        name += "_"
+    return name
+
+
+def _misfit(layer: Layer, mask: Tensor, weight: Tensor) -> str:
+    """Why this is no mask and no effective weight of the layer, or nothing."""
+    for what, tensor, dtype in (("mask", mask, torch.bool), ("effective weight", weight, None)):
+        if tensor.shape != layer.shape or tensor.dtype != (dtype or tensor.dtype):
+            given, expected = (
+                f"{str(kind).removeprefix('torch.')} {list(shape)}"
+                for kind, shape in ((tensor.dtype, tensor.shape), (dtype or layer.weight.dtype, layer.shape))
+            )
+            return f"the {what} of {layer.name} is {given}, expected {expected}"
+    alive = int(torch.count_nonzero(weight.detach()[~mask]))
+    return f"{layer.name} has {alive} dropped weights that are not 0 in evaluation" if alive else ""
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _put(module: nn.Module, attribute: str, tensor: Tensor) -> None:
+    """Put a tensor where a module reads its weight."""
+    module._parameters[attribute] = tensor  # type: ignore[assignment]
+    if isinstance(module, nn.RNNBase) and attribute in module._flat_weights_names:
+        # Recurrent layers read a list that is kept beside the parameters.
+        module._flat_weights[module._flat_weights_names.index(attribute)] = tensor

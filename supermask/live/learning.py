@@ -1,0 +1,203 @@
+"""`supermask.learn`, and what belongs to it: reading what is learned, and drawing frozen weights anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+from ..choosing.granularity import NM, Weight, find_granularity
+from ..masks.masks import mismatches
+from ..masks.targets import MASKED_BY_DEFAULT, Targets, find_named, find_targets, literal_globs, unwrap
+from ..selection.top_k import count_kept
+from ..weights.inits import WEIGHT_INITS, density_scale, initialize
+from .edge_popup import EdgePopup
+from .layers import Layers
+from .learned import Learned
+from .program import program_of
+from .rule import LearnedMask
+
+RANKINGS = ("layerwise", "global")
+RULES: Mapping[str, type[LearnedMask]] = {"edge-popup": EdgePopup}
+
+
+def learn(
+    model: nn.Module,
+    density: float | None = None,
+    *,
+    program: LearnedMask | str | None = None,
+    granularity: str = "weight",
+    weights: str = "signed-constant",
+    scaled: bool = True,
+    allocation: str = "layerwise",
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    seed: int = 0,
+    score_seed: int | None = None,
+    train_norms: bool = False,
+) -> Targets:
+    """Turn a model, in place, into one whose masks are learned: weights frozen, scores trainable.
+
+        supermask.learn(model, density=0.5)  # or granularity="2:4": two of every four inputs
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+        ...any training loop...
+        net = supermask.bake(model)
+
+    The weights of all linear, convolution, attention and recurrent layers are drawn anew, biases become 0, norms scale
+    1 and shift 0 (see `initialize`), and all of them are frozen, as is every other parameter. Excluded layers stay
+    dense: random, frozen, unscaled.
+
+    How masks are learned is edge-popup's rule, or one's own: `program=MyRule()`, a `LearnedMask`. A rule that lets
+    weights train freezes nothing; over `weights="keep"` it is a learned pruning of the model as it is.
+
+    A part of the model may run under `torch.utils.checkpoint` if it calls modules: what it reads of a weight itself, by
+    `self.weight` in a function, is not there when it runs again.
+
+    Args:
+        model: any module; no layer is replaced and no name changes.
+        density: fraction of the maskable weights to use, in (0, 1]. It follows from N:M, where it need not be given;
+            rules that are not exact may do without.
+        program: the rule; a `LearnedMask`, or the name of one that is built in: `edge-popup`.
+        granularity: `weight`, or N:M as `2:4`: of every M consecutive inputs of an output those N with the largest |s|.
+        weights: the init of the frozen weights (see `draw`), or `keep` for the model's own weights as they are.
+        scaled: multiply drawn weights by sqrt(1/density), which keeps a layer's variance under the mask.
+        allocation: `layerwise` (the same density in each tensor) or `global` (all scores ranked together).
+        include: globs of the parameters to mask instead of the default set (see `find_targets`).
+        exclude: globs of parameters or modules to leave dense.
+        seed: of the frozen weights.
+        score_seed: of what is learned and of its noise; the same as `seed` where not given.
+        train_norms: leave the scale and shift of norms trainable.
+
+    Returns:
+        The targets, with what is left out and why.
+
+    Raises:
+        ValueError: a density outside (0, 1], an unknown init, allocation or rule, a tensor that would keep no weight, a
+            target without a fan-in, or a model that carries masks already; with N:M another density or allocation, or
+            inputs that are no multiple of M, all of it at once; a rule whose masks do not fit.
+
+    Source: Ramanujan et al., What's Hidden in a Randomly Weighted Neural Network?, 2020.
+    """
+    model = unwrap(model)
+    rule = _find_rule(program)
+    find_named("allocation", allocation, dict.fromkeys(RANKINGS))
+    find_named("init", weights, {**WEIGHT_INITS, "keep": None})
+    groups = _groups(granularity)
+    if density is None and groups is None and rule.exact:
+        raise ValueError("learn needs a density, the fraction of the weights to use, or granularity N:M, as '2:4'")
+    if density is not None:
+        count_kept(density, 1)
+    targets = find_targets(model, include, exclude)
+    if groups is not None:
+        _check_groups(groups, density, allocation, targets)
+        density = groups.density
+    if density is not None and rule.exact:
+        _check_counts(density, allocation, targets)
+    mask_seed = seed if score_seed is None else score_seed
+    layers = Layers(targets, density, allocation, groups, mask_seed, rule.counts_steps)
+    learned = Learned(model, targets, rule, layers)
+    learned.install()
+    try:
+        if weights != "keep":
+            dense = [name for name in _weights_of(model) if name not in targets]
+            scale = density_scale(density) if scaled and density is not None else 1.0
+            learned.draws = initialize(model, weights, seed, scale, unscaled=literal_globs(dense))
+        if rule.frozen:
+            _freeze(model, train_norms)
+        learned.start(mask_seed)
+    except BaseException:
+        learned.forget()
+        learned.remove()
+        raise
+    learned.freeze()
+    return targets
+
+
+def _find_rule(program: LearnedMask | str | None) -> LearnedMask:
+    if isinstance(program, LearnedMask):
+        return program
+    if program is None or isinstance(program, str):
+        return find_named("learned mask", program or "edge-popup", RULES)()
+    if isinstance(program, type) and issubclass(program, LearnedMask):
+        raise ValueError(f"a learned mask is an object: expected program={program.__name__}(), got the class")
+    raise ValueError(f"expected a supermask.LearnedMask or the name of one, got a {type(program).__name__}")
+
+
+def _freeze(model: nn.Module, train_norms: bool) -> None:
+    norms = {id(t.parameter) for t in find_targets(model, include="*").values() if t.kind == "norm"}
+    for parameter in model.parameters():
+        parameter.requires_grad_(train_norms and id(parameter) in norms)
+
+
+def _groups(granularity: str) -> NM | None:
+    shape = find_granularity(granularity)
+    if isinstance(shape, (NM, Weight)):
+        return shape if isinstance(shape, NM) else None
+    raise ValueError(f"learned scores choose single weights or N:M of them: expected weight or 2:4, got {granularity}")
+
+
+def _check_groups(groups: NM, density: float | None, allocation: str, targets: Targets) -> None:
+    problems, name = [], f"{groups.kept}:{groups.group}"
+    if density is not None and density != groups.density:
+        problems.append(f"{name} keeps {groups.density:g} of every tensor, not density={density:g}: leave it out")
+    if allocation != "layerwise":
+        problems.append(f"{name} keeps the same of every tensor: expected allocation='layerwise', got '{allocation}'")
+    if misfits := {name: problem for name, each in targets.items() if (problem := groups.problem(each))}:
+        problems.append(f"{', '.join(misfits.values())}: give exclude={list(misfits)}")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _check_counts(density: float, allocation: str, targets: Targets) -> None:
+    empty = [f"{name} ({target.size})" for name, target in targets.items() if count_kept(density, target.size) == 0]
+    if empty and allocation == "layerwise":
+        raise ValueError(f"density {density} keeps none of the weights of {', '.join(empty)}: raise it or exclude them")
+    if count_kept(density, targets.size) == 0:
+        raise ValueError(f"density {density} keeps none of the {targets.size} weights")
+
+
+def _weights_of(model: nn.Module) -> list[str]:
+    """The tensors that would be masked by default; none is no mistake where others were asked for by glob."""
+    return [name for name, t in find_targets(model, include="*").items() if t.kind in MASKED_BY_DEFAULT]
+
+
+def learned_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """What is learned for each masked weight: `{weight's name: {name: tensor}}`, the tensors themselves.
+
+        optimizer = torch.optim.Adam([t["scores"] for t in supermask.learned_of(model).values()])
+        penalty = sum(t["scores"].square().sum() for t in supermask.learned_of(model).values())
+
+    Raises:
+        ValueError: the model carries no learned masks.
+    """
+    return {layer.name: layer.learned for layer in _learned(model).layers}
+
+
+def replace_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put other weights, for good, under masks that are learned; `check` guards these from now on.
+
+        fresh = supermask.draw("signed-constant", weight.shape, seed=step, name=name)
+        supermask.replace_weights(model, {name: torch.where(mask, weight, fresh)})  # the dropped ones redrawn
+
+    Args:
+        model: a model after `supermask.learn`.
+        tensors: `{weight's name: tensor of its shape}`, of some of the masked weights or of all.
+
+    Raises:
+        ValueError: the model carries no learned masks; names without one or other shapes, all of them named; or frozen
+            weights that have been changed by something else before.
+    """
+    program = _learned(model)
+    problems = mismatches({name: tuple(t.shape) for name, t in tensors.items()}, program.shapes, "tensor")
+    if problems:
+        raise ValueError("the weights cannot be replaced: " + "; ".join(problems))
+    program.settle()
+    program.replace(tensors)
+
+
+def _learned(model: nn.Module) -> Learned:
+    program = program_of(model)
+    if isinstance(program, Learned):
+        return program
+    there = "no masks" if program is None else "masks that are held, not learned"
+    raise ValueError(f"the model carries {there}: supermask.learn(model, density) puts learned ones on")

@@ -1,0 +1,48 @@
+"""Noise that a learned mask draws: a function of a seed, a tensor's name, a step and nothing else.
+
+No random stream is advanced, so what is drawn does not depend on what else draws, and a pass that is run again sees the
+numbers of the first time. For torch.compile it is one operation without side effects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..masks.random_numbers import key_of, normal_floats, uniform_floats
+
+
+def make_key(seed: int, name: str) -> Tensor:
+    """The key of what is drawn for a tensor of this name."""
+    # As a tensor: of a number, what is compiled would be compiled anew for every model.
+    return torch.from_numpy(key_of(seed, name).view(np.int64))
+
+
+def draw_uniform(key: Tensor, step: Tensor, stream: int, shape: Iterable[int]) -> Tensor:
+    """Uniform float32 numbers strictly inside (0, 1), on the CPU."""
+    drawn: Tensor = torch.ops.supermask.noise(key, step, stream, list(shape), False)
+    return drawn
+
+
+def draw_normal(key: Tensor, step: Tensor, stream: int, shape: Iterable[int]) -> Tensor:
+    """Standard normal float32 numbers, on the CPU."""
+    drawn: Tensor = torch.ops.supermask.noise(key, step, stream, list(shape), True)
+    return drawn
+
+
+torch.library.define("supermask::noise", "(Tensor key, Tensor step, int stream, SymInt[] shape, bool normal) -> Tensor")
+
+
+@torch.library.impl("supermask::noise", "CPU")
+def _draw(key: Tensor, step: Tensor, stream: int, shape: list[int], normal: bool) -> Tensor:
+    draw = normal_floats if normal else uniform_floats
+    values = draw(int(np.prod(shape, dtype=np.int64)), key.numpy().view(np.uint64), int(step), stream)
+    return torch.from_numpy(values).reshape(shape)
+
+
+@torch.library.register_fake("supermask::noise")  # type: ignore[untyped-decorator]
+def _shape_of_noise(key: Tensor, step: Tensor, stream: int, shape: list[int], normal: bool) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
