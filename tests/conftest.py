@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from pictures import leave_blank
 
 from ticket_search import search
 from ticket_search.cli import main
@@ -39,22 +42,25 @@ def _own_threads():
     torch.set_num_threads(threads)
 
 
-# A white pixel.
-_PNG = bytes.fromhex(
-    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
-    "0000000a49444154789c63f80f0001010100b138f6140000000049454e44ae426082"
-)
-
-
 @pytest.fixture(autouse=True, scope="session")
-def _blank_pictures() -> Iterator[pytest.MonkeyPatch]:
-    """The pictures of first layers are not painted: that takes longer than all else of a short search.
-
-    `painted` in test_tensorboard.py has them painted.
-    """
+def _blank_pictures() -> Iterator[None]:
+    """The pictures of first layers stay blank; test_tensorboard.py has them painted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensorboard, "draw", lambda picture: (_PNG, 1, 1))
-        yield patch
+        patch.setattr(tensorboard, "draw", leave_blank)
+        yield
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of a sweep are forked from one that has imported what forked.py says: each else imports PyTorch."""
+    get_context = multiprocessing.get_context
+    multiprocessing.set_forkserver_preload(["forked"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        forkserver.ensure_running()
+    monkeypatch.setattr(
+        multiprocessing, "get_context", lambda method=None: get_context("forkserver" if method == "spawn" else method)
+    )
 
 
 class Answer(NamedTuple):
@@ -79,3 +85,7 @@ def ticket(capsys, monkeypatch, tmp_path):
         return Answer(code, *capsys.readouterr())
 
     return run
+
+
+# A module of checks without a test's name, imported after this one: its assertions tell their values too.
+pytest.register_assert_rewrite("method_tests")
