@@ -1,14 +1,24 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
+from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
 
+# Before PyTorch is imported, here and in what tests start: two processes of tests have a core each, and threads that wait
+# for one another take the time of the other process.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
+from pictures import leave_blank
 
 from ticket_search import search
 from ticket_search.cli import main
+from ticket_search.runs import tensorboard
 from ticket_search.runs.run import Run
 
 # Small enough that a search takes a second, large enough that a tensor has ties, levels and more than one batch.
@@ -30,6 +40,27 @@ def _own_threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _blank_pictures() -> Iterator[None]:
+    """The pictures of first layers stay blank; test_tensorboard.py has them painted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensorboard, "draw", leave_blank)
+        yield
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of a sweep are forked from one that has imported what forked.py says: each else imports PyTorch."""
+    get_context = multiprocessing.get_context
+    multiprocessing.set_forkserver_preload(["forked"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        forkserver.ensure_running()
+    monkeypatch.setattr(
+        multiprocessing, "get_context", lambda method=None: get_context("forkserver" if method == "spawn" else method)
+    )
 
 
 class Answer(NamedTuple):
@@ -54,3 +85,7 @@ def ticket(capsys, monkeypatch, tmp_path):
         return Answer(code, *capsys.readouterr())
 
     return run
+
+
+# A module of checks without a test's name, imported after this one: its assertions tell their values too.
+pytest.register_assert_rewrite("method_tests")

@@ -12,7 +12,7 @@ from networks import NETWORKS, Residual, perceptron
 from torch import nn
 
 import supermask
-from supermask.live import hold as live
+from supermask.live import held as live
 from supermask.live.held import program_of
 
 OPTIMIZERS = {

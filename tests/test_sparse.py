@@ -95,7 +95,7 @@ def test_the_kernel_of_compressed_rows_is_a_product(samples, dtype):
 
 READS_AT_THE_END = """
 import ctypes, mmap, torch
-from supermask import native
+from supermask.kernels import build as native
 from test_sparse import compressed
 pages = mmap.mmap(-1, 2 * mmap.PAGESIZE)
 start = ctypes.addressof(ctypes.c_char.from_buffer(pages))

@@ -62,7 +62,7 @@ def test_every_study_that_ships_is_whole(name):
     assert study.hours <= 24
 
 
-def test_a_study_runs_to_its_page(ticket, tmp_path, monkeypatch):
+def test_a_study_runs_to_its_page(ticket, tmp_path, monkeypatch, forked):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.toml").write_text(SMALL)
     answer = ticket("study", "small.toml")

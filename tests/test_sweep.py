@@ -240,8 +240,10 @@ seeds = [0, 3]
 [base]
 epochs = 1
 evaluate_every = "10it"
+model_args = "width=0.1"
 [base.imp]
 rewind = "5it"
+fraction = 0.3
 [grid]
 method = ["imp", "edge-popup"]
 density = [0.5]
@@ -254,12 +256,12 @@ def tickets_in(folder: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in folder.glob("*/ticket.safetensors")}
 
 
-def test_a_sweep_gives_the_bytes_of_single_searches_and_redoes_nothing(sweep_file, ticket, monkeypatch):
+def test_a_sweep_gives_the_bytes_of_single_searches_and_redoes_nothing(sweep_file, ticket, monkeypatch, forked):
     path = sweep_file(SMALL)
     planned = json.loads(ticket("sweep", str(path), "--dry-run", "--json").out)
     assert not Path("runs").exists()
     assert [(row["configuration"], row["runs"], row["done"], row["steps"]) for row in planned["configurations"]] == [
-        ("imp-lenet-300-100-digits-d0.5", 2, 0, 2 * (21 + 4 * 16)),
+        ("imp-lenet-300-100-digits-d0.5", 2, 0, 2 * (21 + 2 * 16)),
         ("edge-popup-lenet-300-100-digits-d0.5", 2, 0, 2 * 10),
         ("dense-lenet-300-100-digits-d1", 2, 0, 2 * 21),
     ]
@@ -270,7 +272,7 @@ def test_a_sweep_gives_the_bytes_of_single_searches_and_redoes_nothing(sweep_fil
     done = ticket("sweep", str(path), "--jobs", "2")
     assert done.code == 0, done.err
     assert "warning: 2 jobs of 1 threads on 1 cores" in done.err
-    assert "6 runs, 0 of them done: 232 steps" in done.out
+    assert "6 runs, 0 of them done: 168 steps" in done.out
     assert "ticket compare runs/mine/*" in done.out
     assert len(re.findall(r"^\d of 6  finished  \S+  test \d", done.err, re.MULTILINE)) == 6
     both = tickets_in(Path("runs/mine"))
@@ -288,10 +290,9 @@ def test_a_sweep_gives_the_bytes_of_single_searches_and_redoes_nothing(sweep_fil
         assert [(row["control"], row["level"]) for row in rows] == [(kind, level) for kind in kinds]
     path.write_text(SMALL)
     for method, seed in itertools.product(["imp", "edge-popup", "dense"], [0, 3]):
-        own = {"imp": {"density": 0.5, "rewind": "5it"}, "edge-popup": {"density": 0.5}, "dense": {}}[method]
-        run = search(
-            method, runs="single", progress=False, seed=seed, epochs=1, evaluate_every="10it", threads=1, **own
-        )
+        own = {"density": 0.5, "rewind": "5it", "fraction": 0.3} if method == "imp" else {}
+        flags = {"epochs": 1, "evaluate_every": "10it", "threads": 1, "model_args": "width=0.1", **own}
+        run = search(method, runs="single", progress=False, seed=seed, **flags)
         assert both[run.path.name] == (run.path / "ticket.safetensors").read_bytes()
 
     before = {file: file.stat().st_mtime_ns for file in Path("runs").rglob("*")}
@@ -341,7 +342,7 @@ def write_models(module: str, statement: str, calls: int = 15) -> str:
     return FAILING.replace("MODULE", module)
 
 
-def test_a_run_that_fails_is_told_and_the_others_finish(sweep_file, ticket):
+def test_a_run_that_fails_is_told_and_the_others_finish(sweep_file, ticket, forked):
     path = sweep_file(write_models("raising", "raise RuntimeError('no more')"))
     name = "dense-raising-fails-digits-d1-s0"
     done = ticket("sweep", str(path), "--jobs", "2")
@@ -360,7 +361,7 @@ def test_a_run_that_fails_is_told_and_the_others_finish(sweep_file, ticket):
 
 
 @pytest.mark.slow
-def test_a_run_that_kills_its_process_takes_no_other_with_it(sweep_file):
+def test_a_run_that_kills_its_process_takes_no_other_with_it(sweep_file, forked):
     path = sweep_file("seeds = '0-2'\n" + write_models("killing", "os.kill(os.getpid(), 9)"))
     result = run_sweep(read_sweep(path), jobs=2, progress=False)
     died = "its process died twice: killed, or out of memory?"
@@ -376,7 +377,7 @@ def test_a_step_that_fails_is_told_before_anything_starts(sweep_file):
 
 
 TICKET = [sys.executable, "-m", "ticket_search"]
-LONG = "seeds = '0-2'\n[base]\nmethod = 'edge-popup'\nepochs = 80\n"
+LONG = "seeds = '0-2'\n[base]\nmethod = 'edge-popup'\nmodel = 'slowly:network'\nepochs = 20\n"
 
 
 def children_of(process: int) -> set[int]:
@@ -394,8 +395,10 @@ def wait_for(condition, seconds: float = 60) -> None:
 
 def start_and_stop(path: Path, runs: str, stop) -> tuple[subprocess.Popen, str]:
     """A sweep of two jobs, stopped in the middle of its first runs; nothing that it has started is left."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    Path("slowly").touch()
     process = subprocess.Popen(
-        [*TICKET, "sweep", str(path), "--jobs", "2", "--runs", runs],
+        [*TICKET, "sweep", str(path), "--jobs", "2", "--runs", runs], env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
@@ -408,6 +411,7 @@ def start_and_stop(path: Path, runs: str, stop) -> tuple[subprocess.Popen, str]:
         wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
     finally:
         process.kill()
+        Path("slowly").unlink()
     return process, err
 
 
@@ -415,7 +419,7 @@ def start_and_stop(path: Path, runs: str, stop) -> tuple[subprocess.Popen, str]:
 def never_stopped(tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("whole")
     for seed in range(3):
-        search("edge-popup", epochs=80, seed=seed, threads=1, runs=folder, progress=False)
+        search("edge-popup", "slowly:network", epochs=20, seed=seed, threads=1, runs=folder, progress=False)
     return tickets_in(folder)
 
 
@@ -434,7 +438,7 @@ def killed(process: subprocess.Popen) -> None:
 @pytest.mark.parametrize(
     "stop", [to_the_group, pytest.param(to_the_first_process, marks=pytest.mark.slow), pytest.param(killed, marks=pytest.mark.slow)]
 )  # fmt: skip
-def test_a_stopped_sweep_leaves_runs_that_go_on_to_the_same_bytes(stop, sweep_file, never_stopped):
+def test_a_stopped_sweep_leaves_runs_that_go_on_to_the_same_bytes(stop, sweep_file, never_stopped, forked):
     path = sweep_file(LONG)
     process, err = start_and_stop(path, "stopped", stop)
     if stop is not killed:
@@ -448,7 +452,7 @@ def test_a_stopped_sweep_leaves_runs_that_go_on_to_the_same_bytes(stop, sweep_fi
     assert tickets_in(Path("stopped/mine")) == never_stopped
 
 
-def test_seeds_of_a_search_lie_beside_other_runs(ticket, tmp_path):
+def test_seeds_of_a_search_lie_beside_other_runs(ticket, tmp_path, forked):
     other = search("dense", epochs=2, threads=1, seed=1, runs="runs", progress=False)
     words = ("search", "--method", "dense", "--epochs", "1", "--seeds", "0-1")
     assert "dense-lenet-300-100-digits-d1      2" in ticket(*words, "--dry-run").out

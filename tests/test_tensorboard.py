@@ -31,6 +31,7 @@ from supermask.live.held import program_of
 from ticket_search import Interrupted, search
 from ticket_search.contract.flags import make_config
 from ticket_search.methods.imp import Config
+from ticket_search.runs import tensorboard
 from ticket_search.runs.first_layer import draw, kept_per_pixel, mask_grid, picture_first_layer
 from ticket_search.runs.progress import Progress
 from ticket_search.runs.run import Run
@@ -76,6 +77,14 @@ def stopping_at(*counts: int) -> Iterator[None]:
             "advance_to",
             lambda self, step: os.kill(os.getpid(), signal.SIGINT) if next(count) in counts else None,
         )
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _painted() -> Iterator[None]:
+    """The pictures as they are: elsewhere they stay blank."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensorboard, "draw", draw)
         yield
 
 

@@ -1,0 +1,268 @@
+"""What must hold for every method, of whatever package; its traits say which lines apply.
+
+    searches = Searches(tmp_path)
+    for check in checks_of("my-method"):
+        check("my-method", searches)
+
+No check knows a method by its name: what a method is asked follows from its traits and from the flags that it has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import supermask
+from supermask.live.held import Hold, program_of
+from supermask.selection.top_k import count_kept
+from ticket_search import Interrupted, RequestError, Run, RunError, resume, search
+from ticket_search.data import sources
+from ticket_search.methods import find_method
+from ticket_search.runs.progress import Progress
+from ticket_search.training import loop
+from ticket_search.training.evaluation import evaluate_ticket
+
+DENSITY = 0.3
+# What makes a search short, of the methods that have the flag: two levels below the dense network, a few rounds.
+FEW = {"fraction": 0.45, "rounds": 5}
+
+
+class Searches:
+    """Short searches, each in a folder of its own; the one that most checks look at is made once for each method.
+
+    What all of them are given besides, as a model and data, is said in the beginning.
+    """
+
+    def __init__(self, folder: Path, **flags: Any) -> None:
+        self.folder, self.flags = folder, flags
+        self.steps: dict[str, int] = {}
+        self._runs: dict[str, Run] = {}
+        self._folders = (folder / f"{number:02d}" for number in itertools.count())
+
+    def finished(self, name: str) -> Run:
+        """The run that `search(name)` makes."""
+        if name not in self._runs:
+            with pytest.MonkeyPatch.context() as patch:
+                count = count_steps(patch)
+                self._runs[name] = self.search(name)
+            self.steps[name] = next(count)
+        return self._runs[name]
+
+    def search(self, name: str, **flags: Any) -> Run:
+        """A search of two epochs."""
+        return search(name, runs=next(self._folders), progress=False, **self.flags_of(name, **flags))
+
+    def flags_of(self, name: str, **flags: Any) -> dict[str, Any]:
+        """What a search of the method is given."""
+        method = find_method(name)
+        few = {key: value for key, value in FEW.items() if key in method.Config.model_fields}
+        if "rounds" in few:
+            few["rounds"] = min(few["rounds"], method.Config().rounds)
+        density = {} if method.traits.dense else {"density": DENSITY}
+        return {"epochs": 2, "threads": 1, "evaluate_every": "15it", **density, **few, **self.flags, **flags}
+
+
+def count_steps(patch: pytest.MonkeyPatch, *stops: int) -> itertools.count[int]:
+    """Count the steps of what is searched from now on; at some of them this process is asked to stop."""
+    count = itertools.count()
+
+    def advance_to(self: Progress, step: int) -> None:
+        if next(count) + 1 in stops:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    patch.setattr(Progress, "advance_to", advance_to)
+    return count
+
+
+def checks_of(name: str) -> list[Callable[[str, Searches], None]]:
+    """The checks of a method: each takes its name and the searches."""
+    traits = find_method(name).traits
+    return [
+        it_is_one_file_with_a_paper,
+        the_density_is_that_asked,
+        dropped_weights_are_zero_after_every_step,
+        the_ticket_gives_the_accuracy_that_was_reported,
+        another_seed_gives_another_ticket,
+        stopped_and_resumed_is_never_stopped,
+        the_test_data_choose_nothing,
+        *([] if traits.dense else [extreme_densities_are_met_or_refused]),
+        *([masks_only_shrink_and_rewound_weights_are_the_stored_ones] if traits.nested else []),
+        *([untrained_weights_are_those_of_the_seed] if traits.weights == "frozen" else []),
+    ]
+
+
+def it_is_one_file_with_a_paper(name: str, searches: Searches) -> None:
+    method = find_method(name)
+    assert 0 < len(method.idea) < 100
+    assert method.paper.rstrip(".")[-4:].isdigit(), "the paper's year"
+    assert method.Config().method == name
+    fields = {key: field for key, field in method.Config.model_fields.items() if key != "method"}
+    assert [key for key, field in fields.items() if not field.description] == []
+
+
+def the_density_is_that_asked(name: str, searches: Searches) -> None:
+    traits, run = find_method(name).traits, searches.finished(name)
+    masks = run.ticket.masks
+    density = 1.0 if traits.dense else DENSITY
+    assert masks.size == run.summary["weights"]
+    if traits.exact_density:
+        assert masks.kept == count_kept(density, masks.size)
+        if run.config.model_dump().get("allocation") == "layerwise":
+            assert masks.kept_per_tensor == {n: count_kept(density, m.numel()) for n, m in masks.items()}
+    assert run.summary["kept"] == masks.kept
+    assert run.summary["density"] == masks.density
+
+
+def extreme_densities_are_met_or_refused(name: str, searches: Searches) -> None:
+    method = find_method(name)
+    fields = method.Config.model_fields
+    flags = {"epochs": 1, **({"allocation": "global"} if "allocation" in fields else {})}
+    flags |= {"fraction": 0.99} if "fraction" in fields else {}
+    for density in (1e-4, 1.0):
+        masks, refused = None, ""
+        try:
+            masks = searches.search(name, density=density, **flags).ticket.masks
+        except (RequestError, RunError) as error:
+            refused = str(error)
+        if masks is None:
+            # A layer of untrained weights that empties, a layer without a filter: there is no such ticket.
+            assert density < 1 and not (method.traits.exact_density and method.traits.trains_weights), refused
+            assert "densit" in refused
+        elif method.traits.exact_density:
+            assert masks.kept == count_kept(density, masks.size)
+
+
+def dropped_weights_are_zero_after_every_step(name: str, searches: Searches) -> None:
+    models: list[torch.nn.Module] = []
+    masked: list[int] = []
+    unmasked: list[int] = []
+
+    def after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+        program = program_of(models[-1])
+        if program is None:
+            return
+        masks = supermask.masks_of(models[-1])
+        net = models[-1] if isinstance(program, Hold) else supermask.bake(models[-1])
+        bits = [net.get_parameter(n).detach()[~m].view(torch.int32) for n, m in masks.items()]
+        assert not torch.cat(bits).any()
+        masked.append(masks.kept)
+
+    def advance_to(self: Progress, step: int) -> None:
+        if program_of(models[-1]) is None:
+            unmasked.append(step)
+
+    make = loop.make_optimizer
+    handle = register_optimizer_step_post_hook(after_step)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "make_optimizer", lambda model, *args: (models.append(model), make(model, *args))[1])
+            patch.setattr(Progress, "advance_to", advance_to)
+            run = searches.search(name, optimizer="adamw", lr=1e-3, weight_decay=0.1)
+    finally:
+        handle.remove()
+    assert masked or find_method(name).traits.dense
+    # Only the dense network goes without masks: nothing is dropped before such a step, nor at the next time that is told.
+    told = [(row["step"], row["density/total"]) for row in run.metrics if "density/total" in row]
+    for step in unmasked:
+        before = [density for at, density in told if at < step]
+        after = [(at, density) for at, density in told if at >= step]
+        assert before == [] or before[-1] == 1
+        assert after[0][0] == step or after[0][1] == 1
+
+
+def masks_only_shrink_and_rewound_weights_are_the_stored_ones(name: str, searches: Searches) -> None:
+    run = searches.finished(name)
+    tickets = [run.load_level(row["level"]) for row in run.levels]
+    assert len(tickets) >= 3
+    dense_start = tickets[0].state_dict("start")
+    for before, after in itertools.pairwise(tickets):
+        assert after.masks.within(before.masks)
+        assert after.masks.kept < before.masks.kept
+    for ticket in tickets:
+        for tensor_name, tensor in ticket.state_dict("start").items():
+            mask = ticket.masks.get(tensor_name)
+            expected = dense_start[tensor_name] if mask is None else torch.where(mask, dense_start[tensor_name], 0.0)
+            assert torch.equal(tensor.view(torch.int32), expected.view(torch.int32))
+
+
+def untrained_weights_are_those_of_the_seed(name: str, searches: Searches) -> None:
+    run = searches.finished(name)
+    ticket = run.ticket
+    weights = {n: ticket.states["final"].drawn[n].tensor(n) for n in ticket.masks}
+    assert supermask.fingerprint(weights) == ticket.meta["frozen_fingerprint"] == run.summary["frozen_fingerprint"]
+    final = ticket.state_dict("final")
+    for n, mask in ticket.masks.items():
+        assert torch.equal(final[n], torch.where(mask, weights[n], 0.0))
+
+
+def the_ticket_gives_the_accuracy_that_was_reported(name: str, searches: Searches) -> None:
+    run = searches.finished(name)
+    ticket = supermask.load(run.path / "ticket.safetensors")
+    assert supermask.unpack(supermask.pack(ticket)) == ticket
+    measured = evaluate_ticket(ticket, run.config.data)
+    assert measured["test_accuracy"] == run.summary["test_accuracy"] == ticket.meta["accuracy"]["final"]["test"]
+    assert measured["val_accuracy"] == run.summary["val_accuracy"]
+    start = evaluate_ticket(ticket, run.config.data, state="start")["test_accuracy"]
+    assert start == ticket.meta["accuracy"]["start"]["test"]
+    if find_method(name).traits.trains_weights:
+        assert start < measured["test_accuracy"]
+
+
+def another_seed_gives_another_ticket(name: str, searches: Searches) -> None:
+    assert searches.search(name, seed=1).ticket != searches.finished(name).ticket
+
+
+def stopped_and_resumed_is_never_stopped(name: str, searches: Searches) -> None:
+    """Stopped after the first step, in the middle and before the last step: the bytes of the same command."""
+    whole = searches.finished(name)
+    steps = searches.steps[name]
+    stops = (1, steps // 2, steps - 1)
+    folder = None
+    with pytest.MonkeyPatch.context() as patch:
+        count_steps(patch, *stops)
+        for _ in stops:
+            with pytest.raises(Interrupted) as stop:
+                resume(folder, progress=False) if folder else searches.search(name)
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+            folder = Path(stop.value.path)
+            assert (folder / "state.pt").exists()
+            assert not (folder / "summary.json").exists()
+        run = resume(folder, progress=False)
+    assert run.path == folder
+    assert not (folder / "state.pt").exists()
+    assert (folder / "ticket.safetensors").read_bytes() == (whole.path / "ticket.safetensors").read_bytes()
+
+    def comparable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{key: value for key, value in row.items() if not key.startswith("speed")} for row in rows]
+
+    assert comparable(run.metrics) == comparable(whole.metrics)
+    same = set(run.summary) - {"seconds", "cost"}
+    assert {key: run.summary[key] for key in same} == {key: whole.summary[key] for key in same}
+    assert run.summary["cost"]["steps"] == whole.summary["cost"]["steps"]
+
+
+def the_test_data_choose_nothing(name: str, searches: Searches) -> None:
+    """With other test data, everything but the reported test accuracy is the same."""
+    plain, read = searches.finished(name), sources.read_arrays
+
+    def scrambled(*args: Any) -> Any:
+        arrays = read(*args)
+        return type(arrays)(**{**vars(arrays), "test_y": (arrays.test_y + 1) % (int(arrays.test_y.max()) + 1)})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "read_arrays", scrambled)
+        other = searches.search(name)
+    assert other.ticket.masks == plain.ticket.masks
+    for state in ("start", "final"):
+        assert other.ticket.states[state].fingerprint == plain.ticket.states[state].fingerprint
+    assert other.summary["test_accuracy"] != plain.summary["test_accuracy"]
+    for chosen in ("min_validation_loss", "best_validation"):
+        assert other.summary[chosen]["step"] == plain.summary[chosen]["step"]

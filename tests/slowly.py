@@ -1,0 +1,27 @@
+"""A network that trains slowly while a file `slowly` is in the current folder: long enough to be stopped meanwhile.
+
+search("edge-popup", "slowly:network")
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from torch import Tensor, nn
+
+# Within an epoch of ten steps a state is due: see Run.save_training.
+SECONDS = 0.12
+
+
+class Slowly(nn.Sequential):
+    """Layers one after another, with a pause before each training step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and Path("slowly").exists():
+            time.sleep(SECONDS)
+        return super().forward(x)
+
+
+def network(classes: int) -> Slowly:
+    return Slowly(nn.Flatten(), nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, classes))
