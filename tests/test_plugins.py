@@ -203,6 +203,8 @@ def test_prune_by_a_score_of_another_package(score, plugged):
     model = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
     batches = [(torch.randn(5, 8), torch.arange(5) % 3) for _ in range(3)]
     masks = supermask.prune(model, 0.25, score=score, batches=batches)
+    with pytest.raises(ValueError, match=f"unknown score '{score}s'; did you mean '{score}'.*, cube, gradient"):
+        supermask.prune(model, 0.25, score=score + "s")
     if score == "cube":
         assert masks == supermask.prune(model, 0.25, score="magnitude")
         return
@@ -363,7 +365,7 @@ def test_reserved_names(site):
         site, "taker", "1.0", {"ticket_search.methods": {"train": "t"}, "ticket_search.data": {"arrays": "t"}}
     )
     for find, name in ((find_method, "train"), (find_source, "arrays")):
-        with pytest.raises(RequestError, match="taker 1.0"):
+        with pytest.raises(RequestError, match=f"'{name}' is one of supermask's own, and taker 1.0 declares it too"):
             find(name)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ticket_search.data import read_samples
+from ticket_search.data.sources import read_samples
 from ticket_search.methods.dense import Config
 from ticket_search.models.lenet import lenet_300_100
 from ticket_search.runs import experiment
