@@ -37,7 +37,7 @@ def answer_not_worse(question: str, found: Difference | None, margin: float, uni
     The number of seeds to add is the one with which two equal networks get a yes in 4 cases of 5.
     """
     if found is None:
-        return Answer(question, "unknown", "there is no dense run with the same seeds")
+        return Answer(question, "unknown", "there is no run with the same seeds to compare with")
     if found.interval is None:
         because = f"{found.mean:+.2f} {unit}; one seed has no interval"
         return Answer(question, "undecided", because, LEAST_SEEDS - 1)

@@ -135,9 +135,10 @@ def _print_groups(found: Comparison) -> None:
         )
         for group in found.groups
     ]  # fmt: skip
+    # Not wider than 120 characters: a narrower terminal gets a block of lines for each row.
     columns = (
-        "method", "network, data", "density", "kept", "seeds", "test %", "std", "95 % interval",
-        "cost (dense trainings)", "time",
+        "method", "network, data", "density", "kept", "seeds", "test %", "std", "95 % interval", "dense trainings",
+        "time",
     )  # fmt: skip
     print_table(columns, rows)
 
@@ -150,8 +151,8 @@ def _print_levels(group: Group) -> None:
     if len(group.levels) > 1:
         output().print(f"{group.label}, level by level", markup=False, highlight=False)
         columns = (
-            "density", "seeds", "test %", "95 % interval", "ticket minus dense", "matches dense?",
-            "step of min. val. loss", "test % at that step",
+            "density", "seeds", "test %", "95 % interval", "minus dense", "matches", "early stop at step",
+            "test % there",
         )  # fmt: skip
         print_table(columns, [_level_cells(row) for row in group.levels])
     if group.controls:
