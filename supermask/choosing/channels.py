@@ -85,7 +85,7 @@ def _width(norm: Any) -> int:
     """How many channels a norm has; 0 where it has one number for all of them, or is over several dimensions."""
     if isinstance(norm, nn.PReLU):
         return norm.num_parameters if norm.num_parameters > 1 else 0
-    shape = getattr(norm, "normalized_shape", ())
+    shape: tuple[int, ...] = getattr(norm, "normalized_shape", ())
     named = (getattr(norm, name, 0) for name in ("num_features", "num_channels"))
     return int(next((size for size in named if size), shape[0] if len(shape) == 1 else 0))
 
@@ -220,7 +220,8 @@ class _Follow(TorchDispatchMode):
         if found is not None and any(x is y and x not in self.shadows for x in op.tensors for y in op.results):
             self._hold(op, "writes them among other numbers")
             return
-        for result, shadow in zip(op.results, found if isinstance(found, list) else [found] * len(op.results)):
+        shadows = found if isinstance(found, list) else [found] * len(op.results)
+        for result, shadow in zip(op.results, shadows, strict=False):
             if shadow is None or shadow.shape != result.shape or any(result is x for x in op.tensors):
                 continue
             self._put(result, shadow)
@@ -248,7 +249,7 @@ class _Follow(TorchDispatchMode):
                 self._put(tensor, labels)
 
     def _rule(self, op: _Call) -> Callable[[_Call], Any] | None:
-        """How labels go through an operation: a function that gives those of its results, or None where it held them."""
+        """How labels go through an operation: what gives those of its results, or None where they are held."""
         alone: dict[str, Callable[[_Call], Any]] = {
             "bmm": self._contract,
             "native_layer_norm": self._norm,
@@ -261,8 +262,8 @@ class _Follow(TorchDispatchMode):
             return alone[op.name]
         for names, rule in (
             (_RESHAPES | _SPLITS | _MOVES, self._move),
-            (_SAME, lambda op: self.shadows.get(op.tensors[0])),
-            (_SHAPES, lambda op: None),
+            (_SAME, lambda _: self.shadows.get(op.tensors[0])),
+            (_SHAPES, lambda _: None),
             (_OVER, self._over),
             (_INDEXED, self._index),
             (_BATCH_NORMS, self._batch_norm),
@@ -276,9 +277,11 @@ class _Follow(TorchDispatchMode):
     def _labelled(self, op: _Call) -> list[tuple[Tensor, Tensor]]:
         return [(x, self.shadows[x]) for x in op.tensors if x in self.shadows]
 
-    def _hold(self, op: _Call, why: str) -> None:
+    def _hold(self, op: _Call, why: str) -> Tensor | None:
+        """The channels that an operation is given stay whole; what it gives has none."""
         for _, shadow in self._labelled(op):
             self.labels.hold(shadow, f"{op.place} {why}")
+        return None
 
     def _only(self, op: _Call, barred: Callable[[Tensor], set[int]]) -> Tensor | None:
         """The labels of the first tensor, where it alone has some and they do not differ along barred dimensions."""
@@ -368,7 +371,7 @@ class _Follow(TorchDispatchMode):
     def _index(self, op: _Call) -> Any:
         """Picks by numbers, but not channels."""
         indices = op.given.get("indices")
-        dims = [op.given.get("dim")] if indices is None else [d for d, at in enumerate(indices) if at is not None]
+        dims = [op.given["dim"]] if indices is None else [d for d, at in enumerate(indices) if at is not None]
         shadow = self._only(op, lambda x: {d % x.dim() for d in dims})
         if shadow is None:
             return None
@@ -376,12 +379,13 @@ class _Follow(TorchDispatchMode):
         return op.func(*args, **named)
 
     def _glu(self, op: _Call) -> Tensor:
-        first, second = self.shadows[op.tensors[0]].chunk(2, op.given["dim"])
+        shadow: Tensor = self.shadows[op.tensors[0]]
+        first, second = shadow.chunk(2, op.given["dim"])
         self.labels.join(first, second, f"{op.place} joins them to others")
         return first
 
     def _by_channel(self, op: _Call, shadow: Tensor | None) -> Tensor | None:
-        """Labels that differ along dimension 1 alone. What shares a place of it, as behind a pixel shuffle, goes together.
+        """Labels that differ along dimension 1 alone: those of one place of it, as in a pixel shuffle, go together.
 
         None, and held, where one channel would stand in several places then.
         """
@@ -447,7 +451,7 @@ class _Follow(TorchDispatchMode):
             return self._hold(op, _SEVERAL)
         return _thin(shadow, summed).expand(op.results[0].shape)
 
-    def _batch_norm(self, op: _Call) -> list[Tensor] | None:
+    def _batch_norm(self, op: _Call) -> list[Tensor] | Tensor | None:
         x, module = op.tensors[0], self.inside[-1][1]
         shadow = self._by_channel(op, self.shadows.get(x))
         if shadow is None:
@@ -468,7 +472,7 @@ class _Follow(TorchDispatchMode):
             self.found.behind.setdefault(self.fresh[x].path, module)
         return [shadow]
 
-    def _norm(self, op: _Call) -> list[Tensor] | None:
+    def _norm(self, op: _Call) -> list[Tensor] | Tensor | None:
         """Norms over several channels: with a scale of 0 a channel is 0, but its neighbours count it."""
         x, layer = op.tensors[0], op.name == "native_layer_norm"
         shadow, weight, bias = self.shadows.get(x), op.given.get("weight"), op.given.get("bias")

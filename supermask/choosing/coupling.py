@@ -36,7 +36,8 @@ class Group:
     `rows` maps a masked tensor to (index of its filter, channel) pairs, `companions` the biases and norm parameters to
     (index of the entry, channel) pairs; `members` are all modules that write or read the channels. `parts` and `chunks`
     are tables of channels, [parts, channels of each], that keep equally many so that they can be taken out: the groups
-    of grouped convolutions, and what the network splits into chunks. `kept` says why the channels, though they can be dropped, cannot be taken out of the network; "" if they can.
+    of grouped convolutions, and what the network splits into chunks. `kept` says why the channels, though they can be
+    dropped, cannot be taken out of the network; "" if they can.
     """
 
     channels: int
@@ -88,7 +89,7 @@ class Coupled:
         return units
 
     def choose(self, units: Mapping[str, Tensor], counts: Mapping[str, int]) -> Units:
-        """The best channels of each group, ties to the first; equally many of each of its parts, as far as that goes."""
+        """The best channels of each group, ties to the first; equally many of each of its parts, where it has some."""
         return {key: _best(unit, counts[key], self.groups[key]) for key, unit in units.items()}
 
     def expand(self, kept: Mapping[str, Tensor], targets: Targets) -> Units:
@@ -145,9 +146,9 @@ def _best(unit: Tensor, count: int, group: Group) -> Tensor:
 def couple(model: nn.Module, targets: Targets, example_input: Any) -> Coupled:
     """Find the channels of a model that can be dropped as a whole, by following a pass on an example input.
 
-    Left whole, channel by channel, are the network's outputs, what attention, recurrent or embedding layers share in, channels of which some
-    writer is the input, no target or tied, and those that an operation looks at several of, or joins to numbers of a
-    fixed width; `Coupled.left_whole` names them with the reason.
+    Left whole are, channel by channel, the network's outputs, what attention, recurrent or embedding layers share in,
+    those of which some writer is the input, no target or tied, and those that an operation looks at several of, or
+    joins to numbers of a fixed width; `Coupled.left_whole` names the tensors of which all are, with the reason.
 
     Raises:
         ValueError: a model that does not take the input.
@@ -275,6 +276,6 @@ def _fill(groups: list[Group], found: Trace, parameters: Targets, numbers: Tenso
                 group.members.append(Member(site.path, site.module, writes, places.tolist(), channels.tolist()))
     for chunks, tables in ((False, found.parts), (True, found.chunks)):
         for table in tables:
-            for group, places, channels in parts(table.reshape(-1)):
+            for group, _, channels in parts(table.reshape(-1)):
                 if len(channels.unique()) == table.numel():
                     (group.chunks if chunks else group.parts).append(channels.reshape(table.shape))

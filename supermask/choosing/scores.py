@@ -24,9 +24,9 @@ from .gradients import (
     average,
     batches_of,
     call,
+    floating_outputs,
     gradients,
     hessian_times,
-    floating_outputs,
     wide,
     zeros_for,
 )

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .trials import random_like
 from ..choosing.coupling import couple
 from ..live.held import bake, copy_of, program_of
 from ..masks.masks import Masks

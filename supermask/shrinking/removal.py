@@ -269,7 +269,7 @@ class Removal:
                     split.undo(side, gone, _surplus(pending, lost, least) & ~whole[:, None])
 
     def layers(self, net: nn.Module | None = None, keys: Collection[str] | None = None) -> dict[str, Smaller]:
-        """Every layer that becomes smaller, as it will be, by its path; of another net of this kind, or of some groups."""
+        """Every layer that becomes smaller, as it will be, by its path: of another net too, by some of the groups."""
         sides: dict[str, dict[bool, Tensor]] = {}
         for channels in self.groups:
             if bool(channels.alive.all()) or not (keys is None or channels.key in keys):
