@@ -93,12 +93,11 @@ def test_dropped_filters_are_gone_and_outputs_stay(name):
     assert macs(found.model, x) < 0.8 * macs(net, x)
     assert parameters(found.model) < 0.8 * parameters(net)
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
-    # Every filter that is dropped is removed, but for those of grouped convolutions.
-    if name != "resnext50_32x4d":
-        assert not found.kept_constant
-        for key in supermask.find_targets(net):
-            empty = (~masks[key].flatten(1).any(1)).nonzero().flatten().tolist() if key in masks else []
-            assert list(found.removed.get(key, ())) == empty
+    # Every filter that is dropped is removed.
+    assert not found.kept_constant
+    for key in supermask.find_targets(net):
+        empty = (~masks[key].flatten(1).any(1)).nonzero().flatten().tolist() if key in masks else []
+        assert list(found.removed.get(key, ())) == empty
     # The description alone makes the layers again.
     again = rebuild(make(), json.loads(json.dumps(found.changes)))
     again.load_state_dict(found.model.state_dict())
@@ -321,9 +320,10 @@ def test_groups_lose_equally_many_and_a_layer_keeps_one():
     net = randomized(nn.Sequential(nn.Conv2d(1, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 2, 1)))
     masks = without_rows(net, **{"0_weight": [0, 1, 5], "2_weight": [0, 1, 2, 3]})
     found = shrink(net, masks, torch.randn(2, 1, 4, 4))
-    # Nobody reads the first half behind filters 0 to 3 of layer 2, so all of it could go, and one of the other half.
-    assert found.removed == {"0.weight": (0, 5)}
-    assert "equally many" in found.kept_constant["2.weight"]
+    # Nobody reads the first half behind filters 0 to 3 of layer 2, so that group goes as a whole, and one of the other.
+    assert found.removed == {"0.weight": (0, 1, 2, 3, 5), "2.weight": (0, 1, 2, 3)}
+    assert (found.model[2].groups, found.model[2].in_channels, found.model[2].out_channels) == (1, 3, 4)
+    assert not found.kept_constant
     assert gap(baked(net, masks), found.model, torch.randn(2, 1, 4, 4)) <= 1e-5
 
     net = randomized(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)))
@@ -391,7 +391,13 @@ class Mixing(nn.Module):
 def test_a_result_that_is_not_equal_is_refused(monkeypatch):
     net, x = randomized(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))), torch.randn(3, 4)
     masks = without_rows(net, **{"0_weight": [0, 1]})
-    monkeypatch.setattr("supermask.shrinking.removal.Removal._fold", lambda *_: None)
+    with monkeypatch.context() as wrong:
+        # Constants that are folded wrong are not folded.
+        wrong.setattr("supermask.shrinking.removal.Removal._fold", lambda *_: None)
+        found = shrink(net, masks, x)
+        assert not found.removed and "the outputs are others" in found.kept_constant["0.weight"]
+        assert gap(baked(net, masks), found.model, x) <= 1e-5
+    monkeypatch.setattr("supermask.shrinking.compaction.fill", lambda net, layers: net)
     with pytest.raises(ValueError, match="not equal to the masked one"):
         compact(net, masks, x)
 
@@ -512,8 +518,10 @@ def test_a_width_that_is_written_out_is_named():
 
     model, x = Written(), torch.randn(2, 1, 4, 4)
     masks = supermask.prune(model, 0.5, granularity="filter", example_input=x)
-    with pytest.raises(ValueError, match="counts on its width, as a view with a number in it does"):
-        supermask.shrink(model, masks, x)
+    found = supermask.shrink(model, masks, x)
+    assert not found.removed and gap(baked(model, masks), found.model, x) <= 1e-5
+    assert found.left_whole["conv.weight"].startswith("with fewer channels the model does not run: ")
+    assert found.kept_constant == {"conv.weight": f"3 of 6: {found.left_whole['conv.weight']}"}
 
 
 def test_a_compact_file_that_is_something_else_is_refused(tmp_path):

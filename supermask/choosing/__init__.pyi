@@ -1,7 +1,9 @@
 from . import allocation as allocation
+from . import channels as channels
 from . import coupling as coupling
 from . import gradients as gradients
 from . import granularity as granularity
+from . import labels as labels
 from . import pruning as pruning
 from . import schedules as schedules
 from . import scores as scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -171,32 +171,40 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
-def main_output(outputs: Any) -> Tensor:
-    """The tensor that a model's outputs are about: the tensor itself, its `logits`, or the first floating tensor.
+def floating_outputs(outputs: Any) -> list[Tensor]:
+    """All floating-point tensors of what a model gives: a network with several heads has several.
 
     Raises:
         ValueError: there is none.
     """
-    if isinstance(outputs, Tensor):
-        return outputs
-    if isinstance(getattr(outputs, "logits", None), Tensor):
-        logits: Tensor = outputs.logits
-        return logits
-    for tensor in tensors_in(outputs):
-        if tensor.is_floating_point():
-            return tensor
+    if found := [tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()]:
+        return found
     raise ValueError(
-        f"the model's output is {type(outputs).__name__}, expected a tensor, or a tuple or mapping of some"
+        f"the model's output is {_form(outputs)}, expected a tensor of floating-point numbers, or a tuple, mapping or "
+        "dataclass of some"
     )
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in what a model takes or gives, in order."""
+    """The tensors in what a model takes or gives, in order: in tuples, mappings and dataclasses, however deep.
+
+    A model's own kind of output is opened too where it is the whole of it.
+    """
+    found = list(_tensors_in(value))
+    yield from found or _tensors_in(list(getattr(value, "__dict__", {}).values()))
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    for part in parts:
-        yield from tensors_in(part)
+    elif isinstance(value, Mapping):
+        parts: Iterable[Any] = value.values()
+    elif is_dataclass(value) and not isinstance(value, type):
+        parts = [getattr(value, each.name, None) for each in fields(value)]
+    else:
+        parts = value if isinstance(value, (tuple, list, set, frozenset)) else ()
+    for part in () if isinstance(value, Tensor) else parts:
+        yield from _tensors_in(part)
 
 
 def _loss_of(model: nn.Module, batch: Any, loss: Loss | None) -> tuple[int, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..masks.masks import Masks, mismatches, shapes_of
-from ..masks.targets import Targets, find_targets, learned_names, literal_globs, unwrap
+from ..masks.targets import LeftOut, Targets, find_targets, learned_names, literal_globs, unwrap
 from ..selection.top_k import count_kept
 from .allocation import Allocation, by_glob, find_allocation, with_floor
 from .coupling import Coupled, couple
@@ -52,7 +52,9 @@ def prune(
         density: fraction of the maskable units to keep, in (0, 1], met to the unit, ties included. Or densities by
             glob, kind of layer or `output` (see `by_glob`), which are an allocation themselves.
         score: `magnitude`, `l2`, `random`, `snip`, `grasp`, `synflow`, `taylor`, `movement`, `bn-scale`, or a function
-            `(model, targets, evidence) -> {name: tensor}`, higher is kept.
+            `(model, targets, evidence) -> {name: tensor}`, higher is kept. A tensor whose scores are all infinite
+            stays dense, as one without a batch norm behind it under `bn-scale`: it gets no mask and counts in no
+            density.
         allocation: `global` (all units ranked together; the default), `layerwise` (the same density in each tensor; the
             default of filters, channels and N:M), `erk`, `er`, `balanced`, or a function
             `(unit scores, density, targets) -> {name: number}`.
@@ -129,7 +131,11 @@ def _choose(
     last: bool,
 ) -> Masks:
     _check_scores(scores, targets)
+    everything = targets
+    if not isinstance(shape, Coupled):
+        targets = _scored(scores, targets)
     units = shape.reduce({name: scores[name].detach() for name in targets}, targets)
+    units = {key: unit for key, unit in units.items() if not bool((unit == torch.inf).all())}
     if previous is not None:
         units = _bar_dropped(units, previous, targets, shape)
     counts = allocate(units, density, targets)
@@ -142,7 +148,18 @@ def _choose(
     masks = shape.expand(shape.choose(units, counts), targets)
     for name, before in {} if previous is None else previous.items():
         masks[name] = masks[name] & before.to(masks[name].device) if name in masks else before
-    return Masks(masks, uncounted=[name for name in masks if name not in targets])
+    left_whole = shape.left_whole if isinstance(shape, Coupled) else {}
+    return Masks(masks, [name for name in masks if name not in everything], left_whole)
+
+
+def _scored(scores: Mapping[str, Tensor], targets: Targets) -> Targets:
+    """The targets without those that stay dense."""
+    dense = {name for name in targets if bool((scores[name] == torch.inf).all())}
+    left = {name: LeftOut(targets[name].size, "dense by its score") for name in dense}
+    kept = {name: target for name, target in targets.items() if name not in dense}
+    if not kept:
+        raise ValueError(f"the scores leave all of {', '.join(targets)} dense: there is nothing to rank")
+    return Targets(kept, {**targets.left_out, **left}, targets.output)
 
 
 def _goals(

@@ -17,15 +17,16 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from ..masks.random_numbers import uniform
 from ..masks.targets import Target, Targets, find_named, find_targets, literal_globs
 from ..plugins import entry_points
+from .coupling import norms_behind
 from .gradients import (
     Evidence,
     Replay,
     average,
     batches_of,
     call,
+    floating_outputs,
     gradients,
     hessian_times,
-    main_output,
     wide,
     zeros_for,
 )
@@ -147,7 +148,7 @@ def synflow(model: nn.Module, targets: Targets, evidence: Evidence) -> Scores:
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
         raise ValueError(f"synflow: the model does not take the example input: {said}") from error
-    total = main_output(outputs).sum()
+    total = torch.stack([output.sum() for output in floating_outputs(outputs)]).sum()
     grads = torch.autograd.grad(total, list(weights.values()), allow_unused=True, materialize_grads=True)
     scores = {name: (weights[name] * grad).detach().abs() for name, grad in zip(weights, grads, strict=True)}
     flow = sum(float(score.sum()) for score in scores.values())
@@ -162,29 +163,30 @@ def synflow(model: nn.Module, targets: Targets, evidence: Evidence) -> Scores:
 def bn_scale(model: nn.Module, targets: Targets, evidence: Evidence) -> Scores:
     """|scale| of the batch norm behind a filter, shared out over the filter's weights: a filter's sum is the scale.
 
-    The norm is found by running the model on `example_input`. A tensor without a batch norm behind it has no such
-    score: exclude it.
+    The norm is found by running the model on `example_input`. A tensor without a batch norm right behind it, as a head,
+    has scores of infinity: it stays dense, carries no mask of its own and counts in no density.
 
     Source: Liu et al., Learning Efficient Convolutional Networks through Network Slimming, 2017.
 
     Raises:
-        ValueError: no example input, or targets without a batch norm behind them; all are named.
+        ValueError: no example input, or no target that has a batch norm behind it.
     """
-    from .coupling import norms_behind
-
     if evidence.example_input is None:
         raise ValueError("the score 'bn-scale' needs example_input=..., to find the norm behind each filter")
     behind = norms_behind(model, targets, evidence.example_input)
-    lost = [name for name in targets if name not in behind or len(behind[name]) != outputs_of(targets[name])]
-    if lost:
-        raise ValueError(f"bn-scale: no batch norm stands behind {', '.join(lost)}: exclude what is scored otherwise")
     scores = {}
     for name, target in targets.items():
-        weight, scale = target.parameter.detach(), behind[name].detach().abs()
+        weight = target.parameter.detach()
+        if name not in behind or len(behind[name]) != outputs_of(target):
+            scores[name] = torch.full_like(weight, math.inf, dtype=wide(weight))
+            continue
+        scale = behind[name].detach().abs()
         each = scale / (weight.numel() // len(scale))
         if target.output_axis == 1:  # (inputs, outputs / groups, *kernel)
             each = each.reshape(target.groups, -1).repeat_interleave(len(weight) // target.groups, 0)
         scores[name] = each.reshape(*each.shape, *[1] * (weight.dim() - each.dim())).expand_as(weight)
+    if not any(bool(torch.isfinite(score).any()) for score in scores.values()):
+        raise ValueError(f"bn-scale: no batch norm stands behind {', '.join(targets)}: take another score")
     return scores
 
 

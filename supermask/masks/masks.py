@@ -34,9 +34,13 @@ class Masks(Mapping[str, Tensor]):
     masks & other, masks | other, masks - other, masks ^ other, ~masks
 
     `uncounted` names the tensors that no density counts: biases and norm parameters that go with dropped channels.
+    `left_whole` says of tensors why none of their filters could be dropped, where whole channels were chosen; it is
+    neither stored nor taken along to other masks.
     """
 
-    def __init__(self, masks: Mapping[str, Tensor], uncounted: Iterable[str] = ()) -> None:
+    def __init__(
+        self, masks: Mapping[str, Tensor], uncounted: Iterable[str] = (), left_whole: Mapping[str, str] | None = None
+    ) -> None:
         """Take the masks as they are, without a copy.
 
         Raises:
@@ -47,6 +51,7 @@ class Masks(Mapping[str, Tensor]):
             raise ValueError(f"a mask is a bool tensor, True = kept; got {', '.join(wrong)}")
         self._masks = dict(masks)
         self.uncounted: frozenset[str] = frozenset(name for name in uncounted if name in self._masks)
+        self.left_whole = dict(left_whole or {})
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..choosing.coupling import random_like
-from ..choosing.gradients import undisturbed
+from ..choosing.coupling import couple
 from ..live.held import bake, copy_of, program_of
 from ..masks.masks import Masks
 from ..masks.targets import find_targets, unwrap
 from .removal import Removal
-from .slicing import Changes, Smaller, describe_changes, rebuild
-from .trials import inputs_to_double, normal_like, relative_difference, run, to_double
+from .slicing import Changes, describe_changes, rebuild
+from .trials import inputs_to_double, run, to_double
+from .verification import differences, fill, find_culprits
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Compaction:
         model: the network, in eval mode.
         removed: `{weight: indices of the outputs that are gone}`, counted in the dense layer.
         kept_constant: `{weight: why outputs stay that nothing reaches, or that are dropped}`.
+        left_whole: `{weight: why no output of it can go, whatever the masks drop}`.
         changes: plain JSON from which `rebuild` makes the layers again.
         difference: the largest difference to the masked network on random inputs, as a part of the largest output, in
             the model's own precision. `exact_difference` is the same in float64, without the rounding of either.
@@ -41,6 +42,7 @@ class Compaction:
     model: nn.Module
     removed: Mapping[str, tuple[int, ...]]
     kept_constant: Mapping[str, str]
+    left_whole: Mapping[str, str]
     changes: Changes
     difference: float
     exact_difference: float
@@ -85,34 +87,30 @@ def shrink(
         raise ValueError("expected example_input: a tensor, tuple or mapping that the model takes, to trace it with")
     masked, masks = _masked(unwrap(model), masks)
     run(to_double(masked), inputs_to_double(example_input))
-    state = Removal(masked, masks, example_input)
+    coupled = couple(masked, find_targets(masked), example_input)
+    barred: dict[str, str] = {}
+    for folding in (True, False):
+        state = _remove(Removal(masked, masks, example_input, coupled, barred, folding))
+        while culprits := find_culprits(state):
+            barred |= culprits
+            state = _remove(Removal(masked, masks, example_input, coupled, barred, folding))
+        layers = state.layers()
+        changes = describe_changes(masked, layers)
+        # In float64 too: what a coarse type rounds in a new bias is no difference of the networks.
+        small, exact_small = (fill(rebuild(net, changes), layers) for net in (copy_of(masked), to_double(masked)))
+        difference, exact = differences(masked, small, exact_small, example_input)
+        if exact <= tolerance:
+            return Compaction(small, state.removed(), state.reasons(), state.left_whole, changes, difference, exact)
+    raise ValueError(
+        f"the compacted model is not equal to the masked one: outputs differ by {exact:.3g} of the largest, "
+        f"tolerance {tolerance:g}; something in it mixes channels in a way that the trace does not show"
+    )
+
+
+def _remove(state: Removal) -> Removal:
     while state.remove():
         pass
-    layers = state.layers()
-    changes = describe_changes(masked, layers)
-    # In float64 too: what a coarse type rounds in a new bias is no difference of the networks.
-    small, exact_small = (_fill(rebuild(net, changes), layers) for net in (copy_of(masked), to_double(masked)))
-    difference, exact = _differences(masked, small, exact_small, example_input)
-    if not exact <= tolerance:
-        raise ValueError(
-            f"the compacted model is not equal to the masked one: outputs differ by {exact:.3g} of the largest, "
-            f"tolerance {tolerance:g}; something in it mixes channels in a way that the trace does not show"
-        )
-    return Compaction(small, state.removed(), state.reasons(), changes, difference, exact)
-
-
-@torch.no_grad()
-def _fill(net: nn.Module, layers: Mapping[str, Smaller]) -> nn.Module:
-    for path, layer in layers.items():
-        for name, tensor in layer.tensors.items():
-            getattr(net.get_submodule(path), name).copy_(tensor)
-    return net
-
-
-_NOTHING_PROVEN = (
-    "the masked model gives 0 for random inputs, which proves nothing (a fresh ViT of torchvision does, its head is "
-    "0): load trained weights, or give the head and the norms random ones"
-)
+    return state
 
 
 def _masked(model: nn.Module, given: Mapping[str, Tensor] | None) -> tuple[nn.Module, Masks]:
@@ -133,28 +131,3 @@ def _masked(model: nn.Module, given: Mapping[str, Tensor] | None) -> tuple[nn.Mo
         for name, mask in masks.items():
             targets[name].parameter.masked_fill_(~mask.to(targets[name].parameter.device), 0)
     return net, masks
-
-
-def _differences(masked: nn.Module, small: nn.Module, exact_small: nn.Module, example: Any) -> tuple[float, float]:
-    """The largest relative difference of outputs in the model's precision and in float64.
-
-    Raises:
-        ValueError: outputs that are 0, or a network that has become too small for something in it.
-    """
-    own = exact = 0.0
-    wide = to_double(masked)
-    with undisturbed(masked, seed=7):
-        for inputs in (random_like(example), normal_like(example)):
-            outputs = run(wide, inputs_to_double(inputs))
-            if not any(bool(output.any()) for output in outputs):
-                raise ValueError(_NOTHING_PROVEN)
-            try:
-                found = run(exact_small, inputs_to_double(inputs))
-            except ValueError as error:
-                raise ValueError(
-                    "something in the model counts on its width, as a view with a number in it does: with fewer "
-                    f"channels it does not run: {error.__cause__ or error}"
-                ) from error
-            exact = max(exact, relative_difference(outputs, found))
-            own = max(own, relative_difference(run(masked.eval(), inputs), run(small.eval(), inputs)))
-    return own, exact

@@ -5,7 +5,7 @@ See `compaction` for what is made of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..choosing.coupling import Group, Member, couple, random_like
+from ..choosing.coupling import Coupled, Group
 from ..choosing.gradients import undisturbed
 from ..masks.masks import Masks
 from ..masks.targets import find_targets
@@ -28,8 +28,9 @@ from .slicing import (
     is_depthwise,
     rows_read,
     takes_constants,
+    without_columns,
 )
-from .trials import SCALES, inputs_to_double, normal_like, redraw, run, to_double
+from .trials import SCALES, inputs_to_double, normal_like, random_like, redraw, run, to_double
 
 
 @dataclass
@@ -45,45 +46,44 @@ class _Reader:
 @dataclass
 class _Channels:
     """The channels of a group: modules that write or read them by path; bool [channels]: which are left, which are
-    known to be constant wherever they are read, and which are needed.
+    known to be constant wherever they are read, which are needed, and of which a writer's filter is empty.
     """
 
     key: str
     group: Group
-    members: list[tuple[str, Member]]
     readers: list[_Reader]
     alive: Tensor
     constant: Tensor
     blocked: Tensor
+    empty: Tensor
 
 
 class Removal:
     """The masked network in float64 while channels are taken out of it by being set to 0.
 
     `open` says of each parameter which entries may differ from 0: what the masks keep of what is still there.
+    `left_whole` says of each weight of which no output can go why that is so.
     """
 
-    def __init__(self, masked: nn.Module, masks: Masks, example: Any) -> None:
-        self.example, self.masks = inputs_to_double(example), masks
-        self.targets = targets = find_targets(masked)
-        try:
-            coupled = couple(masked, targets, example)
-        except ValueError as error:
-            cause = error.__cause__
-            said = f"{type(cause).__name__}: {cause}" if cause else str(error)
-            raise ValueError(
-                f"the model cannot be traced for channels that belong together: {said}; compaction needs a model and "
-                "an example_input that torch-pruning can follow"
-            ) from error
-        self.names = {id(target.parameter): name for name, target in find_targets(masked, include="*").items()}
-        alone = {id(t.parameter) for t in find_targets(masked, include="*").values() if len(t.owners) == 1}
-        plain = {id(target.parameter) for target in targets.values()} & alone
-        paths = {id(module): path for path, module in masked.named_modules()}
-        self.groups = [
-            _channels(key, group, paths)
-            for key, group in coupled.groups.items()
-            if all(_can_be_cut(member, paths, plain, alone) for member in group.members)
-        ]
+    def __init__(
+        self,
+        masked: nn.Module,
+        masks: Masks,
+        example: Any,
+        coupled: Coupled,
+        barred: Mapping[str, str],
+        folding: bool = True,
+    ) -> None:
+        self.example, self.masks, self.folding = inputs_to_double(example), masks, folding
+        self.targets = find_targets(masked)
+        everything = find_targets(masked, include="*")
+        self.names = {id(target.parameter): name for name, target in everything.items()}
+        reasons = {key: barred.get(key) or group.kept or _misfit(group) for key, group in coupled.groups.items()}
+        self.left_whole = dict(coupled.left_whole)
+        for key, reason in reasons.items():
+            self.left_whole |= dict.fromkeys(coupled.groups[key].rows, reason) if reason else {}
+        self.groups = [_channels(key, group) for key, group in coupled.groups.items() if not reasons[key]]
+        self.split = _splits(self.groups)
         self.net = to_double(masked)
         self.parameters = {name: t.parameter for name, t in find_targets(self.net, include="*").items()}
         self.open = {
@@ -98,41 +98,55 @@ class Removal:
     @torch.no_grad()
     def remove(self) -> bool:
         """Take out every channel that may go now; whether there was one."""
+        self._find_empty()
         reads = self._constants()
-        found = False
+        gone: dict[str, Tensor] = {}
         for channels in self.groups:
             blocked = ~channels.alive
-            channels.constant = channels.alive & self._cut(channels)
+            channels.constant = channels.alive & channels.empty
             for number, reader in enumerate(channels.readers):
                 known, value = reads[channels.key, number]
                 used = self._used(reader)
                 channels.constant[reader.channels[~known]] = False
-                stays = used & ~(known & ((value == 0) | takes_constants(reader.module)))
-                blocked[reader.channels[stays]] = True
+                folds = takes_constants(reader.module) and self.folding
+                blocked[reader.channels[used & ~(known & ((value == 0) | folds))]] = True
             channels.blocked = blocked
-            gone = ~blocked
-            if torch.equal(gone, channels.alive):
-                gone[int(gone.nonzero()[0])] = False
-            gone = _balanced(channels, gone)
-            if bool(gone.any()):
-                self._take_out(channels, gone, reads)
-                found = True
-        return found
+            gone[channels.key] = ~blocked
+            if torch.equal(~blocked, channels.alive):
+                gone[channels.key][int(channels.alive.nonzero()[0])] = False
+        self._balance(gone)
+        for channels in self.groups:
+            if bool(gone[channels.key].any()):
+                self._take_out(channels, gone[channels.key], reads)
+        return any(bool(each.any()) for each in gone.values())
 
     def _used(self, reader: _Reader) -> Tensor:
         """Which of the places a reader's weight reads at all."""
         weight = self.open[self.name(reader.module)]
-        return columns_read(reader.module, weight)[reader.places].cpu()
+        return columns_read(reader.module, weight)[reader.places.to(weight.device)].cpu()
 
-    def _cut(self, channels: _Channels) -> Tensor:
-        """Of which channels some writer's filter is empty: only those can be constant."""
-        empty = torch.zeros(channels.group.channels, dtype=torch.bool)
-        for _, member in channels.members:
-            if isinstance(member.module, LAYERS) and member.writes:
-                rows = rows_read(member.module, self.open[self.name(member.module)])
-                places, found = torch.tensor(member.places), torch.tensor(member.channels)
-                empty[found[~rows[places]]] = True
-        return empty
+    def _find_empty(self) -> None:
+        """Of which channels some writer's filter is empty, or reads such channels only: those alone can be constant."""
+        read: dict[str, Tensor] = {}
+        for channels in self.groups:
+            channels.empty = torch.zeros_like(channels.alive)
+        found = True
+        while found:
+            found = False
+            for channels in self.groups:
+                for member in channels.group.members:
+                    if isinstance(member.module, LAYERS) and member.writes:
+                        opened = self.open[self.name(member.module)]
+                        if (silent := read.get(member.path)) is not None and not is_depthwise(member.module):
+                            opened = without_columns(member.module, opened, silent)
+                        empty = ~rows_read(member.module, opened)[torch.tensor(member.places)]
+                        channels.empty[torch.tensor(member.channels)[empty]] = True
+                for reader in channels.readers:
+                    silent = read.setdefault(reader.path, ~all_kept(reader.module, outputs=False))
+                    now = silent.clone()
+                    now[reader.places] = channels.empty[reader.channels]
+                    found |= not torch.equal(now, silent)
+                    read[reader.path] = now
 
     def _take_out(
         self, channels: _Channels, gone: Tensor, reads: Mapping[tuple[str, int], tuple[Tensor, Tensor]]
@@ -144,18 +158,19 @@ class Removal:
             if bool(folded.any()):
                 self._fold(reader, reader.places[folded], value[folded])
             self._close(self.name(reader.module), reader.module, "in", reader.places[here])
-        for _, member in channels.members:
+        for member in channels.group.members:
             places = torch.tensor(member.places)[gone[torch.tensor(member.channels)]]
             if member.writes and isinstance(member.module, LAYERS):
                 self._close(self.name(member.module), member.module, "out", places)
-            if member.writes and isinstance(member.module, (*LAYERS, *PER_CHANNEL)):
+            if member.writes:
                 for attribute in ("bias",) if isinstance(member.module, LAYERS) else ("weight", "bias"):
-                    if isinstance(entries := getattr(member.module, attribute, None), Tensor) and entries.numel() > 1:
+                    if isinstance(getattr(member.module, attribute, None), Tensor):
                         self._close(self.name(member.module, attribute), None, "out", places)
         channels.alive &= ~gone
 
     def _close(self, name: str, layer: Any, side: str, places: Tensor) -> None:
         for tensor in (self.open[name], self.parameters[name].data):
+            places = places.to(tensor.device)
             if layer is None:
                 tensor[places] = 0
                 continue
@@ -175,13 +190,13 @@ class Removal:
         elif name := self.names.get(id(getattr(reader.module, "bias", None))):
             self.open[name].fill_(True)
         held = weight.new_zeros(sums.shape[0] * sums.shape[2])
-        held[places] = values.to(held)
+        held[places.to(held.device)] = values.to(held)
         layer.bias.data += torch.einsum("goi,gi->go", sums, held.reshape(sums.shape[0], -1)).flatten()
 
     def _constants(self) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
         """By group and reader: which places hold a constant, and which."""
         wanted = {
-            (channels.key, number): (reader, (channels.alive & self._cut(channels))[reader.channels])
+            (channels.key, number): (reader, (channels.alive & channels.empty)[reader.channels])
             for channels in self.groups
             for number, reader in enumerate(channels.readers)
         }
@@ -233,20 +248,39 @@ class Removal:
                 handle.remove()
         return held
 
-    def layers(self) -> dict[str, Smaller]:
-        """Every layer that becomes smaller, as it will be, by its path."""
+    def _balance(self, gone: dict[str, Tensor]) -> None:
+        """Fewer channels, so that parts of one size lose equally many; a grouped convolution may lose whole groups."""
+        before = -1
+        while before != (now := sum(int(each.sum()) for each in gone.values())):
+            before = now
+            for channels in self.groups:
+                for table in channels.group.chunks:
+                    lost = (gone[channels.key] | ~channels.alive)[table]
+                    surplus = _surplus(gone[channels.key][table], lost, lost.sum(1).min())
+                    gone[channels.key][table[surplus]] = False
+            for split in self.split:
+                both = [split.lost(side, gone) for side in (False, True)]
+                whole = both[0][1].all(1) & both[1][1].all(1)
+                if bool(whole.all()):
+                    whole[0] = False
+                for side, (pending, lost) in zip((False, True), both, strict=True):
+                    # Of what is left each group reads and writes one at least.
+                    least = lost[~whole].sum(1).min().clamp(max=lost.shape[1] - 1)
+                    split.undo(side, gone, _surplus(pending, lost, least) & ~whole[:, None])
+
+    def layers(self, net: nn.Module | None = None, keys: Collection[str] | None = None) -> dict[str, Smaller]:
+        """Every layer that becomes smaller, as it will be, by its path: of another net too, by some of the groups."""
         sides: dict[str, dict[bool, Tensor]] = {}
         for channels in self.groups:
-            if bool(channels.alive.all()):
+            if bool(channels.alive.all()) or not (keys is None or channels.key in keys):
                 continue
-            for path, member in channels.members:
-                if isinstance(member.module, nn.PReLU) and member.module.num_parameters == 1:
-                    continue
-                kept = sides.setdefault(path, {}).setdefault(member.writes, all_kept(member.module, member.writes))
+            for member in channels.group.members:
+                kept = sides.setdefault(member.path, {}).setdefault(
+                    member.writes, all_kept(member.module, member.writes)
+                )
                 kept[torch.tensor(member.places)] &= channels.alive[torch.tensor(member.channels)]
-        return {
-            path: cut(self.net.get_submodule(path), kept.get(True), kept.get(False)) for path, kept in sides.items()
-        }
+        net = net or self.net
+        return {path: cut(net.get_submodule(path), kept.get(True), kept.get(False)) for path, kept in sides.items()}
 
     def removed(self) -> dict[str, tuple[int, ...]]:
         """By weight: the outputs that are gone."""
@@ -260,15 +294,15 @@ class Removal:
     def reasons(self) -> dict[str, str]:
         """By weight: why outputs stay whose filter is empty."""
         reasons: dict[str, str] = {}
-        known: set[str] = set()
         for channels in self.groups:
-            known |= channels.group.rows.keys()
-            left = channels.alive & self._cut(channels)
+            left = channels.alive & channels.empty
             told = []
             for why, those in (
                 ("what is read of them depends on more than on them", left & ~channels.constant),
                 (
-                    "they give a constant, and a layer that reads it pads with zeros, so that its bias cannot hold it",
+                    "they give a constant, and a layer that reads it pads with zeros, so that its bias cannot hold it"
+                    if self.folding
+                    else "they give a constant, and with it in the bias of its readers the outputs are others",
                     left & channels.constant & channels.blocked,
                 ),
                 ("a layer needs one, and groups equally many", left & ~channels.blocked),
@@ -277,55 +311,73 @@ class Removal:
                     told.append(f"{count} of {len(left)}: {why}")
             if told:
                 reasons[channels.key] = "; ".join(told)
-        for name, target in self.targets.items():
-            if name not in known and name in self.masks and target.parameter.dim() > 1:
-                rows = self.masks[name].movedim(target.output_axis, 0).flatten(1).any(1)
+        for name, why in self.left_whole.items():
+            if name in self.masks and self.masks[name].dim() > 1:
+                rows = self.masks[name].movedim(self.targets[name].output_axis, 0).flatten(1).any(1)
                 if count := int((~rows).sum()):
-                    reasons[name] = (
-                        f"{count} of {len(rows)}: not channels that can be removed (outputs, attention, norms)"
-                    )
+                    reasons[name] = f"{count} of {len(rows)}: {why}"
         return reasons
 
 
-def _channels(key: str, group: Group, paths: Mapping[int, str]) -> _Channels:
-    members = [(paths[id(m.module)], m) for m in group.members if id(m.module) in paths and m.channels]
+@dataclass
+class _Split:
+    """A grouped convolution: which channels are its inputs and its outputs, as (key, places, channels)."""
+
+    groups: int
+    sizes: tuple[int, int]
+    sides: tuple[list[tuple[_Channels, Tensor, Tensor]], list[tuple[_Channels, Tensor, Tensor]]]
+
+    def lost(self, side: bool, gone: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """[groups, places of each]: those that are to go now, and with them those that went before."""
+        pending, lost = torch.zeros(2, self.sizes[side], dtype=torch.bool)
+        for channels, places, found in self.sides[side]:
+            pending[places] = gone[channels.key][found]
+            lost[places] = (gone[channels.key] | ~channels.alive)[found]
+        return pending.reshape(self.groups, -1), lost.reshape(self.groups, -1)
+
+    def undo(self, side: bool, gone: Mapping[str, Tensor], places: Tensor) -> None:
+        """Leave what stands at these places."""
+        for channels, here, found in self.sides[side]:
+            gone[channels.key][found[places.flatten()[here]]] = False
+
+
+def _surplus(pending: Tensor, lost: Tensor, least: Tensor) -> Tensor:
+    """Of what is to go in each part, what is too many, if each part may lose so many in all."""
+    before = (lost & ~pending).sum(1, keepdim=True)
+    return pending & (before + pending.cumsum(1) > least)
+
+
+def _splits(groups: list[_Channels]) -> list[_Split]:
+    """The grouped convolutions, but for those that treat each channel by itself."""
+    found: dict[str, _Split] = {}
+    for channels in groups:
+        for member in channels.group.members:
+            module = member.module
+            if getattr(module, "groups", 1) > 1 and not is_depthwise(module):
+                sizes = (module.in_channels, module.out_channels)
+                split = found.setdefault(member.path, _Split(module.groups, sizes, ([], [])))
+                pairs = (torch.tensor(member.places), torch.tensor(member.channels))
+                split.sides[member.writes].append((channels, *pairs))
+    return list(found.values())
+
+
+def _channels(key: str, group: Group) -> _Channels:
     readers = [
-        _Reader(path, member.module, torch.tensor(member.places), torch.tensor(member.channels))
-        for path, member in members
+        _Reader(member.path, member.module, torch.tensor(member.places), torch.tensor(member.channels))
+        for member in group.members
         if not member.writes
     ]
     alive = torch.ones(group.channels, dtype=torch.bool)
-    return _Channels(key, group, members, readers, alive, ~alive, ~alive)
+    return _Channels(key, group, readers, alive, ~alive, ~alive, ~alive)
 
 
-def _can_be_cut(member: Member, paths: Mapping[int, str], plain: set[int], alone: set[int]) -> bool:
-    """Whether a module can become smaller: norms over several channels and tied tensors cannot."""
-    module = member.module
-    if id(module) not in paths:
-        return True  # an operation
-    if not isinstance(module, (*LAYERS, *PER_CHANNEL)) or any(id(p) not in alone for p in module.parameters()):
-        return False
-    split = isinstance(module, nn.modules.conv._ConvNd) and module.transposed and module.groups > 1
-    return not split and (not isinstance(module, LAYERS) or id(module._parameters.get("weight")) in plain)
-
-
-def _balanced(channels: _Channels, gone: Tensor) -> Tensor:
-    """Fewer channels, so that each group of a grouped convolution loses as many."""
-    split = [
-        member
-        for _, member in channels.members
-        if getattr(member.module, "groups", 1) > 1 and not is_depthwise(member.module)
-    ]
-    before = -1
-    while before != int(gone.sum()):
-        before = int(gone.sum())
-        for member in split:
-            places = all_kept(member.module, member.writes).logical_not()
-            places[torch.tensor(member.places)] = gone[torch.tensor(member.channels)]
-            blocks = places.reshape(member.module.groups, -1)
-            surplus = blocks & (blocks.cumsum(1) > int(blocks.sum(1).min()))
-            gone[torch.tensor(member.channels)] &= ~surplus.flatten()[torch.tensor(member.places)]
-    return gone
+def _misfit(group: Group) -> str:
+    """Why a module of the group cannot become smaller."""
+    for member in group.members:
+        module = member.module
+        if not isinstance(module, (*LAYERS, *PER_CHANNEL)):
+            return f"{member.path} ({type(module).__name__}) looks at several channels at once"
+    return ""
 
 
 def _same_places(first: list[Tensor], second: list[Tensor]) -> Tensor:

@@ -50,14 +50,22 @@ def takes_constants(module: Any) -> bool:
 
 def blocks_of(module: Any, weight: Tensor) -> Tensor:
     """A weight as [groups, outputs of a group, inputs of a group, ...], a view."""
-    weight = weight.transpose(0, 1) if getattr(module, "transposed", False) else weight
     blocks: Tensor = weight.unflatten(0, (getattr(module, "groups", 1), -1))
-    return blocks
+    return blocks.transpose(1, 2) if getattr(module, "transposed", False) else blocks
 
 
 def columns_read(module: Any, weight: Tensor) -> Tensor:
     """Which inputs a layer reads, bool [inputs]."""
     return blocks_of(module, weight).flatten(3).any(3).any(1).flatten() if weight.dim() > 2 else weight.any(0)
+
+
+def without_columns(module: Any, weight: Tensor, places: Tensor) -> Tensor:
+    """A copy of a mask of a layer's weight with nothing at these inputs, bool [inputs]."""
+    weight = weight.clone()
+    blocks = blocks_of(module, weight)
+    here = places.to(weight.device).reshape(blocks.shape[0], 1, -1)
+    blocks.masked_fill_(here.reshape(*here.shape, *[1] * (blocks.dim() - 3)), False)
+    return weight
 
 
 def rows_read(module: Any, weight: Tensor) -> Tensor:
@@ -76,7 +84,8 @@ def cut(module: Any, kept_outputs: Tensor | None, kept_inputs: Tensor | None) ->
     """A layer without some of its outputs and inputs.
 
     Args:
-        module: a linear layer, a convolution (grouped: as many in each group), a batch or instance norm or a PReLU.
+        module: a linear layer, a convolution (in groups: as many of each that is left), a batch or instance norm or a
+            PReLU.
         kept_outputs: bool [outputs], None for all.
         kept_inputs: bool [inputs], None for all. Not asked for where an output is an input.
     """
@@ -92,7 +101,8 @@ def cut(module: Any, kept_outputs: Tensor | None, kept_inputs: Tensor | None) ->
     elif isinstance(module, nn.modules.conv._ConvNd):
         out, inp = _all(kept_outputs, module.out_channels), _all(kept_inputs, module.in_channels)
         tensors["weight"] = _cut_kernel(module, tensors["weight"], out, inp)
-        sizes = {"out_channels": int(out.sum()), "in_channels": int(inp.sum())}
+        groups = int(out.reshape(module.groups, -1).any(1).sum())
+        sizes = {"out_channels": int(out.sum()), "in_channels": int(inp.sum()), "groups": groups}
     else:
         attribute = "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
         out = _all(kept_outputs, getattr(module, attribute))
@@ -108,10 +118,10 @@ def _all(kept: Tensor | None, size: int) -> Tensor:
 
 
 def _cut_kernel(module: Any, weight: Tensor, out: Tensor, inp: Tensor) -> Tensor:
-    if module.transposed:
-        return weight[inp][:, out]
     outs, ins, blocks = (part.chunk(module.groups) for part in (out, inp, weight))
-    return torch.cat([block[o][:, i] for block, o, i in zip(blocks, outs, ins, strict=True)])
+    sides = zip(blocks, *((ins, outs) if module.transposed else (outs, ins)), strict=True)
+    # A group of which no output is left goes as a whole.
+    return torch.cat([block[rows][:, columns] for block, rows, columns in sides if bool(rows.any())])
 
 
 def describe_changes(model: nn.Module, layers: Mapping[str, Smaller]) -> Changes:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..choosing.gradients import call, main_output, tensors_in
+from ..choosing.gradients import call, tensors_in
 from ..kernels.build import build
 from ..live.held import bake, detach, hold
 from ..live.program import program_of
@@ -108,19 +108,17 @@ def accelerate(
                 "the example calls no linear layer and no 1x1 convolution inside of the model: nothing to replace"
             )
         net, rows = copy.deepcopy(dense), list[LayerChoice]()
-        expected = main_output(call(dense, example_input))
+        expected = list(tensors_in(call(dense, example_input)))
         calls = {"dense": partial(call, dense, example_input), "sparse": partial(call, net, example_input)}
         try:
             rows += (_choose(net, name, _input_of(net, name, example_input), chosen, seconds) for name in names)
-            difference = _difference(main_output(_run_transposed(net, example_input)), expected)
-            allowed = TOLERANCES.get(expected.dtype, 0.0)
-            reason = "" if difference <= allowed else f"the model's outputs differ by {difference:.2g} of the largest"
+            difference, reason = _compare(list(tensors_in(_run_transposed(net, example_input))), expected)
         except (RuntimeError, NotImplementedError) as error:
             # A layer whose weight something else reads too, as a norm of it.
             reason = f"the model does not run with it: {str(error).splitlines()[0]}"
         if reason:
             del calls["sparse"]
-        quartiles = _quartiles(calls, expected.device, seconds)
+        quartiles = _quartiles(calls, _device(dense, example_input), seconds)
     dense_seconds = quartiles["dense"]
     if reason or quartiles["sparse"] >= dense_seconds:
         left = tuple(_left_dense(row, reason or "the whole model is not faster") for row in rows)
@@ -285,10 +283,25 @@ def _choose(
     return LayerChoice(name, chosen, density, quartiles, refused)
 
 
+def _compare(found: list[Tensor], expected: list[Tensor]) -> tuple[float, str]:
+    """The largest difference of all outputs, and what is wrong where one of them differs by more than it may."""
+    worst = 0.0
+    if len(found) != len(expected):
+        return float("inf"), f"the model has {len(found)} outputs and had {len(expected)}"
+    for one, other in zip(found, expected, strict=True):
+        difference = _difference(one, other)
+        if not difference <= TOLERANCES.get(other.dtype, 0.0):
+            return difference, f"the model's outputs differ by {difference:.2g} of the largest"
+        worst = max(worst, difference)
+    return worst, ""
+
+
 def _difference(found: Tensor, expected: Tensor) -> float:
     """The largest difference in units of the largest value; infinite where shapes differ or there are no numbers."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return float("inf")
+    if not found.is_floating_point():
+        return 0.0 if torch.equal(found, expected) else float("inf")
     gap, scale = (found - expected).abs().max().item(), expected.abs().max().item()
     relative = gap / scale if scale else float(gap > 0)
     return float(relative) if relative == relative else float("inf")

@@ -163,17 +163,25 @@ def find_filters(model: nn.Module, data: Samples, config: Config) -> Filters:
     """The channels of the network that can be dropped.
 
     Raises:
-        RequestError: there are none, or the network cannot be traced.
+        RequestError: there are none; why is said of each layer.
     """
 
     example = example_of(data)
     try:
         targets = supermask.find_targets(model, config.include or None, config.exclude or None)
         shape = choosing.coupling.couple(model, targets, example)
+        if config.score == "bn-scale":  # what has no batch norm behind it has no such score, and stays whole
+            normed = choosing.coupling.norms_behind(model, targets, example)
+            left = {name: "no batch norm stands behind it" for name in targets if name not in normed}
+            shape.left_whole |= left
+            shape.groups = {key: group for key, group in shape.groups.items() if not left.keys() & group.rows.keys()}
     except ValueError as error:
         raise RequestError(f"filters: {error}") from None
     if not shape.groups:
-        raise RequestError("filters: the network has no filters or hidden units that can be dropped as a whole")
+        told = "; ".join(f"{name}: {why}" for name, why in shape.left_whole.items())
+        raise RequestError(
+            f"filters: the network has no filters or hidden units that can be dropped as a whole: {told}"
+        )
     return Filters(shape, targets, example)
 
 
