@@ -44,9 +44,8 @@ class Layer:
     def weight(self) -> Tensor:
         """The weight, unmasked: frozen, or trained where the rule lets weights train."""
         module, attribute = self.owners[0]
-        for holder, place, weight in self._layers.resting:
-            if holder is module and place == attribute:
-                return weight
+        if self._layers.resting:
+            return next(weight for owner, place, weight in self._layers.resting if (owner, place) == self.owners[0])
         own = module._parameters[attribute]
         assert own is not None, self.name
         return own
@@ -72,7 +71,8 @@ class Layer:
             ValueError: an unknown name.
         """
         module = self.owners[0][0]
-        attribute = find_named("learned tensor", name, self.places)
+        # Looked up here first: every pass asks for it.
+        attribute = self.places.get(name) or find_named("learned tensor", name, self.places)
         tensor: Tensor | None = module._parameters.get(attribute)
         if tensor is None:
             tensor = module._buffers[attribute]

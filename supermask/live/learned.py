@@ -93,7 +93,7 @@ class Learned(Program):
     def _exactly(self, ask: Callable[[Layers], Sequence[Tensor]]) -> Sequence[Tensor]:
         """What the rule gives in its tensors' precision: autocast rounds what the network computes, not the mask."""
         device = self.layers[0].weight.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return ask(self.layers)
         return ask(self.layers)
@@ -117,11 +117,14 @@ class Learned(Program):
 
         What is learned must be numbers, frozen weights those of the beginning, and dropped weights 0 in evaluation.
         """
-        lost = [(layer.name, key) for layer in self.layers for key in layer.places if not _is_finite(layer[key])]
+        lost: dict[str, list[str]] = {}
+        for layer in self.layers:
+            for key, tensor in layer.learned.items():
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    lost.setdefault(key, []).append(layer.name)
         if lost:
-            kinds, names = (" and ".join(dict.fromkeys(found[i] for found in lost)) for i in (1, 0))
-            names = ", ".join(dict.fromkeys(name for name, _ in lost))
-            raise ValueError(f"the {kinds} of {names} are NaN or infinite: lower the learning rate")
+            told = " and ".join(f"the {key} of {', '.join(names)}" for key, names in lost.items())
+            raise ValueError(f"{told} are NaN or infinite: lower the learning rate")
         masks = self.masks()
         empty = [f"{row.name} keeps 0 of {row.size} weights" for row in masks.report() if row.kept == 0]
         if empty:
@@ -168,7 +171,8 @@ class Learned(Program):
         if not torch.compiler.is_compiling():
             self.begun = self.reached = int(self.layers.passes)
         if any(layer.training for layer in self.layers):
-            self.layers.passes = self.layers.passes + 1
+            with torch.inference_mode(False):  # what is made in it could not be differentiated with outside of it
+                self.layers.passes = self.layers.passes + 1
 
     def _begin_again(self, backward: int) -> None:
         """A part runs again in a backward pass: it must see what it saw the first time."""
@@ -280,7 +284,7 @@ def _register(layer: Layer, key: str, tensor: Tensor) -> None:
     module, attribute = layer.owners[0]
     weight, place = layer.weight.detach(), _free_name(module, f"{attribute}_{key}")
     if not tensor.is_floating_point():
-        module.register_buffer(place, tensor.to(weight.device))
+        module.register_buffer(place, tensor.to(weight.device, copy=True))
     elif tensor.shape == weight.shape:
         module.register_parameter(place, nn.Parameter(torch.empty_like(weight).copy_(tensor)))
     else:
@@ -307,10 +311,6 @@ def _misfit(layer: Layer, mask: Tensor, weight: Tensor) -> str:
             return f"the {what} of {layer.name} is {given}, expected {expected}"
     alive = int(torch.count_nonzero(weight.detach()[~mask]))
     return f"{layer.name} has {alive} dropped weights that are not 0 in evaluation" if alive else ""
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def _put(module: nn.Module, attribute: str, tensor: Tensor) -> None:
