@@ -14,6 +14,7 @@ from pathlib import Path
 import packages
 import pytest
 import torch
+from method_tests import Searches, checks_of
 
 import supermask
 from supermask.selection.top_k import count_kept
@@ -141,6 +142,12 @@ def test_what_another_package_adds(theirs, ticket):
     assert json.loads(done.out)["kept"] == count_kept(0.25, 8 * 32 + 32 * 2)
     done = ticket("search", "--method", "one-shot", "--score", "lamp", "--density", "0.25", "--epochs", "1", *shared)
     assert done.code == 0, done.err
+
+
+def test_the_method_is_what_a_method_must_be(theirs, tmp_path):
+    searches = Searches(tmp_path, data="sums")
+    for check in checks_of("grown"):
+        check("grown", searches)
 
 
 def test_the_score_is_what_its_paper_says(theirs):
