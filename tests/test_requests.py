@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 
+import pydantic
 import pytest
 from torch import nn
 
 from ticket_search import Interrupted, RequestError, controls, resume, search, train
 from ticket_search.contract.errors import Problems
-from ticket_search.contract.flags import Config
+from ticket_search.contract.flags import Config, make_config
 from ticket_search.methods import method_names
 from ticket_search.running.request import LAUNCH_FLAGS, check_request, read_request, request_of
 from ticket_search.running.search import prepare
@@ -272,6 +273,24 @@ def test_what_was_expected_in_place_of_a_value(field, value, words):
     (problem,) = caught.value.problems
     assert problem.startswith(f"--{field.replace('_', '-')} ")
     assert problem.endswith(f": expected {words}")
+
+
+class Falling(Config):
+    """A method's own check, in its own words."""
+
+    powers: tuple[float, ...] = ()
+
+    @pydantic.field_validator("powers")
+    @classmethod
+    def _check(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if value != tuple(sorted(value, reverse=True)):
+            raise ValueError("powers fall from level to level")
+        return value
+
+
+def test_the_words_of_a_methods_own_check_are_left_as_they_are():
+    with pytest.raises(RequestError, match=r"^--powers \[1, 2\]: powers fall from level to level$"):
+        make_config(Falling, {"powers": [1, 2]})
 
 
 @pytest.mark.parametrize("flag", LAUNCH_FLAGS)

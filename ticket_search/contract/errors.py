@@ -85,8 +85,8 @@ def describe_expected(item: Any) -> str:
         if item["type"] in kinds:
             return f"expected {words}"
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    if message.startswith("expected"):
-        return message
+    if item["type"] == "value_error":
+        return message  # a sentence of ours, or of a method's own
     if message.startswith(("greater than", "less than")):
         message = f"a number {message}"
     choices = re.findall("'([^']*)'", message) if item["type"] == "literal_error" else []

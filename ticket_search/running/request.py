@@ -177,22 +177,22 @@ def control_problems(config: Config, kinds: Iterable[str] = ()) -> list[str]:
 
 
 def _foreign_method_in(words: Sequence[str]) -> list[str]:
-    """The method that is asked for, where it is one of another package: only that one is imported."""
+    """The name of the method that is asked for, if it is one of another package: only that one is imported."""
     if not declared_methods():
         return []
-    launch = read_flags(words, Problems())
-    try:
-        recipe = find_recipe(launch["--config"]) if "--config" in launch else {}
-        asked = find_method(launch.get("--method") or str(recipe.get("method", DEFAULT_METHOD)))
-    except RequestError:
-        return []  # what is wrong with the method or the recipe is said by who reads them
-    return [asked.name] if asked.name in declared_methods() else []
+    # What is wrong with the words, the recipe or the method is told by those who read them for good.
+    told_later = Problems()
+    launch = read_flags(words, told_later)
+    recipe = told_later.attempt(lambda: find_recipe(launch["--config"])) if "--config" in launch else None
+    name = launch.get("--method") or str((recipe or {}).get("method", DEFAULT_METHOD))
+    asked = told_later.attempt(lambda: find_method(name))
+    return [asked.name] if asked is not None and asked.name in declared_methods() else []
 
 
 def read_flags(words: Sequence[str], problems: Problems, foreign: Iterable[str] = ()) -> dict[str, str]:
-    """The flags in a list of words with their values as text; what is wrong is added to `problems`.
+    """The flags in a list of words, with their values as text. What is wrong is added to `problems`.
 
-    Flags without a value are those of the methods of this package, and of `foreign` ones.
+    The flags that take no value are those of the methods of this package, and of `foreign` ones.
     """
     switches = {key for key, (placeholder, _) in LAUNCH_FLAGS.items() if placeholder is None}
     booleans = {
@@ -287,6 +287,7 @@ def parse_seeds(given: Any, where: str = "--seeds") -> tuple[int, ...]:
 
 
 def _stranger(key: str, chosen: Method | None) -> str | None:
+    """What is wrong with a key that is no flag of the method; None where it may be one of a method that is unknown."""
     others = [method.name for method in usable_methods()[0] if key in method.Config.model_fields]
     if key == "method":
         return "method is given by --method, not as a flag"
