@@ -143,7 +143,8 @@ def rebuild(model: Model, changes: Mapping[str, Any]) -> Model:
         net = supermask.rebuild(build_dense(), compaction.changes)
         net.load_state_dict(compaction.model.state_dict())
 
-    Nothing is traced. The new tensors hold zeros.
+    Nothing is traced. The new tensors hold zeros, in the memory format of the old ones; a new bias is frozen where the
+    weight is.
 
     Args:
         model: the dense network.
@@ -162,13 +163,21 @@ def rebuild(model: Model, changes: Mapping[str, Any]) -> Model:
         for name, size in change["sizes"].items():
             setattr(module, name, size)
         for name, shape in change["shapes"].items():
-            old: Any = getattr(module, name)
-            new = (module.weight if old is None else old).new_zeros(shape)
+            old: Any = module.weight if getattr(module, name) is None else getattr(module, name)
+            new = old.new_zeros(shape).contiguous(memory_format=_layout(old))
             if name in module._buffers:
                 module._buffers[name] = new
             else:
-                setattr(module, name, nn.Parameter(new, requires_grad=old is None or old.requires_grad))
+                setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
     return model
+
+
+def _layout(tensor: Tensor) -> torch.memory_format:
+    """How a tensor is laid out."""
+    for dims, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.dim() == dims and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
+            return layout
+    return torch.contiguous_format
 
 
 def _misfits(modules: Mapping[str, nn.Module], path: str, change: Any) -> list[str]:

@@ -15,9 +15,9 @@ from ..shrinking.compaction import Compaction
 from ..shrinking.slicing import rebuild
 from ..weights.architectures import find_architecture
 from ..weights.fitting import set_state, state_of
+from .header import COMPACT_KEY as KEY
 from .ticket import TicketError, to_json
 
-KEY = "compact"
 VERSION = 1
 
 

@@ -14,6 +14,7 @@ from .ticket import STATES, TicketError
 
 FORMAT = 1
 KEY = "supermask"
+COMPACT_KEY = "compact"
 BITS = "bits"
 NO_CHECKSUM = "0" * 64
 

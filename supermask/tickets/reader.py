@@ -12,7 +12,7 @@ from torch import Tensor
 from ..weights.inits import Draw
 from . import bit_coding as coding
 from .container import Array, Container, read
-from .header import BITS, KEY, NO_CHECKSUM, Bits, Header, Mask, read_header
+from .header import BITS, COMPACT_KEY, KEY, NO_CHECKSUM, Bits, Header, Mask, read_header
 from .lazy import TORCH_DTYPES, CodedLevels, CodedMask, CodedMasks, CodedSigns, StoredTensors
 from .ticket import STATES, State, Ticket, TicketError
 
@@ -27,6 +27,8 @@ def read_ticket(file: BinaryIO, max_weights: float) -> Ticket:
         container = read(file)
     except ValueError as error:
         raise TicketError(f"not a whole ticket file: {error}") from None
+    if KEY not in container.metadata and COMPACT_KEY in container.metadata:
+        raise TicketError("a compact network, not a ticket: supermask.load_compact reads it")
     if KEY not in container.metadata:
         raise TicketError(f"not a ticket file: expected a safetensors file with a '{KEY}' description")
     header = read_header(container.metadata[KEY], max_weights)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import deploy
+from .terminal import harmless
 from .terminal import output as screen
 from .tickets import InputShape, Model, read_numbers, read_ticket
 
@@ -38,5 +39,8 @@ def export(
     """Write a ticket's network, with its masks applied, in the format of another program."""
     shape = read_numbers("--input-shape", input_shape)
     found = read_ticket(ticket, runs)
-    path = deploy.export.export(found, to, output, state, compact=compact, model=model, input_shape=shape or None)
+    path = deploy.export.export(
+        found, to, output, state, compact=compact, model=model, input_shape=shape or None,
+        say=lambda line: screen().print(harmless(line), highlight=False, soft_wrap=True, markup=False),
+    )  # fmt: skip
     screen().print(f"wrote {path} ({path.stat().st_size:,} bytes)", highlight=False, soft_wrap=True)

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from supermask import Ticket, TicketError, pack_compaction, shrink
+from supermask import Compaction, Ticket, TicketError, find_targets, pack_compaction, shrink
 from supermask.tickets import foreign
 from supermask.tickets.file import write_atomically
 
@@ -82,6 +82,7 @@ def export(
     compact: bool = False,
     model: str | Callable[..., nn.Module] | None = None,
     input_shape: Sequence[int] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write a ticket's network, with its masks applied, as a file of another format.
 
@@ -97,6 +98,7 @@ def export(
         compact: for `onnx` and `torch-export`: first remove the units that have no effect (see `supermask.compact`).
         model: for `onnx`, `torch-export` and `compact`: what builds the network, where it is not known by name.
         input_shape: for the same formats: the shape of one sample, where the ticket does not tell it.
+        say: is given a line on what was removed to make the network smaller, and one for each layer that was not cut.
 
     Raises:
         RequestError: an unknown format or state, or a file that exists, all problems at once; or a ticket that the
@@ -126,7 +128,10 @@ def export(
     if problems:
         raise RequestError(problems)
     try:
-        data = FORMATS[to](ticket, state) if to in FORMATS else _build(ticket, to, state, compact, model, input_shape)
+        if to in FORMATS:
+            data = FORMATS[to](ticket, state)
+        else:
+            data = _build(ticket, to, state, compact, model, input_shape, say)
     except (TicketError, RequestError):
         raise
     except ValueError as error:
@@ -142,6 +147,7 @@ def _build(
     smaller: bool,
     model: str | Callable[..., nn.Module] | None,
     input_shape: Sequence[int] | None,
+    say: Callable[[str], None],
 ) -> bytes:
     problems: list[str] = []
     network, shape = None, tuple[int, ...]()
@@ -159,7 +165,18 @@ def _build(
     if to != "compact" and not smaller:
         return GRAPHS[to](network, shape)
     found = shrink(network, ticket.masks, torch.ones(2, *shape))
+    for line in describe_compaction(found, network):
+        say(line)
     if to == "compact":
         # A network that the caller has built is not the one that the ticket names: it is given again to load the file.
         return pack_compaction(found, {} if model is not None else ticket.meta.get("architecture", {}))
     return GRAPHS[to](found.model, shape)
+
+
+def describe_compaction(found: Compaction, dense: nn.Module) -> list[str]:
+    """What was removed from a network, and why it was not where nothing reads or reaches it: a line each."""
+    before, after = (sum(each.numel() for each in net.parameters()) for net in (dense, found.model))
+    widths = {name: target.parameter.shape[target.output_axis] for name, target in find_targets(dense).items()}
+    gone = ", ".join(f"{len(places):,} of {widths[name]:,} of {name}" for name, places in found.removed.items())
+    told = f"removed {before - after:,} of {before:,} parameters; outputs: {gone}" if gone else "nothing was removed"
+    return [told, *(f"left {name}: {why}" for name, why in found.kept_constant.items())]

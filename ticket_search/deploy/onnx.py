@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -122,9 +123,20 @@ def to_onnx(model: nn.Module, input_shape: Sequence[int]) -> bytes:
                 cause = cause.__cause__
             first = str(cause).strip().partition("\n")[0]
             raise RunError(f"--to onnx: ONNX cannot hold the network: {first}") from error
-    data: bytes = program.model_proto.SerializeToString()
+    model_proto = program.model_proto
+    _name_batch(model_proto)
+    data: bytes = model_proto.SerializeToString()
     check("onnx", model, onnx_session(data), input_shape)
     return data
+
+
+def _name_batch(proto: Any) -> None:
+    """Give the first axis of the input, whatever tracing called it, the name `batch` wherever it stands."""
+    traced = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if traced and size.dim_param:
+                size.dim_param = re.sub(rf"\b{re.escape(traced)}\b", "batch", size.dim_param)
 
 
 def to_torch_export(model: nn.Module, input_shape: Sequence[int]) -> bytes:

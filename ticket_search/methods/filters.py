@@ -173,7 +173,7 @@ def find_filters(model: nn.Module, data: Samples, config: Config) -> Filters:
         if config.score == "bn-scale":  # what has no batch norm behind it has no such score, and stays whole
             normed = choosing.coupling.norms_behind(model, targets, example)
             left = {name: "no batch norm stands behind it" for name in targets if name not in normed}
-            shape.left_whole |= left
+            shape.left_whole = left | shape.left_whole
             shape.groups = {key: group for key, group in shape.groups.items() if not left.keys() & group.rows.keys()}
     except ValueError as error:
         raise RequestError(f"filters: {error}") from None
