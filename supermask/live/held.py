@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..masks.masks import Masks
 from ..masks.targets import Target, Targets, computed_weights, find_targets, literal_globs, refuse_computed, unwrap
+from ..weights.fitting import merge_tied
 from .program import Program as Program
 from .program import program_of as program_of
 from .zeroing import dropped_values, integer, local, make_bits, share, zero
@@ -225,6 +226,7 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> Targets:
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     if not masks:
         raise ValueError("there are no masks to hold: expected {parameter name: bool tensor}")
+    masks = merge_tied(masks, model)
     refuse_computed(computed_weights(model), literal_globs(masks))
     masks.check(model)
     targets = find_targets(model, include=literal_globs(masks))
