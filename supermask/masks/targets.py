@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
+from torch.optim.swa_utils import AveragedModel
 
 # What wrappers put into a parameter's name. A ticket must fit the plain model, so they are dropped.
 WRAPPER_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -110,11 +111,11 @@ class Targets(Mapping[str, Target]):
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile`, DataParallel and DistributedDataParallel wrappers."""
+    """The model inside `torch.compile`, DataParallel, DistributedDataParallel and AveragedModel wrappers."""
     while True:
         if "_orig_mod" in model._modules:
             inner = model._modules["_orig_mod"]
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
             inner = model.module
         else:
             return model
