@@ -204,3 +204,16 @@ def test_tensors_that_cannot_take_the_values_are_named():
     halves = Ticket(Masks({}), {"final": make_state(nn.Sequential(nn.Linear(3, 3)).state_dict(), Masks({}))})
     with pytest.raises(ValueError, match=r"0.weight is of type torch.int8, the ticket's torch.float32"):
         halves.apply_to(whole)
+
+
+def test_a_ticket_does_not_fit_tensors_over_one_memory_that_differ_in_it():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    ticket = Ticket(Masks({}), {"final": make_state(model.state_dict(), Masks({}))})
+    model[1].weight = nn.Parameter(model[0].weight.detach().t())
+    with pytest.raises(ValueError, match="0.weight and 1.weight of the model lie over the same memory"):
+        ticket.apply_to(model)
+    same = Ticket(Masks({}), {"final": make_state(model.state_dict(), Masks({}))})
+    same.apply_to(model)
+    model[1].weight = nn.Parameter(torch.randn(3, 1).expand(3, 3))
+    with pytest.raises(ValueError, match="the model's 1.weight repeats its entries"):
+        ticket.apply_to(model)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..masks.masks import Masks, Names, mismatches, rename
+from ..masks.memory import find_overlaps
 from ..masks.targets import learned_names, plain_name, unwrap
 from .plain import place, to_bytes, why_not_plain
 
@@ -153,11 +154,21 @@ def set_state(
     found = fit({name: tuple(tensor.shape) for name, tensor in tensors.items()}, model, names)
     problems = list(found.problems) if not (partial and found.matched) else []
     problems += _misfits(found.matched, tensors, there)
+    given = {other: tensors[name] for name, other in found.matched.items()}
+    overlaps = find_overlaps({other: there[other] for other in given})
+    problems += [
+        f"the model's {one} repeats its entries in memory (expanded)" for one, other in overlaps if one == other
+    ]
     if problems:
         raise ValueError("the ticket does not fit the model: " + "; ".join(problems) + found.hint)
     with torch.no_grad():
         for name, other in found.matched.items():
             there[other].copy_(tensors[name])
+        for pair in overlaps:
+            if any(
+                to_bytes(there[other]).tobytes() != to_bytes(given[other].to(there[other])).tobytes() for other in pair
+            ):
+                raise ValueError(f"{' and '.join(pair)} of the model lie over the same memory, and the ticket's differ")
     return found
 
 
