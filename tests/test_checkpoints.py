@@ -329,6 +329,28 @@ def test_wrappers_leave_no_trace(wrap, tmp_path):
         ticket.apply_to(wrap(net()))
 
 
+def test_an_average_of_a_held_model_holds_under_the_names_of_the_model(tmp_path):
+    model = pruned()
+    masks, averaged = supermask.masks_of(model), AveragedModel(model)
+    assert supermask.masks_of(averaged) == masks
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(2):
+        model(torch.randn(3, 8)).sum().backward()
+        optimizer.step()
+        averaged.update_parameters(model)
+    supermask.check(averaged)
+    ticket = supermask.Ticket(masks, {"final": supermask.make_state(averaged.module.state_dict(), masks)})
+    x = torch.randn(3, 8)
+    for other in (net(), AveragedModel(net())):
+        supermask.hold(ticket.apply_to(other), masks)
+        assert torch.equal(other(x), averaged(x))
+        supermask.detach(other)
+        assert supermask.prune(other, previous=masks, density=0.2).within(masks)
+    with pytest.raises(ValueError, match="there is no tensor of the mask '0.weight'; did you mean 'module.0.weight'"):
+        supermask.make_state(averaged.state_dict(), masks)
+    assert type(supermask.bake(averaged)) is AveragedModel
+
+
 def average(model: nn.Module) -> dict:
     return {name: tensor + (tensor != 0) for name, tensor in model.state_dict().items()}
 

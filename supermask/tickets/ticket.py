@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..live.held import Hold, Model, program_of
+from ..live.held import Model, carries_masks, holds
 from ..masks.masks import Masks, Names
 from ..masks.targets import nearest
 from ..shrinking.compaction import Compaction, shrink
@@ -297,9 +297,7 @@ class Ticket:
             ValueError: tensors that are missing from the model, that the ticket does not have, or that have another
                 shape (all of them are named); or a model that carries other masks.
         """
-        program = program_of(model)
-        renamed = merge_tied(self.masks.renamed(names), model)
-        if program is not None and not (isinstance(program, Hold) and program.masks() == renamed):
+        if carries_masks(model) and not holds(model, merge_tied(self.masks.renamed(names), model)):
             raise ValueError("the model carries other masks than the ticket's: supermask.detach(model) takes them off")
         set_state(model, self.state_dict(state), names, partial)
         return model
