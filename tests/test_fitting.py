@@ -189,7 +189,7 @@ def test_learned_scores_are_no_tensors_of_the_network():
     model = Residual()
     supermask.learn(model, 0.5)
     masks = supermask.masks_of(model)
-    ticket = Ticket(masks, {"final": make_state(model.state_dict(), masks)})
+    ticket = Ticket(masks, {"final": make_state(state_of(model), masks)})
     x = torch.randn(2, 1, 6, 6)
     assert torch.equal(ticket.apply_to(Residual()).eval()(x), model.eval()(x))
 

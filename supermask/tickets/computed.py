@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..masks.targets import SCORES_SUFFIX
-
 _PARAMETRIZATIONS = ".parametrizations."
 # What a quantized weight has beside it, or in its place.
 _PACKED = ("qweight", "weight_packed")
 _BESIDE_PACKED = ("qzeros", "scales", "weight_scale", "weight_zero_point", "weight_shape")
 _BESIDE_BITS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
+# As `supermask.learn` keeps them beside a weight.
+_SCORES = "_scores"
 _ADAPTERS = ("lora_", "hada_", "lokr_", "oft_", "boft_", "vera_", "ia3_")
 
 
@@ -112,8 +112,9 @@ def _packed(name: str, tensors: Mapping[str, Tensor]) -> Part | None:
 
 
 def _learned(name: str, tensors: Mapping[str, Tensor]) -> Part | None:
-    weight = name.removesuffix(SCORES_SUFFIX)
-    if weight in tensors and weight + SCORES_SUFFIX in tensors:
+    weight = name.removesuffix(_SCORES)
+    scores = tensors.get(weight + _SCORES)
+    if weight in tensors and scores is not None and scores.shape == tensors[weight].shape:
         return Part(weight, "supermask.bake(model)")
     return None
 
