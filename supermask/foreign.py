@@ -1,6 +1,7 @@
 """Files of other programs: `supermask.tickets.foreign` under its public path."""
 
 from .tickets.foreign import from_hidden_networks as from_hidden_networks
+from .tickets.foreign import from_masks as from_masks
 from .tickets.foreign import from_open_lth as from_open_lth
 from .tickets.foreign import from_torch_prune as from_torch_prune
 from .tickets.foreign import from_zeros as from_zeros

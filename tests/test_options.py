@@ -136,6 +136,19 @@ def test_a_search_starts_from_a_checkpoint(suffix, wrapped, quick, tmp_path):
     assert "weights" not in run.ticket.meta["config"], "a path of this machine"
 
 
+def test_one_of_several_state_dicts_is_chosen_by_its_key(quick, tmp_path):
+    model = lenet_300_100((1, 8, 8), 10)
+    average = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    path = tmp_path / "net.pt"
+    torch.save({"state_dict": model.state_dict(), "state_dict_ema": average}, path)
+    with pytest.raises(RequestError, match=r"several state dicts, .*state_dict_ema .*; as --weights '.*net.pt#KEY'"):
+        quick("dense", weights=str(path))
+    start = quick("dense", weights=f"{path}#state_dict_ema").ticket.state_dict("start")
+    assert all(torch.equal(start[name], tensor) for name, tensor in average.items())
+    with pytest.raises(RequestError, match=r"no state dict 'ema'.*state_dict_ema \(6 tensors\)"):
+        quick("dense", weights=f"{path}#ema")
+
+
 def test_a_checkpoint_that_does_not_fit_is_told_tensor_by_tensor(quick, tmp_path):
     state = lenet_300_100((1, 8, 8), 10).state_dict()
     state["fc2.weight"] = torch.zeros(100, 299)

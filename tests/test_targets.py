@@ -6,6 +6,7 @@ from networks import NETWORKS, Recurrent, Residual, Tied, perceptron
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+import supermask
 from supermask import find_targets
 from supermask.masks.targets import fan_in_and_out, plain_name
 
@@ -72,6 +73,87 @@ def test_tied_tensor_is_one_target_with_all_owners():
     assert list(targets) == ["embedding.weight", "body.weight"]
     assert [attribute for _, attribute in targets["embedding.weight"].owners] == ["weight", "weight"]
     assert len({id(module) for module, _ in targets["embedding.weight"].owners}) == 2
+
+
+def over(build) -> nn.Sequential:
+    """Two layers whose weights are what is made of one tensor."""
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    torch.manual_seed(0)
+    for layer, weight in zip(model, build(torch.randn(16, 16)), strict=True):
+        layer.weight = nn.Parameter(weight)
+    return model
+
+
+OVERLAPPING = {
+    "a transposed view": lambda big: (big[:8, :8], big[:8, :8].t()),
+    "one tensor in two parameters": lambda big: (big[:8, :8], big[:8, :8]),
+    "rows that overlap": lambda big: (big[:8, :8], big[7:15, :8]),
+    "columns that overlap": lambda big: (big[:8, :8], big[:8, 7:15]),
+    "one entry": lambda big: (big[:8, :8], big[7:15, 7:15]),
+    "another type": lambda big: (big[:8, :8], big.view(torch.float64)[:8, :8]),
+}
+APART = {
+    "rows": lambda big: (big[:8, :8], big[8:, :8]),
+    "columns": lambda big: (big[:8, :8], big[:8, 8:]),
+    "every other column": lambda big: (big[:8, ::2], big[:8, 1::2]),
+    "rows of a flat tensor": lambda big: (big.view(-1)[:64].view(8, 8), big.view(-1)[64:128].view(8, 8)),
+    "a transposed copy": lambda big: (big[:8, :8], big[:8, :8].t().contiguous()),
+    "two tensors": lambda big: (big[:8, :8].clone(), big[:8, :8].clone()),
+}
+
+
+@pytest.mark.parametrize("how", OVERLAPPING)
+def test_two_parameters_over_one_memory_are_refused(how):
+    model = over(OVERLAPPING[how])
+    everything = {f"{place}.weight": torch.ones(8, 8, dtype=torch.bool) for place in (0, 1)}
+    for call in (
+        lambda: supermask.prune(model, 0.5, "random", allocation="layerwise"),
+        lambda: supermask.prune(model, 0.5, include="1"),
+        lambda: supermask.hold(model, dict(list(everything.items())[:1])),
+        lambda: supermask.learn(model, 0.5),
+    ):
+        with pytest.raises(
+            ValueError, match=r"0.weight and 1.weight are two parameters over the same memory.*clone\(\)"
+        ):
+            call()
+    model[1].weight = nn.Parameter(model[1].weight.detach().clone().float())
+    supermask.hold(model, supermask.prune(model, 0.5))
+
+
+@pytest.mark.parametrize("how", APART)
+def test_the_density_is_that_of_what_is_zero(how):
+    model = over(APART[how])
+    supermask.hold(model, supermask.prune(model, 0.5, "random", allocation="layerwise"))
+    kept = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
+    assert supermask.masks_of(model).density == kept / 128 == 0.5
+
+
+def test_a_parameter_that_repeats_its_entries_is_refused():
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8))
+    for weight in (torch.randn(1, 8).expand(8, 8), torch.randn(15).as_strided((8, 8), (1, 1))):
+        model[0].weight = nn.Parameter(weight)
+        with pytest.raises(ValueError, match=r"0.weight repeats its entries in memory"):
+            supermask.prune(model, 0.5)
+        assert list(find_targets(model, exclude="0")) == ["1.weight"]
+    model[0].weight = nn.Parameter(torch.randn(120).as_strided((8, 8), (6, 4)))
+    with pytest.raises(ValueError, match=r"0.weight repeats"):
+        supermask.prune(model, 0.5)
+    for strides in ((13, 1), (9, 7)):
+        model[0].weight = nn.Parameter(torch.randn(120).as_strided((8, 8), strides))
+        assert list(find_targets(model)) == ["0.weight", "1.weight"]
+
+
+def test_a_bias_in_the_memory_of_a_weight_is_refused():
+    model = nn.Sequential(nn.Linear(8, 8))
+    model[0].bias.data = model[0].weight.data[3]
+    with pytest.raises(ValueError, match="0.weight and 0.bias are two parameters over the same memory"):
+        supermask.prune(model, 0.5)
+
+
+def test_tensors_without_memory_do_not_overlap():
+    assert list(find_targets(perceptron().to("meta"))) == ["0.weight", "2.weight", "4.weight"]
+    empty = nn.Sequential(nn.Linear(0, 3), nn.Linear(3, 0), nn.Linear(3, 3))
+    assert len(find_targets(empty)) == 3
 
 
 def test_globs_match_parameters_and_modules():

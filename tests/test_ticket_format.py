@@ -15,6 +15,7 @@ from ticket_bytes import blocks, drawn_ticket, full_ticket, page, read_by_page, 
 import supermask
 from supermask import Draw, Masks, Ticket, make_state
 from supermask.tickets import bit_coding as coding
+from supermask.tickets.lazy import TORCH_DTYPES
 from supermask.weights.inits import INITS
 
 
@@ -81,24 +82,68 @@ def test_the_page_reads_every_density(density):
     assert_read_alike(drawn_ticket(density=density, shape=(50, 81)))
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool]
-)
-def test_every_type_reads_back(dtype):
-    tensors = {"w": (torch.arange(24).reshape(4, 6) % 5).to(dtype), "scalar": torch.tensor(3).to(dtype)}
-    masks = Masks({"w": torch.arange(24).reshape(4, 6) % 3 > 0})
-    ticket = Ticket(masks, {"final": make_state(tensors, masks)})
-    again = supermask.load(supermask.pack(ticket))
+# Shapes of tensors and, for each, what its mask keeps: all that can leave a tensor without a stored value.
+NOTHING_LEFT = {
+    "some kept": ((4, 6), lambda mask: mask),
+    "none kept": ((4, 6), torch.zeros_like),
+    "all kept": ((4, 6), torch.ones_like),
+    "a scalar kept": ((), torch.ones_like),
+    "a scalar dropped": ((), torch.zeros_like),
+    "no entry": ((0,), lambda mask: mask),
+    "no entry of three axes": ((3, 0, 2), torch.zeros_like),
+    "no mask": ((4, 6), None),
+    "no mask and no entry": ((0, 5), None),
+}
+
+
+@pytest.mark.parametrize("uncounted", [False, True])
+@pytest.mark.parametrize("dtype", TORCH_DTYPES.values(), ids=str)
+def test_every_type_reads_back_whatever_is_left_of_it(dtype, uncounted):
+    tensors, masks = {}, {}
+    for name, (shape, mask) in NOTHING_LEFT.items():
+        numbers = torch.arange(math.prod(shape)).reshape(shape)
+        tensors[name] = (numbers % 5 + 1).to(dtype)
+        if mask is not None:
+            masks[name] = mask(numbers % 3 > 0)
+    whole = Masks(masks, masks if uncounted else ())
+    ticket = Ticket(whole, {"final": make_state(tensors, whole)})
+    data = supermask.pack(ticket)
+    again = supermask.load(data)
     assert again == ticket
+    assert again.masks.uncounted == whole.uncounted
+    assert supermask.pack(again) == data
+    page = read_by_page(data)["states"]["final"]
     for name, tensor in again.state_dict().items():
+        kept = masks.get(name, torch.ones(tensor.shape, dtype=torch.bool))
         assert tensor.dtype == dtype
-        assert torch.equal(tensor, ticket.state_dict()[name])
+        wide = torch.complex128 if dtype.is_complex else torch.float64
+        assert torch.equal(tensor.to(wide), torch.where(kept, tensors[name].to(wide), 0.0)), name
+        assert same(page[name], tensor.float() if dtype == torch.bfloat16 else tensor), name
 
 
-def test_a_type_that_files_do_not_know_is_named():
-    ticket = Ticket(Masks({}), {"final": make_state({"w": torch.zeros(3, dtype=torch.complex128)}, Masks({}))})
-    with pytest.raises(ValueError, match=r"w is of type torch.complex128, expected one of F64"):
+def test_a_network_whose_layer_keeps_nothing_reads_back():
+    model = torch.nn.Sequential(torch.nn.Linear(20, 50), torch.nn.ReLU(), torch.nn.Linear(50, 3)).bfloat16()
+    masks = supermask.prune(model, 0.3)
+    assert masks.kept_per_tensor["2.weight"] == 0
+    ticket = Ticket(masks, {"final": make_state(model.state_dict(), masks)})
+    assert supermask.load(supermask.pack(ticket)) == ticket
+
+
+UNKNOWN_TYPES = [torch.complex128, torch.complex32, torch.float8_e8m0fnu]
+
+
+@pytest.mark.parametrize("shape", [(3,), (0,)], ids=str)
+@pytest.mark.parametrize("dtype", UNKNOWN_TYPES, ids=str)
+def test_a_type_that_files_do_not_know_is_named(dtype, shape):
+    ticket = Ticket(Masks({}), {"final": make_state({"w": torch.zeros(shape).to(dtype)}, Masks({}))})
+    with pytest.raises(ValueError, match=rf"w is of type {dtype}, expected one of F64"):
         supermask.pack(ticket)
+
+
+def test_a_type_without_a_zero_carries_no_mask():
+    tensors, masks = {"w": torch.ones(2, 2).to(torch.float8_e8m0fnu)}, Masks({"w": torch.eye(2) > 0})
+    with pytest.raises(ValueError, match="w is of type float8_e8m0fnu, which has no number 0"):
+        make_state(tensors, masks)
 
 
 def test_the_safetensors_library_reads_the_file():

@@ -3,6 +3,7 @@ from . import held as held
 from . import layers as layers
 from . import learned as learned
 from . import learning as learning
+from . import link as link
 from . import noise as noise
 from . import program as program
 from . import recomputation as recomputation

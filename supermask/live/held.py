@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,8 +16,20 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..masks.masks import Masks
-from ..masks.targets import Target, Targets, computed_weights, find_targets, literal_globs, refuse_computed, unwrap
+from ..masks.targets import (
+    Target,
+    Targets,
+    computed_weights,
+    find_targets,
+    literal_globs,
+    plain_name,
+    refuse_computed,
+    unwrap,
+)
+from ..weights.fitting import merge_tied
+from .link import OwnMask, link_of, links_in, refusal
 from .program import Program as Program
+from .program import is_exporting
 from .program import program_of as program_of
 from .zeroing import dropped_values, integer, local, make_bits, share, zero
 
@@ -50,6 +61,8 @@ class _Seen:
 class Hold(Program):
     """Fixed masks: dropped weights are exactly 0 after every optimizer step and at every forward pass."""
 
+    alone = False
+
     def __init__(self, model: nn.Module, targets: Mapping[str, Target], masks: Masks) -> None:
         super().__init__(model, targets)
         self.kept = masks
@@ -60,7 +73,7 @@ class Hold(Program):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A deep copy of the model gets a copy of this program, which optimizers must find too.
-        self.__dict__.update(state)
+        super().__setstate__(state)
         self._be_found()
         _hook_optimizers()
 
@@ -75,13 +88,47 @@ class Hold(Program):
     def install(self) -> None:
         """Hook the forward passes, `state_dict`, `load_state_dict` and, once per process, all optimizers."""
         super().install()
-        for module in self.owning():
-            # Afterwards, when `fully_shard` has put back what is saved, whose memory the state shares. And partial,
-            # because PyTorch marks the hook by an attribute, which a method cannot have.
-            self.handles.append(module.register_state_dict_post_hook(partial(self._zero_own)))
-            self.handles.append(module.register_load_state_dict_post_hook(self._zero_own))
         _hook_optimizers()
         self.zero()
+
+    def own_masks(self, module: nn.Module) -> dict[str, OwnMask]:
+        """The masks of this module's own parameters."""
+        return {
+            attribute: OwnMask(self.kept[name], name not in self.kept.uncounted)
+            for name, owners in self.owners.items()
+            for owner, attribute in owners
+            if owner is module
+        }
+
+    @classmethod
+    def revive(cls, part: nn.Module) -> Program:
+        """Hold the masks that its modules have brought along."""
+        links = links_in(part)
+        for program in {link.program for link in links.values()} - {None}:
+            program.remove()  # of a part of it that was called before
+        masks, uncounted = {}, []
+        for path, link in links.items():
+            for attribute, own in link.masks.items():
+                name = plain_name(f"{path}.{attribute}".removeprefix("."))
+                masks[name] = own.mask
+                uncounted += [] if own.counted else [name]
+            link.remove()
+        hold(part, Masks(masks, uncounted))
+        return _program(part)
+
+    @classmethod
+    def meet_stranger(cls, module: nn.Module) -> None:
+        """What is made of a layer whose dropped weights are 0 has zeros too."""
+
+    @classmethod
+    def meet_tracer(cls, tracer: str) -> None:
+        """Refuse what exports: that weights are written to before a pass is not for a graph, and weights are 0."""
+        if tracer == "torch.export":
+            raise RuntimeError(refusal(tracer))
+
+    def tracer(self, compiling: bool) -> str:
+        """The tracer that records this pass, if it is one that is refused."""
+        return super().tracer(compiling) if is_exporting() else ""
 
     def remove(self) -> None:
         """Take all hooks off; optimizers leave the model alone from now on."""
@@ -161,7 +208,8 @@ class Hold(Program):
                 module._parameters[attribute] = weight  # type: ignore[assignment]
         self.borrowed = []
 
-    def _zero_own(self, module: nn.Module, *args: Any) -> None:
+    def zero_own(self, module: nn.Module) -> None:
+        """Zero what the masks drop of this module's own parameters."""
         self.zero(name for name, owners in self.owners.items() if any(owner is module for owner, _ in owners))
 
     def _bits(self, name: str, weight: Tensor) -> Tensor:
@@ -192,9 +240,18 @@ def _hook_optimizers() -> None:
 
 
 def _program(model: nn.Module) -> Program:
-    program = program_of(model)
+    """The program on a model, or on the model that this is a part of."""
+    model = unwrap(model)
+    program, link = program_of(model), link_of(model)
+    if program is None and link is not None:
+        program = link.program if link.program is not None else link.kind.revive(model)
     if program is None:
-        raise ValueError("the model carries no masks: supermask.hold(model, masks) or supermask.learn(model, density)")
+        parts = [path for path, link in links_in(model).items() if program_of(link.module) is not None]
+        raise ValueError(
+            "the model carries no masks: "
+            + (f"its parts {', '.join(parts)} do" if parts else "supermask.hold(model, masks) or ")
+            + ("" if parts else "supermask.learn(model, density)")
+        )
     return program
 
 
@@ -225,6 +282,7 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> Targets:
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     if not masks:
         raise ValueError("there are no masks to hold: expected {parameter name: bool tensor}")
+    masks = merge_tied(masks, model)
     refuse_computed(computed_weights(model), literal_globs(masks))
     masks.check(model)
     targets = find_targets(model, include=literal_globs(masks))
@@ -236,10 +294,30 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> Targets:
 def masks_of(model: nn.Module) -> Masks:
     """The masks that a model carries now: those it holds, or those its scores choose at this moment.
 
+    Of a part of such a model, `masks_of(model.encoder)`, those of its own parameters under its own names.
+
     Raises:
         ValueError: the model carries none.
     """
-    return _program(model).masks()
+    program = _program(model)
+    masks = program.masks()
+    return masks if program.root is unwrap(model) else masks_in(program, masks, model)
+
+
+def masks_in(program: Program, masks: Masks, part: nn.Module) -> Masks:
+    """Those of a program's masks that are of a part of its model, under the part's names."""
+    names = program.names_in(unwrap(part))
+    return Masks({other: masks[name] for name, other in names.items()}, (names.get(n, "") for n in masks.uncounted))
+
+
+def carries_masks(model: nn.Module) -> bool:
+    """Whether there are masks on the model, or on one that it is a part of."""
+    return program_of(model) is not None or link_of(unwrap(model)) is not None
+
+
+def holds(model: nn.Module, masks: Masks) -> bool:
+    """Whether it is these masks that the model, or the part of a model, holds."""
+    return isinstance(_program(model), Hold) and masks_of(model) == masks
 
 
 def check(model: nn.Module) -> None:
@@ -263,7 +341,7 @@ def check(model: nn.Module) -> None:
 @torch.no_grad()
 def mask_gradients(model: nn.Module) -> None:
     """Zero the gradients of weights that a model holds at 0, for what reads gradients as a whole, such as clipping."""
-    program = program_of(model)
+    program = _program(model) if carries_masks(model) else None
     if isinstance(program, Hold):
         for name, mask in program.kept.items():
             for gradient in (weight.grad for weight in program.copies(name)):
@@ -275,9 +353,11 @@ def detach(model: Model) -> Model:
     """Take the masks off in place: an ordinary module again, its weights those that the masks left.
 
     Raises:
-        ValueError: the model carries none.
+        ValueError: the model carries none, or is a part of one that does.
     """
     program = _program(model)
+    if program.root is not unwrap(model):
+        raise ValueError("the masks are those of a model that this is a part of: supermask.detach the whole model")
     program.settle()
     program.bake()
     program.remove()
@@ -298,8 +378,15 @@ def copy_of(model: Model) -> Model:
 def bake(model: Model) -> Model:
     """A copy of the model as an ordinary module, masks applied to its weights; the original keeps working.
 
+    Of a part of a model that carries masks, `bake(model.encoder)`, a copy of the part.
+
     Raises:
         ValueError: the model carries no masks.
     """
-    _program(model).settle()
-    return detach(copy_of(model))
+    program, part = _program(model), unwrap(model)
+    program.settle()
+    if program.root is part:
+        return detach(copy_of(model))
+    path = next(path for path, module in program.root.named_modules() if module is part)
+    baked: Any = detach(copy_of(program.root)).get_submodule(path)
+    return baked  # type: ignore[no-any-return]

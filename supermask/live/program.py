@@ -1,4 +1,4 @@
-"""What masks do on a live model: hooks on every module that contains a masked tensor.
+"""What masks do on a live model: hooks on every module that contains a masked tensor (see `link`).
 
 The outermost module entered does the work, so a call of the whole model, of a part of it, and a recomputation of a part
 all see the masks.
@@ -13,16 +13,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ..masks.masks import Masks
-from ..masks.targets import Target, unwrap
+from ..masks.targets import Target, plain_name, unwrap
+from .link import Link, OwnMask, is_symbolic, link_of, links_in, refusal
 
 _ATTRIBUTE = "_supermask_program"
+# Older PyTorch does not say it.
+is_exporting: Any = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 class Program:
-    """What masks do on one live model; `Hold` and the learned programs say what happens on entering and leaving."""
+    """What masks do on one live model; `Hold` and the learned programs say what happens on entering and leaving.
+
+    `alone` says that no part of the model may carry masks of its own.
+    """
+
+    alone = True
 
     def __init__(self, model: nn.Module, targets: Mapping[str, Target]) -> None:
         self.root = model
@@ -31,16 +39,21 @@ class Program:
         self.depth = 0
         self.thread = 0
         self.outermost = model
+        self.links: list[Link] = []
         self.handles: list[Any] = []
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copied or read with its model: what stands on the modules finds its program again.
+        self.__dict__.update(state)
+        for link in self.links:
+            link.program = self
 
     def install(self) -> None:
         """Put the hooks on every module that contains a target.
 
         Raises:
-            ValueError: the model carries a program already.
+            ValueError: the model, or a part of it, or a model of which it is a part, carries a program already.
         """
-        if program_of(self.root) is not None:
-            raise ValueError("the model carries masks already: supermask.detach(model) takes them off first")
         owning = {id(module) for module in self.owning()}
         hooked = {id(self.root): self.root}
         for path, module in self.root.named_modules(remove_duplicate=False):
@@ -49,9 +62,8 @@ class Program:
                 for length in range(len(parts) + 1):
                     above = self.root.get_submodule(".".join(parts[:length]))
                     hooked[id(above)] = above
-        for module in hooked.values():
-            self.handles.append(module.register_forward_pre_hook(self._enter, prepend=True))
-            self.handles.append(_numbered(module, module.register_forward_hook(self._leave, always_call=True)))
+        self._refuse_others(hooked)
+        self.links = [Link(self, module, self.own_masks(module)) for module in hooked.values()]
         self.handles.append(self.root.register_state_dict_pre_hook(self._before_state_dict))
         self.root.__dict__[_ATTRIBUTE] = self
         # torch.compile guards the type of this dict, not the hooks: what it made of the unmasked model runs no more.
@@ -60,12 +72,40 @@ class Program:
 
     def remove(self) -> None:
         """Take all hooks off."""
-        for handle in self.handles:
-            handle.remove()
-        self.handles = []
+        for each in (*self.links, *self.handles):
+            each.remove()
+        self.links, self.handles = [], []
         self.root.__dict__.pop(_ATTRIBUTE, None)
         for module in self.owning():
             module.__dict__["_parameters"] = dict(module._parameters)
+
+    def _refuse_others(self, hooked: Mapping[int, nn.Module]) -> None:
+        if program_of(self.root) is not None:
+            raise ValueError("the model carries masks already: supermask.detach(model) takes them off first")
+        if link_of(self.root) is not None:
+            raise ValueError(
+                "the model is a part of one that carries masks: supermask.detach(whole) takes them off first"
+            )
+        parts = [path for path, link in links_in(self.root).items() if self.alone or id(link.module) in hooked]
+        if parts:
+            raise ValueError(
+                f"parts of the model carry masks already: supermask.detach(model.{parts[0]}) takes them off first, or "
+                "hold the masks of the whole model"
+            )
+
+    def names_in(self, part: nn.Module) -> dict[str, str]:
+        """The masked parameters of a part of the model: what they are called here, and there."""
+        paths = {id(module): path for path, module in part.named_modules()}
+        return {
+            name: plain_name(f"{paths[id(module)]}.{attribute}".removeprefix("."))
+            for name, owners in self.owners.items()
+            for module, attribute in reversed(owners)
+            if id(module) in paths
+        }
+
+    def own_masks(self, module: nn.Module) -> dict[str, OwnMask]:
+        """The masks of a module's own parameters that go with it where it is copied or saved by itself."""
+        return {}
 
     def owning(self) -> list[nn.Module]:
         """The modules that own a masked parameter."""
@@ -115,6 +155,53 @@ class Program:
         """Make the weights what the forward pass sees, for good."""
         raise NotImplementedError
 
+    def zero_own(self, module: nn.Module) -> None:
+        """Called when a module with masks of its own (see `own_masks`) gives or has taken a state dict."""
+
+    @classmethod
+    def revive(cls, part: nn.Module) -> Program:
+        """The program of a part that was copied or read without its model, put up when it is first called.
+
+        Raises:
+            RuntimeError: it needs the model.
+        """
+        raise RuntimeError(
+            f"this {type(part).__name__} was copied or saved without the model that its masks are learned in: "
+            "copy or save the whole model, or the part of what supermask.bake(model) returns"
+        )
+
+    @classmethod
+    def meet_stranger(cls, module: nn.Module) -> None:
+        """Called where another module has been given the hooks of a masked one, as quantized layers are.
+
+        Raises:
+            RuntimeError: it does not see the masks.
+        """
+        raise RuntimeError(
+            f"a {module._get_name()} has taken the place of a layer whose mask is learned, and does not see it: "
+            "supermask.bake(model) first, and change what it returns"
+        )
+
+    @classmethod
+    def meet_tracer(cls, tracer: str) -> None:
+        """Called with the name of a tracer that records a pass, or nothing.
+
+        Raises:
+            RuntimeError: what is learned would be in its graph as constants, or choose anew at every call.
+        """
+        if tracer:
+            raise RuntimeError(refusal(tracer))
+
+    def tracer(self, compiling: bool) -> str:
+        """Which tracer records this pass, if one does."""
+        if is_exporting():
+            return "torch.export"
+        if compiling:
+            return ""
+        if torch.jit.is_tracing():
+            return "torch.jit.trace"
+        return "torch.fx.symbolic_trace" if is_symbolic() else "make_fx" if get_proxy_mode() is not None else ""
+
     def begin(self) -> None:
         """Called when a forward pass enters the model."""
 
@@ -125,11 +212,6 @@ class Program:
         """Called when it has left, by an exception too."""
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
-        # In the module's own dictionary: asking the module for what it has not takes as long as all the rest here.
-        if "_is_replica" in module.__dict__:
-            raise RuntimeError(
-                "nn.DataParallel copies modules without their masks: use torch.nn.parallel.DistributedDataParallel"
-            )
         compiling = torch.compiler.is_compiling()
         if self.depth and not compiling and self.thread != threading.get_ident():
             raise RuntimeError(
@@ -141,6 +223,7 @@ class Program:
         if self.depth == 1:
             if not compiling:
                 self.thread, self.outermost = threading.get_ident(), module
+            self.meet_tracer(self.tracer(compiling))
             self.begin()
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -153,19 +236,6 @@ class Program:
 
     def _before_state_dict(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
         self.settle()
-
-
-def _numbered(module: nn.Module, handle: RemovableHandle) -> RemovableHandle:
-    """The hook under the first free number below 0 instead of the next of the process.
-
-    torch.compile guards the numbers: what it has made of a model serves again when other masks are put on it.
-    """
-    number = min(0, *module._forward_hooks) - 1
-    tables: tuple[dict[int, Any], ...] = (module._forward_hooks, module._forward_hooks_always_called)
-    for table in tables:
-        table[number] = table.pop(handle.id)
-    handle.id = number
-    return handle
 
 
 def program_of(model: nn.Module) -> Program | None:

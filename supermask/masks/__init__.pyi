@@ -1,4 +1,5 @@
 from . import masks as masks
+from . import memory as memory
 from . import random_numbers as random_numbers
 from . import targets as targets
 from .masks import LayerDensity as LayerDensity

@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
+from torch.optim.swa_utils import AveragedModel
+
+from .memory import refuse_overlaps
 
 # What wrappers put into a parameter's name. A ticket must fit the plain model, so they are dropped.
 WRAPPER_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -110,11 +113,11 @@ class Targets(Mapping[str, Target]):
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile`, DataParallel and DistributedDataParallel wrappers."""
+    """The model inside `torch.compile`, DataParallel, DistributedDataParallel and AveragedModel wrappers."""
     while True:
         if "_orig_mod" in model._modules:
             inner = model._modules["_orig_mod"]
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
             inner = model.module
         else:
             return model
@@ -210,8 +213,8 @@ def find_targets(
     computed from is not one on the weight. So, unless included, do standardized ones, where 0 stands for another value.
 
     Raises:
-        ValueError: a glob that fits no parameter or only parametrized ones, a lazy parameter without a shape yet, or no
-            target at all.
+        ValueError: a glob that fits no parameter or only parametrized ones, a lazy parameter without a shape yet, a
+            target that lies over the memory of another parameter, or no target at all.
     """
     model = unwrap(model)
     computed = computed_weights(model)
@@ -254,6 +257,7 @@ def find_targets(
             "the model has no tensor that may carry a mask: expected the weight of a linear, convolution, attention or "
             f"recurrent layer, found {there}"
         )
+    refuse_overlaps({names[key]: parameter for key, parameter in parameters.items()}, targets)
     return Targets(targets, left_out, None if output is None else names.get(*output))
 
 

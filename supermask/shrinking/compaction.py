@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..choosing.coupling import couple
-from ..live.held import bake, copy_of, program_of
+from ..live.held import bake, carries_masks, copy_of, masks_of
 from ..masks.masks import Masks
 from ..masks.targets import find_targets, unwrap
 from .removal import Removal
@@ -115,11 +115,11 @@ def _remove(state: Removal) -> Removal:
 
 def _masked(model: nn.Module, given: Mapping[str, Tensor] | None) -> tuple[nn.Module, Masks]:
     """A copy in eval mode with masks applied, and the masks."""
-    program = program_of(model)
-    if given is None and program is None:
+    carries = carries_masks(model)
+    if given is None and not carries:
         raise ValueError("the model carries no masks: expected masks=... or a model after supermask.hold or learn")
-    net = (copy_of(model) if program is None else bake(model)).eval()
-    masks = Masks(given) if given is not None else program.masks()  # type: ignore[union-attr]
+    net = (bake(model) if carries else copy_of(model)).eval()
+    masks = Masks(given) if given is not None else masks_of(model)
     if not masks:
         raise ValueError("there are no masks to compact by: expected {parameter name: bool tensor}")
     masks.check(net)

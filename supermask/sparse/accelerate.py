@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from ..choosing.gradients import call, tensors_in
 from ..kernels.build import build
-from ..live.held import bake, detach, hold
-from ..live.program import program_of
+from ..live.held import bake, carries_masks, detach, hold
 from ..masks.targets import find_named, unwrap
 from .layers import TOLERANCES, ColumnsLinear, CsrLinear, semi_structured, unfit
 from .timing import time_in_turns
@@ -151,7 +150,7 @@ def _plain_copy(model: nn.Module, masks: Mapping[str, Tensor] | None) -> nn.Modu
         held = copy.deepcopy(model)
         hold(held, masks)
         return detach(held).eval().requires_grad_(False)
-    plain = copy.deepcopy(model) if program_of(model) is None else bake(model)
+    plain = bake(model) if carries_masks(model) else copy.deepcopy(model)
     return plain.eval().requires_grad_(False)
 
 

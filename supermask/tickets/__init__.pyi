@@ -1,5 +1,7 @@
 from . import bit_coding as bit_coding
+from . import checkpoint as checkpoint
 from . import compact_file as compact_file
+from . import computed as computed
 from . import container as container
 from . import differences as differences
 from . import file as file

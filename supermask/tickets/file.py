@@ -11,12 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
+from .header import MAX_WEIGHTS as MAX_WEIGHTS
 from .reader import read_ticket
 from .ticket import Ticket, TicketError
 from .writer import write_pieces
-
-# The masks of so many weights take 2 GB; whoever trusts a file of more says so.
-MAX_WEIGHTS = 2_000_000_000
 
 
 def pack(ticket: Ticket) -> bytes:

@@ -1,11 +1,12 @@
 """Masks from and to the files of other programs. No code in such a file is ever run.
 
-    ticket = supermask.foreign.load("model.pt")                          # torch.nn.utils.prune, or plain zeros
+    ticket = supermask.foreign.load("model.pt")                          # torch.nn.utils.prune, masks, or plain zeros
     ticket = supermask.foreign.load("model_best.pth", density=0.5)       # hidden-networks
     ticket = supermask.foreign.load("lottery_1a2b/replicate_1/level_5/main")     # open_lth
+    ticket = supermask.foreign.load("checkpoint.pth", key="state_dict_ema")      # one of several in a file
     torch.save(supermask.foreign.to_torch_prune(ticket), "pruned.pt")
 
-What becomes of names: `module.` and what wrappers add is dropped.
+`module.` and what wrappers add to names is dropped; a tied tensor has one mask, under its first name.
 """
 
 from __future__ import annotations
@@ -16,75 +17,46 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ..masks.masks import Masks
-from ..masks.targets import as_globs, find_named, matches, plain_name
+from ..masks.targets import as_globs, find_named, matches
 from ..selection.top_k import top_k
+from ..weights.fitting import first_names
+from ..weights.plain import why_not_masked
+from .checkpoint import read_file as read_file
+from .checkpoint import state_dict_in as state_dict_in
+from .computed import computed_parts, explain_parts
+from .header import MAX_WEIGHTS
 from .ticket import Ticket, make_state
-
-# Where training programs put the state dict inside of what they save.
-_NESTED = ("state_dict", "model_state_dict", "model")
-# Numbers that training programs leave among the tensors: plain data, which weights_only=True does not know by itself.
-_SCALAR: Any = np.float64(0).__reduce__()[0]
-_PLAIN_NUMBERS: list[Any] = [
-    np.dtype,
-    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *(type(np.dtype(code)) for code in "bBhHiIlLqQefd?"),
-]
 
 _ORIGINAL, _MASK, _SCORES = "_orig", "_mask", ".scores"
 
 
-def read_file(path: str | os.PathLike[str]) -> Any:
-    """What a file saved by torch, or a safetensors file, holds: tensors, numbers, texts, mappings and lists of them.
-
-    Raises:
-        ValueError: a file that cannot be read, or that holds anything else.
-        OSError: a path that cannot be opened.
-    """
-    with open(path, "rb"):
-        pass  # a path that cannot be opened is no matter of formats
-    try:
-        if str(path).endswith(".safetensors"):
-            return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals(_PLAIN_NUMBERS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the bytes of a stranger's file make a reader raise
-        first = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{path} cannot be read: {type(error).__name__}: {first}") from None
-
-
-def state_dict_in(found: Any) -> dict[str, Tensor]:
-    """The state dict of a checkpoint, under plain names.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for key in _NESTED:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise ValueError("it holds no state dict: expected names and tensors")
-    tensors = {plain_name(str(name)): tensor for name, tensor in found.items()}
-    if tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def load(path: str | os.PathLike[str], kind: str | None = None, density: float | None = None) -> Ticket:
+def load(
+    path: str | os.PathLike[str],
+    kind: str | None = None,
+    density: float | None = None,
+    *,
+    key: str | None = None,
+    include: str | Iterable[str] | None = None,
+    max_weights: float = MAX_WEIGHTS,
+) -> Ticket:
     """Read another program's pruned network as a ticket with a final state.
 
     Args:
         path: a file saved by torch, a safetensors file, or the folder of a level of open_lth.
-        kind: `zeros`, `torch-prune`, `hidden-networks` or `open-lth`; told from the names of the tensors if not given.
+        kind: `zeros`, `masks`, `torch-prune`, `hidden-networks` or `open-lth`; told from the names of the tensors if
+            not given.
         density: of hidden-networks, whose files do not hold it: their `prune_rate`, the fraction kept.
+        key: where in the file the state dict is, if there are several: `state_dict_ema`, or `ema/shadow`.
+        include: of `zeros`, globs of the tensors to mask.
+        max_weights: refuse a file that describes more without holding them, as sparse tensors can.
 
     Raises:
-        ValueError: a file that cannot be read, or is not of that kind.
+        ValueError: a file that cannot be read, is not of that kind, holds several state dicts, tensors that are not
+            plain numbers, or weights that are computed from what it holds.
         OSError: a path that cannot be opened.
     """
     path = Path(path)
@@ -92,29 +64,63 @@ def load(path: str | os.PathLike[str], kind: str | None = None, density: float |
         if kind not in (None, "open-lth"):
             raise ValueError(f"{path} is a folder: expected a file of {kind}")
         return _load_open_lth(path)
-    tensors = state_dict_in(read_file(path))
+    found = read_file(path)
+    try:
+        return _read(state_dict_in(found, key, max_weights), kind, density, include)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _read(
+    tensors: Mapping[str, Tensor], kind: str | None, density: float | None, include: str | Iterable[str] | None
+) -> Ticket:
     chosen = _kind_of(tensors) if kind is None else kind
     find_named("kind", chosen, {**_READERS, "open-lth": _load_open_lth})
+    if include is not None and chosen != "zeros":
+        raise ValueError(f"include= goes with zeros, this is {chosen}")
     if chosen == "hidden-networks":
         if density is None:
             raise ValueError("a file of hidden-networks does not hold its density: give density=, its prune_rate")
         return from_hidden_networks(tensors, density)
     if density is not None:
         raise ValueError(f"density= goes with hidden-networks, this is {chosen}")
-    return _READERS[chosen](tensors)
+    return from_zeros(tensors, include) if chosen == "zeros" else _READERS[chosen](tensors)
 
 
 def _kind_of(tensors: Mapping[str, Tensor]) -> str:
     if any(name.endswith(_SCORES) for name in tensors):
         return "hidden-networks"
-    return "torch-prune" if any(_is_pruned(name, tensors) for name in tensors) else "zeros"
+    if any(_is_pruned(name, tensors) for name in tensors):
+        return "torch-prune"
+    return "masks" if any(_masked_by(name, tensors) for name in tensors) else "zeros"
 
 
 def _as_ticket(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], source: str) -> Ticket:
     if wrong := [name for name, mask in masks.items() if tensors[name].shape != mask.shape]:
         raise ValueError(f"masks of other shapes than their weights: {', '.join(wrong)}")
-    whole = Masks(masks)
+    computed = computed_parts(tensors)
+    if asked := {name: part for name, part in computed.items() if name in masks}:
+        raise ValueError(explain_parts(asked))
+    tensors = _untied(tensors, masks)
+    whole = Masks({name: mask for name, mask in masks.items() if name in tensors})
     return Ticket(whole, {"final": make_state(tensors, whole)}, {"source": source})
+
+
+def _untied(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A tied tensor once, where all its names are masked alike; else each name with a tensor of its own."""
+    found = dict(tensors)
+    for name, first in first_names(tensors).items():
+        if name == first:
+            continue
+        if masks.keys() >= {name, first}:
+            alike = torch.equal(masks[name], masks[first])
+        else:
+            alike = not masks.keys() & {name, first}
+        if alike:
+            del found[name]
+        else:
+            found[name] = tensors[name].clone()
+    return found
 
 
 def from_zeros(tensors: Mapping[str, Any], include: str | Iterable[str] | None = None) -> Ticket:
@@ -125,17 +131,24 @@ def from_zeros(tensors: Mapping[str, Any], include: str | Iterable[str] | None =
         include: globs of the tensors to mask; if not given, all floating ones of two axes or more.
 
     Raises:
-        ValueError: no state dict, or no tensor to mask.
+        ValueError: no state dict, no tensor to mask, or weights that are computed from what it holds.
     """
     state, globs = state_dict_in(tensors), as_globs(include)
+    if not globs and (parts := computed_parts(state)):
+        raise ValueError(f"{explain_parts(parts)}; or include=, globs of the tensors to mask, without them")
     masks = {
         name: tensor != 0
         for name, tensor in state.items()
-        if (matches(name, globs) if globs else tensor.is_floating_point() and tensor.dim() > 1)
+        if (matches(name, globs) if globs else _may_be_weight(name, state))
     }
     if not masks:
         raise ValueError(f"no tensor to mask among {', '.join(state) or 'none'}")
     return _as_ticket(state, masks, "zeros")
+
+
+def _may_be_weight(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    tensor, scaled = tensors[name], name.rpartition("_scale")[0]
+    return tensor.is_floating_point() and tensor.dim() > 1 and not why_not_masked(tensor) and scaled not in tensors
 
 
 def _is_pruned(name: str, tensors: Mapping[str, Tensor]) -> bool:
@@ -159,6 +172,32 @@ def from_torch_prune(tensors: Mapping[str, Any]) -> Ticket:
         base = name.removesuffix(_ORIGINAL)
         plain[base if base in pruned else name] = tensor
     return _as_ticket(plain, {name: state[name + _MASK] != 0 for name in plain if name in pruned}, "torch-prune")
+
+
+def from_masks(tensors: Mapping[str, Any]) -> Ticket:
+    """A ticket from a state dict with masks of 0 and 1 as buffers: `X_mask` beside `X`, or `mask` beside `weight`.
+
+    Raises:
+        ValueError: no state dict, or one without such a pair.
+    """
+    state = state_dict_in(tensors)
+    found = {weight: name for name in state if (weight := _masked_by(name, state))}
+    if not found:
+        raise ValueError(f"no masks: expected tensors of 0 and 1, X{_MASK} beside X or mask beside weight")
+    plain = {name: tensor for name, tensor in state.items() if name not in found.values()}
+    return _as_ticket(plain, {name: state[found[name]] != 0 for name in plain if name in found}, "masks")
+
+
+def _masked_by(name: str, tensors: Mapping[str, Tensor]) -> str:
+    """The weight that this tensor is the mask of, or nothing."""
+    module, dot, attribute = name.rpartition(".")
+    weight = f"{module}{dot}weight" if attribute == "mask" else name.removesuffix(_MASK)
+    pair = weight != name and weight in tensors and tensors[weight].shape == tensors[name].shape
+    return weight if pair and _is_mask(tensors[name]) else ""
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    return bool(((tensor == 0) | (tensor == 1)).all())
 
 
 def to_torch_prune(ticket: Ticket, state: str = "final") -> dict[str, Tensor]:
@@ -288,6 +327,7 @@ def _load_open_lth(path: Path) -> Ticket:
 
 _READERS: dict[str, Callable[..., Ticket]] = {
     "zeros": from_zeros,
+    "masks": from_masks,
     "torch-prune": from_torch_prune,
     "hidden-networks": from_hidden_networks,
 }

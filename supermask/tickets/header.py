@@ -17,6 +17,8 @@ KEY = "supermask"
 COMPACT_KEY = "compact"
 BITS = "bits"
 NO_CHECKSUM = "0" * 64
+# The masks of so many weights take 2 GB; whoever trusts a file of more says so.
+MAX_WEIGHTS = 2_000_000_000
 
 Count = Annotated[int, pydantic.Field(ge=0, lt=2**62)]
 Shape = Annotated[list[Count], pydantic.Field(max_length=32)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..masks.masks import Masks
+from ..weights.plain import CARRIERS
 from . import bit_coding as coding
 
 Coded = tuple[coding.Code, coding.Bytes]
@@ -19,10 +20,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2", torch.float8_e4m3fnuz: "F8_E4M3FNUZ", torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
 }  # fmt: skip
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
-# NumPy knows no bfloat16; as integers of as many bytes any type passes.
-CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class CodedMask(NamedTuple):

@@ -6,10 +6,10 @@ import hashlib
 import math
 from typing import BinaryIO
 
-import torch
 from torch import Tensor
 
 from ..weights.inits import Draw
+from ..weights.plain import from_bytes
 from . import bit_coding as coding
 from .container import Array, Container, read
 from .header import BITS, COMPACT_KEY, KEY, NO_CHECKSUM, Bits, Header, Mask, read_header
@@ -133,5 +133,4 @@ def _take_values(arrays: dict[str, Array], state: str, name: str, dtype: str) ->
         raise ValueError(f"the tensor '{state}/{name}' is of type {array.dtype}, expected {dtype}")
     if len(array.shape) != 1:
         raise ValueError(f"the tensor '{state}/{name}' has shape {list(array.shape)}, expected one axis")
-    # A copy: in the file a tensor may start at any byte, in memory at multiples of its values' size.
-    return torch.from_numpy(array.data.copy()).view(TORCH_DTYPES[array.dtype])
+    return from_bytes(array.data, TORCH_DTYPES[array.dtype])

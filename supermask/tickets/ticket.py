@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..live.held import Hold, Model, program_of
+from ..live.held import Model, carries_masks, holds
 from ..masks.masks import Masks, Names
 from ..masks.targets import nearest
 from ..shrinking.compaction import Compaction, shrink
 from ..weights.architectures import find_architecture
-from ..weights.fitting import Fit, first_names, fit, set_state
+from ..weights.fitting import Fit, first_names, fit, merge_tied, plain_tensors, set_state
 from ..weights.inits import Draw, fingerprint
+from ..weights.plain import why_not_masked, why_not_plain, zero_where
 from .differences import Difference, compare_masks, compare_plain, compare_tensors
 
 STATES = ("start", "final")
@@ -92,11 +93,17 @@ def make_state(
         gains: factors of drawn tensors, multiplied in float32.
         dtype: bfloat16 or float16: round the kept weights of masked float32 tensors, so that they take half the bytes.
 
+    Of a tied tensor's names the first is taken; what a module's `get_extra_state` gives is not.
+
     Raises:
-        ValueError: weights that are too large for float16; all tensors of them are named.
+        ValueError: masks of tensors that are not there or have other shapes, tensors that are not plain numbers, or
+            weights that are too large for float16; all of them are named.
     """
     draws, gains = draws or {}, gains or {}
-    full = {name: _masked(tensor.detach().cpu(), masks.get(name)) for name, tensor in first_names(tensors).items()}
+    plain = plain_tensors(tensors)
+    if problems := _problems(plain, masks, first_names(tensors)):
+        raise ValueError("no state can be made of the tensors: " + "; ".join(problems))
+    full = {name: _masked(tensor.detach().cpu(), masks.get(name)) for name, tensor in plain.items()}
     stored: dict[str, Tensor] = {}
     drawn: dict[str, Draw] = {}
     signs: dict[str, Tensor] = {}
@@ -119,6 +126,21 @@ def make_state(
         full |= stored
     used = {name: float(gains[name]) for name in drawn if name in gains and name in draws}
     return State(stored, drawn, fingerprint(full), signs, used, tuple(full))
+
+
+def _problems(tensors: Mapping[str, Tensor], masks: Masks, first: Mapping[str, str]) -> list[str]:
+    problems = [f"{name} {why}" for name, tensor in tensors.items() if (why := why_not_plain(tensor))]
+    if problems:
+        return problems
+    for name, shape in masks.shapes.items():
+        if name not in tensors:
+            tied = f" (it is tied: {first[name]})" if name in first else ""
+            problems.append(f"there is no tensor of the mask '{name}'{tied or nearest(name, tensors)}")
+        elif tensors[name].shape != shape:
+            problems.append(f"{name} has shape {list(tensors[name].shape)}, its mask {list(shape)}")
+        elif why := why_not_masked(tensors[name]):
+            problems.append(f"{name} {why}: no mask can drop a part of it")
+    return problems
 
 
 def _rounded(stored: Mapping[str, Tensor], masks: Masks, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -154,7 +176,7 @@ def _bits_equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
-    return tensor if mask is None else tensor.masked_fill(~mask.to(tensor.device), 0)
+    return tensor if mask is None else zero_where(tensor, ~mask.to(tensor.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,8 +297,7 @@ class Ticket:
             ValueError: tensors that are missing from the model, that the ticket does not have, or that have another
                 shape (all of them are named); or a model that carries other masks.
         """
-        program = program_of(model)
-        if program is not None and not (isinstance(program, Hold) and program.masks() == self.masks.renamed(names)):
+        if carries_masks(model) and not holds(model, merge_tied(self.masks.renamed(names), model)):
             raise ValueError("the model carries other masks than the ticket's: supermask.detach(model) takes them off")
         set_state(model, self.state_dict(state), names, partial)
         return model

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ..masks.masks import Masks
 from ..weights.inits import Draw
+from ..weights.plain import CARRIERS, to_bytes
 from . import bit_coding as coding
 from .container import Array, layout
 from .header import BITS, FORMAT, KEY, NO_CHECKSUM, Bits, Drawn, Header, Mask, State
 from .header import Tensor as Described
-from .lazy import CARRIERS, DTYPES, TORCH_DTYPES, StoredTensors
+from .lazy import DTYPES, TORCH_DTYPES, StoredTensors
 from .ticket import Ticket, to_json
 
 # Types that float32 values are written in where not one of them changes.
@@ -171,15 +172,14 @@ def _survivors(tensor: Tensor, masks: Mapping[str, Tensor], name: str) -> npt.ND
 
 
 def _values(tensor: Tensor, masks: Mapping[str, Tensor], name: str) -> Array:
-    carrier = tensor.detach().contiguous().view(CARRIERS[tensor.element_size()])
+    carrier = tensor.detach().resolve_conj().resolve_neg().contiguous().view(CARRIERS[tensor.element_size()])
     values = torch.from_numpy(_survivors(carrier, masks, name)).view(tensor.dtype)
     if tensor.dtype == torch.float32:
         for narrower in _NARROWER:
             if _same_bits(values[:1000], narrower) and _same_bits(values, narrower):
                 values = values.to(narrower)
                 break
-    data = values.reshape(-1).view(torch.uint8).numpy()
-    return Array(DTYPES[values.dtype], (values.numel(),), data)
+    return Array(DTYPES[values.dtype], (values.numel(),), to_bytes(values))
 
 
 def _same_bits(values: Tensor, dtype: torch.dtype) -> bool:

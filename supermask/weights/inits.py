@@ -26,6 +26,7 @@ from ..masks.targets import (
     find_targets,
     matches,
 )
+from .plain import to_bytes
 
 # sqrt(2): half of the variance is lost in a ReLU (He et al., Delving Deep into Rectifiers, 2015).
 RELU_GAIN = math.sqrt(2.0)
@@ -154,7 +155,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes, in name order: equal exactly where the tensors are."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(to_bytes(tensor).data)
     return digest.hexdigest()

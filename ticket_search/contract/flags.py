@@ -64,7 +64,9 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
         None, description="activation function of a built-in network, in place of its usual one"
     )
     weights: str | None = Field(
-        None, description="start from the weights in this checkpoint: a state dict or a safetensors file"
+        None,
+        description="start from the weights in this checkpoint: a state dict or a safetensors file, or FILE#KEY where "
+        "one file holds several state dicts",
     )
     data: str = Field(
         "digits", description="data set: a built-in name (`ticket data` lists them), or package.module:function"

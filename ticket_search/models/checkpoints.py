@@ -1,4 +1,4 @@
-"""Weights from a file: a state dict saved by torch, or safetensors."""
+"""Weights from a file: a state dict saved by torch, or safetensors, as `FILE` or, of several in a file, `FILE#KEY`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from supermask.masks.targets import unwrap
 from supermask.tickets import foreign
+from supermask.weights.fitting import first_names, plain_tensors, set_state
 
 from ..contract.errors import RequestError, nearest_hint
 
@@ -18,26 +19,30 @@ def read_checkpoint(path: str) -> dict[str, Tensor]:
     Raises:
         RequestError: a file that cannot be read as a state dict.
     """
+    file, _, key = (path, "", "") if Path(path).exists() else path.partition("#")
     try:
-        found = foreign.read_file(path)
+        found = foreign.read_file(file)
     except OSError as error:
-        raise RequestError(f"--weights {path} cannot be read: {error.strerror}") from None
+        raise RequestError(f"--weights {file} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise RequestError(f"--weights {error}") from None
     try:
-        return foreign.state_dict_in(found)
+        return foreign.state_dict_in(found, key or None)
     except ValueError as error:
-        raise RequestError(f"--weights {path}: {error}") from None
+        hint = f"; as --weights '{file}#KEY'" if "key=" in str(error) else ""
+        raise RequestError(f"--weights {file}: {error}{hint}") from None
 
 
 def load_checkpoint(model: nn.Module, path: str) -> None:
     """Load a checkpoint into a model, in place.
 
     Raises:
-        RequestError: each tensor that is missing, one too many, or of another shape.
+        RequestError: each tensor that is missing, one too many, of another shape, or that the model's cannot take.
     """
-    tensors = read_checkpoint(path)
-    there = unwrap(model).state_dict()
+    state = unwrap(model).state_dict()
+    there, first = plain_tensors(state), first_names(state)
+    given = read_checkpoint(path)
+    tensors = {first.get(name, name): tensor for name, tensor in given.items()}
     problems = []
     for name, tensor in there.items():
         if name not in tensors:
@@ -47,4 +52,7 @@ def load_checkpoint(model: nn.Module, path: str) -> None:
     problems += [f"{name} {list(tensors[name].shape)} is not in the model" for name in tensors if name not in there]
     if problems:
         raise RequestError([f"--weights {Path(path).name}: {problem}" for problem in problems])
-    unwrap(model).load_state_dict(tensors)
+    try:
+        set_state(model, given)
+    except ValueError as error:
+        raise RequestError(f"--weights {Path(path).name}: {error}") from None
