@@ -69,6 +69,7 @@ def test_every_name_of_a_tied_tensor_is_that_of_the_tensor(network):
             assert torch.equal(other.get_parameter(name), state[names[0]].masked_fill(~mask, 0))
         assert supermask.masks_of(other) == Masks({names[0]: mask})
         ticket.apply_to(other)
+        assert supermask.prune(build(), 0.2, previous=ticket.masks).within(Masks({names[0]: mask}))
 
 
 def test_a_tied_tensor_is_given_once():

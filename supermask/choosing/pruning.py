@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..masks.masks import Masks, mismatches, shapes_of
 from ..masks.targets import LeftOut, Targets, find_targets, learned_names, literal_globs, unwrap
 from ..selection.top_k import count_kept
+from ..weights.fitting import merge_tied
 from .allocation import Allocation, by_glob, find_allocation, with_floor
 from .coupling import Coupled, couple
 from .gradients import Evidence, Loss, Replay, undisturbed
@@ -85,6 +86,8 @@ def prune(
     if learned_names(model):
         raise ValueError("the model's masks are being learned: supermask.bake(model) first")
     _check_density(density, floor, allocation)
+    if previous is not None:
+        previous = merge_tied(previous if isinstance(previous, Masks) else Masks(previous), model)
     if previous is not None and include is None and exclude is None:
         include = literal_globs(_counted(previous))
     targets = find_targets(model, include, exclude)

@@ -19,6 +19,7 @@ from ..choosing.coupling import couple
 from ..live.held import bake, carries_masks, copy_of, masks_of
 from ..masks.masks import Masks
 from ..masks.targets import find_targets, unwrap
+from ..weights.fitting import merge_tied
 from .removal import Removal
 from .slicing import Changes, describe_changes, rebuild
 from .trials import inputs_to_double, run, to_double
@@ -119,7 +120,7 @@ def _masked(model: nn.Module, given: Mapping[str, Tensor] | None) -> tuple[nn.Mo
     if given is None and not carries:
         raise ValueError("the model carries no masks: expected masks=... or a model after supermask.hold or learn")
     net = (bake(model) if carries else copy_of(model)).eval()
-    masks = Masks(given) if given is not None else masks_of(model)
+    masks = merge_tied(Masks(given), net) if given is not None else masks_of(model)
     if not masks:
         raise ValueError("there are no masks to compact by: expected {parameter name: bool tensor}")
     masks.check(net)

@@ -13,7 +13,7 @@ from ..contract.errors import RequestError
 from ..contract.flags import read_json, read_toml
 from ..running.read_config import find_kind
 from ..runs.folders import inspect_folder
-from ..runs.names import CONTROLS
+from ..runs.names import CONFIG, CONTROLS, SUMMARY
 
 # Two runs are the same experiment where they are equal in all flags but seeds, paths and those of the machine.
 _SEEDS = ("seed", "init_seed", "order_seed", "mask_seed")
@@ -112,7 +112,7 @@ def read_members(
 
 
 def _read_run(folder: Path) -> Member:
-    config, summary = read_toml(folder / "config.toml"), read_json(folder / "summary.json")
+    config, summary = read_toml(folder / CONFIG), read_json(folder / SUMMARY)
     controls = read_json(folder / CONTROLS)["rows"] if (folder / CONTROLS).exists() else []
     seed = config.get("seed", 0)
     # A ticket brings the weights that it starts from: a training of it with other seeds draws no weights.

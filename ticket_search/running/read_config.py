@@ -7,6 +7,7 @@ from pathlib import Path
 from ..contract.flags import Config, make_config, read_toml
 from ..contract.method import Method, describe_method
 from ..methods import find_method
+from ..runs.names import CONFIG
 from . import train
 
 
@@ -25,5 +26,5 @@ def read_config(folder: Path) -> Config:
     Raises:
         RequestError: the configuration is damaged, or names an unknown method.
     """
-    values = read_toml(folder / "config.toml")
+    values = read_toml(folder / CONFIG)
     return make_config(find_kind(str(values.get("method", ""))).Config, values)

@@ -18,7 +18,7 @@ from torch import nn
 from ..contract.errors import RequestError
 from ..contract.flags import Config
 from ..runs.experiment import Setup, describe_model, find_model, make_setup
-from ..runs.folders import choose_folder
+from ..runs.folders import choose_folder, inspect_folder
 from ..runs.progress import Progress
 from ..runs.run import Run
 from .read_config import read_config
@@ -33,7 +33,6 @@ _ALSO = (
     "init", "data_dir", "compile", "loss", "metric", "dtype", "workers", "device", "threads", "seed", "init_seed",
     "order_seed",
 )  # fmt: skip
-SUMMARY = "summary.json"
 
 
 def find_width(kept: int, setup: Setup, model: str | Callable[..., nn.Module], config: Config) -> float:
@@ -80,7 +79,7 @@ def train_small_dense(
         RequestError: a network that takes no argument `width`.
     """
     done = Path(folder, name)
-    if (done / SUMMARY).exists():
+    if inspect_folder(done).state == "finished":
         found = Run(done, read_config(done))
     else:
         config, factory = run.config, model or run.config.model
