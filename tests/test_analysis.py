@@ -266,7 +266,7 @@ def test_brackets_read_what_attributes_are(runs):
     group = of(found, "imp")
     assert group["verdict"]["init"]["answer"] == group.verdict.init.answer
     assert group["levels"][1]["difference"]["mean"] == group.levels[1].difference.mean
-    with pytest.raises(KeyError, match="Group has no field 'verdct'; did you mean 'verdict'"):
+    with pytest.raises(KeyError, match="Group has no attribute 'verdct'; did you mean 'verdict'"):
         group["verdct"]
 
 

@@ -397,7 +397,13 @@ def test_a_result_that_is_not_equal_is_refused(monkeypatch):
         found = shrink(net, masks, x)
         assert not found.removed and "the outputs are others" in found.kept_constant["0.weight"]
         assert gap(baked(net, masks), found.model, x) <= 1e-5
-    monkeypatch.setattr("supermask.shrinking.compaction.fill", lambda net, layers: net)
+
+    def spoil(net, layers):
+        with torch.no_grad():
+            next(net.parameters()).add_(1)
+        return net
+
+    monkeypatch.setattr("supermask.shrinking.compaction.fill", spoil)
     with pytest.raises(ValueError, match="not equal to the masked one"):
         compact(net, masks, x)
 

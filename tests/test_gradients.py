@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import supermask
-from supermask.choosing.gradients import main_output
+from supermask.choosing.gradients import floating_outputs
 from supermask.choosing.scores import SCORES
 
 OF_GRADIENTS = ["snip", "taylor", "movement", "grasp"]
@@ -328,15 +328,16 @@ def test_gradients_are_there_in_no_grad_and_of_every_kind_of_layer():
             assert masks.density == pytest.approx(0.5, abs=0.01)
 
 
-def test_the_main_output():
-    x = torch.ones(2)
-    for outputs in (
-        x,
-        (torch.tensor([1]), x),
-        {"ids": torch.tensor([1]), "logits": x},
-        SimpleNamespace(logits=x),
-        [(), (x,)],
+def test_all_floating_outputs_count():
+    x, y, whole = torch.ones(2), torch.zeros(3), torch.tensor([1])
+    for outputs, expected in (
+        (x, [x]),
+        ((whole, x), [x]),
+        ((x, y), [x, y]),
+        ({"ids": whole, "logits": x, "boxes": y}, [x, y]),
+        (SimpleNamespace(logits=x), [x]),
+        ([(), (x,), {"deep": [y]}], [x, y]),
     ):
-        assert main_output(outputs) is x
-    with pytest.raises(ValueError, match="the model's output is int, expected a tensor, or a tuple or mapping of some"):
-        main_output(3)
+        assert [id(tensor) for tensor in floating_outputs(outputs)] == [id(tensor) for tensor in expected]
+    with pytest.raises(ValueError, match="the model's output is int, expected a tensor of floating-point numbers"):
+        floating_outputs(3)

@@ -82,7 +82,6 @@ LATE_IMPORTS = {
     "torch": "the flags of methods are read by --help, which loads no PyTorch",
     "torch.distributed.tensor": "takes seconds to import, and only sharded weights need it",
     "torch.utils.flop_counter": "takes a second to import, and only the count of operations needs it",
-    "torch_pruning": "takes seconds to import, and only whole filters need it",
     "torchvision": "takes seconds to import, and only its own networks and data sets need it",
 }
 

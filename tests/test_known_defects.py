@@ -9,9 +9,9 @@ A test elsewhere that covers one is named here, and must exist:
 - signed scores in many rounds bring weights back:
   test_pruning::test_masks_only_shrink_even_where_scores_would_bring_weights_back
 - weights drawn again by a random score return:
-  test_methods::test_masks_only_shrink_over_levels_and_rewound_weights_are_the_stored_ones
+  method_tests::masks_only_shrink_and_rewound_weights_are_the_stored_ones
 - levels go on training instead of starting again:
-  test_methods::test_masks_only_shrink_over_levels_and_rewound_weights_are_the_stored_ones
+  method_tests::masks_only_shrink_and_rewound_weights_are_the_stored_ones
 - the mask is not held while training:
   test_live::test_dropped_weights_are_exactly_zero_after_every_step
 - a shuffle that changes nothing:
@@ -35,7 +35,7 @@ A test elsewhere that covers one is named here, and must exist:
 - a warning whose own text crashes:
   test_house::test_our_own_warnings_are_errors
 - an option that no run has ever taken:
-  test_methods::test_extreme_densities
+  method_tests::extreme_densities_are_met_or_refused
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ from ticket_search.methods.one_shot import Config as OneShot
 from ticket_search.training.at_init import PruningConfig
 
 TESTS = Path(__file__).parent
-ROWS = re.findall(r"^- (.+):\n  (test_\w+)::(test_\w+)$", __doc__, re.MULTILINE)
+ROWS = re.findall(r"^- (.+):\n  (\w+)::(\w+)$", __doc__, re.MULTILINE)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 Only what the masks say counts, never what some data activated. A unit that nobody reads goes. A unit that nothing
 reaches gives a constant, which goes into the biases of its readers where that is exact. Which layers share a channel is
-read from torch-pruning's dependency graph (see `coupling`); whether a reader gets a constant is tried out on networks
+followed through its operations (see `channels`); whether a reader gets a constant is tried out on networks
 of the same masks and other weights. Every result is compared with the masked network.
 """
 
@@ -71,7 +71,7 @@ def compact(
             (the module is named) or cannot be traced; a result that is not equal; outputs that are 0, which prove
             nothing.
 
-    Source: torch-pruning, Fang et al., DepGraph: Towards Any Structural Pruning, 2023.
+    Source: Fang et al., DepGraph: Towards Any Structural Pruning, 2023.
     """
     return shrink(model, masks, example_input, tolerance).model
 

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_map_only
 
 from ..choosing.gradients import call, tensors_in
-from ..live.held import Program
+from ..live.link import Link
 from ..masks.masks import Masks
 from ..masks.targets import Target, find_targets, unwrap
 
@@ -157,9 +157,9 @@ def _copy(model: nn.Module, parameters: dict[int, Tensor]) -> nn.Module:
             setattr(module, name, unwrap(child))
         module._backward_hooks.clear()
         for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(program := getattr(hook, "__self__", None), Program):
-                program.settle()
-                program.remove()
+            if isinstance(link := getattr(hook, "__self__", None), Link) and link.program is not None:
+                link.program.settle()
+                link.program.remove()
     return net
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..live.held import Model, carries_masks, holds
-from ..masks.masks import Masks, Names
+from ..masks.masks import Masks, Names, shapes_of
 from ..masks.targets import nearest
 from ..shrinking.compaction import Compaction, shrink
 from ..weights.architectures import find_architecture
@@ -132,7 +132,7 @@ def _problems(tensors: Mapping[str, Tensor], masks: Masks, first: Mapping[str, s
     problems = [f"{name} {why}" for name, tensor in tensors.items() if (why := why_not_plain(tensor))]
     if problems:
         return problems
-    for name, shape in masks.shapes.items():
+    for name, shape in shapes_of(masks).items():
         if name not in tensors:
             tied = f" (it is tied: {first[name]})" if name in first else ""
             problems.append(f"there is no tensor of the mask '{name}'{tied or nearest(name, tensors)}")
