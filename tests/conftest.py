@@ -50,14 +50,19 @@ def _blank_pictures() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processes of a sweep are forked from one that has imported what forked.py says: each else imports PyTorch."""
-    get_context = multiprocessing.get_context
+@pytest.fixture(scope="session")
+def forkserver_with_torch() -> None:
+    """Processes that are started by `forkserver` are forked from one that has imported what forked.py says."""
     multiprocessing.set_forkserver_preload(["forked"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
         forkserver.ensure_running()
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch, forkserver_with_torch: None) -> None:
+    """The processes of a sweep are forked: spawned ones import PyTorch each."""
+    get_context = multiprocessing.get_context
     monkeypatch.setattr(
         multiprocessing, "get_context", lambda method=None: get_context("forkserver" if method == "spawn" else method)
     )

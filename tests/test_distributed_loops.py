@@ -11,7 +11,6 @@ import torch.distributed as dist
 from held import batches, zero
 from networks import perceptron
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import supermask
@@ -52,6 +51,8 @@ def message_of(call) -> str:
 
 
 def shard(model: nn.Module, parts: bool) -> nn.Module:
+    from torch.distributed.fsdp import fully_shard  # only where it is used: it takes as long to import as PyTorch
+
     mesh = dist.init_device_mesh("cpu", (RANKS,))
     for layer in model if parts else ():
         if list(layer.parameters()):
@@ -127,6 +128,8 @@ def weights_after_saving(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def flattened(rank: int) -> dict[str, str]:
     """FSDP1 flattens parameters: no mask fits them."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
     found = {}
     for original in (True, False):
         for order in ("before", "after"):
@@ -154,9 +157,9 @@ def work(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> list[dict[str, Any]]:
+def ranks(tmp_path_factory, forkserver_with_torch) -> list[dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=RANKS)
+    torch.multiprocessing.start_processes(work, (str(folder),), nprocs=RANKS, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 

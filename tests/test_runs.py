@@ -20,12 +20,11 @@ from torch import nn
 
 import supermask
 from ticket_search import Interrupted, RequestError, resume, search
-from ticket_search.contract.flags import read_json
 from ticket_search.methods.imp import Config, level_counts
 from ticket_search.runs.folders import find_run
 from ticket_search.runs.tensorboard import METRICS, TAGS
 
-TICKET = [sys.executable, "-m", "ticket_search"]
+SLOWLY = [sys.executable, "-c", "import slowly; slowly.main()"]
 
 
 def test_the_folder_of_a_finished_run(quick):
@@ -428,7 +427,8 @@ def test_rewind_points_that_are_none(flags, problem, quick, tmp_path):
 
 def start(folder: Path, *words: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [*TICKET, "search", "--runs", str(folder), "--threads", "1", *words],
+        [*SLOWLY, "search", "--runs", str(folder), "--threads", "1", *words], cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -447,28 +447,12 @@ def stage_started(run: Path, stage: str):
     return lambda: events.exists() and (f'"{stage}"' in rows.read_text())
 
 
-@pytest.fixture(scope="module")
-def never_stopped(tmp_path_factory):
-    """The folder of a run that nobody stopped, made once for each command."""
-    made: dict[tuple[str, ...], Path] = {}
-
-    def get(words: tuple[str, ...]) -> Path:
-        if words not in made:
-            made[words] = tmp_path_factory.mktemp("whole")
-            process = start(made[words], *words)
-            _, err = process.communicate(timeout=300)
-            assert process.returncode == 0, err
-        return made[words]
-
-    return get
-
-
-_KILLED_IMP = ("--method", "imp", "--density", "0.5", "--epochs", "40"), "imp-lenet-300-100-digits-d0.5-s0", "level-02"
-_KILLED_EDGE_POPUP = ("--epochs", "200"), "edge-popup-lenet-300-100-digits-d0.5-s0", "training"
+_KILLED_IMP = ("imp", {"density": 0.5, "epochs": 5, "fraction": 0.3}, "level-02")
+_KILLED_EDGE_POPUP = ("edge-popup", {"density": 0.5, "epochs": 20}, "training")
 
 
 @pytest.mark.parametrize(
-    ("words", "run_name", "stage", "number"),
+    ("method", "flags", "stage", "number"),
     [
         pytest.param(*_KILLED_IMP, signal.SIGTERM, marks=pytest.mark.slow),
         (*_KILLED_EDGE_POPUP, signal.SIGKILL),
@@ -478,9 +462,11 @@ _KILLED_EDGE_POPUP = ("--epochs", "200"), "edge-popup-lenet-300-100-digits-d0.5-
         pytest.param(*_KILLED_EDGE_POPUP, signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_process_resumes_to_the_same_bytes(words, run_name, stage, number, never_stopped, tmp_path):
-    process = start(tmp_path, *words)
-    run = tmp_path / run_name
+def test_a_killed_process_resumes_to_the_same_bytes(method, flags, stage, number, tmp_path, ticket):
+    Path("slowly").touch()
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    process = start(tmp_path, "--method", method, *words)
+    run = tmp_path / f"{method}-lenet-300-100-digits-d0.5-s0"
     # Rows are written when the state is, so the stage is under way; then into the middle of it.
     wait_for(stage_started(run, stage), process)
     time.sleep(0.3)
@@ -492,8 +478,9 @@ def test_a_killed_process_resumes_to_the_same_bytes(words, run_name, stage, numb
     else:
         assert process.returncode == 130, err
         assert f"ticket resume {run}" in err
-    again = subprocess.run([*TICKET, "resume", str(run), "--json"], capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    other = never_stopped(words) / run_name
-    assert (run / "ticket.safetensors").read_bytes() == (other / "ticket.safetensors").read_bytes()
-    assert json.loads(again.stdout)["test_accuracy"] == read_json(other / "summary.json")["test_accuracy"]
+    Path("slowly").unlink()
+    again = ticket("resume", str(run), "--json")
+    assert again.code == 0, again.err
+    whole = search(method, runs="whole", threads=1, progress=False, **flags)
+    assert (run / "ticket.safetensors").read_bytes() == (whole.path / "ticket.safetensors").read_bytes()
+    assert json.loads(again.out)["test_accuracy"] == whole.summary["test_accuracy"]
