@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy
 import torch
-from scipy import stats
 
 import supermask
 from supermask import Masks
@@ -40,13 +40,13 @@ def test_intervals_and_tests_are_those_of_scipy():
     for n in (2, 3, 5, 30):
         ones, others = stream.normal(90, 1, n), stream.normal(89.5, 1, n)
         found = difference(dict(enumerate(ones)), dict(enumerate(others)))
-        theirs = stats.ttest_rel(ones, others)
+        theirs = scipy.stats.ttest_rel(ones, others)
         assert found.n == n
         assert found.mean == pytest.approx(np.mean(ones - others))
         assert found.interval == pytest.approx(tuple(theirs.confidence_interval(0.95)))
         assert chance_of_none(found) == pytest.approx(theirs.pvalue)
         assert confidence_interval(list(ones)) == pytest.approx(
-            stats.t.interval(0.95, n - 1, np.mean(ones), stats.sem(ones))
+            scipy.stats.t.interval(0.95, n - 1, np.mean(ones), scipy.stats.sem(ones))
         )
         flipped = difference(dict(enumerate(others)), dict(enumerate(ones)))
         assert (-found).interval == pytest.approx(flipped.interval)
@@ -75,10 +75,10 @@ def test_as_many_seeds_find_the_effect():
     """With the number that is asked for the test has its power, with one fewer it has not."""
     for std, n in ((0.2, 5), (0.5, 5), (1.0, 20)):
         seeds = seeds_to_find(0.5, std, n)
-        likely = std * math.sqrt((n - 1) / stats.chi2.ppf(0.2, n - 1))
+        likely = std * math.sqrt((n - 1) / scipy.stats.chi2.ppf(0.2, n - 1))
 
         def power(m, likely=likely):
-            return stats.nct.sf(stats.t.ppf(0.975, m - 1), m - 1, 0.5 * math.sqrt(m) / likely)
+            return scipy.stats.nct.sf(scipy.stats.t.ppf(0.975, m - 1), m - 1, 0.5 * math.sqrt(m) / likely)
 
         assert power(seeds) >= 0.8
         assert seeds == 2 or power(seeds - 1) < 0.8
@@ -220,7 +220,7 @@ def test_levels_and_controls_are_compared_seed_by_seed(runs):
         assert row["n"] == 5 and row["level"] == 2 and row["kept"] == group["kept"]
         gaps = np.subtract([own["test_accuracy"] for own in rows[2]], row["values"])
         assert row["difference"]["mean"] == pytest.approx(gaps.mean())
-        raw[row["control"]] = stats.ttest_1samp(gaps, 0).pvalue
+        raw[row["control"]] = scipy.stats.ttest_1samp(gaps, 0).pvalue
     adjusted = holm(raw)
     assert {row["control"]: row["p_holm"] for row in group["controls"]} == pytest.approx(adjusted)
     assert all(group["verdict"][key]["answer"] != "unknown" for key in ("init", "positions", "trivial"))

@@ -8,11 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import lazy_loader
 import pytest
-import timm
 import torch
-import torchvision
-import transformers
 from networks import Attention, Recurrent, Tied
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -23,6 +21,9 @@ from supermask import find_targets
 from supermask.live.held import program_of
 from supermask.masks.targets import fan_in_and_out
 from supermask.selection.top_k import count_kept
+
+# Imported where a network of theirs is made: that takes longer than PyTorch.
+timm, torchvision, transformers = map(lazy_loader.load, ("timm", "torchvision", "transformers"))
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ ROOT = Path(__file__).parent.parent
 SLOW = {"compiled_step.py"}
 # What starts processes of its own, which import the file that they were started by.
 STARTS_PROCESSES = {"ddp.py"}
+# What imports as much as test_trainers.py has imported: they run there.
+TRAINERS = {"hugging_face_trainer.py", "lightning_trainer.py"}
 PATHS = sorted((ROOT / "examples").glob("*.py"))
 EXAMPLES = [
     pytest.param(path, id=path.name, marks=[pytest.mark.slow] if path.name in SLOW else [])
     for path in PATHS
-    if path.name not in STARTS_PROCESSES
+    if path.name not in STARTS_PROCESSES | TRAINERS
 ]
 
 
@@ -30,14 +32,19 @@ def test_every_example_is_short_and_checks_itself(path):
     assert "assert" in code or "supermask.check(" in code
 
 
+def run_example(name: str, tmp_path, monkeypatch, capsys) -> None:
+    """As a script, in a folder of its own; not each in a process of its own, which would import PyTorch once more."""
+    path = str(ROOT / "examples" / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [path])
+    with torch.random.fork_rng():
+        runpy.run_path(path, run_name="__main__")
+    assert capsys.readouterr().out.strip()
+
+
 @pytest.mark.parametrize("path", EXAMPLES)
 def test_every_example_runs(path, tmp_path, monkeypatch, capsys):
-    """As a script, in a folder of its own; not each in a process of its own, which would import PyTorch once more."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(path)])
-    with torch.random.fork_rng():
-        runpy.run_path(str(path), run_name="__main__")
-    assert capsys.readouterr().out.strip()
+    run_example(path.name, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("name", sorted(STARTS_PROCESSES))

@@ -34,7 +34,7 @@ def test_precision_is_stored_resolved(quick):
     assert resolved(precision="auto").precision == ("bf16" if bf16_is_native("cpu") else "fp32")
     assert resolved(precision="bf16").channels_last is True
     assert resolved(precision="bf16", channels_last=False).channels_last is False
-    run = quick("edge-popup", epochs=2, precision="bf16", model="conv2", density=0.5)
+    run = quick("edge-popup", epochs=1, precision="bf16", model="conv2", model_args="width=0.1", density=0.5)
     assert run.config.precision == "bf16"
     assert run.config.channels_last is True
     supermask.load(run.path / "ticket.safetensors").model()
@@ -55,9 +55,9 @@ def test_channels_last_changes_the_layout_and_not_the_result(quick):
     x = torch.randn(2, 3, 4, 5)
     assert Arithmetic(channels_last=True).lay_out(x).is_contiguous(memory_format=torch.channels_last)
     assert Arithmetic(channels_last=True).lay_out(x[:, 0]) is not None
-    flags = {"model": "conv2", "epochs": 1, "density": 0.5}
-    for method in ("imp", "edge-popup"):
-        plain, other = quick(method, **flags), quick(method, **flags, channels_last=True)
+    flags = {"model": "conv2", "model_args": "width=0.2", "epochs": 1, "density": 0.5}
+    for method, more in (("imp", {"fraction": 0.5}), ("edge-popup", {})):
+        plain, other = quick(method, **flags, **more), quick(method, **flags, **more, channels_last=True)
         # Sums run in another order, so a few weights at the edge may change places; the masks are still masks.
         assert plain.ticket.masks.kept == other.ticket.masks.kept
         assert plain.ticket.masks.overlap(other.ticket.masks) > 0.9
@@ -112,7 +112,8 @@ def test_clipping_counts_kept_weights_only(quick):
 
 
 def test_augmentation_changes_training_only(quick):
-    plain, other = quick("dense", model="conv2", epochs=1), quick("dense", model="conv2", epochs=1, crop=1, flip=True)
+    flags = {"model": "conv2", "model_args": "width=0.1", "epochs": 1}
+    plain, other = quick("dense", **flags), quick("dense", **flags, crop=1, flip=True)
     assert plain.ticket.states["start"].fingerprint == other.ticket.states["start"].fingerprint
     assert plain.ticket != other.ticket
 
@@ -127,10 +128,10 @@ def test_a_search_starts_from_a_checkpoint(suffix, wrapped, quick, tmp_path):
         torch.save({"state_dict": state, "epoch": 3} if wrapped else state, path)
     else:
         safetensors.torch.save_file(state, path)
-    run = quick("imp", weights=str(path), density=0.5)
+    run = quick("imp", weights=str(path), density=0.5, fraction=0.5, epochs=1)
     start = run.load_level(0).state_dict("start")
     assert all(torch.equal(start[name], tensor) for name, tensor in model.state_dict().items())
-    untrained = quick("edge-popup", weights=str(path), density=0.5)
+    untrained = quick("edge-popup", weights=str(path), density=0.5, epochs=1)
     mask = untrained.ticket.masks["fc1.weight"]
     assert torch.equal(untrained.ticket.state_dict()["fc1.weight"], torch.where(mask, model.fc1.weight.detach(), 0.0))
     assert "weights" not in run.ticket.meta["config"], "a path of this machine"
@@ -250,7 +251,19 @@ def test_ones_own_model_and_data_from_the_shell_to_a_ticket_and_back(scratch, tm
     ]
     for data in ("mine.things:make_data", "mine.things:make_dataset"):
         done = scratch(
-            "search", "--method", "imp", *words, "--data", data, "--density", "0.5", "--json", "--name", data[-4:]
+            "search",
+            "--method",
+            "imp",
+            *words,
+            "--data",
+            data,
+            "--density",
+            "0.5",
+            "--fraction",
+            "0.5",
+            "--json",
+            "--name",
+            data[-4:],
         )
         assert done.code == 0, done.err
         summary = json.loads(done.out)

@@ -186,7 +186,7 @@ def test_one_shot_takes_any_score(score, tmp_path):
 
 
 def test_one_shot_by_the_scale_of_batch_norms(tmp_path):
-    flags = {"score": "bn-scale", "granularity": "filter", **QUICK, "epochs": 1}
+    flags = {"score": "bn-scale", "granularity": "filter", "batch_size": 400, **QUICK, "epochs": 1}
     run = search("one-shot", "resnet20", runs=tmp_path, density=0.5, exclude=("head",), **flags)
     masks = run.ticket.masks
     norms = [name for name in masks.uncounted if "norm" in name and name.endswith("weight")]
@@ -238,7 +238,7 @@ def test_gradual_steps():
 
 @pytest.fixture(scope="module")
 def ticket(tmp_path_factory):
-    return search("imp", runs=tmp_path_factory.mktemp("found"), density=0.2, epochs=3, threads=1, progress=False)
+    return search("imp", runs=tmp_path_factory.mktemp("found"), density=0.2, fraction=0.6, **{**QUICK, "epochs": 1})
 
 
 def test_controls_differ_from_the_ticket_in_one_thing(ticket, tmp_path):
@@ -275,7 +275,7 @@ def test_controls_that_cannot_be(ticket, tmp_path):
         train(ticket.path, runs=tmp_path, control="reinit", progress=False)
     with pytest.raises(RequestError, match="expected --state start"):
         train(ticket.path, runs=tmp_path, control="shuffle", state="final", progress=False)
-    rewound = search("imp", runs=tmp_path, density=0.5, rewind="5it", **QUICK)
+    rewound = search("imp", runs=tmp_path, density=0.5, fraction=0.5, rewind="5it", **{**QUICK, "epochs": 1})
     with pytest.raises(RequestError, match=r"fc1\.weight"):
         train(rewound.path, runs=tmp_path, control="shuffle", progress=False)
     with pytest.raises(RequestError, match="--mask-seed goes with --control"):

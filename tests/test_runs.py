@@ -71,7 +71,7 @@ def scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 @pytest.mark.parametrize("method", ["dense", "imp", "edge-popup"])
 def test_tensorboard_and_metrics_hold_the_same_numbers(method, quick):
-    flags = {} if method == "dense" else {"density": 0.5}
+    flags = {"dense": {}, "imp": {"density": 0.5, "fraction": 0.5}, "edge-popup": {"density": 0.5}}[method]
     run = quick(method, evaluate_every="20it" if method == "imp" else "1ep", **flags)
     at_the_end = {*METRICS.values(), *(tag for tag in TAGS["scalars"] if tag.startswith("level/"))}
     written = {tag: points for tag, points in scalars(run.path).items() if tag not in at_the_end}
@@ -196,7 +196,7 @@ def own_data(kind=np.asarray):
 @pytest.mark.parametrize("method", ["imp", "edge-popup", "dense"])
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
 def test_ones_own_model_and_data(method, kind, tmp_path):
-    flags = {} if method == "dense" else {"density": 0.5}
+    flags = {"dense": {}, "imp": {"density": 0.5, "fraction": 0.5}, "edge-popup": {"density": 0.5}}[method]
     run = search(
         method, make_mine, own_data(kind), runs=tmp_path, progress=False, epochs=8, batch_size=20, lr=0.01, **flags
     )

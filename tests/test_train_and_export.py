@@ -21,7 +21,7 @@ def found(tmp_path_factory):
     from ticket_search import search
 
     folder = tmp_path_factory.mktemp("found")
-    return search("imp", runs=folder, progress=False, density=0.5, epochs=4, threads=1)
+    return search("imp", runs=folder, progress=False, density=0.5, fraction=0.3, epochs=2, threads=1)
 
 
 def test_the_same_training_again_gives_the_same_network(found, tmp_path):
@@ -34,7 +34,7 @@ def test_the_same_training_again_gives_the_same_network(found, tmp_path):
     assert again.ticket.states["start"].drawn.keys() == found.ticket.states["start"].drawn.keys()
     assert abs(again.summary["test_accuracy"] - found.levels[level]["test_accuracy"]) < 3
     assert again.ticket.meta["parent"]["fingerprint"] == found.ticket.states["start"].fingerprint
-    assert again.config.epochs == 4
+    assert again.config.epochs == 2
     assert again.config.optimizer == "adam"
     assert str(tmp_path) not in json.dumps(dict(again.ticket.meta))
 
@@ -56,8 +56,9 @@ def test_transfer_to_other_data_of_the_same_shape(tmp_path):
 
     write_set(tmp_path / "fashion-mnist")
     write_set(tmp_path / "KMNIST" / "raw")
-    flags = {"runs": tmp_path / "runs", "progress": False, "epochs": 2, "batch_size": 9, "data_dir": str(tmp_path)}
-    run = search("imp", data="fashion-mnist", density=0.5, **flags)
+    flags = {"runs": tmp_path / "runs", "progress": False, "epochs": 1, "batch_size": 9, "data_dir": str(tmp_path)}
+    flags["threads"] = 1
+    run = search("imp", data="fashion-mnist", density=0.5, fraction=0.5, model_args="width=0.1", **flags)
     moved = train(run.path, data="kmnist", **flags)
     assert moved.summary["data"] == "kmnist"
     assert moved.ticket.masks == run.ticket.masks
@@ -69,14 +70,14 @@ def test_transfer_to_other_data_of_the_same_shape(tmp_path):
 
 
 def test_a_ticket_of_other_targets_than_the_default(quick, tmp_path):
-    run = quick("imp", density=0.5, epochs=1, include=["fc1", "fc2.weight"])
+    run = quick("imp", density=0.5, fraction=0.5, epochs=1, include=["fc1", "fc2.weight"])
     assert "fc1.bias" in run.ticket.masks
     again = train(run.path, runs=tmp_path / "runs", progress=False, threads=1)
     assert again.ticket.masks == run.ticket.masks
 
 
 def test_training_an_untrained_ticket(quick, tmp_path):
-    untrained = quick("edge-popup", epochs=5, density=0.5)
+    untrained = quick("edge-popup", density=0.5)
     trained = train(
         untrained.path,
         runs=tmp_path / "runs",

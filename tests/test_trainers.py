@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as lightning
+from typing import Any
+
 import pytest
 import torch
-import transformers
 from held import assert_held, assert_revival_is_noticed
 from networks import perceptron
-from torch import Tensor, nn
+from test_examples import TRAINERS, run_example
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import supermask
@@ -19,30 +20,16 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-class Classifier(lightning.LightningModule):
-    """A network that holds masks, looked at after every step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = perceptron()
-        self.masks = supermask.prune(self.net, 0.4)
-        supermask.hold(self.net, self.masks)
-
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        self.net(batch[0])
-
-    def on_train_batch_end(self, *args) -> None:
-        assert_held(self.net, self.masks)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), 0.1, weight_decay=0.5)
+@pytest.mark.parametrize("name", sorted(TRAINERS))
+def test_examples_in_trainers_run(name, tmp_path, monkeypatch, capsys):
+    run_example(name, tmp_path, monkeypatch, capsys)
 
 
-def fit(folder, epochs: int, checkpoint=None, **flags) -> tuple[Classifier, lightning.Trainer]:
+def fit(folder, epochs: int, checkpoint=None, **flags) -> tuple[Any, Any]:
+    # Here, and so in no process that has no test of it: it takes longer to import than PyTorch.
+    import lightning.pytorch as lightning
+    from classifier import Classifier
+
     generator = torch.Generator().manual_seed(1)
     data = TensorDataset(torch.randn(24, 12, generator=generator), torch.arange(24) % 3)
     model, loader = Classifier(), DataLoader(data, batch_size=8)
@@ -68,18 +55,9 @@ def test_lightning_and_its_checkpoints(tmp_path):
     assert_revival_is_noticed(resumed.net, resumed.masks)
 
 
-class EveryStep(transformers.TrainerCallback):
-    """Checks the masks after every optimizer step."""
-
-    def __init__(self, masks) -> None:
-        self.masks, self.steps = masks, 0
-
-    def on_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
-        assert_held(model, self.masks)
-        self.steps += 1
-
-
 def tiny_bert() -> nn.Module:
+    import transformers
+
     config = transformers.BertConfig(
         vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=3,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
@@ -90,6 +68,8 @@ def tiny_bert() -> nn.Module:
 
 def tiny_gpt2() -> nn.Module:
     """Its output layer is tied with the embedding."""
+    import transformers
+
     config = transformers.GPT2Config(
         vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
     )
@@ -99,6 +79,18 @@ def tiny_gpt2() -> nn.Module:
 
 @pytest.mark.parametrize("make", [tiny_bert, tiny_gpt2])
 def test_hugging_face_and_its_checkpoints(make, tmp_path):
+    import transformers
+
+    class EveryStep(transformers.TrainerCallback):
+        """Checks the masks after every optimizer step."""
+
+        def __init__(self, masks) -> None:
+            self.masks, self.steps = masks, 0
+
+        def on_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
+            assert_held(model, self.masks)
+            self.steps += 1
+
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, 20, (24, 6), generator=generator)
     labels = torch.arange(24) % 3 if make is tiny_bert else tokens
