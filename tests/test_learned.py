@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 import random
-import subprocess
-import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from networks import Tied as SmallTied
+from processes import run_python
 from rules import RULES, Bernoulli, Biprop, Clamped, Gates, Patterns, Redrawing, Signed, Straight, Tasks, learn
 from torch import nn
 
@@ -220,20 +219,20 @@ def test_pickled(rule, tmp_path):
     assert torch.equal(supermask.bake(other).eval()(x), other.eval()(x))
 
 
-def test_pickled_for_another_process(tmp_path):
+def test_pickled_for_another_process(tmp_path, forkserver_with_torch):
     model, _, x = make("bernoulli")
     train(model, x, 1)
     torch.save((model, x), tmp_path / "model.pt")
     code = f"""
-import sys, torch
-sys.path.insert(0, "tests")
+import torch
 model, x = torch.load({str(tmp_path / "model.pt")!r}, weights_only=False)
 import supermask
 torch.save(model(x), {str(tmp_path / "out.pt")!r})
 model(x).sum().backward()
 supermask.check(model)
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
     assert torch.equal(torch.load(tmp_path / "out.pt"), model(x))
 
 

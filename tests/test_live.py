@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import copy
 import gc
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
 from networks import NETWORKS, Residual, perceptron
+from processes import run_python
 from torch import nn
 
 import supermask
@@ -189,7 +188,7 @@ def test_wrong_use_is_refused():
         model(torch.randn(1, 12))
 
 
-def test_a_pickled_model_holds_in_another_process(tmp_path):
+def test_a_pickled_model_holds_in_another_process(tmp_path, forkserver_with_torch):
     model = perceptron()
     supermask.hold(model, supermask.prune(model, 0.3))
     torch.save(model, tmp_path / "model.pt")
@@ -202,7 +201,7 @@ model(torch.randn(5, 12)).sum().backward()
 optimizer.step()
 supermask.check(model)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd="tests")
+    assert run_python(code) == (0, "", "")
 
 
 def test_loading_a_part_of_a_held_model():

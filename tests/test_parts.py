@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import gc
 import io
-import subprocess
-import sys
 
 import pytest
 import torch
 from networks import Recurrent, Residual
+from processes import run_python
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -146,7 +145,7 @@ def test_a_copy_of_a_part_takes_nothing_else_along():
     supermask.check(other)
 
 
-def test_a_part_that_is_saved_holds_in_another_process(tmp_path):
+def test_a_part_that_is_saved_holds_in_another_process(tmp_path, forkserver_with_torch):
     model = Residual()
     supermask.hold(model, supermask.prune(model, 0.3))
     torch.save(model.block, tmp_path / "block.pt")
@@ -160,8 +159,7 @@ import supermask
 supermask.check(block)
 print(supermask.masks_of(block).kept)
 """
-    found = subprocess.run([sys.executable, "-c", code], check=True, cwd="tests", capture_output=True, text=True)
-    assert int(found.stdout) == supermask.masks_of(model.block).kept
+    assert int(run_python(code).stdout) == supermask.masks_of(model.block).kept
 
 
 @pytest.mark.parametrize("how", COPIES)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from processes import run_python
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -69,10 +67,8 @@ print("all")
 """
 
 
-def test_fp32_is_whole_and_what_was_asked_is_put_back():
-    answer = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *ASKED], capture_output=True, text=True, check=False, env=dict(os.environ)
-    )
+def test_fp32_is_whole_and_what_was_asked_is_put_back(forkserver_with_torch):
+    answer = run_python(SCRIPT, *ASKED)
     assert answer.stdout.splitlines()[-1:] == ["all"], answer.stdout + answer.stderr
 
 

@@ -3,13 +3,12 @@ from __future__ import annotations
 import copy
 import io
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from networks import NETWORKS
+from processes import run_python
 from torch import nn
 
 import supermask
@@ -115,10 +114,9 @@ print("read no further")
 
 @COMPILER
 @pytest.mark.skipif(sys.platform != "linux", reason="mprotect of Linux")
-def test_the_kernel_of_compressed_rows_reads_no_further_than_the_samples():
+def test_the_kernel_of_compressed_rows_reads_no_further_than_the_samples(forkserver_with_torch):
     """In a process of its own, whose memory ends with the last sample: it would be killed."""
-    command = [sys.executable, "-c", READS_AT_THE_END]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    done = run_python(READS_AT_THE_END)
     assert (done.returncode, done.stdout) == (0, "read no further\n"), done.stderr
 
 

@@ -6,14 +6,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from networks import Residual, Tied, perceptron
+from processes import run_python
 from ticket_bytes import full_ticket, rewrite
 
 import supermask
@@ -446,7 +445,7 @@ def test_what_cannot_be_read(ticket, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users and groups on this system")
-def test_no_permission(ticket, tmp_path):
+def test_no_permission(ticket, tmp_path, forkserver_with_torch):
     path, folder = tmp_path / "ticket", tmp_path / "folder"
     supermask.save(ticket, path)
     folder.mkdir()
@@ -461,13 +460,12 @@ def test_no_permission(ticket, tmp_path):
         "    except PermissionError: print('refused')\n"
     )
     supermask.save(ticket, tmp_path / "readable")
-    words = [sys.executable, "-c", program, str(path), str(folder / "new"), str(tmp_path / "readable")]
-    answer = subprocess.run(words, capture_output=True, text=True, check=True)
+    answer = run_python(program, path, folder / "new", tmp_path / "readable")
     assert answer.stdout.split() == ["refused", "refused"], answer.stderr
     assert not list(folder.iterdir())
 
 
-def test_a_full_disk_leaves_the_old_file(ticket, tmp_path):
+def test_a_full_disk_leaves_the_old_file(ticket, tmp_path, forkserver_with_torch):
     """A file size limit stops the write in its middle, as a full disk does."""
     path = tmp_path / "t"
     supermask.save(ticket, path)
@@ -479,7 +477,7 @@ def test_a_full_disk_leaves_the_old_file(ticket, tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "supermask.save(ticket, sys.argv[1], overwrite=True)\n"
     )
-    answer = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False)
+    answer = run_python(program, path)
     assert "File too large" in answer.stderr
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["t"]

@@ -1,0 +1,39 @@
+"""Python code in a process of its own that costs no import of PyTorch: it is forked from one that has imported it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Ended(NamedTuple):
+    """How a process ended, as `subprocess.run` tells it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_python(code: str, *arguments: object, cwd: str | Path = ".") -> Ended:
+    """What `python -c CODE ARGUMENTS` does; needs the fixture `forkserver_with_torch`."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = multiprocessing.get_context("forkserver").Process(
+            target=_execute, args=(code, [str(each) for each in arguments], str(Path(cwd).resolve()), folder)
+        )
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return Ended(process.exitcode, *(Path(folder, name).read_text() for name in ("stdout", "stderr")))
+
+
+def _execute(code: str, arguments: list[str], cwd: str, folder: str) -> None:
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        with Path(folder, name).open("w") as file:
+            os.dup2(file.fileno(), number)
+    os.chdir(cwd)
+    sys.argv = ["-c", *arguments]
+    exec(compile(code, "<code of a test>", "exec"), {"__name__": "__main__"})
