@@ -226,10 +226,15 @@ def test_nothing_is_kept_alive_by_a_pass_that_is_over():
 
     def run() -> weakref.ref[Token]:
         token = Token()
+
+        def mark(module, inputs, out):
+            nodes = [module.weight.grad_fn]
+            while nodes[-1].name() != "SigmoidBackward0":  # it saves its output
+                nodes.append(next(node for node, _ in reversed(nodes[-1].next_functions) if node is not None))
+            nodes[-1].metadata["token"] = token
+
         with torch.autograd.graph.save_on_cpu():
-            handle = net.c.register_forward_hook(
-                lambda module, inputs, out: module.weight.grad_fn.metadata.update(t=token)
-            )
+            handle = net.c.register_forward_hook(mark)
             net(torch.randn(5, 8))
         handle.remove()
         return weakref.ref(token)

@@ -292,7 +292,7 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> Targets:
 
 
 def masks_of(model: nn.Module) -> Masks:
-    """The masks that a model carries now: those it holds, or those its scores choose at this moment.
+    """The masks that a model carries now: those it holds, or those it has learned, as an evaluation would see them.
 
     Of a part of such a model, `masks_of(model.encoder)`, those of its own parameters under its own names.
 
@@ -378,7 +378,8 @@ def copy_of(model: Model) -> Model:
 def bake(model: Model) -> Model:
     """A copy of the model as an ordinary module, masks applied to its weights; the original keeps working.
 
-    Of a part of a model that carries masks, `bake(model.encoder)`, a copy of the part.
+    Of a part of a model that carries masks, `bake(model.encoder)`, a copy of the part. Under learned masks the weights
+    are those that an evaluation sees, whatever mode the model is in.
 
     Raises:
         ValueError: the model carries no masks.
