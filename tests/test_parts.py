@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import supermask
 from supermask import Masks, Ticket, make_state
+from supermask.flow import flow
 from supermask.live.link import link_of
 
 
@@ -273,12 +274,18 @@ def test_a_ticket_of_a_part():
             others.apply_to(target)
 
 
-def test_what_makes_something_of_a_part_sees_its_masks():
-    model, x = carrying("learn")[0], torch.ones(2, 8)
+@pytest.mark.parametrize("how", ["hold", "learn"])
+def test_what_makes_something_of_a_part_sees_its_masks(how):
+    model, x = carrying(how)[0], torch.ones(2, 8)
     expected = model.encoder(x)
     quick = supermask.accelerate(model.encoder, example_input=x)
     torch.testing.assert_close(quick(x), expected)
     supermask.compact(model.encoder, example_input=x)
+    masks = supermask.masks_of(model.encoder)
+    assert flow(model.encoder, masks, x) == flow(supermask.bake(model.encoder), masks, x)
+    if how == "hold":
+        for score in ("synflow", "magnitude"):
+            assert supermask.prune(model.encoder, 0.1, score, example_input=x, previous=masks).within(masks)
     torch.testing.assert_close(model.encoder(x), expected)
 
 

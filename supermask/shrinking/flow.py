@@ -157,7 +157,11 @@ def _copy(model: nn.Module, parameters: dict[int, Tensor]) -> nn.Module:
             setattr(module, name, unwrap(child))
         module._backward_hooks.clear()
         for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(link := getattr(hook, "__self__", None), Link) and link.program is not None:
+            if not isinstance(link := getattr(hook, "__self__", None), Link):
+                continue
+            if link.program is None:  # of a part, without its model
+                link.remove()
+            else:
                 link.program.settle()
                 link.program.remove()
     return net
