@@ -2,8 +2,9 @@
 
 Only what the masks say counts, never what some data activated. A unit that nobody reads goes. A unit that nothing
 reaches gives a constant, which goes into the biases of its readers where that is exact. Which layers share a channel is
-followed through its operations (see `channels`); whether a reader gets a constant is tried out on networks
-of the same masks and other weights. Every result is compared with the masked network.
+read off a pass (see `channels`); whether a reader gets a constant is tried out on networks of the same masks and other
+weights. What goes wrong without its channels stays whole, and the rest goes. Every result is compared with the masked
+network.
 """
 
 from __future__ import annotations
@@ -57,8 +58,10 @@ def compact(
         masks = supermask.prune(model, density=0.5, granularity="filter", example_input=x)
         small = supermask.compact(model, masks, x)
 
-    `shrink` does the same and says what was done. Biases may be new. Attention and what a layer or group norm sees keep
-    their width, as do the network's outputs; each layer keeps a unit at least.
+    `shrink` does the same and says what was done. Biases may be new. The network's outputs keep their width, and so do
+    channels that attention or an operation over neighbours sees, as a layer or group norm, and those that code counts by
+    number: they stay whole and the rest shrinks. Grouped convolutions lose equally many channels of each group, or
+    whole groups. Each layer keeps a unit at least.
 
     Args:
         model: any module.
@@ -68,8 +71,7 @@ def compact(
 
     Raises:
         ValueError: masks that do not fit or that leave a layer empty (all named); a model that does not take the input
-            (the module is named) or cannot be traced; a result that is not equal; outputs that are 0, which prove
-            nothing.
+            (the module is named); a result that is not equal; outputs that are all 0 or no numbers, which prove nothing.
 
     Source: Fang et al., DepGraph: Towards Any Structural Pruning, 2023.
     """

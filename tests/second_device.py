@@ -1,0 +1,132 @@
+"""A second device that needs no hardware: its tensors hold CPU memory, say that they are elsewhere, and refuse others.
+
+with second_device():
+    model.to(SECOND)
+    model(x.to(SECOND))  # x alone: RuntimeError, as on a GPU
+
+What a GPU takes from the CPU is taken here: tensors without dimensions in a sum or product, the source of a copy, and
+indices. It runs below autograd, so that backward passes and optimizers are refused mixed devices too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+# Of the devices of every build of PyTorch one that is neither the CPU nor without memory.
+SECOND = torch.device("lazy", 0)
+
+_COPIES = ("copy_", "copy", "_foreach_copy_")
+_INDICES = ("index", "index_put", "index_put_", "_index_put_impl_")
+_NO_SCALARS = ("stack", "cat", "mm", "addmm", "bmm", "convolution", "index_select", "gather", "scatter")
+
+
+class There(Tensor):
+    """A tensor on the second device."""
+
+    elem: Tensor
+
+    @staticmethod
+    def __new__(cls, elem: Tensor) -> There:
+        assert not isinstance(elem, There)
+        made = Tensor._make_wrapper_subclass(
+            cls, elem.shape, strides=elem.stride(), storage_offset=elem.storage_offset(), dtype=elem.dtype,
+            layout=elem.layout, device=SECOND, requires_grad=False,
+        )  # fmt: skip
+        made.elem = elem
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return _dispatch(func, args, kwargs or {})
+
+    def __repr__(self, **_: Any) -> str:
+        return f"There({self.elem!r})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        if id(self) not in memo:
+            copied: Tensor = There(self.elem.detach().clone())
+            as_parameter = isinstance(self, nn.Parameter)
+            memo[id(self)] = nn.Parameter(copied, self.requires_grad) if as_parameter else copied
+            memo[id(self)].requires_grad_(self.requires_grad)
+        return memo[id(self)]
+
+    def data_ptr(self) -> int:
+        return self.elem.data_ptr()
+
+    def tolist(self) -> Any:
+        return self.elem.tolist()
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("can't convert a tensor of the second device to numpy: use Tensor.cpu() first")
+
+
+def _here(x: Tensor) -> Tensor:
+    return x.elem if isinstance(x, There) else x
+
+
+def _there(x: Tensor) -> Tensor:
+    return x if isinstance(x, There) else There(x)
+
+
+def _refuse(func: Any, name: str, tensors: list[Tensor]) -> None:
+    others = [x for x in tensors if not isinstance(x, There)]
+    if len(others) in (0, len(tensors)) or name in _COPIES or name in _INDICES:
+        return
+    if name in _NO_SCALARS or any(x.dim() for x in others):
+        shapes = [(str(x.device), list(x.shape)) for x in tensors]
+        raise RuntimeError(f"expected all tensors to be on the same device: {func} got {shapes}")
+
+
+def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    name = func._schema.name.split("::")[1]
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    _refuse(func, name, tensors)
+    named = dict(kwargs)
+    there = any(isinstance(x, There) for x in tensors)
+    if named.get("device") is not None:
+        there = torch.device(named["device"]).type == SECOND.type
+        named["device"] = torch.device("cpu")
+    if name in _COPIES:
+        there = False  # what is written into stays where it is
+    out = func(*tree_map_only(Tensor, _here, args), **tree_map_only(Tensor, _here, named))
+    if name in _COPIES:
+        return args[0]
+    if not there:
+        return out
+    wrapped = tree_map_only(Tensor, _there, out)
+    if any(each.alias_info is not None for each in func._schema.returns):
+        return return_and_correct_aliasing(func, args, kwargs, wrapped)
+    return wrapped
+
+
+class _Mode(TorchDispatchMode):
+    """Tensors that are made on the second device, or moved there."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        named = kwargs or {}
+        device = named.get("device")
+        made = device is not None and torch.device(device).type == SECOND.type
+        if made or any(isinstance(x, There) for x in tree_leaves((args, named))):
+            return _dispatch(func, args, named)
+        return func(*args, **named)
+
+
+@contextmanager
+def second_device() -> Iterator[None]:
+    """Tensors can be made on `SECOND` and moved there as long as the block lasts."""
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        with _Mode():
+            yield
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
