@@ -206,7 +206,7 @@ RULES = {
     "edge-popup, 2:4": (EdgePopup, {"granularity": "2:4"}),
     "sigmoid gate": (SigmoidGate, {"weights": "keep"}),
     "straight through": (Straight, {"density": 0.3}),
-    "biprop": (Biprop, {"density": 0.3}),
+    "biprop": (Biprop, {"density": 0.3, "weights": "kaiming-normal"}),
     "bernoulli": (Bernoulli, {"weights": "xavier-normal"}),
     "patterns": (Patterns, {"granularity": "2:4"}),
     "gates": (Gates, {"weights": "keep"}),

@@ -125,8 +125,12 @@ def second_device() -> Iterator[None]:
     """Tensors can be made on `SECOND` and moved there as long as the block lasts."""
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
+    enabled = torch.is_autocast_enabled
+    # Autocast has never heard of this device, and asks whether it is one.
+    torch.is_autocast_enabled = lambda device="cuda": device != SECOND.type and enabled(device)
     try:
         with _Mode():
             yield
     finally:
+        torch.is_autocast_enabled = enabled
         torch.__future__.set_overwrite_module_params_on_conversion(before)

@@ -244,6 +244,15 @@ def test_nothing_is_kept_alive_by_a_pass_that_is_over():
     assert reference() is None
 
 
+def test_what_a_backward_pass_has_filled_in_is_not_copied():
+    net, _ = pair("edge-popup", "several")
+    net(torch.randn(5, 8)).sum().backward()
+    assert program_of(net).again is not None
+    assert program_of(copy.deepcopy(net)).again is None
+    net(torch.randn(5, 8))
+    assert program_of(net).again is None
+
+
 def test_networks_of_others_that_checkpoint_themselves():
     import transformers
 

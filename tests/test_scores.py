@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import supermask
 from supermask import Evidence, Movement
+from supermask.choosing.allocation import ALLOCATIONS
 from supermask.choosing.gradients import undisturbed
-from supermask.choosing.scores import SCORES, find_score
+from supermask.choosing.scores import SCORES, find_score, magnitude
 from supermask.masks.random_numbers import uniform
 from supermask.masks.targets import find_targets
 
@@ -285,12 +286,51 @@ def test_the_scale_of_a_norm_is_shared_out_over_its_filter(make, groups):
     assert all(bool((part == part.flatten()[0]).all()) for part in filters)
 
 
-def test_norms_that_are_missing_are_named():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(2, 3))
+def with_norms() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(2, 3))
+
+
+def test_what_has_no_norm_behind_it_stays_dense():
+    model, x = with_norms(), torch.randn(1, 1, 5, 5)
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([0.1, 3.0, 2.0, 0.2]))
+    masks = supermask.prune(model, 0.5, "bn-scale", granularity="filter", example_input=x)
+    assert masks["0.weight"].flatten(1).all(1).tolist() == [False, True, True, False]
+    assert masks["2.weight"].all() and masks["4.weight"].all()
+    fewer = supermask.prune(model, 0.25, "bn-scale", granularity="filter", example_input=x, previous=masks)
+    assert fewer["0.weight"].flatten(1).any(1).tolist() == [False, True, False, False]
+    single = supermask.prune(model, 0.5, "bn-scale", example_input=x)
+    assert single.size == 36 and single == supermask.prune(model, 0.5, "bn-scale", exclude=["2", "4"], example_input=x)
+    less = supermask.prune(model, 0.25, "bn-scale", example_input=x, exclude="2", previous=single, rounds=2)
+    assert less.within(single) and less.kept == 9
+    both = supermask.prune(model, 0.9)
+    later = supermask.prune(model, 0.2, "bn-scale", example_input=x, previous=both)
+    assert torch.equal(later["4.weight"], both["4.weight"]) and later["0.weight"].sum() == 7
+
+
+def test_a_network_without_norms():
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 4)
+    with pytest.raises(
+        ValueError, match="bn-scale: no batch norm stands behind 0.weight, 2.weight: take another score"
+    ):
+        supermask.prune(model, 0.5, "bn-scale", example_input=x)
     with pytest.raises(ValueError, match="'bn-scale' needs example_input"):
         supermask.prune(model, 0.5, "bn-scale")
-    masks = supermask.prune(model, 0.5, "bn-scale", exclude=["2", "4"], example_input=torch.randn(1, 1, 5, 5))
-    assert masks.kept == 18
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize("granularity", ["weight", "filter", "channel", "block:1x2"])
+def test_scores_of_infinity_leave_a_tensor_dense_and_out_of_the_density(granularity, allocation):
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4), nn.Linear(4, 4))
+
+    def but_for_one(model, targets, evidence):
+        found = magnitude(model, targets, evidence)
+        return found | {"1.weight": torch.full_like(found["1.weight"], torch.inf)}
+
+    masks = supermask.prune(model, 0.5, but_for_one, allocation, granularity)
+    assert masks == supermask.prune(model, 0.5, "magnitude", allocation, granularity, exclude="1")
+    with pytest.raises(ValueError, match="the scores leave all of 1.weight dense"):
+        supermask.prune(model, 0.5, but_for_one, allocation, granularity, include="1.weight")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -13,6 +13,7 @@ import supermask
 from supermask.choosing.allocation import ALLOCATIONS
 from supermask.choosing.coupling import couple
 from supermask.choosing.scores import SCORES
+from supermask.live.held import mask_gradients
 from supermask.masks.targets import find_targets
 
 
@@ -120,7 +121,7 @@ def test_held_masks_hold_there(where):
         weight = net.get_parameter(name).detach()
         assert weight.device == SECOND and not weight.cpu()[~mask.cpu()].any() and weight.cpu()[mask.cpu()].any()
     assert supermask.masks_of(net).to("cpu") == masks.to("cpu")
-    supermask.mask_gradients(net)
+    mask_gradients(net)
     assert not any(module._forward_hooks for module in supermask.bake(net).modules())
     supermask.detach(net)
 
@@ -145,7 +146,9 @@ def test_a_smaller_network_there(where):
     masks = supermask.prune(net, 0.5, granularity="filter", example_input=x)
     expected = supermask.shrink(net, masks, x)
     far, x = there(net), x.to(SECOND)
-    assert couple(far, find_targets(far), x).groups.keys() == couple(net, find_targets(net), batches()[0][0]).groups.keys()
+    assert (
+        couple(far, find_targets(far), x).groups.keys() == couple(net, find_targets(net), batches()[0][0]).groups.keys()
+    )
     found = supermask.shrink(far, masks.to(where), x)
     assert found.removed == expected.removed and found.changes == expected.changes
     assert {parameter.device for parameter in found.model.parameters()} == {SECOND}

@@ -20,6 +20,8 @@ from .granularity import NM, Channel, Filter, Granularity, Units, find_granulari
 from .schedules import Schedule, densities_over
 from .scores import ROUNDS, Score, find_score
 
+_MISFITS = "the previous masks do not fit the targets"
+
 
 def prune(
     model: nn.Module,
@@ -137,6 +139,8 @@ def _choose(
     everything = targets
     if not isinstance(shape, Coupled):
         targets = _scored(scores, targets)
+    if lost := [name for name in targets if previous is not None and name not in previous]:
+        raise ValueError(f"{_MISFITS}: " + "; ".join(f"there is no previous mask for {name}" for name in lost))
     units = shape.reduce({name: scores[name].detach() for name in targets}, targets)
     units = {key: unit for key, unit in units.items() if not bool((unit == torch.inf).all())}
     if previous is not None:
@@ -177,6 +181,7 @@ def _goals(
 
 def _alive(masks: Masks, targets: Targets, shape: Granularity) -> float:
     """The fraction of the units of which something is kept."""
+    targets = Targets({name: target for name, target in targets.items() if name in masks}, {}, targets.output)
     units = shape.reduce({name: masks[name].to(torch.float64) for name in targets}, targets).values()
     return sum(int(torch.count_nonzero(unit)) for unit in units) / sum(unit.numel() for unit in units)
 
@@ -238,11 +243,8 @@ def _take_previous(previous: Mapping[str, Tensor], model: nn.Module, targets: Ta
     if len(masks) == len(_counted(previous)) < len(previous):
         masks |= previous
         shapes = {name: tuple(each.parameter.shape) for name, each in find_targets(model, include="*").items()}
-    problems = mismatches(shapes_of(masks), shapes) + [
-        f"there is no previous mask for {n}" for n in targets if n not in masks
-    ]
-    if problems:
-        raise ValueError("the previous masks do not fit the targets: " + "; ".join(problems))
+    if problems := mismatches(shapes_of(masks), shapes):
+        raise ValueError(f"{_MISFITS}: " + "; ".join(problems))
     return Masks(masks, [name for name in masks if name not in targets])
 
 

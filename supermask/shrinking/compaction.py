@@ -59,8 +59,8 @@ def compact(
         small = supermask.compact(model, masks, x)
 
     `shrink` does the same and says what was done. Biases may be new. The network's outputs keep their width, and so do
-    channels that attention or an operation over neighbours sees, as a layer or group norm, and those that code counts by
-    number: they stay whole and the rest shrinks. Grouped convolutions lose equally many channels of each group, or
+    channels that attention or an operation over neighbours sees, as a layer or group norm, and those that code counts
+    by number: they stay whole and the rest shrinks. Grouped convolutions lose equally many channels of each group, or
     whole groups. Each layer keeps a unit at least.
 
     Args:
@@ -71,7 +71,8 @@ def compact(
 
     Raises:
         ValueError: masks that do not fit or that leave a layer empty (all named); a model that does not take the input
-            (the module is named); a result that is not equal; outputs that are all 0 or no numbers, which prove nothing.
+            (the module is named); a result that is not equal; outputs that are all 0 or no numbers, which
+            prove nothing.
 
     Source: Fang et al., DepGraph: Towards Any Structural Pruning, 2023.
     """

@@ -164,7 +164,8 @@ def rebuild(model: Model, changes: Mapping[str, Any]) -> Model:
             setattr(module, name, size)
         for name, shape in change["shapes"].items():
             old: Any = module.weight if getattr(module, name) is None else getattr(module, name)
-            new = old.new_zeros(shape).contiguous(memory_format=_layout(old))
+            new = old.new_zeros(shape)
+            new = new.contiguous(memory_format=_layout(old)) if new.dim() == old.dim() else new
             if name in module._buffers:
                 module._buffers[name] = new
             else:
