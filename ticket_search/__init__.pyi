@@ -13,6 +13,7 @@ from .analysis.comparison import compare as compare
 from .contract.errors import Interrupted as Interrupted
 from .contract.errors import RequestError as RequestError
 from .contract.errors import RunError as RunError
+from .contract.metric import describe_metric as describe_metric
 from .deploy.bench import bench as bench
 from .running.controls import controls as controls
 from .running.search import resume as resume

@@ -23,7 +23,9 @@ class Evidence:
     """What a score may look at beside the weights.
 
     seed: of scores that draw random numbers, and of dropout.
-    batches: any iterable of `(inputs, targets)`, `(input, input, ..., targets)` or mappings of keyword arguments.
+    batches: any iterable of `(inputs, targets)`, `(input, input, ..., targets)`, `({name: input}, targets)` or mappings
+    of
+        keyword arguments.
     loss: `loss(outputs, targets)`, a mean over the samples; cross-entropy if not given. For batches that are mappings
         it is called as `loss(outputs, batch)`, and if not given the outputs' own `loss` is taken.
     example_input: what the model takes, of any batch size: its shape is all that counts.
@@ -214,7 +216,7 @@ def _loss_of(model: nn.Module, batch: Any, loss: Loss | None) -> tuple[int, Tens
         expected = "outputs with a loss of their own, or loss=..."
     elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
         *inputs, wanted = batch
-        outputs = model(*inputs)
+        outputs = call(model, inputs[0]) if len(inputs) == 1 and isinstance(inputs[0], Mapping) else model(*inputs)
         value = (loss or F.cross_entropy)(outputs, wanted)
         expected = "loss(outputs, targets) to give one number"
     else:

@@ -14,6 +14,7 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from .errors import Problems, RequestError, describe_expected, nearest_hint, unknown
+from .metric import LOSSES, METRICS, name_problem
 from .recorded import always_recorded
 
 DURATION = re.compile(r"(\d+)(it|ep)?")
@@ -104,12 +105,16 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     )
     flip: bool = Field(False, description="augmentation: mirror each training image with probability 1/2")
     loss: str | None = Field(
-        None, description="loss to minimize in place of cross-entropy: package.module:function of (logits, targets)"
+        None,
+        description="loss to minimize: cross-entropy, mse, bce (labels that are on or off), model (the loss that the "
+        "network gives itself), or package.module:function of (outputs, targets), a mean; if not given, the network's "
+        "own where it has one, else cross-entropy",
     )
     metric: str | None = Field(
         None,
-        description="score to report in place of accuracy: package.module:function of (logits, targets), which gives "
-        "each sample a number in [0, 1]",
+        description="what is reported: accuracy, r2, perplexity, mse, mae, or package.module:function of (outputs, "
+        "targets), a number for each sample, whose attributes direction (higher or lower) and unit say what it is; if "
+        "not given, what goes with the loss: accuracy, of mse r2, of language models perplexity",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy loss")
     clip: Positive | None = Field(None, description="scale the gradient down where its norm is larger than this")
@@ -175,6 +180,8 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
             found.append("--nesterov needs --optimizer sgd with --momentum above 0")
         if is_zero(self.evaluate_every):
             found.append("--evaluate-every 0: expected steps or epochs, like 100it or 1ep")
+        names = (("--loss", self.loss, LOSSES), ("--metric", self.metric, tuple(METRICS)))
+        found += [problem for key, name, own in names if name is not None and (problem := name_problem(key, name, own))]
         if self.accumulate > self.batch_size:
             found.append(f"--accumulate {self.accumulate}: expected at most the {self.batch_size} samples of a batch")
         found += [f"--model-args {word}: expected NAME=VALUE" for word in self.model_args if "=" not in word]
@@ -189,7 +196,7 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
             "train_size": self.data == "imagefolder" and "data in memory",
             "image_size": self.data != "imagefolder" and "--data imagefolder",
             "workers": self.data != "imagefolder" and "--data imagefolder",
-            "label_smoothing": self.loss is not None and "cross-entropy, not --loss",
+            "label_smoothing": self.loss not in (None, "cross-entropy") and f"cross-entropy, not --loss {self.loss}",
             "momentum": self.optimizer != "sgd" and "--optimizer sgd",
             "drop": self.schedule != "step" and "--schedule step",
             "mask_seed": not self.draws_masks and "methods that draw scores or masks at random",

@@ -7,6 +7,8 @@ from . import factories as factories
 from . import folder as folder
 from . import idx as idx
 from . import mnist1d as mnist1d
+from . import parts as parts
 from . import samples as samples
 from . import sources as sources
 from . import svhn as svhn
+from . import trees as trees

@@ -23,18 +23,22 @@ class Arrays:
     """A data set before it is split and normalized.
 
     `train_x` and `test_x` are [n, channels, height, width] (uint8 pixels or floats) or [n, features]; `train_y` and
-    `test_y` are [n] integers in [0, classes). `mean` and `std` are per channel, in units of pixels / 255 where `x` is
-    uint8; None: measured on the training images. `validation` is how many training samples are held out.
+    `test_y` are [n] integers in [0, classes). All of them may be of another task, and trees of arrays: see
+    `dataset.from_arrays`. `mean` and `std` are per channel, in units of pixels / 255 where `x` is uint8; None: measured
+    on the training images. `validation` is how many training samples are held out, where `validation_x` and
+    `validation_y` are not given.
     """
 
-    train_x: npt.NDArray[Any]
-    train_y: npt.NDArray[Any]
-    test_x: npt.NDArray[Any]
-    test_y: npt.NDArray[Any]
+    train_x: Any
+    train_y: Any
+    test_x: Any
+    test_y: Any
     classes: int
     validation: int
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    validation_x: Any = None
+    validation_y: Any = None
 
 
 @dataclass(frozen=True)

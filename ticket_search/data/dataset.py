@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils._pytree import tree_leaves, tree_map
 
 from supermask.masks.random_numbers import permutation
 
 from ..contract.errors import RequestError
 from .arrays import Arrays
 from .augmentation import NO_AUGMENTATION, Augmentation, augment
+from .parts import read_part
 from .samples import HeldOut, Order, whole_batches
+from .trees import count, move, named_leaves, part, shape_of_sample, take
 
 TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.1
@@ -27,53 +28,59 @@ VALIDATION_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Data:
-    """Training, validation and test samples: `x` float32 [n, *input_shape], normalized; `y` int64 [n].
+    """Training, validation and test samples, in memory.
 
-    `augmentation` is what `train_batches` does to images, by random numbers that depend on `seed`.
+    `x` is a tensor [n, *input_shape], float32 and normalized, or int64 numbers of tokens, or a tree of such tensors
+    (tuples, dictionaries), which a network is called with as arguments. `y` is int64 class numbers, [n] or of any rank
+    ([n, tokens], [n, height, width]) with -100 where none counts, or float32 numbers [n, ...], or a tree of such
+    tensors. `classes` is how many numbers a network is to give: classes, or columns of float targets; 0 where `y` is a
+    tree. `augmentation` is what `train_batches` does to images, by random numbers that depend on `seed`. `fingerprint`
+    is that of what a person's own function gave, before it was split.
 
     Raises:
         RequestError: an augmentation of samples that are no images.
     """
 
     name: str
-    train_x: Tensor
-    train_y: Tensor
-    validation_x: Tensor
-    validation_y: Tensor
-    test_x: Tensor
-    test_y: Tensor
+    train_x: Any
+    train_y: Any
+    validation_x: Any
+    validation_y: Any
+    test_x: Any
+    test_y: Any
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: Augmentation = NO_AUGMENTATION
     seed: int = 0
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        if self.augmentation != NO_AUGMENTATION and len(self.input_shape) != 3:
+        if self.augmentation != NO_AUGMENTATION and not (isinstance(self.train_x, Tensor) and self.train_x.dim() == 4):
             raise RequestError(
                 f"augmentation of {self.name}: its samples have shape {self.input_shape}, "
                 "expected images (channels, height, width)"
             )
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample, (channels, height, width) for images."""
-        return tuple(self.train_x.shape[1:])
+    def input_shape(self) -> Any:
+        """Shape of one sample, (channels, height, width) for images; of a tree the tree of shapes."""
+        return shape_of_sample(self.train_x)
 
     @property
     def train_size(self) -> int:
         """How many training samples there are."""
-        return len(self.train_y)
+        return count(self.train_y)
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return self.train_y.device
+        device: torch.device = tree_leaves(self.train_y)[0].device
+        return device
 
     def to(self, device: torch.device | str) -> Data:
         """The same data on a device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+        return replace(self, **{name: move(getattr(self, name), device) for name in _PARTS})
 
     def with_seed(self, seed: int) -> Data:
         """The same data, augmented by the random numbers of another seed."""
@@ -88,11 +95,9 @@ class Data:
         if size > self.train_size:
             raise RequestError(f"--train-size {size}: {self.name} has {self.train_size} training samples")
         index = torch.from_numpy(np.sort(permutation(self.train_size, seed, "train")[:size])).to(self.device)
-        return replace(self, train_x=self.train_x[index], train_y=self.train_y[index])
+        return replace(self, train_x=take(self.train_x, index), train_y=take(self.train_y, index))
 
-    def train_batches(
-        self, order: Order, batch_size: int, first: int = 0, epoch: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def train_batches(self, order: Order, batch_size: int, first: int = 0, epoch: int = 0) -> Iterator[tuple[Any, Any]]:
         """The whole batches of one epoch, from the batch number `first` on, augmented (see `Samples`).
 
         The random numbers of a batch depend on the seed, the epoch and the number of the batch.
@@ -102,37 +107,54 @@ class Data:
         size = min(batch_size, len(index))
         for batch in range(first, whole_batches(len(index), batch_size)):
             rows = index[batch * size : (batch + 1) * size]
-            # On a CPU twice as fast as train_x[rows].
-            x = self.train_x.index_select(0, rows)
+            x = take(self.train_x, rows)
             yield (
                 augment(x, self.augmentation, black, self.seed, f"{epoch}/{batch}"),
-                self.train_y.index_select(0, rows),
+                take(self.train_y, rows),
             )
 
-    def batches(self, split: HeldOut, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, split: HeldOut, batch_size: int) -> Iterator[tuple[Any, Any]]:
         """All samples of a held-out split in a fixed order; the last batch may be smaller."""
         parts = {"validation": (self.validation_x, self.validation_y), "test": (self.test_x, self.test_y)}
         x, y = parts[split]
-        for start in range(0, len(y), batch_size):
-            yield x[start : start + batch_size], y[start : start + batch_size]
+        for start in range(0, count(y), batch_size):
+            yield part(x, start, start + batch_size), part(y, start, start + batch_size)
+
+
+_PARTS = ("train_x", "train_y", "validation_x", "validation_y", "test_x", "test_y")
 
 
 def split(name: str, arrays: Arrays, split_seed: int) -> Data:
-    """Hold out validation samples by `split_seed`, and normalize all by the training set's mean and deviation."""
+    """Hold out validation samples by `split_seed` where none are given, and normalize all by the training set's mean
+    and deviation.
+    """
     mean, std = (arrays.mean, arrays.std) if arrays.mean and arrays.std else _measure(arrays.train_x)
-    order = permutation(len(arrays.train_y), split_seed, "validation")
-    held_out, train = np.sort(order[: arrays.validation]), np.sort(order[arrays.validation :])
+    if arrays.validation_x is not None:
+        train = (arrays.train_x, arrays.train_y)
+        held_out = (arrays.validation_x, arrays.validation_y)
+    else:
+        order = permutation(_length(arrays.train_y), split_seed, "validation")
+        rows = np.sort(order[: arrays.validation]), np.sort(order[arrays.validation :])
+        held_out, train = (_rows((arrays.train_x, arrays.train_y), each) for each in rows)
+    (train_x, train_y), (validation_x, validation_y), (test_x, test_y) = (
+        (_normalize_all(x, mean, std), tree_map(_target, y))
+        for x, y in (train, held_out, (arrays.test_x, arrays.test_y))
+    )
     return Data(
-        name,
-        _normalize(arrays.train_x[train], mean, std), torch.from_numpy(arrays.train_y[train]),
-        _normalize(arrays.train_x[held_out], mean, std), torch.from_numpy(arrays.train_y[held_out]),
-        _normalize(arrays.test_x, mean, std), torch.from_numpy(arrays.test_y.copy()),
-        arrays.classes, mean, std,
+        name, train_x, train_y, validation_x, validation_y, test_x, test_y, arrays.classes, mean, std
     )  # fmt: skip
 
 
-def _measure(x: npt.NDArray[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if x.dtype != np.uint8:
+def _length(tree: Any) -> int:
+    return len(tree_leaves(tree)[0])
+
+
+def _rows(tree: Any, rows: npt.NDArray[Any]) -> Any:
+    return tree_map(lambda array: array[rows], tree)
+
+
+def _measure(x: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if not isinstance(x, np.ndarray) or x.dtype != np.uint8:
         return (0.0,), (1.0,)
     axes = (0, *range(2, x.ndim))
     mean = x.mean(axis=axes, dtype=np.float64) / 255
@@ -140,30 +162,59 @@ def _measure(x: npt.NDArray[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]
     return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) or 1.0 for s in std)
 
 
+def _normalize_all(x: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
+    """Pixels normalized; of a tree everything as it is, numbers of tokens among them."""
+    return _normalize(x, mean, std) if isinstance(x, np.ndarray) else tree_map(_plain, x)
+
+
 def _normalize(x: npt.NDArray[Any], mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     if x.dtype != np.uint8:
-        return torch.from_numpy(x.astype(np.float32))
+        return _plain(x)
     shape = (1, -1, *[1] * (x.ndim - 2))
     pixels = torch.from_numpy(x.astype(np.float32)).div_(255)
     return pixels.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
 
 
+def _plain(array: npt.NDArray[Any]) -> Tensor:
+    """Floats as float32, whole numbers as int64."""
+    kinds: dict[str, Any] = {"f": np.float32, "b": np.bool_}
+    return torch.from_numpy(array.astype(kinds.get(array.dtype.kind, np.int64)))
+
+
+def _target(array: npt.NDArray[Any]) -> Tensor:
+    """Class numbers as int64, everything else as float32: what is true or false, too, for a loss over labels."""
+    return torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "ui" else np.float32))
+
+
 def from_arrays(data: Any, split_seed: int) -> Data:
-    """Data from arrays or tensors in memory.
+    """Data from what is in memory or can be read into it.
 
     Args:
-        data: `(x, y)`, of which a fifth becomes the fixed test split, or `{"train": (x, y), "test": (x, y)}`. `x` is
-            [n, ...], uint8 pixels (normalized here) or floats (taken as they are); `y` is [n] class numbers from 0.
+        data: a part, of which a fifth becomes the fixed test split, or `{"train": part, "test": part}`, which may have
+            a `validation` too. A part is `(x, y)`, a dictionary of arrays of which one is called `labels`, `label`,
+            `y`, `targets` or `target`, a torch `Dataset` or `DataLoader` of either, or a data set of Hugging Face's
+            `datasets` (see `parts.read_part`).
+            `x` is [n, ...], uint8 pixels (normalized here), floats or numbers of tokens (taken as they are), or a tuple
+            or dictionary of such arrays, with which the network is called. `y` is class numbers from 0, [n] or [n, ...]
+            with -100 where none counts, or floats [n] or [n, ...].
         split_seed: of the validation split, a tenth of the training samples.
 
     Raises:
         RequestError: anything else, with what came and what was expected.
     """
-    arrays = as_arrays(data)
+    # The random numbers of a dataset's own transforms, of a loader's order; the caller's stream is left as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        arrays = as_arrays(data)
     digest = hashlib.sha256()
-    for array in (arrays.train_x, arrays.train_y, arrays.test_x, arrays.test_y):
-        digest.update(np.ascontiguousarray(array).data)
-    return split(f"arrays-{digest.hexdigest()[:8]}", arrays, split_seed)
+    parts = [arrays.train_x, arrays.train_y, arrays.test_x, arrays.test_y]
+    parts += [] if arrays.validation_x is None else [arrays.validation_x, arrays.validation_y]
+    for tree in parts:
+        for where, array in named_leaves(tree):
+            digest.update(where.encode())
+            digest.update(np.ascontiguousarray(array).data)
+    name = f"arrays-{digest.hexdigest()[:8]}"
+    return replace(split(name, arrays, split_seed), fingerprint=digest.hexdigest())
 
 
 def as_arrays(data: Any) -> Arrays:
@@ -174,111 +225,61 @@ def as_arrays(data: Any) -> Arrays:
     """
     if isinstance(data, Arrays):
         return _check_arrays(data)
-    if isinstance(data, Mapping) and set(data) == {"train", "test"}:
-        train_x, train_y = _pair(data["train"], "train")
-        test_x, test_y = _pair(data["test"], "test")
-        if train_x.shape[1:] != test_x.shape[1:]:
-            raise RequestError(f"train samples have shape {train_x.shape[1:]}, test samples {test_x.shape[1:]}")
+    held_out = None
+    if isinstance(data, Mapping) and {"train", "test"} <= set(data):
+        if strange := sorted(map(str, set(data) - {"train", "validation", "test"})):
+            raise RequestError(f"data has {', '.join(strange)} beside train and test; expected validation at most")
+        train, test = read_part(data["train"], "train"), read_part(data["test"], "test")
+        held_out = read_part(data["validation"], "validation") if "validation" in data else None
     else:
-        x, y = _pair(data, "data")
-        order = permutation(len(y), 0, "test")
-        test, train = np.sort(order[: round(len(y) * TEST_SHARE)]), np.sort(order[round(len(y) * TEST_SHARE) :])
-        train_x, train_y, test_x, test_y = x[train], y[train], x[test], y[test]
-    classes = int(max(train_y.max(), test_y.max())) + 1
-    return Arrays(train_x, train_y, test_x, test_y, classes, validation=round(len(train_y) * VALIDATION_SHARE))
+        whole = read_part(data, "data")
+        size = _length(whole[1])
+        order, cut = permutation(size, 0, "test"), round(size * TEST_SHARE)
+        test, train = (_rows(whole, np.sort(rows)) for rows in (order[:cut], order[cut:]))
+    others = {"test": test} if held_out is None else {"test": test, "validation": held_out}
+    if problems := [problem for name, other in others.items() for problem in _differences(train, name, other)]:
+        raise RequestError(problems)
+    return Arrays(
+        *train, *test, _count_outputs([train[1], *(other[1] for other in others.values())]),
+        validation=round(_length(train[1]) * VALIDATION_SHARE),
+        **{} if held_out is None else {"validation_x": held_out[0], "validation_y": held_out[1]},
+    )  # fmt: skip
+
+
+def _differences(train: tuple[Any, Any], name: str, other: tuple[Any, Any]) -> Iterator[str]:
+    """How the samples of a part are unlike those of training."""
+    for kind, here, there in zip(("samples", "targets"), train, other, strict=True):
+        ours, theirs = (tree_map(lambda array: (array.shape[1:], array.dtype.kind in "ui"), t) for t in (here, there))
+        if ours == theirs:
+            continue
+        shapes = [tree_map(lambda array: array.shape[1:], tree) for tree in (here, there)]
+        if shapes[0] != shapes[1]:
+            yield f"train {kind} have shape {shapes[0]}, {name} {kind} {shapes[1]}"
+        else:
+            types = [", ".join(str(array.dtype) for array in tree_leaves(tree)) for tree in (here, there)]
+            yield f"train {kind} are {types[0]}, {name} {kind} {types[1]}"
+
+
+def _count_outputs(targets: list[Any]) -> int:
+    """How many numbers a network is to give for each target: classes, or columns of floats; 0 where that is not one."""
+    if not all(isinstance(y, np.ndarray) for y in targets):
+        return 0
+    if targets[0].dtype.kind in "ui":
+        return int(max(y.max() for y in targets)) + 1
+    return int(np.prod(targets[0].shape[1:]))
 
 
 def _check_arrays(given: Arrays) -> Arrays:
     """Arrays that a stranger's function has filled, as `as_arrays` would."""
     parts = {"train": (given.train_x, given.train_y), "test": (given.test_x, given.test_y)}
+    if given.validation_x is not None:
+        parts["validation"] = (given.validation_x, given.validation_y)
     found, problems = as_arrays(parts), []
     if found.classes > given.classes:
         problems.append(f"classes={given.classes} and the class number {found.classes - 1}, expected one below it")
-    if not 0 < given.validation < len(found.train_y):
-        problems.append(f"validation={given.validation}, expected some of the {len(found.train_y)} training samples")
+    samples = _length(found.train_y)
+    if given.validation_x is None and not 0 < given.validation < samples:
+        problems.append(f"validation={given.validation}, expected some of the {samples} training samples")
     if problems:
         raise RequestError(problems)
     return replace(found, classes=given.classes, validation=given.validation, mean=given.mean, std=given.std)
-
-
-def from_dataset(dataset: Any, split_seed: int) -> Data:
-    """Data from a map-style torch `Dataset` of pairs (x, y), read once into memory.
-
-    Args:
-        dataset: a `Dataset`, of which a fifth becomes the fixed test split, or `{"train": Dataset, "test": Dataset}`.
-            Each `x` is a tensor or an array of one shape, uint8 pixels or floats (see `from_arrays`); each `y` is a
-            class number from 0.
-        split_seed: of the validation split, a tenth of the training samples.
-
-    Raises:
-        RequestError: anything else, with what came and what was expected.
-    """
-    # The random numbers of a dataset's own transforms; the caller's stream is left as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        if isinstance(dataset, Mapping) and set(dataset) == {"train", "test"}:
-            return from_arrays({part: _collect(dataset[part], part) for part in ("train", "test")}, split_seed)
-        return from_arrays(_collect(dataset, "data"), split_seed)
-
-
-def _collect(dataset: Any, what: str) -> tuple[Tensor, Tensor]:
-    if not isinstance(dataset, Dataset) or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        raise RequestError(
-            f"{what} is {type(dataset).__name__}, expected a torch Dataset with a length and samples by number, or "
-            "{'train': Dataset, 'test': Dataset}"
-        )
-    count = len(dataset)
-    if count == 0:
-        raise RequestError(f"{what}: the dataset is empty")
-    first = _sample(dataset, 0, what)[0]
-    x, y = torch.empty((count, *first.shape), dtype=first.dtype), torch.empty(count, dtype=torch.int64)
-    for i in range(count):
-        x_i, y[i] = _sample(dataset, i, what)
-        if x_i.shape != first.shape or x_i.dtype != first.dtype:
-            raise RequestError(
-                f"{what}: sample {i} is {x_i.dtype} {tuple(x_i.shape)}, sample 0 is {first.dtype} {tuple(first.shape)}"
-            )
-        x[i] = x_i
-    return x, y
-
-
-def _sample(dataset: Any, i: int, what: str) -> tuple[Tensor, int]:
-    pair = dataset[i]
-    try:
-        x, y = pair
-    except (TypeError, ValueError):
-        raise RequestError(f"{what}: sample {i} is {type(pair).__name__}, expected a pair (x, y)") from None
-    if not isinstance(x, Tensor | np.ndarray):
-        raise RequestError(
-            f"{what}: x of sample {i} is {type(x).__name__}, expected a tensor; for pictures add "
-            "transform=torchvision.transforms.v2.PILToTensor()"
-        )
-    try:
-        return torch.as_tensor(x).detach().cpu(), operator.index(y)
-    except TypeError:
-        raise RequestError(f"{what}: y of sample {i} is {y!r}, expected a whole class number") from None
-
-
-def _pair(pair: Any, what: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    try:
-        x, y = pair
-    except (TypeError, ValueError):
-        expected = "(x, y) or {'train': (x, y), 'test': (x, y)} of arrays or tensors"
-        raise RequestError(f"{what} is {type(pair).__name__}, expected {expected}") from None
-    x, y = (part.detach().cpu().numpy() if isinstance(part, Tensor) else np.asarray(part) for part in (x, y))
-    problems = []
-    if x.ndim < 2 or y.ndim != 1 or len(x) != len(y):
-        problems.append(f"{what}: x has shape {x.shape} and y {y.shape}, expected [n, ...] and [n]")
-    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
-        problems.append(f"{what}: x is {x.dtype}, expected uint8 pixels or floats")
-    elif x.dtype != np.uint8 and not np.isfinite(x).all():
-        problems.append(f"{what}: x has {int((~np.isfinite(x)).sum())} values that are NaN or infinite")
-    if not np.issubdtype(y.dtype, np.integer):
-        problems.append(f"{what}: y is {y.dtype}, expected whole class numbers")
-    elif y.size and y.min() < 0:
-        problems.append(f"{what}: y has the class number {y.min()}, expected numbers from 0")
-    if len(y) < 10:
-        problems.append(f"{what}: {len(y)} samples, expected at least 10")
-    if problems:
-        raise RequestError(problems)
-    return x, y.astype(np.int64)

@@ -16,7 +16,14 @@ HeldOut = Literal["validation", "test"]
 
 
 class Samples(Protocol):
-    """Training, validation and test samples in batches: `x` float32 [n, *input_shape], normalized; `y` int64 [n]."""
+    """Training, validation and test samples in batches (x, y).
+
+    `x` is a tensor [n, *input_shape], float32 and normalized or int64 numbers of tokens, or a tree of tensors of n
+    samples
+    each: a network is called as `model(x)`, with a tuple as `model(*x)` and with a dictionary as `model(**x)`. `y` is
+    int64 class numbers [n] or [n, ...], -100 where none counts, or float32 numbers [n] or [n, ...], or a tree of such
+    tensors.
+    """
 
     @property
     def name(self) -> str:
@@ -25,7 +32,7 @@ class Samples(Protocol):
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
+        """How many numbers a network is to give: classes, columns of float targets; 0 where targets are a tree."""
         ...
 
     @property
@@ -39,8 +46,8 @@ class Samples(Protocol):
         ...
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample, (channels, height, width) for images."""
+    def input_shape(self) -> Any:
+        """Shape of one sample, (channels, height, width) for images; of a tree the tree of shapes."""
         ...
 
     @property
@@ -61,9 +68,7 @@ class Samples(Protocol):
         """The same samples, augmented by the random numbers of another seed."""
         ...
 
-    def train_batches(
-        self, order: Order, batch_size: int, first: int = 0, epoch: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def train_batches(self, order: Order, batch_size: int, first: int = 0, epoch: int = 0) -> Iterator[tuple[Any, Any]]:
         """The whole batches of one epoch, from the batch number `first` on, augmented.
 
         `order` holds the numbers of training samples, [n]. What is left over after the last whole batch is dropped; a
@@ -72,7 +77,7 @@ class Samples(Protocol):
         """
         ...
 
-    def batches(self, split: HeldOut, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, split: HeldOut, batch_size: int) -> Iterator[tuple[Any, Any]]:
         """All samples of a held-out split in a fixed order; the last batch may be smaller."""
         ...
 

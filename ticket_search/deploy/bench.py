@@ -151,7 +151,7 @@ def _accuracies(nets: _Nets, samples: Samples | None) -> dict[str, float | None]
     if samples is None:
         return {}
     return {
-        variant: evaluate(next(iter(each.values())), samples, "test").accuracy
+        variant: evaluate(next(iter(each.values())), samples, "test").value
         for variant, each in nets.items()
         if variant != "dense"
     }

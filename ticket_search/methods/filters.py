@@ -22,6 +22,7 @@ from ..contract.errors import RequestError, RunError
 from ..contract.flags import Config as SharedConfig
 from ..contract.flags import Positive, Words
 from ..contract.method import Stage, Traits
+from ..contract.metric import complete_row, known_value
 from ..data.samples import whole_batches
 from ..training.at_init import NO_RATE, example_of, fine_tuning
 
@@ -69,11 +70,12 @@ class Config(SharedConfig):
     )
     scan: bool = Field(
         False,
-        description="prune each layer alone and measure validation accuracy: sensitivity.json and sensitivity.png",
+        description="prune each layer alone and measure the metric on validation: sensitivity.json and sensitivity.png",
     )
     tolerance: float | None = Field(
         None, ge=0, le=100, allow_inf_nan=False,
-        description="choose densities by the scan: of each layer the lowest that alone costs at most this many points",
+        description="choose densities by the scan: of each layer the lowest that alone costs at most so much, in "
+        "percentage points of accuracy or in the unit of another metric",
     )  # fmt: skip
     retrain_epochs: int | None = Field(
         None, ge=1, description="epochs of retraining in each round; a quarter of --epochs if not given"
@@ -252,7 +254,7 @@ def _scan(
     model: nn.Module, config: Config, run: Run, filters: Filters, counts: dict[str, int] | None
 ) -> dict[str, int]:
     """Measure each layer alone; the counts given, or those that the tolerance allows."""
-    dense, accuracies = run.rows[0]["val_accuracy"], {}
+    dense, accuracies = known_value(complete_row(run.rows[0], run.metric), "val"), {}
     with run.progress.count("scanning layers", len(filters.channels) * len(training.sensitivity.DENSITIES)) as one_more:
         for key, channels in filters.channels.items():
 
@@ -264,7 +266,7 @@ def _scan(
                 f"scan {key}", partial(training.sensitivity.scan_layer, model, run, masks_at, one_more)
             )
             accuracies[key] = measured["accuracies"]
-    training.sensitivity.save_scan(run.path, dense, accuracies)
+    training.sensitivity.save_scan(run.path, dense, accuracies, run.metric)
     allowed = training.sensitivity.tell_scan(run, dense, accuracies, config.tolerance)
     return counts or {
         key: max(1, selection.top_k.count_kept(allowed[key], channels)) for key, channels in filters.channels.items()

@@ -146,5 +146,6 @@ def search(model: nn.Module, run: Run) -> Ticket:
 def _prune(model: nn.Module, config: Config, run: Run) -> Masks:
     evidence: dict[str, Any] = {"example_input": example_of(run.data)}
     if looks_at_data(config.score):
-        evidence["batches"] = score_batches(run.data, config, config.samples_per_class)
+        objective = training.trial.find_objective(run.setup, config, model)
+        evidence["batches"] = score_batches(run.data, config, config.samples_per_class, objective)
     return choose_masks(model, config, config.score, run, **evidence)

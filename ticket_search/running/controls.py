@@ -21,19 +21,22 @@ from supermask import Ticket
 
 from ..contract.errors import Problems, RequestError, unknown
 from ..contract.flags import Config, read_json
+from ..contract.metric import named_values
 from ..runs.experiment import Setup, exact_arithmetic, load_data
 from ..runs.folders import find_run, inspect_folder
 from ..runs.names import CONTROLS, DEFAULT, ELSEWHERE, EVALUATED, MOVING, REWIND_POINT, SURVIVORS, TICKET, TRAINED
 from ..runs.run import Run, write_json
 from ..training.evaluation import evaluate
-from ..training.objective import make_objective
+from ..training.trial import find_objective
 from .read_config import find_kind, read_config
 from .request import control_problems, request_of, shape_of
 from .search import prepare, train
 from .small_dense import train_small_dense
 from .train import random_masks
 
-_ROW = ("density", "kept", "test_accuracy", "val_accuracy", "min_validation_loss", "seconds")
+_ROW = (
+    "density", "kept", "test_accuracy", "val_accuracy", "test_metric", "val_metric", "min_validation_loss", "seconds"
+)  # fmt: skip
 # Added to a run's seed for a control that must not draw the ticket's own weights or mask again.
 _OTHER_SEED = 1_000_003
 
@@ -45,6 +48,8 @@ def controls(
     *,
     model: str | Callable[..., nn.Module] | None = None,
     data: Any = None,
+    loss: Callable[..., Any] | None = None,
+    metric: Callable[..., Any] | None = None,
     elsewhere: Any = None,
     survivors: bool = False,
     runs: str | os.PathLike[str] = "runs",
@@ -68,13 +73,15 @@ def controls(
         levels: the levels of a search with levels that are controlled; if not given the last.
         model: the callable, where the run was started with one.
         data: the arrays, where the run was started with some.
+        loss: the callable, where the run was started with one.
+        metric: the callable, where the run was started with one.
         elsewhere: other data to train on.
         survivors: train the weights that a search over frozen weights has kept.
         runs: the folder of all runs.
         progress: show a progress line on stderr.
 
     Returns:
-        The rows of the run's `controls.json`: `control trained data level density kept seed test_accuracy ...`.
+        The rows of the run's `controls.json`: `control trained data level density kept seed test_metric ...`.
 
     Raises:
         RequestError: every problem of the request at once; nothing has been done.
@@ -83,6 +90,8 @@ def controls(
     folder = find_run(os.fspath(run), runs)
     opened = Run(folder, read_config(folder))
     asked = _check(opened, kinds, levels, elsewhere, survivors)
+    given = _Given(model, data, {name: each for name, each in (("loss", loss), ("metric", metric)) if each is not None})
+    _check_data(opened, data)
     path = folder / CONTROLS
     where = opened.config.data if elsewhere is None else _name_of(elsewhere, opened)
     made: Setup | None = None
@@ -93,16 +102,40 @@ def controls(
             if any(all(row.get(name) == value for name, value in key.items()) for row in rows):
                 continue
             if asked.trained:
-                other = "" if elsewhere is None else where
-                row = _train(opened, kind, level, model, data if elsewhere is None else elsewhere, other, progress)
+                there = given if elsewhere is None else dataclasses.replace(given, data=elsewhere)
+                row = _train(opened, kind, level, there, "" if elsewhere is None else where, progress)
             else:
-                made = made or _set_up(opened, model, data)
+                made = made or _set_up(opened, given)
                 row = _evaluate(opened, kind, made)
             with filelock.FileLock(folder / ".controls.lock"):
                 # Read again: another process may make other controls of this run.
                 rows = [*_read(path), {**key, "seed": opened.config.seed, **row}]
                 write_json(path, {"rows": rows})
     return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """What stands in for names of the run's configuration."""
+
+    model: str | Callable[..., nn.Module] | None
+    data: Any
+    functions: dict[str, Callable[..., Any]]
+
+
+def _check_data(run: Run, data: Any) -> None:
+    """Check that the data are those that the run was made with, where these are no data set of ours.
+
+    Raises:
+        RequestError: they are others.
+    """
+    known, config = run.summary.get("data_fingerprint"), run.config
+    if known is None and (data is None or not config.data.startswith("arrays-")):
+        return
+    loaded = load_data(config.data if data is None else data, config)
+    same = getattr(loaded, "fingerprint", None) == known if known is not None else loaded.name == config.data
+    if not same:
+        raise RequestError(f"the data are not those of the run {run.path}, {config.data}: its controls need the same")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -155,9 +188,7 @@ def _check(
     return _Asked(chosen, list(dict.fromkeys(levels)) if levels else [there[-1] if there else None], trained)
 
 
-def _train(
-    run: Run, kind: str, level: int | None, model: Any, data: Any, elsewhere: str, progress: bool
-) -> dict[str, Any]:
+def _train(run: Run, kind: str, level: int | None, given: _Given, elsewhere: str, progress: bool) -> dict[str, Any]:
     """Train a control, in a folder of its own inside the run's folder."""
     place = kind if level is None else f"{kind}-level-{level:02d}"
     if elsewhere:
@@ -167,7 +198,10 @@ def _train(
     ticket = run.path / TICKET if level is None else run.path / "levels" / f"{level:02d}" / TICKET
     if kind == "small-dense":
         kept = supermask.load(ticket).masks.kept
-        row = train_small_dense(run, kept, folder.parent, place, _set_up(run, model, data), model, data, progress)
+        setup = _set_up(run, given)
+        row = train_small_dense(
+            run, kept, folder.parent, place, setup, given.model, given.data, progress, given.functions
+        )
         return {**{key: row[key] for key in _ROW if key in row}, "path": f"controls/{place}"}
     if inspect_folder(folder).state == "finished":
         return _row(Run(folder, read_config(folder)))
@@ -192,8 +226,8 @@ def _train(
             flags["whole"] = str(point.resolve())
         elif kind == "reinit" and dense.exists():
             flags["whole"] = str(dense.resolve())
-    given = {key: value for key, value in flags.items() if value is not None}
-    return _row(train(ticket, model, data, runs=folder.parent, name=place, progress=progress, **given))
+    flags = {key: value for key, value in (flags | given.functions).items() if value is not None}
+    return _row(train(ticket, given.model, given.data, runs=folder.parent, name=place, progress=progress, **flags))
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -201,8 +235,8 @@ def _row(run: Run) -> dict[str, Any]:
     return {**{key: summary[key] for key in _ROW if key in summary}, "path": f"controls/{run.path.name}"}
 
 
-def _set_up(run: Run, model: Any, data: Any) -> Setup:
-    return prepare(request_of(run.config, model, data))[1]
+def _set_up(run: Run, given: _Given) -> Setup:
+    return prepare(request_of(run.config, given.model, given.data, given.functions))[1]
 
 
 def _evaluate(run: Run, kind: str, made: Setup) -> dict[str, Any]:
@@ -211,13 +245,12 @@ def _evaluate(run: Run, kind: str, made: Setup) -> dict[str, Any]:
     with exact_arithmetic(config):
         control = make_untrained(run.ticket, kind, config.seeds["mask"] + _OTHER_SEED, made, config)
         network = control.apply_to(made.make_model(config), "final").to(config.device)
-        objective = make_objective(config)
+        objective = find_objective(made, config, network)
         test, validation = (evaluate(network, made.data, part, objective) for part in ("test", "validation"))
     return {
         "density": control.density,
         "kept": control.masks.kept,
-        "test_accuracy": test.accuracy,
-        "val_accuracy": validation.accuracy,
+        **named_values(objective.metric, test=test.value, val=validation.value),
     }
 
 

@@ -17,6 +17,7 @@ from ..data.samples import whole_batches
 from ..runs.experiment import Setup, exact_arithmetic, own_random_numbers
 from ..runs.rehearsal import Rehearsal, Rehearsed
 from ..runs.run import Run
+from ..training.trial import check_model
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def make_plan(config: Config, setup: Setup) -> Plan:
     """
     with exact_arithmetic(config), own_random_numbers():
         model = setup.make_model(config)
-        setup.check_model(config, model)
+        check_model(setup, config, model)
         targets = setup.targets(config, model)
         stages = plan_stages(config, setup, targets)
         timed = rehearse(model, config, setup)

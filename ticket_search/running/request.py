@@ -46,6 +46,7 @@ class Request:
     given: the flags that were typed. A recipe's value may lose its effect by a typed flag (its momentum by --optimizer
         adam); a typed flag may not.
     launch: what is no part of the configuration, by flag (`--runs`, `--json`, ...).
+    functions: the loss and the metric that were given as callables; the configuration has their names.
     """
 
     method: Method
@@ -54,6 +55,7 @@ class Request:
     data: Any
     given: frozenset[str] = frozenset()
     launch: Mapping[str, str] = field(default_factory=dict)
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     def asks(self, launch_flag: str) -> bool:
         """Whether a launch flag was given."""
@@ -96,6 +98,7 @@ def check_request(
     given: Iterable[str] | None = None,
     from_file: Iterable[str] = (),
     launch: Mapping[str, str] | None = None,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Request:
     """Check what was asked for: once for each run, in whatever way it was asked for and wherever it is carried out.
 
@@ -108,6 +111,7 @@ def check_request(
         given: the flags that were asked for, all of `flags` where it is None.
         from_file: the flags whose values come from a file, where text is no number.
         launch: what is no part of the configuration, by flag.
+        functions: the loss and the metric that are callables, which `flags` describes.
 
     Raises:
         RequestError: every unknown name, unknown flag, wrong value and impossible combination.
@@ -127,19 +131,26 @@ def check_request(
     config = problems.attempt(lambda: make_config(config_class, values, asked if chosen else (), from_file))
     problems.raise_if_any()
     assert chosen is not None and config is not None, "a configuration that cannot be made has problems"
-    return Request(chosen, config, model, data, asked, launch or {})
+    return Request(chosen, config, model, data, asked, launch or {}, functions or {})
 
 
-def request_of(config: Config, model: str | Callable[..., Any] | None = None, data: Any = None) -> Request:
+def request_of(
+    config: Config,
+    model: str | Callable[..., Any] | None = None,
+    data: Any = None,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
+) -> Request:
     """The request of a configuration that has been checked: one that was read from a run, or came with a sweep.
 
-    `model` and `data` stand in for those that it names, where a run was started with a callable or with arrays.
+    `model`, `data` and the `functions` of loss and metric stand in for those that it names, where a run was started
+    with a callable or with arrays.
     """
     return Request(
         find_kind(config.method),
         config,
         config.model if model is None else model,
         config.data if data is None else data,
+        functions=functions or {},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from supermask.weights.fitting import state_of
 
 from ..contract.errors import Problems, RequestError, unknown
 from ..contract.flags import Config, differences, to_plain
+from ..contract.metric import LOSSES, METRICS
 from ..models.names import is_factory
 from ..runs.experiment import (
     Setup,
+    describe_function,
     describe_model,
     exact_arithmetic,
     find_model,
@@ -31,6 +34,7 @@ from ..runs.progress import Progress
 from ..runs.run import Run
 from ..training.conclude import summarize
 from ..training.objective import make_objective
+from ..training.trial import check_model
 from .plan import plan_stages
 from .read_config import read_config
 from .request import Request, check_request, name_problems, request_of
@@ -52,25 +56,39 @@ def search(
         run = search("imp", model=lambda: MyNet(), data=(x, y), density=0.1, epochs=12, seed=0)
         run.ticket.density, run.summary["test_accuracy"], run.levels, run.path
 
-    An unfinished run of the same configuration is resumed. Ctrl-C saves the state and raises `Interrupted`.
+    An unfinished run of the same configuration is resumed. Ctrl-C saves the state and raises `Interrupted`. The summary
+    has `test_metric` and `val_metric`, the values of its `metric`, and of accuracy `test_accuracy` and `val_accuracy`
+    too.
 
     Args:
         method: `dense`, `imp`, `edge-popup`, ... (`ticket methods`).
         model: a name, or a callable that builds a new module; it gets `input_shape` and `classes` if it takes them.
             The weights of a callable's module are kept for methods that train weights, unless `init` is given.
-        data: a name, or `(x, y)` or `{"train": (x, y), "test": (x, y)}` of arrays or tensors.
+        data: a name, or `(x, y)` or `{"train": (x, y), "test": (x, y)}` of arrays or tensors, dictionaries of arrays
+            with `labels`, Datasets, DataLoaders or data sets of Hugging Face (see `data.dataset.from_arrays`).
         runs: the folder of all runs.
         name: of the run's folder; by default made of the method, the model, the data, the density and the seed.
         progress: show a progress line on stderr.
-        flags: the method's flags by field name (`batch_size=60`; `ticket search --method X --help`).
+        flags: the method's flags by field name (`batch_size=60`; `ticket search --method X --help`). `loss` and
+            `metric` may be callables of (outputs, targets); a loss is given the network's whole output, a metric the
+            main one.
 
     Raises:
         RequestError: every problem of the request at once; nothing is written.
         Interrupted: stopped by a signal; the run resumes.
     """
-    config, setup = prepare(check_request(method, model, data, flags, model_name=describe_model(model)))
+    flags, functions = describe_functions(flags)
+    name_of_model = describe_model(model)
+    request = check_request(method, model, data, flags, model_name=name_of_model, functions=functions)
+    config, setup = prepare(request)
     folder = choose_folder(config, runs, name, setup.method.traits.dense)
     return carry_out(Run(folder, config, setup, Progress(progress)))
+
+
+def describe_functions(flags: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Callable[..., Any]]]:
+    """The flags with the names of the loss and the metric where these are callables, and the callables."""
+    functions = {name: flags[name] for name in ("loss", "metric") if callable(flags.get(name))}
+    return {**flags, **{name: describe_function(each) for name, each in functions.items()}}, functions
 
 
 def resume(
@@ -78,6 +96,8 @@ def resume(
     model: str | Callable[..., nn.Module] | None = None,
     data: Any = None,
     *,
+    loss: Callable[..., Any] | None = None,
+    metric: Callable[..., Any] | None = None,
     runs: str | os.PathLike[str] = "runs",
     progress: bool = True,
 ) -> Run:
@@ -87,11 +107,14 @@ def resume(
         run: its folder, or its name under `runs`.
         model: the callable, where the run was started with one.
         data: the arrays, where the run was started with some.
+        loss: the callable, where the run was started with one.
+        metric: the callable, where the run was started with one.
         runs: the folder of all runs.
         progress: show a progress line on stderr.
 
     Raises:
-        RequestError: there is no such run, or it needs a model or data that are not built in and were not given.
+        RequestError: there is no such run, or it needs a model, data, a loss or a metric that are not built in and were
+            not given.
     """
     folder = find_run(os.fspath(run), runs)
     config = read_config(folder)
@@ -100,13 +123,16 @@ def resume(
         return opened
     if model is not None:
         config = config.model_copy(update={"model": describe_model(model)})
-    request = request_of(config, model, data)
+    names, functions = describe_functions({"loss": loss, "metric": metric})
+    config = config.model_copy(update={name: names[name] for name in functions})
+    request = request_of(config, model, data, functions)
     problems = Problems()
     problems.add(*name_problems(request.model, request.data))
     if not problems.found:
         problems.attempt(lambda: find_model(request.model))
+    problems.attempt(lambda: make_objective(config, functions))
     if problems.found:
-        call = f'ticket_search.resume("{folder}", model=..., data=...)'
+        call = f'ticket_search.resume("{folder}", model=..., data=..., loss=..., metric=...)'
         raise RequestError([f"{problem}; the run was started in Python: {call} goes on" for problem in problems.found])
     again, setup = prepare(request)
     if other := differences(to_plain(opened.config), to_plain(again)):
@@ -143,7 +169,8 @@ def train(
         RequestError: every problem of the request at once; nothing is written.
         TicketError: the file is no whole ticket.
     """
-    config, setup = prepare(check_training(ticket, model, data, flags))
+    flags, functions = describe_functions(flags)
+    config, setup = prepare(replace(check_training(ticket, model, data, flags), functions=functions))
     return carry_out(Run(choose_folder(config, runs, name), config, setup, Progress(progress)))
 
 
@@ -187,6 +214,9 @@ def describe_ticket(
         raise RequestError(unknown("state", state, found.states))
     recorded = found.meta.get("config", {})
     repeated = {key: recorded[key] for key in REPEATED if key in recorded}
+    # Names of ours are no code.
+    own = {"loss": LOSSES, "metric": METRICS}
+    repeated |= {key: recorded[key] for key, names in own.items() if recorded.get(key) in names}
     found_by = str(found.meta.get("method", ""))
     fixed = {"ticket": str(path.resolve()), "found_by": found_by, "density": found.density, "init": "keep"}
     names = {key: str(found.meta.get(key, "")) for key in ("model", "data")}
@@ -212,11 +242,12 @@ def prepare(request: Request) -> tuple[Config, Setup]:
     resolved = problems.attempt(lambda: resolve(config))
     loaded = problems.attempt(lambda: load_data(request.data, config))
     problems.attempt(lambda: find_model(request.model))
-    problems.attempt(lambda: make_objective(config))
+    problems.attempt(lambda: make_objective(config, request.functions))
     problems.raise_if_any()
     assert resolved is not None and loaded is not None, "what was not found is a problem"
     resolved = resolved.model_copy(update={"data": loaded.name})
-    return resolved, make_setup(request.method, request.model, loaded.to(resolved.device), resolved)
+    data = loaded.to(resolved.device)
+    return resolved, make_setup(request.method, request.model, data, resolved, request.functions)
 
 
 def carry_out(run: Run) -> Run:
@@ -230,7 +261,7 @@ def carry_out(run: Run) -> Run:
     config, setup = run.config, run.setup
     with exact_arithmetic(config), own_random_numbers():
         model = setup.make_model(config)
-        setup.check_model(config, model)
+        check_model(setup, config, model)
         run.progress.total = sum(stage.steps for stage in plan_stages(config, setup, setup.targets(config, model)))
         with run.opened():
             run.expect_start(supermask.fingerprint(state_of(model)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def train_small_dense(
     model: str | Callable[..., nn.Module] | None,
     data: Any,
     progress: bool,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
 ) -> dict[str, Any]:
     """Train the dense network of `kept` weights as the run's own was trained, in a folder of its own.
 
@@ -89,7 +90,7 @@ def train_small_dense(
         values = {key: getattr(config, key) for key in (*REPEATED, *_ALSO) if key not in ("include", "exclude")}
         values["model_args"] = _narrowed(config, width).model_args
         samples, model_name = config.data if data is None else data, describe_model(factory)
-        request = check_request("dense", factory, samples, values, model_name=model_name, given=())
+        request = check_request("dense", factory, samples, values, model_name=model_name, given=(), functions=functions)
         narrow, its_setup = prepare(request)
         found = carry_out(Run(choose_folder(narrow, folder, name), narrow, its_setup, Progress(progress)))
     return {**found.summary, "density": found.summary["kept"] / run.summary["weights"]}

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 import supermask
 from supermask import Draw
@@ -24,11 +23,13 @@ from supermask.weights.architectures import find_architecture
 from ..contract.errors import RequestError
 from ..contract.flags import Config
 from ..contract.method import Method
+from ..contract.metric import ACCURACY, Metric
 from ..data.augmentation import Augmentation
-from ..data.dataset import Data, from_arrays, from_dataset
+from ..data.dataset import Data, from_arrays
 from ..data.factories import find_factory, load_factory
 from ..data.samples import Samples
 from ..data.sources import read_samples
+from ..data.trees import to_lists
 from ..models.checkpoints import load_checkpoint
 from ..models.names import is_factory
 
@@ -37,15 +38,25 @@ from ..models.names import is_factory
 class Setup:
     """A search's network and data. `build()` gives the network as it comes.
 
-    `draws` says how the newest network was initialized, `parameters` how many numbers it has.
+    `functions` are the loss and the metric that were given in Python, by those names. `draws` says how the newest
+    network was initialized, `parameters` how many numbers it has. `metric` and `objective` are set when the first batch
+    has shown what the task is (see `training.trial`).
     """
 
     method: Method
     data: Samples
     architecture: dict[str, Any]
     build: Callable[[], nn.Module]
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     draws: dict[str, Draw] = field(default_factory=dict)
     parameters: int = 0
+    metric: Metric = ACCURACY
+    objective: Any = None
+
+    @property
+    def data_fingerprint(self) -> str:
+        """That of the data, where a function of one's own gives them, which may give others the next time."""
+        return str(getattr(self.data, "fingerprint", "")) if ":" in self.data.name else ""
 
     def make_model(self, config: Config) -> nn.Module:
         """The network at initialization, on the configured device. The same seed gives the same weights."""
@@ -59,34 +70,6 @@ class Setup:
             self.draws = supermask.initialize(model, config.init, seed)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         return model.to(config.device)
-
-    @torch.no_grad()
-    def check_model(self, config: Config, model: nn.Module) -> None:
-        """Check that the network takes the samples and, for cross-entropy, gives a number for each class.
-
-        Then what the method wants of it.
-
-        Raises:
-            RequestError: it does not.
-        """
-        name, shape = self.architecture["name"], list(self.data.input_shape)
-        x, _ = next(self.data.batches("validation", 2))
-        model.eval()
-        try:
-            outputs = model(x)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise RequestError(f"the network {name} does not take samples of shape {shape}: {error}") from None
-        finally:
-            model.train()
-        if config.loss is None and (outputs.dim() != 2 or outputs.shape[1] < self.data.classes):
-            gives = (
-                outputs.shape[1] if outputs.dim() == 2 else f"{list(outputs.shape)} for {len(x)} samples, not that many"
-            )
-            raise RequestError(
-                f"the network {name} gives {gives} numbers per sample, {self.data.name} has {self.data.classes} classes"
-            )
-        if self.method.check is not None:
-            self.method.check(model, self.data, config)
 
     def targets(self, config: Config, model: nn.Module) -> Targets:
         """The tensors that may carry a mask.
@@ -195,6 +178,12 @@ def bf16_is_native(device: str) -> bool:
     return device == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
+def describe_function(function: Callable[..., Any]) -> str:
+    """The name of a callable in the configuration: `module:function`."""
+    owner = getattr(function, "__module__", type(function).__module__)
+    return f"{owner}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
 def describe_model(model: str | Callable[..., nn.Module]) -> str:
     """The name of a model in the configuration: its own, or `module:function` of a callable."""
     if isinstance(model, str):
@@ -204,8 +193,7 @@ def describe_model(model: str | Callable[..., nn.Module]) -> str:
             f"model is {type(model).__name__}, expected a name or a callable that builds a new module each time, "
             "as model=lambda: MyNet()"
         )
-    owner = getattr(model, "__module__", type(model).__module__)
-    return f"{owner}:{getattr(model, '__qualname__', type(model).__qualname__)}"
+    return describe_function(model)
 
 
 def load_data(data: Any, config: Config) -> Samples:
@@ -228,14 +216,7 @@ def _all_samples(data: Any, config: Config) -> Samples:
             augmentation=augmentation, image_size=config.image_size, workers=config.workers,
         )  # fmt: skip
     given = load_factory(data) if isinstance(data, str) else data
-    if isinstance(given, Data):
-        found = given
-    elif isinstance(given, Dataset) or (
-        isinstance(given, Mapping) and all(isinstance(part, Dataset) for part in given.values())
-    ):
-        found = from_dataset(given, config.split_seed)
-    else:
-        found = from_arrays(given, config.split_seed)
+    found = given if isinstance(given, Data) else from_arrays(given, config.split_seed)
     return replace(found, augmentation=augmentation, name=data if isinstance(data, str) else found.name)
 
 
@@ -255,11 +236,18 @@ def find_model(model: str | Callable[..., nn.Module]) -> Callable[..., nn.Module
         raise RequestError(str(error)) from None
 
 
-def make_setup(method: Method, model: str | Callable[..., nn.Module], data: Samples, config: Config) -> Setup:
-    """Join a method, a model and data.
+def make_setup(
+    method: Method,
+    model: str | Callable[..., nn.Module],
+    data: Samples,
+    config: Config,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
+) -> Setup:
+    """Join a method, a model, data, and the loss and the metric that were given as functions.
 
     A factory gets `input_shape`, `classes` and `activation` if it takes arguments of these names, and all model
-    arguments.
+    arguments. `classes` is how many numbers it is to give: classes, of tokens the size of the vocabulary, or columns of
+    float targets. Of inputs that are a tuple or a dictionary `input_shape` is that of all of them.
 
     Raises:
         RequestError: an activation or an argument that the network does not take.
@@ -272,7 +260,8 @@ def make_setup(method: Method, model: str | Callable[..., nn.Module], data: Samp
         asked["activation"] = config.activation
     if refused := [key for key in asked if not (takes_all or key in takes)]:
         raise RequestError(f"the network {name} does not take {', '.join(refused)}; it takes {', '.join(takes)}")
-    offered: dict[str, Any] = {"input_shape": list(data.input_shape), "classes": data.classes}
+    offered: dict[str, Any] = {"input_shape": to_lists(data.input_shape)}
+    offered |= {"classes": data.classes} if data.classes else {}
     arguments = {key: value for key, value in offered.items() if key in takes} | asked
 
     def build() -> nn.Module:
@@ -284,7 +273,7 @@ def make_setup(method: Method, model: str | Callable[..., nn.Module], data: Samp
             raise RequestError(f"the model {name} gave {type(network).__name__}, expected a torch.nn.Module")
         return network
 
-    return Setup(method, data, {"name": name, "arguments": arguments}, build)
+    return Setup(method, data, {"name": name, "arguments": arguments}, build, functions or {})
 
 
 def _read_argument(word: str) -> tuple[str, Any]:

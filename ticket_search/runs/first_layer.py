@@ -72,14 +72,17 @@ def _tile(cells: NDArray[Any], columns: int, gap: int) -> NDArray[float64]:
     return tiled
 
 
-def picture_first_layer(masks: Masks, input_shape: Sequence[int], step: int) -> dict[str, Picture]:
+def picture_first_layer(masks: Masks, input_shape: Any, step: int) -> dict[str, Picture]:
     """Pictures of the first masked tensor, by tag: of a linear layer over the pixels, or of a convolution over them.
 
     Args:
         masks: in the order of the network.
-        input_shape: (channels, height, width); anything else is no image, and there is no picture.
+        input_shape: (channels, height, width); anything else, such as the shapes of a tuple or a dictionary, is no
+            image, and there is no picture.
         step: for the titles.
     """
+    if not (isinstance(input_shape, Sequence) and all(isinstance(size, int) for size in input_shape)):
+        return {}
     name, mask = next(iter(masks.items()))
     shape, kept = tuple(input_shape), mask.cpu().numpy()
     linear = mask.dim() == 2 and mask.shape[1] == math.prod(shape)

@@ -1,4 +1,4 @@
-"""The live line of a search: what is being trained, how far, loss, accuracy and the time left. On stderr only."""
+"""The live line of a search: what is being trained, how far, loss, metric and the time left. On stderr only."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from rich.progress import (
     Progress as RichProgress,
 )
 
+from ..contract.metric import ACCURACY
+
 _SECONDS_BETWEEN_UPDATES = 0.1
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -29,6 +31,7 @@ class Progress:
     def __init__(self, shown: bool = True) -> None:
         self.console = Console(stderr=True)
         self.shown = shown
+        self.metric = ACCURACY
         self.total = 0
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
@@ -55,8 +58,11 @@ class Progress:
         self._label = text
 
     def numbers(self, values: dict[str, float]) -> None:
-        """Show the newest loss and accuracies."""
-        short = {"loss/train": "loss", "accuracy/train": "train", "accuracy/validation": "validation"}
+        """Show the newest loss and values of the metric."""
+        name = self.metric.name
+        # Accuracy is what one expects; another metric is named.
+        word = "" if self.metric.is_accuracy else f"{name} "
+        short = {"loss/train": "loss", f"{name}/train": f"{word}train", f"{name}/validation": f"{word}validation"}
         shown = [f"{short[tag]} {value:.4g}" for tag, value in values.items() if tag in short]
         self._numbers = "  ".join(shown)
 

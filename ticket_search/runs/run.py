@@ -26,6 +26,7 @@ from supermask.tickets.file import write_atomically
 
 from ..contract.errors import Interrupted, RequestError, RunError
 from ..contract.flags import Config, read_json, to_plain
+from ..contract.metric import ACCURACY, Metric, metric_of
 from ..data.samples import Samples
 from .experiment import Setup
 from .first_layer import picture_first_layer
@@ -64,6 +65,7 @@ class Run:
         self._stages: dict[str, Any] = {}
         self._training: dict[str, Any] | None = None
         self._start: str | None = None
+        self._data_fingerprint: str | None = None
         self._seconds = 0.0
         self._opened = time.monotonic()
         self._saved = time.monotonic()
@@ -81,6 +83,13 @@ class Run:
     def data(self) -> Samples:
         """What the run trains on and is measured with."""
         return self.setup.data
+
+    @property
+    def metric(self) -> Metric:
+        """What the run is measured by."""
+        if self._setup is not None and self._setup.objective is not None:
+            return self._setup.metric
+        return metric_of(self.summary) if self.finished else ACCURACY
 
     @property
     def ticket(self) -> Ticket:
@@ -131,11 +140,18 @@ class Run:
         return result
 
     def expect_start(self, fingerprint: str) -> None:
-        """Check that a resumed run begins with the weights that it began with at first.
+        """Check that a resumed run begins with the weights and the data that it began with at first.
 
         Raises:
-            RunError: the model is built with other weights now.
+            RunError: the model is built with other weights now, or the function that gives the data gives others.
         """
+        data = self.setup.data_fingerprint
+        if self._data_fingerprint not in (None, data):
+            raise RunError(
+                f"the data of {self.path} are others than when the run was started: {self.config.data} must give the "
+                "same each time"
+            )
+        self._data_fingerprint = data
         if self._start is not None and self._start != fingerprint:
             raise RunError(
                 f"the model of {self.path} is built with other weights than when the run was started: a model must "
@@ -166,6 +182,7 @@ class Run:
                 "stages": self._stages,
                 "training": self._training,
                 "start": self._start,
+                "data": self._data_fingerprint,
                 "seconds": self.seconds,
                 "metrics_bytes": (self.path / "metrics.jsonl").stat().st_size,
                 "event_bytes": self._events.sizes(),
@@ -277,13 +294,15 @@ class Run:
 
     def _restore(self) -> None:
         self._opened = self._saved = time.monotonic()
+        self._events.metric = self.progress.metric = self.metric
         state_file = self.path / _STATE
         state: dict[str, Any] = {"stages": {}, "training": None, "start": None, "seconds": 0.0}
         state |= {"metrics_bytes": 0, "event_bytes": {}}
         if state_file.exists():
             state = torch.load(state_file, weights_only=True, map_location="cpu")
         self._stages, self._training, self._seconds = state["stages"], state["training"], state["seconds"]
-        self._start = state["start"]
+        # That of version 0.1 has no fingerprint of its data.
+        self._start, self._data_fingerprint = state["start"], state.get("data")
         self._events.cut_back(state["event_bytes"])
         if not state["event_bytes"]:
             self._events.write_start(self.config)

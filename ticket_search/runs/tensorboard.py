@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from ..contract.metric import ACCURACY, Metric, known_value
 from .first_layer import Picture, draw
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 # TensorBoard shows the meanings beside the tags. `{}` stands for the name of each masked tensor.
 TAGS = {
     "scalars": {
-        "loss/train": "mean cross-entropy of the steps since the last row",
-        "loss/validation": "mean cross-entropy on the validation split",
+        "loss/train": "mean loss of the steps since the last row",
+        "loss/validation": "mean loss on the validation split",
         "accuracy/train": "percent of the samples of the steps since the last row",
         "accuracy/validation": "percent of the validation split",
         "accuracy/test": "percent of the test split, once for each finished ticket",
@@ -31,7 +32,7 @@ TAGS = {
         "density/total": "fraction of the maskable weights kept",
         "density/{}": "fraction of the tensor's weights kept",
         "mask/changed": "share of the mask entries that changed since the last row",
-        "speed/images-per-second": "training samples per second since the last row, evaluation not counted",
+        "speed/samples-per-second": "training samples per second since the last row, evaluation not counted",
         "memory/allocated-megabytes": "10^6 bytes on the GPU at the highest since the process took up the run",
         "level/accuracy-test": "percent of the test split by kept weights: a level's ticket at the step of that number",
         "level/accuracy-validation": "percent of the validation split by kept weights",
@@ -63,6 +64,25 @@ METRICS = {
 BUCKETS = 30
 
 
+def tag_of(tag: str, metric: Metric) -> str:
+    """The tag of a run's metric in place of that of accuracy: `mse/test`, `level/mse-validation`."""
+    return tag.replace("accuracy", metric.name)
+
+
+def meaning_of(tag: str, plugin: str, metric: Metric) -> str:
+    """What is logged under a tag."""
+    for known, meaning in TAGS[plugin].items():
+        if "accuracy" in known and tag == tag_of(known, metric):
+            return meaning if metric.is_accuracy else meaning.replace("percent", f"{metric.in_words},")
+    return TAGS[plugin].get(tag) or TAGS[plugin].get(tag.partition("/")[0] + "/{}", "")
+
+
+def metrics_of(metric: Metric) -> dict[str, str]:
+    """The metrics of the HPARAMS tab, by the names that they have in a summary, with their tags."""
+    named = {name if metric.is_accuracy else name.replace("accuracy", "metric"): tag for name, tag in METRICS.items()}
+    return {name: tag_of(tag, metric) for name, tag in named.items()}
+
+
 def densities(masks: Masks) -> dict[str, float]:
     """The density of the whole and of each tensor, by tag."""
     tensors = {f"density/{name}": density for name, density in masks.densities.items()}
@@ -77,17 +97,17 @@ def surviving_weights(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
     return {f"weights/{name}": weight[masks[name].to(weight.device)] for name, weight in weights.items()}
 
 
-def level_curve(levels: Sequence[Mapping[str, Any]]) -> list[tuple[int, dict[str, float]]]:
-    """Accuracies by tag for each number of kept weights, the fewest first.
+def level_curve(levels: Sequence[Mapping[str, Any]], metric: Metric = ACCURACY) -> list[tuple[int, dict[str, float]]]:
+    """Values of the metric by tag for each number of kept weights, the fewest first.
 
     TensorBoard's reader drops what it has of a tag when a smaller step comes, so the curve is written at once, upwards.
     """
     curve = []
     for row in sorted(levels, key=lambda row: int(row["kept"])):
-        values = {"level/accuracy-test": row["test_accuracy"], "level/accuracy-validation": row["val_accuracy"]}
+        values = {"level/accuracy-test": known_value(row, "test"), "level/accuracy-validation": known_value(row, "val")}
         if "min_validation_loss" in row:
-            values["level/accuracy-test-at-min-validation-loss"] = row["min_validation_loss"]["test_accuracy"]
-        curve.append((int(row["kept"]), values))
+            values["level/accuracy-test-at-min-validation-loss"] = known_value(row["min_validation_loss"], "test")
+        curve.append((int(row["kept"]), {tag_of(tag, metric): value for tag, value in values.items()}))
     return curve
 
 
@@ -97,8 +117,8 @@ class EventFile:
     Written through TensorBoard's own writer: torch.utils.tensorboard takes longer to import than a short search to run.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, metric: Metric = ACCURACY) -> None:
+        self.folder, self.metric = folder, metric
         self.writer: EventFileWriter | None = None
         self.described: set[str] = set()
 
@@ -123,7 +143,7 @@ class EventFile:
         from tensorboard.plugins.hparams.plugin_data_pb2 import SessionStartInfo
 
         names = [{"name": name, "type": kind, "differs": name in SHOWN_HPARAMS} for name, kind in HPARAMS.items()]
-        metrics = [{"name": {"tag": tag}, "display_name": name} for name, tag in METRICS.items()]
+        metrics = [{"name": {"tag": tag}, "display_name": name} for name, tag in metrics_of(self.metric).items()]
         self._add_session("experiment", {"hparam_infos": names, "metric_infos": metrics})
         start = SessionStartInfo(start_time_secs=time.time())
         for name, value in config.model_dump(mode="json", include=set(HPARAMS), exclude_none=True).items():
@@ -132,10 +152,10 @@ class EventFile:
 
     def write_end(self, step: int, summary: Mapping[str, Any]) -> None:
         """Add the numbers of a finished run: the metrics of the HPARAMS tab, and the curve of its levels."""
-        for kept, values in level_curve(summary.get("levels", [])):
+        for kept, values in level_curve(summary.get("levels", []), self.metric):
             self.write(kept, values)
         for end in (0, step):  # a line: charts leave out a single point that lies above those of other runs
-            self.write(end, {tag: summary[name] for name, tag in METRICS.items()})
+            self.write(end, {tag: summary[name] for name, tag in metrics_of(self.metric).items()})
         self._add_session("session_end_info", {"status": "STATUS_SUCCESS", "end_time_secs": time.time()})
 
     def _add_session(self, kind: str, content: Any) -> None:
@@ -153,9 +173,8 @@ class EventFile:
             added = {"tag": tag, **value}
             if tag not in self.described:
                 self.described.add(tag)
-                meaning = TAGS[plugin].get(tag) or TAGS[plugin].get(tag.partition("/")[0] + "/{}", "")
                 added["metadata"] = {
-                    "summary_description": meaning,
+                    "summary_description": meaning_of(tag, plugin, self.metric),
                     "plugin_data": {"plugin_name": plugin},
                     "data_class": _CLASSES[plugin],
                 }

@@ -12,11 +12,13 @@ from typing import TypeVar
 from ..contract.errors import Problems, RequestError
 from ..contract.flags import Config, to_plain
 from ..data.samples import Samples
+from ..data.trees import to_lists
 from ..methods import find_method
 from ..running.plan import make_plan, plan_stages
 from ..runs.experiment import Setup, exact_arithmetic, find_model, load_data, make_setup, own_random_numbers, resolve
 from ..runs.folders import State, inspect_folder
 from ..training.objective import make_objective
+from ..training.trial import check_model
 from .file import Sweep as Sweep
 from .file import SweepRun
 from .file import read_sweep as read_sweep
@@ -224,7 +226,7 @@ def _count_steps(config: Config, loaded: dict[str, Samples], controls_on: str) -
     if controls_on:
         # A mask of one network does not fit another, and data of another shape have another network.
         other = _set_up(config.model_copy(update={"data": controls_on}), loaded).data
-        here, there = ((list(data.input_shape), data.classes) for data in (setup.data, other))
+        here, there = ((to_lists(data.input_shape), data.classes) for data in (setup.data, other))
         if here != there:
             raise RequestError(
                 f"controls_on {controls_on}: samples of shape {there[0]} in {there[1]} classes; the masks of "
@@ -232,7 +234,7 @@ def _count_steps(config: Config, loaded: dict[str, Samples], controls_on: str) -
             )
     with exact_arithmetic(config), own_random_numbers():
         model = setup.make_model(config)
-        setup.check_model(config, model)
+        check_model(setup, config, model)
         return setup, sum(stage.steps for stage in plan_stages(config, setup, setup.targets(config, model)))
 
 

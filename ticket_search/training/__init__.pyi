@@ -4,9 +4,12 @@ from . import evaluation as evaluation
 from . import flops as flops
 from . import learned_scores as learned_scores
 from . import loop as loop
+from . import measures as measures
 from . import objective as objective
 from . import optimization as optimization
+from . import outputs as outputs
 from . import precision as precision
 from . import rewinding as rewinding
 from . import running_mean as running_mean
 from . import sensitivity as sensitivity
+from . import trial as trial

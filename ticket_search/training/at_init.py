@@ -18,7 +18,7 @@ from ..contract.flags import ShapedConfig
 from ..contract.method import Stage, Traits
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from supermask import Masks, Targets, Ticket
     from supermask.choosing.gradients import Evidence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..data.samples import Samples
     from ..runs.run import Run
+    from .objective import Objective
 
 TRAITS = Traits()
 NO_RATE = "--schedule cosine ends at a rate of 0, which retrains nothing: give --retrain-lr"
@@ -69,7 +70,9 @@ class DataConfig(AtInitConfig):
     """The flags of those whose scores look at data."""
 
     samples_per_class: int = Field(
-        10, ge=1, description="training samples of each class on which the scores are measured"
+        10,
+        ge=1,
+        description="training samples of each class (or for each float target) on which the scores are measured",
     )
 
 
@@ -132,7 +135,8 @@ def prune_and_train(model: nn.Module, run: Run) -> Ticket:
     def choose() -> dict[str, Any]:
         evidence: dict[str, Any] = {"rounds": config.rounds, "example_input": example_of(run.data)}
         if isinstance(config, DataConfig):
-            evidence["batches"] = score_batches(run.data, config, config.samples_per_class)
+            objective = training.trial.find_objective(run.setup, config, model)
+            evidence["batches"] = score_batches(run.data, config, config.samples_per_class, objective)
         masks = choose_masks(model, config, config.score, run, **evidence)
         run.log(0, runs.tensorboard.densities(masks))
         return {"masks": dict(masks), "uncounted": sorted(masks.uncounted)}
@@ -154,8 +158,8 @@ def choose_masks(model: nn.Module, config: PruningConfig, score: str, run: Run, 
     coupled = config.granularity == "filter"
     if not coupled and score in OWN_SCORES and score not in ("synflow", "bn-scale"):
         evidence.pop("example_input", None)
-    if config.loss:
-        evidence["loss"] = training.objective.make_objective(config).loss
+    if "batches" in evidence:
+        evidence["loss"] = training.trial.find_objective(run.setup, config, model).loss
     rounds = evidence.pop("rounds", None) or (
         1 if config.group_density is not None else choosing.scores.ROUNDS.get(score, 1)
     )
@@ -195,21 +199,25 @@ def fine_tuning(config: SharedConfig, epochs: int, lr: float | None, steps_per_e
     )
 
 
-def example_of(data: Samples) -> Tensor:
+def example_of(data: Samples) -> Any:
     """Two validation samples, for what needs to run the network: their shape is what counts."""
     return next(data.batches("validation", 2))[0]
 
 
-def score_batches(data: Samples, config: SharedConfig, per_class: int) -> Iterator[tuple[Tensor, Tensor]]:
+def score_batches(
+    data: Samples, config: SharedConfig, per_class: int, objective: Objective | None = None
+) -> Iterator[tuple[Any, ...]]:
     """Training samples drawn by the mask seed, `per_class` of each class on average, in batches of equal size.
 
-    All of them: an epoch of training would leave out what does not fill a batch.
+    All of them: an epoch of training would leave out what does not fill a batch. Of float targets so many for each
+    number that the network gives.
     """
 
     order = supermask.masks.random_numbers.permutation(data.train_size, config.seeds["mask"], "score-samples")
-    count = min(data.train_size, per_class * data.classes)
+    count = min(data.train_size, per_class * max(1, data.classes))
     size = max(divisor for divisor in range(1, min(config.batch_size, count) + 1) if count % divisor == 0)
-    return data.train_batches(order[:count], size)
+    form = objective or training.objective.CLASSIFICATION
+    return (form.score_batch(x, y) for x, y in data.train_batches(order[:count], size))
 
 
 def warn_of_collapse(model: nn.Module, masks: Masks, run: Run) -> None:

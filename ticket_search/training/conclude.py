@@ -16,14 +16,17 @@ from supermask.weights.fitting import state_of
 
 from ..contract.flags import Config, to_plain
 from ..contract.method import Hook
+from ..contract.metric import complete_row, named_values
 from ..data.samples import Samples, whole_batches
+from ..data.trees import move, part
 from ..runs.names import COMPACT
 from ..runs.run import Run
 from ..runs.tensorboard import densities
 from .evaluation import evaluate
 from .flops import PASSES_PER_STEP, flops_of, forward_flops
 from .loop import Moment, Trained, train_network
-from .objective import Objective, make_objective
+from .objective import Objective
+from .trial import find_objective
 
 
 def conclude(
@@ -49,7 +52,7 @@ def conclude(
         trained: the training.
         draws: how tensors of `start` were drawn; if not given, those of the run.
         level: of a search with several trainings.
-        scalars: to be logged beside the test accuracy; if not given, the densities.
+        scalars: to be logged beside the metric on the test split; if not given, the densities.
         exact: leave the weights as they are, whatever type was asked for: the search goes on from them.
         meta: more for the ticket to record.
     """
@@ -62,7 +65,7 @@ def conclude(
         run.save_level(level, ticket)
     row = {**at, **describe_training(run, model, trained, ticket)}
     logged = densities(masks) if scalars is None else scalars
-    run.log(trained.steps, {"accuracy/test": row["test_accuracy"], **logged})
+    run.log(trained.steps, {f"{run.metric.name}/test": row["test_metric"], **logged})
     run.log_masks(trained.steps, model, masks)
     return {"steps": trained.steps, "row": row}
 
@@ -170,17 +173,19 @@ def make_ticket(
         **meta,
     }
     read_back = supermask.unpack(supermask.pack(Ticket(masks, states, described)))
-    accuracy = {state: measure(read_back, run, state) for state in states}
-    return Ticket(masks, states, {**described, "accuracy": accuracy})
+    values = {state: measure(read_back, run, state) for state in states}
+    if run.metric.is_accuracy:
+        return Ticket(masks, states, {**described, "accuracy": values})
+    return Ticket(masks, states, {**described, "metric": {**run.metric.to_dict(), "values": values}})
 
 
 def measure(ticket: Ticket, run: Run, state: str) -> dict[str, float]:
-    """Test and validation accuracy in percent of a ticket's state, in fp32."""
+    """The metric of a ticket's state on the test and the validation split, in fp32."""
     model = ticket.apply_to(run.setup.build(), state).to(run.config.device)
-    objective, data = make_objective(run.config), run.setup.data
+    objective, data = find_objective(run.setup, run.config, model), run.setup.data
     return {
-        "test": evaluate(model, data, "test", objective).accuracy,
-        "validation": evaluate(model, data, "validation", objective).accuracy,
+        "test": evaluate(model, data, "test", objective).value,
+        "validation": evaluate(model, data, "validation", objective).value,
     }
 
 
@@ -190,7 +195,7 @@ def save_compacted(run: Run, ticket: Ticket) -> dict[str, Any]:
     Where there is none, `reason` says why.
     """
     data = run.setup.data
-    example = next(data.batches("validation", 2))[0].cpu()
+    example = move(next(data.batches("validation", 2))[0], "cpu")
     network = ticket.apply_to(run.setup.build()).eval()
     try:
         found = supermask.shrink(network, ticket.masks, example)
@@ -201,10 +206,11 @@ def save_compacted(run: Run, ticket: Ticket) -> dict[str, Any]:
     write_atomically(run.path / COMPACT, packed)
     small = found.model
     (parameters, macs), dense = (
-        (sum(parameter.numel() for parameter in net.parameters()), flops_of(net, example[:1]) // 2)
+        (sum(parameter.numel() for parameter in net.parameters()), flops_of(net, part(example, 0, 1)) // 2)
         for net in (small, network)
     )
-    measured = evaluate(small.to(run.config.device), data, "test", make_objective(run.config))
+    objective = find_objective(run.setup, run.config, network)
+    measured = evaluate(small.to(run.config.device), data, "test", objective)
     numbers = {
         "parameters": parameters,
         "share_of_parameters": parameters / dense[0],
@@ -212,36 +218,35 @@ def save_compacted(run: Run, ticket: Ticket) -> dict[str, Any]:
         "share_of_macs": macs / dense[1],
         "bytes": len(packed),
         "difference": found.difference,
-        "test_accuracy": measured.accuracy,
+        **named_values(run.metric, test=measured.value),
     }
     return {"row": {"compact": numbers}}
 
 
 def describe_training(run: Run, model: nn.Module, trained: Trained, ticket: Ticket) -> dict[str, Any]:
-    """The numbers of one training: at its final step, at minimum validation loss and at best validation accuracy.
+    """The numbers of one training: at its final step, at minimum validation loss and at the best validation metric.
 
-    The last two steps were chosen on validation; the test accuracy there is only reported.
+    The last two steps were chosen on validation; the metric on the test split there is only reported.
     """
+    final = (ticket.meta["accuracy"] if run.metric.is_accuracy else ticket.meta["metric"]["values"])["final"]
     row: dict[str, Any] = {
         "density": ticket.density,
         "kept": ticket.masks.kept,
-        "test_accuracy": ticket.meta["accuracy"]["final"]["test"],
-        "val_accuracy": ticket.meta["accuracy"]["final"]["validation"],
+        **named_values(run.metric, test=final["test"], val=final["validation"]),
         "val_loss": trained.final.loss,
     }
     if empty := [name for name, kept in ticket.masks.kept_per_tensor.items() if kept == 0]:
         row["empty_layers"] = empty
-    data, objective = run.setup.data, make_objective(run.config)
+    data, objective = run.setup.data, find_objective(run.setup, run.config, model)
     # Measured already: at the final step by the ticket itself, unless that rounds its weights.
-    measured = {trained.last_step: row["test_accuracy"]} if run.config.dtype == "fp32" else {}
+    measured = {trained.last_step: row["test_metric"]} if run.config.dtype == "fp32" else {}
     for name, moment in trained.moments.items():
         if moment.step not in measured:
             measured[moment.step] = _test_moment(model, data, moment, objective)
         row[name] = {
             "step": moment.step,
             "val_loss": moment.loss,
-            "val_accuracy": moment.accuracy,
-            "test_accuracy": measured[moment.step],
+            **named_values(run.metric, val=moment.value, test=measured[moment.step]),
         }
     return row
 
@@ -250,13 +255,13 @@ def describe_training(run: Run, model: nn.Module, trained: Trained, ticket: Tick
 def _test_moment(model: nn.Module, data: Samples, moment: Moment, objective: Objective) -> float:
     now = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(moment.tensors)
-    accuracy = evaluate(model, data, "test", objective).accuracy
+    value = evaluate(model, data, "test", objective).value
     model.load_state_dict(now)
-    return accuracy
+    return value
 
 
 def summarize(run: Run, ticket: Ticket, model: nn.Module) -> dict[str, Any]:
-    """What `summary.json` holds: what was run, accuracies in percent, sizes, and the cost of the whole search.
+    """What `summary.json` holds: what was run, what was measured, sizes, and the cost of the whole search.
 
     `cost.flops` counts the operations of the dense network: masks save none while training. `dense_trainings` is the
     number of whole trainings that the search's steps would pay for.
@@ -265,21 +270,26 @@ def summarize(run: Run, ticket: Ticket, model: nn.Module) -> dict[str, Any]:
     per_epoch = whole_batches(data.train_size, config.batch_size)
     batch = min(config.batch_size, data.train_size)
     seconds = round(run.seconds, 3)
+    rows = [complete_row(row, run.metric) for row in run.rows]
+    objective = find_objective(run.setup, config, model)
     summary = {
         "name": run.path.name,
         "method": config.method,
         "model": config.model,
         "data": config.data,
         "seed": config.seed,
-        **{key: value for key, value in run.rows[-1].items() if key != "level"},
+        "metric": run.metric.to_dict(),
+        **{key: value for key, value in rows[-1].items() if key != "level"},
         "parameters": ticket.meta["parameters"],
         "weights": ticket.masks.size,
         "seconds": seconds,
         "cost": {
             "steps": run.steps_done,
-            "flops": forward_flops(model, data) * PASSES_PER_STEP * batch * run.steps_done,
+            "flops": forward_flops(model, data, objective) * PASSES_PER_STEP * batch * run.steps_done,
             "seconds": seconds,
             "dense_trainings": run.steps_done / (config.epochs * per_epoch),
         },
     }
-    return summary | {"levels": run.rows} if any("level" in row for row in run.rows) else summary
+    if run.setup.data_fingerprint:
+        summary["data_fingerprint"] = run.setup.data_fingerprint
+    return summary | {"levels": rows} if any("level" in row for row in rows) else summary

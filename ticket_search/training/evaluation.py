@@ -1,20 +1,25 @@
-"""Loss and accuracy of a model on held-out samples."""
+"""Loss and metric of a model on held-out samples."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from supermask import Ticket
+from supermask.choosing.gradients import call
 
 from ..contract.errors import RequestError, unknown
+from ..contract.flags import Config, make_config
+from ..contract.metric import LOSSES, METRICS, named_values
 from ..data.samples import HeldOut, Samples
 from ..data.sources import find_source, read_samples
+from ..data.trees import to_lists
 from ..models.names import TORCHVISION, model_names
-from .objective import CLASSIFICATION, Objective
+from .measures import wide
+from .objective import CLASSIFICATION, Objective, make_objective
 from .precision import EXACT, Arithmetic
 
 # One size everywhere: the last bits of a sum, and so a tie in an argmax, may depend on it. Of 512 images the
@@ -23,10 +28,10 @@ BATCH = 128
 
 
 class Evaluation(NamedTuple):
-    """Mean loss (cross-entropy), and mean score (accuracy) in percent."""
+    """The mean loss over the targets that count, and the value of the metric: accuracy in percent, or another."""
 
     loss: float
-    accuracy: float
+    value: float
 
 
 @torch.inference_mode()
@@ -37,25 +42,24 @@ def evaluate(
     objective: Objective = CLASSIFICATION,
     arithmetic: Arithmetic = EXACT,
 ) -> Evaluation:
-    """Mean loss and score of `model` on the validation or test split.
+    """Loss and metric of `model` on the validation or test split: of all samples, whatever the sizes of batches are.
 
     The model is put into evaluation mode and back.
     """
     was_training = model.training
     model.eval()
-    count = 0
-    # Apple's GPUs have no float64.
-    wide = torch.float32 if data.device.type == "mps" else torch.float64
-    loss, score = (torch.zeros((), device=data.device, dtype=wide) for _ in range(2))
+    count: Tensor | int = 0
+    total = torch.zeros((), device=data.device, dtype=wide(data.device))
+    state = objective.measure.start(data.device)
     for x, y in data.batches(split, BATCH):
         with arithmetic.forward():
-            outputs = model(arithmetic.lay_out(x))
-        outputs = outputs.float()
-        loss += objective.loss(outputs, y) * len(y)
-        score += objective.score(outputs, y).sum()
-        count += len(y)
+            outputs = call(model, objective.inputs(arithmetic.lay_out(x), y))
+        loss, weight = objective.loss(outputs, y), objective.weight(y)
+        total += loss.reshape(()) * weight
+        state = objective.measure.add(state, objective.batch(outputs, y, loss))
+        count += weight
     model.train(was_training)
-    return Evaluation(loss.item() / count, 100.0 * score.item() / count)
+    return Evaluation(total.item() / float(count), objective.measure.value(state))
 
 
 def read_data_of(ticket: Ticket, data: str, data_dir: str | None = None) -> Samples:
@@ -66,17 +70,18 @@ def read_data_of(ticket: Ticket, data: str, data_dir: str | None = None) -> Samp
     """
     samples = read_samples(data, data_dir, int(ticket.meta.get("config", {}).get("split_seed", 0)))
     wanted = ticket.meta["architecture"].get("arguments", {})
-    offered = {"input_shape": list(samples.input_shape), "classes": samples.classes}
+    offered = {"input_shape": to_lists(samples.input_shape), "classes": samples.classes}
     other = [f"{key} {wanted[key]}, {data} has {has}" for key, has in offered.items() if wanted.get(key, has) != has]
     if other:
         raise RequestError(f"the ticket's network does not fit {data}: it was built for {'; '.join(other)}")
     return samples
 
 
-def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, state: str = "final") -> dict[str, float]:
-    """Test and validation accuracy (percent) and loss of a ticket on a built-in data set, in fp32.
+def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, state: str = "final") -> dict[str, Any]:
+    """Metric and loss of a ticket on the test and validation split of a built-in data set, in fp32.
 
-    The data is normalized by the set's own mean and deviation; the validation split is the ticket's.
+    The data is normalized by the set's own mean and deviation; the validation split is the ticket's. The loss and the
+    metric are those that the ticket names, where they are no code, else cross-entropy and accuracy in percent.
 
     Raises:
         RequestError: an unknown data set, state or model, or data that cannot be had.
@@ -104,12 +109,21 @@ def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, stat
         # The order of sums, and so the last bit of a logit, depends on the number of threads.
         torch.set_num_threads(int(config.get("threads") or threads))
         model = ticket.model(state)
-        test, validation = evaluate(model, samples, "test"), evaluate(model, samples, "validation")
+        objective = objective_of_ticket(ticket)
+        test, validation = (evaluate(model, samples, split, objective) for split in ("test", "validation"))
     finally:
         torch.set_num_threads(threads)
     return {
-        "test_accuracy": test.accuracy,
+        "metric": objective.metric.to_dict(),
+        **named_values(objective.metric, test=test.value, val=validation.value),
         "test_loss": test.loss,
-        "val_accuracy": validation.accuracy,
         "val_loss": validation.loss,
     }
+
+
+def objective_of_ticket(ticket: Ticket) -> Objective:
+    """The loss and the metric that a ticket names, without those that are code, which no file may name."""
+    recorded = ticket.meta.get("config", {})
+    own = {"loss": LOSSES, "metric": METRICS}
+    named = {key: recorded[key] for key, names in own.items() if recorded.get(key) in names}
+    return make_objective(make_config(Config, named))

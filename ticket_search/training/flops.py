@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from supermask.choosing.gradients import call
+
 from ..data.samples import Samples
+from .objective import CLASSIFICATION, Objective
 
 # Of a training step's multiply-adds a third is the forward pass; the gradients of weights and inputs take one each.
 PASSES_PER_STEP = 3
@@ -48,17 +51,17 @@ class _Counter(TorchDispatchMode):
         return result
 
 
-def forward_flops(model: nn.Module, data: Samples) -> int:
+def forward_flops(model: nn.Module, data: Samples, objective: Objective = CLASSIFICATION) -> int:
     """Floating-point operations of one sample's forward pass, two for a multiply-add."""
-    return flops_of(model, next(data.batches("test", 1))[0])
+    return flops_of(model, objective.inputs(*next(data.batches("test", 1))))
 
 
-def flops_of(model: nn.Module, x: Tensor) -> int:
+def flops_of(model: nn.Module, inputs: Any) -> int:
     """Floating-point operations of a forward pass in evaluation mode, two for a multiply-add."""
     counter = _Counter()
     was_training = model.training
     model.eval()
     with torch.no_grad(), counter:
-        model(x)
+        call(model, inputs)
     model.train(was_training)
     return counter.flops

@@ -7,12 +7,14 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
 
+from supermask.choosing.gradients import call
 from supermask.live.held import mask_gradients
 from supermask.masks.random_numbers import permutation, random_words
 
@@ -20,23 +22,24 @@ from ..contract.errors import RunError
 from ..contract.flags import Config, steps_of
 from ..contract.method import Hook
 from ..data.samples import Samples, whole_batches
+from ..data.trees import chunks
 from ..runs.run import Run
 from .evaluation import Evaluation, evaluate
-from .objective import make_objective
 from .optimization import learning_rate, load_optimizer, make_optimizer
 from .precision import compile_whole, make_arithmetic
 from .running_mean import Tally
+from .trial import find_objective
 
 StateDict = dict[str, Any]
 
 
 @dataclass
 class Moment:
-    """The network at one step chosen on validation: at minimum validation loss, or at best validation accuracy."""
+    """The network at one step chosen on validation: at minimum validation loss, or at the best value of the metric."""
 
     step: int
     loss: float
-    accuracy: float
+    value: float
     tensors: dict[str, Tensor]
 
 
@@ -103,14 +106,14 @@ class _Loop:
         self, model: nn.Module, data: Samples, config: Config, run: Run, hook: Hook, start: int, order: str
     ) -> None:
         self.model, self.data, self.config, self.run, self.hook, self.order = model, data, config, run, hook, order
-        self.objective, self.arithmetic = make_objective(config), make_arithmetic(config)
+        self.objective, self.arithmetic = find_objective(run.setup, config, model), make_arithmetic(config)
         self.batch_size = min(config.batch_size, data.train_size)
         self.per_epoch = whole_batches(data.train_size, config.batch_size)
         self.total = config.epochs * self.per_epoch
         self.evaluate_every = steps_of(config.evaluate_every, self.per_epoch)
         if self.arithmetic.channels_last:
             model.to(memory_format=torch.channels_last)
-        self.forward = compile_whole(model) if config.compile else model
+        self.forward = compile_whole(model) if config.compile else partial(call, model)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(model, config, hook.groups(model))
         # `step` counts from the start of the schedule, so that a training which begins at a rewind point has its rate
@@ -123,7 +126,7 @@ class _Loop:
 
     def run_to_end(self) -> None:
         """Step after step; evaluate, and save the state, where it is time to."""
-        batches: Iterator[tuple[Tensor, Tensor]] = iter(())
+        batches: Iterator[tuple[Any, Any]] = iter(())
         # The clock of the logged speed runs while training only: evaluating and saving are taken out.
         clock = time.perf_counter()
         self.model.train()
@@ -153,11 +156,11 @@ class _Loop:
                 clock = time.perf_counter()
             self.run.progress.advance_to(self.run.steps_done + self.step - self.start)
 
-    def _batches_of(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches_of(self, epoch: int, first: int) -> Iterator[tuple[Any, Any]]:
         order = permutation(self.data.train_size, self.config.seeds["order"], f"{self.order}/{epoch}")
         return self.data.train_batches(order, self.config.batch_size, first, epoch)
 
-    def _train_on(self, x: Tensor, y: Tensor) -> None:
+    def _train_on(self, x: Any, y: Any) -> None:
         """One step. Nothing here asks for a number: to read one would be to wait for the device."""
         rate = learning_rate(self.config, self.step, self.total, self.per_epoch)
         for group in self.optimizer.param_groups:
@@ -169,9 +172,11 @@ class _Loop:
         if self.config.accumulate == 1:
             self._differentiate(x, y, 1.0, penalized=True)
         else:
-            parts = zip(x.chunk(self.config.accumulate), y.chunk(self.config.accumulate), strict=True)
+            parts = zip(chunks(x, self.config.accumulate), chunks(y, self.config.accumulate), strict=True)
+            whole = self.objective.weight(y)
             for number, (part_x, part_y) in enumerate(parts):
-                self._differentiate(part_x, part_y, len(part_y) / len(y), penalized=number == 0)
+                share = self.objective.weight(part_y) / (whole.clamp(min=1) if isinstance(whole, Tensor) else whole)
+                self._differentiate(part_x, part_y, share, penalized=number == 0)
         if not self.hook.before_step(self.step, self.model, self.optimizer):
             return
         if self.config.clip is not None:
@@ -180,21 +185,20 @@ class _Loop:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()
 
-    def _differentiate(self, x: Tensor, y: Tensor, share: float, penalized: bool) -> None:
+    def _differentiate(self, x: Any, y: Any, share: Tensor | float, penalized: bool) -> None:
         """Forward and backward of a batch or of its `share`; a penalty counts once for the batch."""
         with self.arithmetic.forward():
-            outputs = self.forward(self.arithmetic.lay_out(x))
-        outputs = outputs.float()
+            outputs = self.forward(self.objective.inputs(self.arithmetic.lay_out(x), y))
         loss = self.objective.training_loss(outputs, y)
-        total = loss if share == 1 else loss * share
+        total = loss if not isinstance(share, Tensor) and share == 1 else loss * share
         if penalized and (extra := self.hook.extra_loss()) is not None:
             total = total + extra
         total.backward()
-        self.tally.add(loss.detach(), outputs.detach(), y, share)
+        self.tally.add(loss.detach(), outputs, y, share)
 
     def _evaluate(self) -> None:
         steps = self.step - self.logged_step
-        loss, score = self.tally.read()
+        loss, value = self.tally.read()
         loss /= steps
         validation = self._validate()
         if not (math.isfinite(loss) and math.isfinite(validation.loss)):
@@ -202,18 +206,24 @@ class _Loop:
                 f"the loss is {loss} on training and {validation.loss} on validation data at step {self.step} of "
                 f"{self.run.training_stage}: lower --lr (now {self.config.lr:g}) or add --warmup"
             )
+        metric = self.objective.metric
+        if not (math.isfinite(value) and math.isfinite(validation.value)):
+            raise RunError(
+                f"the metric {metric.name} is {value} on training and {validation.value} on validation data at step "
+                f"{self.step} of {self.run.training_stage}"
+            )
         values = {
             "loss/train": loss,
-            "accuracy/train": 100.0 * score / (steps * self.batch_size),
+            f"{metric.name}/train": value,
             "loss/validation": validation.loss,
-            "accuracy/validation": validation.accuracy,
+            f"{metric.name}/validation": validation.value,
             "learning-rate": learning_rate(self.config, self.step - 1, self.total, self.per_epoch),
-            "speed/images-per-second": steps * self.batch_size / max(1e-9, self.seconds - self.logged_seconds),
+            "speed/samples-per-second": steps * self.batch_size / max(1e-9, self.seconds - self.logged_seconds),
         }
         self.run.log(self.step - self.start, values)
         self.run.progress.numbers(values)
         self._remember("min_validation_loss", validation, -validation.loss)
-        self._remember("best_validation", validation, validation.accuracy)
+        self._remember("best_validation", validation, metric.merit(validation.value))
         self.final = validation
         self.logged_step, self.logged_seconds = self.step, self.seconds
 
@@ -222,10 +232,18 @@ class _Loop:
 
     def _remember(self, name: str, validation: Evaluation, merit: float) -> None:
         best = self.moments.get(name)
-        if best is not None and merit <= (-best.loss if name == "min_validation_loss" else best.accuracy):
-            return
+        if best is not None:
+            value = -best.loss if name == "min_validation_loss" else self.objective.metric.merit(best.value)
+            if merit <= value:
+                return
         tensors = {key: tensor.detach().clone() for key, tensor in self.model.state_dict().items()}
-        self.moments[name] = Moment(self.step, validation.loss, validation.accuracy, tensors)
+        self.moments[name] = Moment(self.step, validation.loss, validation.value, tensors)
+
+    def _load_moment(self, accuracy: float | None = None, **values: Any) -> Moment:
+        """A moment of a stopped training; version 0.1 gave every metric in percent, as `accuracy`."""
+        if accuracy is None:
+            return Moment(**values)
+        return Moment(**values, value=accuracy if self.objective.metric.is_accuracy else accuracy / 100)
 
     def trained(self) -> Trained:
         if self.final is None or self.logged_step != self.step:
@@ -251,9 +269,9 @@ class _Loop:
     def load_state_dict(self, state: StateDict) -> None:
         self.step, self.logged_step = state["step"], state["logged_step"]
         self.seconds, self.logged_seconds = state["seconds"], state["logged_seconds"]
-        self.tally.load_state_dict(state["tally"])
+        self.tally.load_state_dict(state["tally"], (self.step - self.logged_step) * self.batch_size)
         self.final = Evaluation(*state["final"]) if state["final"] else None
-        self.moments = {name: Moment(**values) for name, values in state["moments"].items()}
+        self.moments = {name: self._load_moment(**values) for name, values in state["moments"].items()}
         self.model.load_state_dict(state["model"])
         load_optimizer(self.optimizer, state["optimizer"])
         # A run of 0.1.0 that trained without a hook has None here.

@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from supermask.choosing.gradients import call
 
 from ..contract.flags import Config
 
@@ -27,9 +30,13 @@ class Arithmetic:
         """The context of a forward pass."""
         return torch.autocast(self.device, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
 
-    def lay_out(self, x: Tensor) -> Tensor:
-        """Images [n, c, h, w] in the configured memory format; anything else as it is."""
-        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
+    def lay_out(self, x: Any) -> Any:
+        """Images [n, c, h, w], in a tree too, in the configured memory format; anything else as it is."""
+        return tree_map_only(Tensor, _channels_last, x) if self.channels_last else x
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 EXACT = Arithmetic()
@@ -40,15 +47,14 @@ def make_arithmetic(config: Config) -> Arithmetic:
     return Arithmetic(config.device, config.precision == "bf16", bool(config.channels_last))
 
 
-def compile_whole(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The model's forward pass compiled, its masks with it.
+def compile_whole(model: nn.Module) -> Callable[[Any], Any]:
+    """The model's forward pass compiled, its masks with it: of a tensor, or of a tuple or dictionary of arguments.
 
     Of `torch.compile(model)` the hooks of the masks would be a graph of their own, before the network's.
     """
 
-    def forward(x: Tensor) -> Tensor:
-        outputs: Tensor = model(x)
-        return outputs
+    def forward(inputs: Any) -> Any:
+        return call(model, inputs)
 
     # What is compiled is kept by code, and only so many versions of one: each kind of network gets its own.
     forward.__code__ = _CODES.setdefault(type(model), forward.__code__.replace())

@@ -1,4 +1,4 @@
-"""What each layer alone can lose: validation accuracy against the share of its filters, without retraining.
+"""What each layer alone can lose: the metric on validation against the share of its filters, without retraining.
 
 Li et al., Pruning Filters for Efficient ConvNets, 2016.
 """
@@ -15,10 +15,11 @@ from supermask import Masks
 from supermask.choosing.pruning import zeroed
 from supermask.tickets.file import write_atomically
 
+from ..contract.metric import ACCURACY, Metric
 from ..runs.run import Run, write_json
 from .evaluation import evaluate
-from .objective import make_objective
 from .precision import make_arithmetic
+from .trial import find_objective
 
 DENSITIES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
@@ -29,22 +30,22 @@ def scan_layer(
     masks_at: Callable[[float], Masks],
     one_more: Callable[[], None],
 ) -> dict[str, Any]:
-    """Validation accuracy in percent with masks of each density, from high to low; the model is as it was after."""
+    """The metric on validation with masks of each density, from high to low; the model is as it was after."""
     accuracies = []
-    objective, arithmetic = make_objective(run.config), make_arithmetic(run.config)
+    objective, arithmetic = find_objective(run.setup, run.config, model), make_arithmetic(run.config)
     for density in DENSITIES:
         run.stop_if_asked()
         with zeroed(model, masks_at(density)):
-            accuracies.append(evaluate(model, run.data, "validation", objective, arithmetic).accuracy)
+            accuracies.append(evaluate(model, run.data, "validation", objective, arithmetic).value)
         one_more()
     return {"accuracies": accuracies}
 
 
-def lowest(accuracies: list[float], dense: float, tolerance: float) -> float:
-    """The lowest density down to which no step costs more than `tolerance` points; 1 where the first does."""
+def lowest(accuracies: list[float], dense: float, tolerance: float, metric: Metric = ACCURACY) -> float:
+    """The lowest density down to which no step costs more than `tolerance` of the metric; 1 where the first does."""
     found = 1.0
     for density, accuracy in zip(DENSITIES, accuracies, strict=True):
-        if dense - accuracy > tolerance:
+        if metric.merit(dense) - metric.merit(accuracy) > tolerance:
             break
         found = density
     return found
@@ -53,26 +54,33 @@ def lowest(accuracies: list[float], dense: float, tolerance: float) -> float:
 def tell_scan(
     run: Run, dense: float, accuracies: Mapping[str, list[float]], tolerance: float | None
 ) -> dict[str, float]:
-    """Tell the lowest density at which pruning each layer alone costs at most `tolerance` points, 1 if that is None."""
-    points = 1.0 if tolerance is None else tolerance
-    found = {name: lowest(measured, dense, points) for name, measured in accuracies.items()}
+    """Tell the lowest density at which pruning each layer alone costs at most `tolerance`.
+
+    If that is None, 1 percentage point of accuracy; of another metric there is none to be told.
+    """
+    metric = run.metric
+    points = tolerance if tolerance is not None else 1.0 if metric.is_accuracy else None
+    if points is None:
+        return {}
+    found = {name: lowest(measured, dense, points, metric) for name, measured in accuracies.items()}
+    unit = "points" if metric.is_accuracy else metric.gap_in_words
     for name, density in found.items():
         run.progress.say(
-            f"{name} alone: down to {density:.0%} of its filters within {points:g} points of {dense:.2f} %"
+            f"{name} alone: down to {density:.0%} of its filters within {points:g} {unit} of {metric.with_unit(dense)}"
         )
     run.progress.say(f"each layer alone: {run.path}/sensitivity.png, sensitivity.json")
     return found
 
 
-def save_scan(folder: Path, dense: float, accuracies: Mapping[str, list[float]]) -> None:
+def save_scan(folder: Path, dense: float, accuracies: Mapping[str, list[float]], metric: Metric = ACCURACY) -> None:
     """Write `sensitivity.json` and `sensitivity.png`."""
-    write_json(
-        folder / "sensitivity.json", {"dense": dense, "densities": list(DENSITIES), "accuracies": dict(accuracies)}
-    )
-    write_atomically(folder / "sensitivity.png", _draw(dense, accuracies))
+    values = {"accuracies" if metric.is_accuracy else "values": dict(accuracies)}
+    named = {} if metric.is_accuracy else {"metric": metric.to_dict()}
+    write_json(folder / "sensitivity.json", {**named, "dense": dense, "densities": list(DENSITIES), **values})
+    write_atomically(folder / "sensitivity.png", _draw(dense, accuracies, metric))
 
 
-def _draw(dense: float, accuracies: Mapping[str, list[float]]) -> bytes:
+def _draw(dense: float, accuracies: Mapping[str, list[float]], metric: Metric) -> bytes:
     import io
 
     from matplotlib import colormaps
@@ -87,9 +95,9 @@ def _draw(dense: float, accuracies: Mapping[str, list[float]]) -> bytes:
         colour = colours(0.95 * place / max(1, len(accuracies) - 1))
         panel.plot((1.0, *DENSITIES), (dense, *measured), "o-", ms=3, lw=1.2, color=colour, label=name)
     panel.set_xlim(1.02, 0.08)
-    panel.axhline(dense, ls="--", lw=0.8, color="#777777", label=f"dense, {dense:.2f} %")
+    panel.axhline(dense, ls="--", lw=0.8, color="#777777", label=f"dense, {metric.with_unit(dense)}")
     panel.set_xlabel("share of the layer's filters or hidden units kept")
-    panel.set_ylabel("validation accuracy, %")
+    panel.set_ylabel("validation accuracy, %" if metric.is_accuracy else f"validation {metric.in_words}")
     panel.set_title("One layer pruned at a time, not retrained", fontsize=10)
     panel.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=7, frameon=False)

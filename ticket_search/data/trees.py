@@ -1,0 +1,58 @@
+"""Samples that are a tensor, or several of one length in tuples and dictionaries: trees, in PyTorch's word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
+
+
+def count(tree: Any) -> int:
+    """How many samples there are: the length of every tensor of the tree."""
+    return len(tree) if isinstance(tree, Tensor) else len(tree_leaves(tree)[0])
+
+
+def take(tree: Any, rows: Tensor) -> Any:
+    """The samples of the given numbers, in their order."""
+    # On a CPU twice as fast as tensor[rows].
+    if isinstance(tree, Tensor):
+        return tree.index_select(0, rows)
+    return tree_map(lambda tensor: tensor.index_select(0, rows), tree)
+
+
+def part(tree: Any, start: int, end: int) -> Any:
+    """The samples from `start` to before `end`."""
+    return tree[start:end] if isinstance(tree, Tensor) else tree_map(lambda tensor: tensor[start:end], tree)
+
+
+def chunks(tree: Any, number: int) -> list[Any]:
+    """The samples in so many chunks of one size, the last of which may be smaller, as `torch.chunk` cuts them."""
+    if isinstance(tree, Tensor):
+        return list(tree.chunk(number))
+    size = -(-count(tree) // number)
+    return [part(tree, start, start + size) for start in range(0, count(tree), size)]
+
+
+def move(tree: Any, device: torch.device | str) -> Any:
+    """The same samples on a device."""
+    return tree_map(lambda tensor: tensor.to(device), tree)
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """The arrays of a tree with where they are: `['input_ids']`, `[0]`, and nothing for a tree of one array."""
+    return [(keystr(path), leaf) for path, leaf in tree_flatten_with_path(tree)[0]]
+
+
+def shape_of_sample(tree: Any) -> Any:
+    """The shape of one sample: a tuple for a tensor, else the tree of such tuples."""
+    return tuple(tree.shape[1:]) if isinstance(tree, Tensor) else tree_map(lambda tensor: tuple(tensor.shape[1:]), tree)
+
+
+def to_lists(shape: Any) -> Any:
+    """A shape, or a tree of shapes, as JSON has it."""
+    if isinstance(shape, Mapping):
+        return {key: to_lists(value) for key, value in shape.items()}
+    return [to_lists(value) for value in shape] if isinstance(shape, Sequence) else int(shape)

@@ -1,0 +1,191 @@
+"""One batch in evaluation and in training mode, before anything is written: does the network do what is asked?"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supermask.choosing.gradients import call, undisturbed
+from supermask.plugins.entry_points import one_line
+
+from ..contract.errors import RequestError
+from ..contract.flags import Config
+from ..data.trees import to_lists
+from ..runs.experiment import Setup
+from .measures import cross_entropy
+from .objective import Objective, Task, check_values, has_floats, make_objective
+from .outputs import classes_second, find_loss, main_output
+
+# The model's own loss is that of the next token where it is within this part of it.
+_SAME_LOSS = 1e-3
+_SAMPLES = 2
+
+
+def check_model(setup: Setup, config: Config, model: nn.Module) -> Objective:
+    """Check that the network takes the samples and that the loss and the metric take what it gives, in both modes.
+
+    Then what the method wants of it. The model is left as it was.
+
+    Returns:
+        The objective, which the setup keeps.
+
+    Raises:
+        RequestError: it does not.
+    """
+    setup.objective = None
+    objective = find_objective(setup, config, model)
+    data = setup.data
+    # Batch norm takes two samples at least in training, and validation may have one.
+    batches = {
+        False: next(data.batches("validation", _SAMPLES)),
+        True: next(data.train_batches(torch.arange(min(_SAMPLES, data.train_size)), _SAMPLES)),
+    }
+    with undisturbed(model):
+        for training, (x, y) in batches.items():
+            model.train(training)
+            _check_batch(setup, objective, model, x, y)
+    if setup.method.check is not None:
+        with torch.no_grad():
+            setup.method.check(model, setup.data, config)
+    return objective
+
+
+def find_objective(setup: Setup, config: Config, model: nn.Module) -> Objective:
+    """The objective of a run: made once from its configuration and from what a first batch shows.
+
+    Raises:
+        RequestError: the network does not take the samples, or a loss or metric that has to be named.
+    """
+    if setup.objective is None:
+        setup.objective = make_objective(config, setup.functions, look_at(setup, config, model))
+        setup.metric = setup.objective.metric
+    found: Objective = setup.objective
+    return found
+
+
+@torch.no_grad()
+def look_at(setup: Setup, config: Config, model: nn.Module) -> Task:
+    """What the task is, as two samples of the validation split and what the network gives for them show.
+
+    Raises:
+        RequestError: the network does not take them, or gives what cannot be read.
+    """
+    x, y = next(setup.data.batches("validation", _SAMPLES))
+    floats, several, language = has_floats(y), not isinstance(y, Tensor), _is_language_model(model)
+    if config.loss not in (None, "model"):
+        return Task(floats=floats, several=several, language=language)
+    arguments = _arguments(model) if "labels" in inspect.signature(model.forward).parameters else ()
+    asking = Objective("model", task=Task(arguments=arguments))
+    outputs = _run(setup, model, asking.inputs(x, y))
+    loss = find_loss(outputs)
+    if loss is None:
+        return Task(floats=floats, several=several, language=language)
+    shifted = not several and not floats and _is_shifted(outputs, y, float(loss))
+    return Task(floats, several, True, arguments, language, shifted)
+
+
+def _arguments(model: nn.Module) -> tuple[str, ...]:
+    return tuple(name for name in inspect.signature(model.forward).parameters if name != "labels")
+
+
+def _is_language_model(model: nn.Module) -> bool:
+    embeddings = getattr(model, "get_output_embeddings", None)
+    return callable(embeddings) and embeddings() is not None
+
+
+def _is_shifted(outputs: Any, y: Tensor, loss: float) -> bool:
+    """Whether the loss is the cross-entropy of each token's logits with the token after it."""
+    logits = main_output(outputs)
+    if y.dim() != 2 or logits is None or list(logits.shape[:-1]) != list(y.shape) or y.shape[1] < 2:
+        return False
+    second = classes_second(logits.float(), y, named=True)
+    same, following = float(cross_entropy(second, y)), float(cross_entropy(second[:, :, :-1], y[:, 1:]))
+    near = abs(following - loss) <= _SAME_LOSS * max(abs(loss), 1e-6)
+    return near and abs(following - loss) < abs(same - loss)
+
+
+def _run(setup: Setup, model: nn.Module, inputs: Any) -> Any:
+    """The outputs of the network in evaluation mode, which it is taken out of again."""
+    mode = model.training
+    model.eval()
+    try:
+        return _forward(setup, model, inputs)
+    finally:
+        model.train(mode)
+
+
+def _forward(setup: Setup, model: nn.Module, inputs: Any) -> Any:
+    try:
+        return call(model, inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        shape = to_lists(setup.data.input_shape)
+        raise RequestError(
+            f"the network {setup.architecture['name']} does not take samples of shape {shape}: {one_line(error)}"
+        ) from None
+
+
+def _check_batch(setup: Setup, objective: Objective, model: nn.Module, x: Any, y: Any) -> None:
+    """A batch through the network, the loss, the metric and, in training mode, the gradients.
+
+    Raises:
+        RequestError: what fails, or is NaN, or no number, or depends on no parameter.
+    """
+    name, where = setup.architecture["name"], "in training" if model.training else "in evaluation"
+    outputs = _forward(setup, model, objective.inputs(x, y))
+    main = main_output(outputs)
+    if objective.kind == "cross-entropy" and main is not None:
+        _check_classes(setup, main, y)
+    try:
+        loss = objective.training_loss(outputs, y) if model.training else objective.loss(outputs, y)
+    except RequestError as error:
+        raise RequestError([f"the network {name}, {where} mode: {problem}" for problem in error.problems]) from None
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        raise RequestError(f"the loss does not take what the network {name} gives: {one_line(error)}") from None
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        gives = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise RequestError(f"the loss of a batch is {gives}, expected one number, the mean over the batch")
+    if not bool(torch.isfinite(loss)):
+        raise RequestError(f"the loss of the first batch is {float(loss)} {where} mode, expected a finite number")
+    if model.training and any(parameter.requires_grad for parameter in model.parameters()):
+        if not loss.requires_grad:
+            raise RequestError("the loss depends on no parameter of the network: expected one that has gradients")
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        torch.autograd.grad(loss.reshape(()), parameters, allow_unused=True)
+    _check_metric(objective, outputs, y, loss.detach())
+
+
+def _check_classes(setup: Setup, main: Tensor, y: Any) -> None:
+    """Check that there is a number for each class.
+
+    Raises:
+        RequestError: there are fewer.
+    """
+    name, data = setup.architecture["name"], setup.data
+    if not isinstance(y, Tensor) or y.dim() != 1:
+        return
+    if main.dim() != 2 or main.shape[1] < data.classes:
+        gives = main.shape[1] if main.dim() == 2 else f"{list(main.shape)} for {len(y)} samples, not that many"
+        raise RequestError(
+            f"the network {name} gives {gives} numbers per sample, {data.name} has {data.classes} classes"
+        )
+
+
+def _check_metric(objective: Objective, outputs: Any, y: Any, loss: Tensor) -> None:
+    measure = objective.measure
+    try:
+        with torch.no_grad():
+            batch = objective.batch(outputs, y, loss)
+            check_values(measure, batch)
+            value = measure.value(measure.add(measure.start(loss.device), batch))
+    except RequestError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        name = objective.metric.name
+        raise RequestError(f"the metric {name} does not take what the network gives: {one_line(error)}") from None
+    if value != value or abs(value) == float("inf"):
+        raise RequestError(
+            f"the metric {objective.metric.name} is {value} for the first batch, expected a finite number"
+        )
