@@ -11,10 +11,11 @@ from typing import Any
 
 from ..contract.errors import RequestError
 from ..contract.flags import differences
+from ..contract.metric import Metric, known_value, value_of
 from .findings import Comparison, Control, Delay, Group, Level
 from .intervals import Difference, chance_of_none, confidence_interval, difference, holm
 from .read_runs import Member, read_members
-from .verdict import DELTA, answer_levels, judge
+from .verdict import answer_levels, judge, scale_of
 
 # The flags in which a ticket and the dense network that it is compared with must be equal: those of the task, and,
 # where the ticket's weights are trained, those of the training.
@@ -33,7 +34,7 @@ _Rows = Mapping[Any, Mapping[str, Any]]
 
 
 def compare(
-    runs: Iterable[str | Path], *, delta: float = DELTA, others: Iterable[Mapping[str, Any]] = ()
+    runs: Iterable[str | Path], *, delta: float | None = None, others: Iterable[Mapping[str, Any]] = ()
 ) -> Comparison:
     """Group finished runs that differ in their seeds only, and say of each group whether it is a ticket.
 
@@ -43,35 +44,49 @@ def compare(
 
     Args:
         runs: the folders of the runs. The results of `ticket controls` in them are read too.
-        delta: by how many percentage points a ticket may be worse than the dense network; to be fixed before any result
-            is seen.
+        delta: by how much a ticket may be worse than the dense network, in percentage points of accuracy or in the unit
+            of another metric; to be fixed before any result is seen. If not given, half a percentage point of accuracy;
+            of another metric no question is answered that needs it.
         others: measurements of other programs, as `tables.read_csv` returns them.
 
     Returns:
         The groups, by data, model and falling density; `findings.to_dict` turns them into plain dictionaries.
 
     Raises:
-        RequestError: none of the folders holds a finished run.
+        RequestError: none of the folders holds a finished run, or a margin for runs of several metrics.
     """
     members, left_out = read_members(runs, others)
     if not members:
         raise RequestError(["there is no finished run to compare", *left_out])
     groups = _group(members, left_out)
     notes: list[str] = []
+    metrics = list(dict.fromkeys(member.metric for member in members))
+    if len(metrics) > 1:
+        named = "; ".join(metric.in_words for metric in metrics)
+        if delta is not None:
+            raise RequestError(
+                f"a margin of {delta:g} for several metrics ({named}): compare the runs of each by themselves"
+            )
+        notes.append(f"the runs are measured by several metrics ({named}); only runs of one metric are compared")
     found = _tell_apart([_describe(group, groups, delta, notes) for group in groups], [g[0].recipe for g in groups])
-    tasks = {json.dumps({key: group[0].recipe.get(key) for key in TASK}, sort_keys=True) for group in groups}
+    tasks = {
+        json.dumps([group[0].metric.name, {key: group[0].recipe.get(key) for key in TASK}], sort_keys=True)
+        for group in groups
+    }
     if len(tasks) > 1:
         notes.append(f"there are {len(tasks)} tasks (model, data, precision, ...); only runs of one task are compared")
     found.sort(key=lambda group: (group.data, group.model, -group.density, group.method, group.label))
     numbered = tuple(replace(group, id=f"group-{number}") for number, group in enumerate(found, start=1))
-    return Comparison(delta, numbered, tuple(left_out), tuple(dict.fromkeys(notes)))
+    margin = delta if delta is not None else next((metric.margin for metric in metrics if metric.margin), None)
+    return Comparison(margin, numbered, tuple(left_out), tuple(dict.fromkeys(notes)))
 
 
 def _group(members: Iterable[Member], left_out: list[str]) -> list[list[Member]]:
     """The runs of each configuration, one for each draw of weights and data order; the others go to `left_out`."""
     grouped: dict[str, dict[Any, Member]] = {}
     for member in members:
-        group = grouped.setdefault(json.dumps(member.recipe, sort_keys=True), {})
+        key = json.dumps([member.recipe, member.metric.to_dict()], sort_keys=True)
+        group = grouped.setdefault(key, {})
         if member.seeds in group:
             left_out.append(f"{member.name}: repeats the seeds of {group[member.seeds].name}")
         elif same := next((other for other in group.values() if other.pair == member.pair), None):
@@ -83,29 +98,32 @@ def _group(members: Iterable[Member], left_out: list[str]) -> list[list[Member]]
     return [list(group.values()) for group in grouped.values()]
 
 
-def _describe(group: list[Member], groups: Sequence[list[Member]], delta: float, notes: list[str]) -> Group:
+def _describe(group: list[Member], groups: Sequence[list[Member]], given: float | None, notes: list[str]) -> Group:
     first = group[0]
+    delta, scale = first.metric.margin if given is None else given, scale_of(first.metric)
     baseline, name = _find_baseline(group, groups, notes)
     levels = tuple(_describe_level(group, level, rows, baseline) for level, rows in enumerate(_rows_by_level(group)))
     controls = _describe_controls(group)
     verdict = None
     if not first.dense:
-        levels = answer_levels(levels, delta)
+        levels = answer_levels(levels, delta, scale)
         # The questions are not about the ticket on other data, nor about a frozen one that was trained after all.
         own = [row for row in controls if row.data == _data_of(first) and row.trained != first.frozen]
-        verdict = judge(levels, own, _against_dense(group, baseline), delta, first.whole_units)
+        verdict = judge(levels, own, _against_dense(group, baseline), delta, first.whole_units, scale)
     last = levels[-1]
     return Group(
         label=first.method,
         **{key: first.recipe.get(key, "") for key in ("method", "model", "data", "precision")},
         **{key: last[key] for key in ("density", "kept", "n", "seeds", "mean", "std", "interval", "dense_trainings")},
-        val_mean=_mean([member.rows[-1].get("val_accuracy") for member in group]),
+        val_mean=_mean([value_of(member.rows[-1], "val") for member in group]),
         seconds=_mean([member.seconds for member in group]),
         runs=tuple(member.name for member in group),
         baseline=name,
         levels=levels,
         controls=controls,
         verdict=verdict,
+        metric=first.metric,
+        delta=delta,
     )
 
 
@@ -119,7 +137,15 @@ def _find_baseline(group: list[Member], groups: Sequence[list[Member]], notes: l
     found = []
     for other in groups:
         theirs = other[0]
-        if theirs.rows[0]["density"] != 1 or theirs.frozen or _differ(first, theirs, TASK):
+        if theirs.rows[0]["density"] != 1 or theirs.frozen:
+            continue
+        # Before the flags of the task, of which the metric is one: a metric that follows from the data is in no flag.
+        if theirs.metric != first.metric:
+            if not _differ(first, theirs, [key for key in TASK if key != "metric"]):
+                measured = f"{theirs.metric.in_words}, not by {first.metric.in_words}"
+                notes.append(f"{theirs.name} is not the dense baseline of {first.name}: it is measured by {measured}")
+            continue
+        if _differ(first, theirs, TASK):
             continue
         if not first.frozen and (differs := _differ(first, theirs, RECIPE)):
             notes.append(f"{theirs.name} is not the dense baseline of {first.name}: {', '.join(differs)}")
@@ -158,7 +184,7 @@ def _rows_by_level(group: list[Member]) -> list[_Rows]:
 
 
 def _describe_level(group: list[Member], level: int, rows: _Rows, baseline: _Rows) -> Level:
-    first = next(iter(rows.values()))
+    first, metric = next(iter(rows.values())), group[0].metric
     there = [member for member in group if member.pair in rows]
     costs = [m.cost(level) if m.measured_here else rows[m.pair].get("dense_trainings") for m in there]
     is_baseline = all(baseline.get(pair) is row for pair, row in rows.items())
@@ -168,7 +194,7 @@ def _describe_level(group: list[Member], level: int, rows: _Rows, baseline: _Row
         kept=first.get("kept"),
         **_summarize(group, rows),
         dense_trainings=_mean(costs),
-        difference=None if is_baseline else difference(_accuracies(rows), _accuracies(baseline)),
+        difference=None if is_baseline else difference(_merits(rows, metric), _merits(baseline, metric)),
         retrained=any(row.get("retrained", False) for row in rows.values()),
         # Steps that train scores, or that follow another recipe, cannot be compared with those of dense training.
         later=None if is_baseline or group[0].frozen else _later(rows, baseline),
@@ -177,7 +203,7 @@ def _describe_level(group: list[Member], level: int, rows: _Rows, baseline: _Row
 
 def _summarize(group: Sequence[Member], rows: _Rows) -> dict[str, Any]:
     """The fields that a `Level` and a `Control` share."""
-    values = tuple(float(row["test_accuracy"]) for row in rows.values())
+    values = tuple(known_value(row, "test") for row in rows.values())
     moments = [row["min_validation_loss"] for row in rows.values() if "min_validation_loss" in row]
     steps = tuple(int(moment["step"]) for moment in moments) if len(moments) == len(rows) else None
     return {
@@ -189,7 +215,7 @@ def _summarize(group: Sequence[Member], rows: _Rows) -> dict[str, Any]:
         "interval": confidence_interval(values),
         "early_step": None if steps is None else statistics.fmean(steps),
         "early_steps": steps,
-        "early_mean": None if steps is None else _mean([moment.get("test_accuracy") for moment in moments]),
+        "early_mean": None if steps is None else _mean([value_of(moment, "test") for moment in moments]),
     }
 
 
@@ -209,8 +235,9 @@ def _later(rows: _Rows, others: _Rows) -> Delay | None:
     )
 
 
-def _accuracies(rows: _Rows) -> dict[Any, float]:
-    return {pair: float(row["test_accuracy"]) for pair, row in rows.items()}
+def _merits(rows: _Rows, metric: Metric) -> dict[Any, float]:
+    """The values of the metric, negative where lower is better: a positive difference is always for the better."""
+    return {pair: metric.merit(known_value(row, "test")) for pair, row in rows.items()}
 
 
 def _describe_controls(group: Sequence[Member]) -> tuple[Control, ...]:
@@ -222,7 +249,7 @@ def _describe_controls(group: Sequence[Member]) -> tuple[Control, ...]:
             found.setdefault((*key, row["control"]), {})[member.pair] = row
     described = []
     for (level, data, trained, control), rows in found.items():
-        first = next(iter(rows.values()))
+        first, metric = next(iter(rows.values())), group[0].metric
         # On other data, and where frozen weights are trained, the ticket is one of the controls.
         tickets: _Rows = found.get((level, data, trained, "ticket"), {})
         if not tickets and _is_own(first, group[0]):
@@ -236,7 +263,7 @@ def _describe_controls(group: Sequence[Member]) -> tuple[Control, ...]:
                 density=first["density"],
                 kept=first.get("kept"),
                 **_summarize(group, rows),
-                difference=None if control == "ticket" else difference(_accuracies(tickets), _accuracies(rows)),
+                difference=None if control == "ticket" else difference(_merits(tickets, metric), _merits(rows, metric)),
             )
         )
     return tuple(sorted(_correct(described), key=lambda row: (row.data, row.level or 0, row.control)))
@@ -273,7 +300,8 @@ def _against_dense(group: Sequence[Member], baseline: _Rows) -> dict[int | None,
         for row in member.controls:
             if row["control"] == "random" and _is_own(row, member):
                 found.setdefault(row.get("level"), {})[member.pair] = row
-    return {level: difference(_accuracies(rows), _accuracies(baseline)) for level, rows in found.items()}
+    metric = group[0].metric
+    return {level: difference(_merits(rows, metric), _merits(baseline, metric)) for level, rows in found.items()}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

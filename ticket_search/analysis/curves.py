@@ -1,4 +1,4 @@
-"""The panels of a comparison: accuracy against density, and against what the search cost."""
+"""The panels of a comparison: the metric against density, and against what the search cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
-from .findings import Comparison, Control, Group, Level, Row
+from ..contract.metric import Metric
+from .findings import Comparison, Control, Group, Level, Row, only_metric
 
 # Okabe and Ito, Color Universal Design, 2008, without black, which is for published numbers, and without yellow, which
 # is too pale for a line on white.
@@ -34,8 +35,9 @@ DPI, SMALL = 150, 8
 class Look:
     """How a figure is laid out: `stacked` puts the panels one above the other, for narrow screens.
 
-    `lowest` is the accuracy in percent at which the axis begins; points below it are marked at the edge. If it is not
-    given, the axis shows every group, but not controls that lie far below all groups.
+    `lowest` is the accuracy in percent, or the value of another metric, at which the axis begins; points that are worse
+    are marked at the edge. If it is not given, the axis shows every group, but not controls that are far worse than all
+    groups. Better values are always higher up: where lower ones are better, the axis is reversed.
     """
 
     stacked: bool = False
@@ -73,8 +75,25 @@ class _Dense:
     marker: str
 
 
+@dataclass(frozen=True)
+class _Edge:
+    """The lower end of the axis of values, beyond which everything is worse."""
+
+    value: float
+    metric: Metric
+
+    def is_worse(self, value: float) -> bool:
+        """Whether a value is not on the axis, because it is worse."""
+        return self.metric.merit(value) < self.metric.merit(self.value)
+
+
 def draw(comparison: Comparison, published: Sequence[Mapping[str, Any]], look: Look) -> Figure:
-    """Draw accuracy against density, and against cost where costs differ, with the legend below the panels."""
+    """Draw the metric against density, and against cost where costs differ, with the legend below the panels.
+
+    Raises:
+        RequestError: groups of several metrics.
+    """
+    metric = only_metric(comparison)
     joined = _join_densities(comparison.groups)
     series, dense = _make_series(joined), _make_dense(joined)
     handles, labels = _make_legend(joined, series, dense, published)
@@ -89,10 +108,11 @@ def draw(comparison: Comparison, published: Sequence[Mapping[str, Any]], look: L
     FigureCanvasAgg(figure)
     grid = (panels, 1) if look.stacked else (1, panels)
     axes = figure.subplots(*grid, sharey=True, squeeze=False).ravel()
-    bottom, top = _accuracy_range(series, dense, published, look.lowest)
-    _draw_densities(axes[0], series, published, bottom)
+    bottom, top = _value_range(series, dense, published, look.lowest, metric)
+    edge = _Edge(bottom, metric)
+    _draw_densities(axes[0], series, published, edge)
     if panels == 2:
-        _draw_costs(axes[1], groups, bottom)
+        _draw_costs(axes[1], groups, edge)
     for panel in axes:
         for line in dense:
             panel.axhline(line.mean, color=line.colour, linestyle="--", linewidth=1, zorder=1)
@@ -101,7 +121,7 @@ def draw(comparison: Comparison, published: Sequence[Mapping[str, Any]], look: L
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=SMALL, labelleft=True)
-        panel.set_ylabel("test accuracy (%)", fontsize=SMALL + 1)
+        panel.set_ylabel(f"test {metric.axis}{', reversed' if metric.direction == 'lower' else ''}", fontsize=SMALL + 1)
     legend = figure.legend(
         handles, [""] * len(labels), loc="outside lower center", ncols=columns, fontsize=SMALL, frameon=False
     )
@@ -180,45 +200,51 @@ def _cost(row: Row) -> float:
     return row.dense_trainings or 0.0 if isinstance(row, Level) else 0.0
 
 
-def _accuracy_range(
-    series: Sequence[_Series], dense: Sequence[_Dense], published: Sequence[Mapping[str, Any]], lowest: float | None
+def _value_range(
+    series: Sequence[_Series],
+    dense: Sequence[_Dense],
+    published: Sequence[Mapping[str, Any]],
+    lowest: float | None,
+    metric: Metric,
 ) -> tuple[float, float]:
-    means = [row.mean for line in series if not line.control for row in line.rows]
-    means += [line.mean for line in dense] + [point["accuracy"] for point in published]
-    spread = max(max(means) - min(means), 1.0)
-    near = [row for line in series for row in line.rows if row.mean >= min(means) - spread]
-    means += [row.mean for row in near]
-    ends = [end for row in near for end in (row.interval or ())]
-    spread = max(max(means) - min(means), 1.0)
+    """The values at the lower and at the upper end of the axis, the better ones up."""
+    means = [metric.merit(row.mean) for line in series if not line.control for row in line.rows]
+    means += [metric.merit(line.mean) for line in dense] + [point["accuracy"] for point in published]
+    # No axis magnifies less than a point of accuracy; of another metric, than a hundredth of its values.
+    least = 1.0 if metric.unit == "%" else max(0.01 * max(map(abs, means)), 1e-12)
+    spread = max(max(means) - min(means), least)
+    near = [row for line in series for row in line.rows if metric.merit(row.mean) >= min(means) - spread]
+    means += [metric.merit(row.mean) for row in near]
+    ends = [metric.merit(end) for row in near for end in (row.interval or ())]
+    spread = max(max(means) - min(means), least)
     # The interval of two seeds may be longer than the axis: it is cut off.
     bottom = max(min([*means, *ends]), min(means) - spread / 2) - 0.06 * spread
     top = min(max([*means, *ends]), max(means) + spread / 2) + 0.06 * spread
-    bottom = bottom if lowest is None else lowest
-    return bottom, max(top, bottom + 0.1)
+    bottom = bottom if lowest is None else metric.merit(lowest)
+    # A merit is a value or its negative, and so the other way round too.
+    return metric.merit(bottom), metric.merit(max(top, bottom + 0.1 * least))
 
 
-def _draw_densities(
-    axes: Axes, series: Sequence[_Series], published: Sequence[Mapping[str, Any]], bottom: float
-) -> None:
+def _draw_densities(axes: Axes, series: Sequence[_Series], published: Sequence[Mapping[str, Any]], edge: _Edge) -> None:
     least = min([row.density for line in series for row in line.rows] + [point["density"] for point in published])
     right = min(least / 1.2, 0.45)
     _set_logarithmic(axes, right**-0.04, right, unit=0.01)
-    _draw_lines(axes, series, _density, bottom, bands=True)
+    _draw_lines(axes, series, _density, edge, bands=True)
     for point, marker in zip(published, _HOLLOW * len(published), strict=False):
         axes.plot(point["density"], point["accuracy"], marker, color="black", markerfacecolor="none", zorder=4)
     axes.set_xlabel("weights kept (%)", fontsize=SMALL + 1)
 
 
-def _draw_costs(axes: Axes, groups: Sequence[_Series], bottom: float) -> None:
+def _draw_costs(axes: Axes, groups: Sequence[_Series], edge: _Edge) -> None:
     known = [replace(line, rows=[row for row in line.rows if _cost(row)]) for line in groups]
     costs = [_cost(row) for line in known for row in line.rows]
     _set_logarithmic(axes, min(*costs, 0.8) / 1.15, max(*costs, 2) * 1.15, unit=1)
-    _draw_lines(axes, [line for line in known if line.rows], _cost, bottom, bands=False)
+    _draw_lines(axes, [line for line in known if line.rows], _cost, edge, bands=False)
     axes.set_xlabel("cost of the search (trainings of the dense network)", fontsize=SMALL + 1)
 
 
 def _draw_lines(
-    axes: Axes, series: Sequence[_Series], place_of: Callable[[Row], float], bottom: float, bands: bool
+    axes: Axes, series: Sequence[_Series], place_of: Callable[[Row], float], edge: _Edge, bands: bool
 ) -> None:
     """Draw lines over the logarithm of `place_of(row)`; lines of a single point at the same place are moved apart."""
     alone = [f"{place_of(line.rows[0]):.2g}" if len(line.rows) == 1 else "" for line in series]
@@ -230,9 +256,9 @@ def _draw_lines(
         faint = bool(line.control) and len(series) > _MANY
         _draw_line(axes, places, line, band=bands and not place and not line.control and long <= _BANDS, faint=faint)
         for x, row in zip(places, line.rows, strict=True):
-            if row.mean < bottom:
+            if edge.is_worse(row.mean):
                 beyond.setdefault((line.colour, f"{place_of(row):.2g}"), []).append((x, row.mean))
-    _mark_beyond(axes, beyond, bottom)
+    _mark_beyond(axes, beyond, edge)
 
 
 def _move(axes: Axes, index: int, number: int) -> float:
@@ -256,14 +282,15 @@ def _draw_line(axes: Axes, places: Sequence[float], line: _Series, band: bool, f
         )
 
 
-def _mark_beyond(axes: Axes, beyond: Mapping[tuple[str, str], Sequence[tuple[float, float]]], bottom: float) -> None:
-    """Draw arrows at the lower edge, with the accuracies beside them where they are few."""
+def _mark_beyond(axes: Axes, beyond: Mapping[tuple[str, str], Sequence[tuple[float, float]]], edge: _Edge) -> None:
+    """Draw arrows at the lower edge, with the values beside them where they are few."""
     for (colour, _), points in beyond.items():
         for place, _ in points:
-            axes.plot(place, bottom, marker="v", color=colour, markersize=5, clip_on=False, zorder=5)
+            axes.plot(place, edge.value, marker="v", color=colour, markersize=5, clip_on=False, zorder=5)
         if sum(map(len, beyond.values())) <= _WRITTEN:
-            text = ", ".join(f"{mean:.1f}" for _, mean in points)
-            where = points[-1][0], bottom
+            form = ".1f" if edge.metric.unit == "%" else ".3g"
+            text = ", ".join(f"{mean:{form}}" for _, mean in points)
+            where = points[-1][0], edge.value
             axes.annotate(text, where, (6, 5), textcoords="offset points", fontsize=SMALL - 1, color=colour)
 
 

@@ -1,7 +1,8 @@
 """What a comparison finds: groups of runs, their levels and controls, and the answers about each group.
 
-Every class is frozen. Accuracies are test accuracies in percent, differences are in percentage points, `std` is the
-sample standard deviation over the seeds, and `interval` is the 95 % interval of the mean by Student's t; `std` and
+Every class is frozen. Values are those of the group's metric on the test split, accuracy in percent where it is that
+one; differences are in its unit (percentage points) and positive where the first of the two is the better one. `std` is
+the sample standard deviation over the seeds, and `interval` is the 95 % interval of the mean by Student's t; `std` and
 `interval` are None for a single seed.
 """
 
@@ -11,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from ..contract.errors import RequestError
 from ..contract.keyed import Keyed
+from ..contract.metric import ACCURACY, Metric
 from .intervals import Difference
 
 
@@ -55,10 +58,10 @@ class Level(Keyed):
     """The networks of a group at one density.
 
     `level` counts the rounds of pruning, 0 is the dense network; it is None for a method without levels. `seeds`,
-    `values` (test accuracies) and `early_steps` (steps of minimum validation loss) have one entry for each run, and
-    `early_step` and `early_mean` are the mean step and the mean test accuracy at it. `dense_trainings` is the cost of
-    the search up to this level, in trainings of the dense network. `difference` is ticket minus dense, `later` says
-    when the minimum of the validation loss comes, and `matching` whether the level matches the dense network; all
+    `values` (of the metric on the test split) and `early_steps` (steps of minimum validation loss) have one entry for
+    each run, and `early_step` and `early_mean` are the mean step and the mean value at it. `dense_trainings` is the
+    cost of the search up to this level, in trainings of the dense network. `difference` is ticket minus dense, `later`
+    says when the minimum of the validation loss comes, and `matching` whether the level matches the dense network; all
     three are None where there is no dense network to compare with. `retrained` says that training went on from
     trained weights.
     """
@@ -141,7 +144,8 @@ class Verdict(Keyed):
 class Group(Keyed):
     """Runs that differ in their seeds only.
 
-    `density` to `dense_trainings` are those of the sparsest level. `val_mean` is the mean validation accuracy,
+    `density` to `dense_trainings` are those of the sparsest level. `metric` is what all its numbers are of, `delta` the
+    margin in its unit, None where none was given, and `val_mean` the mean of the metric on validation,
     `seconds` the mean time of a search, and `baseline` says which dense network the group is compared with. `verdict`
     is None for a dense network. `label` names the group, `curve` is the label without the density, and `differs` holds
     the flags that tell the group from the others of its method.
@@ -167,6 +171,8 @@ class Group(Keyed):
     levels: tuple[Level, ...]
     controls: tuple[Control, ...]
     verdict: Verdict | None
+    metric: Metric = ACCURACY
+    delta: float | None = None
     differs: Mapping[str, Any] = field(default_factory=dict)
     curve: str = ""
     id: str = ""
@@ -179,15 +185,30 @@ class Group(Keyed):
 
 @dataclass(frozen=True)
 class Comparison(Keyed):
-    """The groups that were compared with the margin `delta`, in percentage points.
+    """The groups that were compared with the margin `delta`, in the unit of the metric (of accuracy percentage points).
+
+    It is None where no margin was given and no group is measured by accuracy, which has one.
 
     `left_out` has a sentence for each run that was not used, `notes` one for whatever else a reader should know.
     """
 
-    delta: float
+    delta: float | None
     groups: tuple[Group, ...]
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def only_metric(comparison: Comparison) -> Metric:
+    """The metric of all groups, for what shows one.
+
+    Raises:
+        RequestError: there are several.
+    """
+    found = list(dict.fromkeys(group.metric for group in comparison.groups))
+    if len(found) > 1:
+        named = ", ".join(metric.in_words for metric in found)
+        raise RequestError(f"the runs are measured by {named}: a figure shows one metric, so compare them one by one")
+    return found[0] if found else ACCURACY
 
 
 def to_dict(comparison: Comparison) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from .curves import Look
-from .findings import Comparison, Verdict
+from .findings import Comparison, Verdict, only_metric
 from .plots import figure_svg
 from .tables import make_tables, right_aligned
 
@@ -96,5 +96,14 @@ def _summarize(comparison: Comparison) -> list[tuple[str, str]]:
         ("compared", f"{len(groups)} group{'' if len(groups) == 1 else 's'} of {len(runs)} runs"),
         *((name, ", ".join(dict.fromkeys(filter(None, words)))) for name, words in named if any(words)),
         ("seeds", f"{most} in a group"),
-        ("margin", f"a ticket may be {comparison.delta:g} percentage points worse than the dense network"),
+        *_margin(comparison),
     ]
+
+
+def _margin(comparison: Comparison) -> list[tuple[str, str]]:
+    metric = only_metric(comparison)
+    measured = [] if metric.is_accuracy else [("measured by", metric.in_words)]
+    if comparison.delta is None:
+        return [*measured, ("margin", f"none was given: --delta, in {metric.gap_in_words}")]
+    told = f"a ticket may be {comparison.delta:g} {metric.gap_in_words} worse than the dense network"
+    return [*measured, ("margin", told)]

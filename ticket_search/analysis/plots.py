@@ -1,4 +1,4 @@
-"""Figures in PNG or SVG: accuracy against density and against the cost of the search, and matrices as heat maps."""
+"""Figures in PNG or SVG: the metric against density and against the cost of the search, and matrices as heat maps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def plot_comparison(
     look: Look | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Draw a comparison: test accuracy against density, and against the cost of the search where that is known.
+    """Draw a comparison: the metric on the test split against density, and against the cost of the search where that is
+    known.
 
         plot_comparison(compare(["runs/imp-1", "runs/imp-2"]), "comparison.svg")
 
@@ -37,11 +38,12 @@ def plot_comparison(
         comparison: what `compare` returns.
         path: the file; its suffix, .png or .svg, gives the format.
         published: published numbers to draw as well: `{"label", "density", "accuracy"}`, the accuracy in percent.
-        look: the arrangement of the panels and the beginning of the accuracy axis.
+        look: the arrangement of the panels and the beginning of the axis of values.
         overwrite: replace a file that exists already.
 
     Raises:
-        RequestError: another suffix, a folder that does not exist, or a file that exists already.
+        RequestError: another suffix, a folder that does not exist, a file that exists already, or groups of several
+            metrics.
     """
     path = check_path(path, overwrite)
     path.write_bytes(render(draw(comparison, published, look or Look()), path.suffix.lower()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import supermask
 
 from ..contract.errors import RequestError
 from ..contract.flags import read_json, read_toml
+from ..contract.metric import ACCURACY, METRICS, Metric, metric_of, value_of
 from ..running.read_config import find_kind
 from ..runs.folders import inspect_folder
 from ..runs.names import CONFIG, CONTROLS, SUMMARY
@@ -24,7 +25,8 @@ _NOT_COMPARED = frozenset({*_SEEDS, "data_dir", "threads", "workers", "ticket", 
 class Member:
     """One seed of an experiment: a run, or the lines of a CSV with that seed.
 
-    `rows` has a measurement for each level, or a single one, and `controls` one for each control. Runs of two
+    `rows` has a measurement for each level, or a single one, and `controls` one for each control; both are measured by
+    the `metric`. Runs of two
     experiments are compared as a pair where they have the same `pair`: the seeds of the weights and of the data order.
     """
 
@@ -37,6 +39,7 @@ class Member:
     seconds: float | None = None
     dense_trainings: float | None = None
     measured_here: bool = True
+    metric: Metric = ACCURACY
 
     @property
     def method(self) -> str:
@@ -104,11 +107,18 @@ def read_members(
             except RequestError as error:  # as of a method whose package is not installed here
                 left_out.append(f"{folder}: {error}")
                 continue
+            if others := [row["control"] for row in member.controls if _of_another_metric(row, member)]:
+                left_out.append(f"{folder}: its controls {', '.join(others)} are measured by another metric")
+            member = replace(member, controls=[row for row in member.controls if not _of_another_metric(row, member)])
             if claim := _false_claim(folder, member):
                 left_out.append(f"{folder}: refused: {claim}")
             else:
                 members.append(member)
     return members + _read_others(others), left_out
+
+
+def _of_another_metric(row: Mapping[str, Any], member: Member) -> bool:
+    return "metric" in row and metric_of(row) != member.metric
 
 
 def _read_run(folder: Path) -> Member:
@@ -127,6 +137,7 @@ def _read_run(folder: Path) -> Member:
         controls=controls,
         seconds=summary["seconds"],
         dense_trainings=summary["cost"]["dense_trainings"],
+        metric=metric_of(summary),
     )
 
 
@@ -160,9 +171,13 @@ def _false_claim(folder: Path, member: Member) -> str:
     claimed = member.rows[-1]
     if ticket.masks.kept != claimed["kept"]:
         return f"its ticket keeps {ticket.masks.kept:,} weights, its summary says {claimed['kept']:,}"
-    said = ticket.meta.get("accuracy", {}).get("final", {}).get("test")
-    if said is not None and said != claimed["test_accuracy"]:
-        return f"its ticket was measured at {said:.2f} %, its summary says {claimed['test_accuracy']:.2f} %"
+    metric, value = member.metric, value_of(claimed, "test")
+    if value is None:
+        return f"its summary has no test_metric, the value of its {metric.name}"
+    kept = ticket.meta.get("accuracy") or ticket.meta.get("metric", {}).get("values", {})
+    said = kept.get("final", {}).get("test")
+    if said is not None and said != value:
+        return f"its ticket was measured at {metric.with_unit(said)}, its summary says {metric.with_unit(value)}"
     return ""
 
 
@@ -171,20 +186,23 @@ def _read_others(rows: Iterable[Mapping[str, Any]]) -> list[Member]:
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     # Controls come last: a control may be on other data than its ticket.
     for row in sorted(rows, key=lambda row: bool(row.get("control"))):
-        key = (*(row.get(name) or "" for name in ("method", "label", "model", "data")), row["seed"])
+        metric = metric_of_line(row)
+        key = (*(row.get(name) or "" for name in ("method", "label", "model", "data")), row["seed"], metric)
         if row.get("control") and key not in found:
-            key = next((other for other in found if (*other[:3], other[4]) == (*key[:3], key[4])), key)
+            key = next((other for other in found if (*other[:3], *other[4:]) == (*key[:3], *key[4:])), key)
         moment = {"min_validation_loss": {"step": row["early_step"]}} if row.get("early_step") is not None else {}
         found.setdefault(key, []).append({**row, **moment})
     densities: dict[tuple[Any, ...], set[float]] = {}
     for key, lines in found.items():
-        densities.setdefault(key[:4], set()).update(line["density"] for line in lines if not line.get("control"))
+        densities.setdefault((*key[:4], key[5]), set()).update(
+            line["density"] for line in lines if not line.get("control")
+        )
     members = []
     for key, lines in found.items():
-        method, label, model, data, seed = key
+        method, label, model, data, seed, metric = key
         recipe = {"method": method, "label": label, "model": model, "data": data}
         # A density has the same level in all seeds, even where a seed lacks some densities.
-        order = sorted(densities[key[:4]], reverse=True)
+        order = sorted(densities[(*key[:4], metric)], reverse=True)
         places = {density: place if len(order) > 1 else None for place, density in enumerate(order)}
         placed = [{**line, "level": _level(line, places.get(line["density"]))} for line in lines]
         own = sorted((line for line in placed if not line.get("control")), key=lambda line: -line["density"])
@@ -198,9 +216,18 @@ def _read_others(rows: Iterable[Mapping[str, Any]]) -> list[Member]:
                 rows=own,
                 controls=beside,
                 measured_here=False,
+                metric=metric,
             )
         )
     return [member for member in members if member.rows]
+
+
+def metric_of_line(row: Mapping[str, Any]) -> Metric:
+    """The metric of a measurement of another program: accuracy in percent where it names none."""
+    if not row.get("metric"):
+        return ACCURACY
+    known = METRICS.get(str(row["metric"]), Metric(str(row["metric"])))
+    return Metric(known.name, row.get("direction") or known.direction, row.get("unit") or known.unit)
 
 
 def _level(line: Mapping[str, Any], otherwise: int | None) -> int | None:

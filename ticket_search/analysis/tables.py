@@ -8,12 +8,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
 from ..contract.errors import RequestError, nearest_hint
+from ..contract.metric import Metric
 from .findings import Answer, Comparison, Control, Group, Row
 
 # The columns of the CSV, which has one line for each seed of each level and of each control.
@@ -28,18 +29,19 @@ COLUMNS = {
     "density": "fraction of the maskable weights kept, above 0 and at most 1; required",
     "kept": "number of weights kept",
     "seed": "a whole number; runs of several methods with the same seed are compared in pairs; required",
-    "test_accuracy": "percent, at the end of the training; required",
+    "test_accuracy": "percent, at the end of the training; this or test_metric is required",
     "early_step": "the step of minimum validation loss",
     "dense_trainings": "the cost of the search up to this level, in trainings of the dense network",
 }
+# The columns of another metric than accuracy.
+OF_METRICS = {
+    "metric": "the name of the metric",
+    "direction": "higher or lower: which values are better",
+    "unit": "the unit of the values",
+    "test_metric": "the value at the end of the training",
+}
+_KNOWN = {**COLUMNS, **OF_METRICS}
 _SHOWN_PROBLEMS = 20
-_PAIRED = "differences in percentage points, paired by seed; intervals of 95 %"
-LEVELS = ("Levels", f"test accuracy in percent, mean over seeds; {_PAIRED}")
-CONTROLS = (
-    "Controls",
-    f"test accuracy in percent, mean over seeds; {_PAIRED}; Holm p: p-value of no difference, corrected for the "
-    "number of controls",
-)
 _Count = Annotated[int, Field(ge=0)]
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -57,7 +59,11 @@ class _Line(pydantic.BaseModel, extra="forbid"):
     density: float = Field(gt=0, le=1, allow_inf_nan=False)
     kept: _Count | None = None
     seed: _Count
-    test_accuracy: float = Field(ge=0, le=100, allow_inf_nan=False)
+    test_accuracy: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
+    metric: str | None = None
+    direction: Literal["higher", "lower"] | None = None
+    unit: str | None = None
+    test_metric: float | None = Field(None, allow_inf_nan=False)
     early_step: _Count | None = None
     dense_trainings: _NotNegative | None = None
 
@@ -78,7 +84,8 @@ class Table:
 def to_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """A flat dictionary for each level and each control, with its group, its measurements and its comparison.
 
-    Accuracies and differences are in percent and percentage points; `low` and `high` are the ends of the 95 % interval
+    Values are those of the group's metric, accuracies in percent; differences are in its unit (percentage points),
+    positive where the ticket is better. `low` and `high` are the ends of the 95 % interval
     of the mean. A level's `difference` is ticket minus dense, a control's is ticket minus control, both paired by seed;
     `difference_low` and `difference_high` are the ends of its 95 % interval.
     """
@@ -98,6 +105,7 @@ def _flatten(group: Group, row: Row) -> dict[str, Any]:
         "data": (control and control.data) or group.data,
         "model": group.model,
         "precision": group.precision,
+        **{"metric": group.metric.name, "direction": group.metric.direction, "unit": group.metric.unit},
         "level": row.level,
         "density": row.density,
         "kept": row.kept,
@@ -123,9 +131,13 @@ def _matching(answer: Answer | None) -> str | None:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """CSV with one line for each seed of each level and control, in the columns COLUMNS; `read_csv` reads it."""
+    """CSV with one line for each seed of each level and control, in the columns COLUMNS; `read_csv` reads it.
+
+    Where a group is measured by another metric than accuracy there are the columns OF_METRICS too.
+    """
     file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    plain = all(group.metric.is_accuracy for group in comparison.groups)
+    writer = csv.DictWriter(file, COLUMNS if plain else _KNOWN, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for group in comparison.groups:
         for row in group.rows:
@@ -133,7 +145,8 @@ def to_csv(comparison: Comparison) -> str:
             trained = None if flat["trained"] is None else str(flat["trained"]).lower()
             steps = row.early_steps or [None] * len(row.seeds)
             for seed, value, step in zip(row.seeds, row.values, steps, strict=True):
-                writer.writerow({**flat, "trained": trained, "seed": seed, "test_accuracy": value, "early_step": step})
+                measured = {"test_accuracy" if group.metric.is_accuracy else "test_metric": value}
+                writer.writerow({**flat, "trained": trained, "seed": seed, **measured, "early_step": step})
     return file.getvalue()
 
 
@@ -145,7 +158,8 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
         my-method,0.2,1,97.18
 
     Args:
-        path: a CSV file with a header. It may have the columns COLUMNS, in any order, and must have those of REQUIRED.
+        path: a CSV file with a header. It may have the columns COLUMNS and OF_METRICS, in any order, and must have
+            those of REQUIRED, and test_accuracy or test_metric.
 
     Returns:
         A dictionary for each line, without its empty cells.
@@ -172,7 +186,7 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
             problems.append(f"line {number}: it has {len(cells)} cells, but the header has {len(header)}")
             continue
         pairs = zip(header, cells, strict=True)
-        given = {name: cell.strip() for name, cell in pairs if name in COLUMNS and cell.strip()}
+        given = {name: cell.strip() for name, cell in pairs if name in _KNOWN and cell.strip()}
         try:
             found[number] = _Line.model_validate(given).model_dump(exclude_unset=True)
         except pydantic.ValidationError as error:
@@ -187,12 +201,14 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
 
 def _check_header(header: Sequence[str]) -> list[str]:
     problems = [
-        f"unknown column '{name}'{nearest_hint(name, COLUMNS) or '.'} The columns are {', '.join(COLUMNS)}"
+        f"unknown column '{name}'{nearest_hint(name, _KNOWN) or '.'} The columns are {', '.join(_KNOWN)}"
         for name in header
-        if name not in COLUMNS
+        if name not in _KNOWN
     ]
+    if not {"test_accuracy", "test_metric"} & set(header):
+        problems.append("there is no column test_accuracy, nor test_metric beside metric")
     problems += [f"there is no column {name}" for name in REQUIRED if name not in header]
-    return problems + [f"column {name} occurs more than once" for name in COLUMNS if header.count(name) > 1]
+    return problems + [f"column {name} occurs more than once" for name in _KNOWN if header.count(name) > 1]
 
 
 def _sentence(number: int, item: Any) -> str:
@@ -206,22 +222,47 @@ def _check_lines(found: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """The problems of the lines taken together."""
     if not found:
         return ["there are no measurements below the header"]
-    if max(line["test_accuracy"] for line in found.values()) <= 1:
+    accuracies = [line["test_accuracy"] for line in found.values() if "test_accuracy" in line]
+    if accuracies and max(accuracies) <= 1:
         return ["no test_accuracy is above 1: expected percent, such as 97.3"]
-    problems: list[str] = []
+    problems = [problem for number, line in found.items() if (problem := _problem_of_value(number, line))]
     seen: dict[tuple[Any, ...], int] = {}
-    measured = ("test_accuracy", "early_step", "dense_trainings", "kept")
+    measured = ("test_accuracy", "test_metric", "early_step", "dense_trainings", "kept")
     for number, line in found.items():
-        key = tuple(line.get(name) for name in COLUMNS if name not in measured)
+        key = tuple(line.get(name) for name in _KNOWN if name not in measured)
         if key in seen:
             problems.append(f"line {number} repeats the measurement of line {seen[key]}")
         seen.setdefault(key, number)
     return problems
 
 
+def _problem_of_value(number: int, line: Mapping[str, Any]) -> str:
+    """What is wrong with how a line says what was measured; nothing where it is right."""
+    if ("test_accuracy" in line) == ("test_metric" in line):
+        return f"line {number}: expected one of test_accuracy and test_metric"
+    if "test_metric" in line and not line.get("metric"):
+        return f"line {number}: test_metric {line['test_metric']:g}: expected the metric's name in the column metric"
+    if "test_accuracy" in line and line.get("metric", "accuracy") != "accuracy":
+        return f"line {number}: test_accuracy of the metric {line['metric']}: expected test_metric"
+    return ""
+
+
 def make_tables(comparison: Comparison) -> list[Table]:
-    """Tables for people: the levels of all groups, and their controls, without columns that are empty."""
-    rows = to_rows(comparison)
+    """Tables for people: the levels of all groups, and their controls, without columns that are empty.
+
+    The groups of each metric have tables of their own.
+    """
+    metrics = dict.fromkeys(group.metric for group in comparison.groups)
+    return [
+        table
+        for metric in metrics
+        for table in _tables_of([group for group in comparison.groups if group.metric == metric], metric)
+    ]
+
+
+def _tables_of(groups: Sequence[Group], metric: Metric) -> list[Table]:
+    rows = [_flatten(group, row) for group in groups for row in group.rows]
+    form = metric.form
     several = len({(row["model"], row["data"], row["precision"]) for row in rows}) > 1
     levels = [row for row in rows if row["control"] is None]
     controls = [row for row in rows if row["control"] is not None]
@@ -230,14 +271,14 @@ def make_tables(comparison: Comparison) -> list[Table]:
         "density": lambda row: f"{row['density']:.4g}",
         "kept": lambda row: _text(row["kept"], ","),
         "seeds": lambda row: _text(row["n"]),
-        "test %": lambda row: _text(row["mean"], ".2f"),
-        "interval": lambda row: _range(row["low"], row["high"], ".2f"),
+        f"test {metric.column}": lambda row: _text(row["mean"], form),
+        "interval": lambda row: _range(row["low"], row["high"], form),
     }
-    beside = {"interval of difference": lambda row: _range(row["difference_low"], row["difference_high"], "+.2f")}
+    beside = {"interval of difference": lambda row: _range(row["difference_low"], row["difference_high"], f"+{form}")}
     level_columns = {
         "level": lambda row: _text(row["level"]),
         **common,
-        "ticket minus dense": lambda row: _text(row["difference"], "+.2f"),
+        "ticket minus dense": lambda row: _text(row["difference"], f"+{form}"),
         **beside,
         "matching": lambda row: row["matching"] or "",
         "step of min. val. loss": lambda row: _text(row["early_step"], ",.0f"),
@@ -246,11 +287,19 @@ def make_tables(comparison: Comparison) -> list[Table]:
     control_columns = {
         "control": lambda row: row["control"] + ("" if row["trained"] else ", untrained"),
         **common,
-        "ticket minus control": lambda row: _text(row["difference"], "+.2f"),
+        "ticket minus control": lambda row: _text(row["difference"], f"+{form}"),
         **beside,
         "Holm p": lambda row: _text(row["p_holm"], ".2g"),
     }
-    found = [_table(LEVELS, levels, level_columns), _table(CONTROLS, controls, control_columns)]
+    better = "" if metric.is_accuracy else ", positive where the ticket is better"
+    note = (
+        f"test {metric.in_words}, mean over seeds; differences in {metric.gap_in_words}{better}, paired by seed; "
+        "intervals of 95 %"
+    )
+    corrected = f"{note}; Holm p: p-value of no difference, corrected for the number of controls"
+    found = [
+        _table(("Levels", note), levels, level_columns), _table(("Controls", corrected), controls, control_columns)
+    ]  # fmt: skip
     return [table for table in found if table.rows]
 
 
@@ -275,7 +324,7 @@ def _range(low: float | None, high: float | None, form: str) -> str:
 
 def is_number(text: str) -> bool:
     """Whether a cell holds a number or a range of numbers, which is aligned to the right."""
-    return re.fullmatch(r"([+-]?[\d,.]+(e[+-]?\d+)?( to [+-]?[\d.]+)?)?", text) is not None
+    return re.fullmatch(r"([+-]?[\d,.]+(e[+-]?\d+)?( to [+-]?[\d.]+(e[+-]?\d+)?)?)?", text) is not None
 
 
 def right_aligned(table: Table) -> list[bool]:

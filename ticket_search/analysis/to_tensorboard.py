@@ -13,7 +13,8 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from ..contract.errors import RequestError
-from .findings import Comparison, Control, Group, Row
+from ..contract.metric import Metric
+from .findings import Comparison, Control, Group, Row, only_metric
 from .plots import figure_png
 
 TAGS = {
@@ -23,7 +24,7 @@ TAGS = {
     "comparison/steps-to-min-validation-loss": "step of minimum validation loss, mean over seeds, by weights kept",
     "comparison/difference-to-dense": "ticket minus dense in percentage points, mean of differences paired by seed",
 }
-_ACCURACY, _LOW, _HIGH, _STEPS, _DIFFERENCE = TAGS
+# Those of another metric than accuracy have its name in them.
 FIGURE = "comparison/figure"
 OVERVIEW = "comparison"
 _LAYOUT = "custom_scalars__config__"
@@ -43,12 +44,12 @@ def write_board(comparison: Comparison, folder: str | Path, published: Sequence[
         The folders written to.
 
     Raises:
-        RequestError: the folder holds event files already, or is a file.
+        RequestError: the folder holds event files already, or is a file; or groups of several metrics.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.rglob("events.out.tfevents.*"))):
         raise RequestError(f"{folder} holds event files already, or is a file: choose a new folder")
-    curves: dict[str, list[Row]] = {}
+    metric, curves = only_metric(comparison), dict[str, list[Row]]()
     for group, name in zip(comparison.groups, _names(comparison.groups), strict=True):
         curves[name] = list(group.levels)
         for row in group.controls:
@@ -56,9 +57,9 @@ def write_board(comparison: Comparison, folder: str | Path, published: Sequence[
             place = "" if row.data == group.data else f"-on-{row.data}"
             curves.setdefault(f"{name}/{_plain(kind + place)}", []).append(row)
     written = [folder / OVERVIEW]
-    _write(written[0], [(0, [_layout(), _picture(figure_png(comparison, published))])])
+    _write(written[0], [(0, [_layout(metric), _picture(figure_png(comparison, published), metric)])])
     for name, rows in curves.items():
-        steps = {row.kept: _scalars(row) for row in rows if row.kept is not None}
+        steps = {row.kept: _scalars(row, metric) for row in rows if row.kept is not None}
         if steps:
             # TensorBoard's reader drops what it has of a tag when a smaller step comes.
             _write(folder / name, sorted(steps.items()))
@@ -80,14 +81,29 @@ def _plain(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9=.,_-]+", "-", text).strip(".-")[:80] or "group"
 
 
-def _scalars(row: Row) -> list[dict[str, Any]]:
+def tags_of(metric: Metric) -> dict[str, str]:
+    """The tags of a comparison by a metric, with their meanings."""
+    if metric.is_accuracy:
+        return TAGS
+    words = {"test accuracy in percent": f"test {metric.in_words}"} | {
+        "in percentage points": f"in {metric.gap_in_words}, positive where the ticket is better"
+    }
+    found = {}
+    for tag, meaning in TAGS.items():
+        for known, other in words.items():
+            meaning = meaning.replace(known, other)
+        found[tag.replace("accuracy", metric.name)] = meaning
+    return found
+
+
+def _scalars(row: Row, metric: Metric) -> list[dict[str, Any]]:
     low, high = row.interval or (None, None)
     # A control's difference is to the ticket, not to the dense network.
     gap = None if isinstance(row, Control) or row.difference is None else row.difference.mean
     values = (row.mean, low, high, row.early_step, gap)
     return [
-        {"tag": tag, "simple_value": value, "metadata": _metadata("scalars", TAGS[tag], "DATA_CLASS_SCALAR")}
-        for tag, value in zip(TAGS, values, strict=True)
+        {"tag": tag, "simple_value": value, "metadata": _metadata("scalars", meaning, "DATA_CLASS_SCALAR")}
+        for (tag, meaning), value in zip(tags_of(metric).items(), values, strict=True)
         if value is not None
     ]
 
@@ -96,21 +112,22 @@ def _metadata(plugin: str, meaning: str = "", data_class: str = "DATA_CLASS_UNKN
     return {"summary_description": meaning, "plugin_data": {"plugin_name": plugin}, "data_class": data_class}
 
 
-def _picture(png: bytes) -> dict[str, Any]:
+def _picture(png: bytes, metric: Metric) -> dict[str, Any]:
     width, height = (int.from_bytes(png[start : start + 4]) for start in (16, 20))
     image = {"encoded_image_string": png, "width": width, "height": height, "colorspace": 4}
-    meaning = "test accuracy against density and against the cost of the search"
+    meaning = f"test {metric.name} against density and against the cost of the search"
     return {"tag": FIGURE, "image": image, "metadata": _metadata("images", meaning, "DATA_CLASS_BLOB_SEQUENCE")}
 
 
-def _layout() -> dict[str, Any]:
+def _layout(metric: Metric) -> dict[str, Any]:
     """The charts of the CUSTOM SCALARS tab; each shows all groups."""
-    margin = {"series": [{"value": _ACCURACY, "lower": _LOW, "upper": _HIGH}]}
+    value, low, high, steps, gap = tags_of(metric)
+    margin = {"series": [{"value": value, "lower": low, "upper": high}]}
     charts = [
-        {"title": "test accuracy (%) by weights kept", "multiline": {"tag": [f"^{_ACCURACY}$"]}},
+        {"title": f"test {metric.axis} by weights kept", "multiline": {"tag": [f"^{value}$"]}},
         {"title": "with 95 % intervals", "margin": margin},
-        {"title": "ticket minus dense (pp)", "multiline": {"tag": [f"^{_DIFFERENCE}$"]}},
-        {"title": "steps to minimum validation loss", "multiline": {"tag": [f"^{_STEPS}$"]}},
+        {"title": f"ticket minus dense ({metric.gap})", "multiline": {"tag": [f"^{gap}$"]}},
+        {"title": "steps to minimum validation loss", "multiline": {"tag": [f"^{steps}$"]}},
     ]
     layout = Layout(version=0, category=[{"title": "comparison", "chart": charts}]).SerializeToString()
     tensor = {"dtype": "DT_STRING", "tensor_shape": {"dim": []}, "string_val": [layout]}

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
+from ..contract.metric import Metric
 from .findings import Answer, Control, Level, Verdict
 from .intervals import ALPHA, MOST_SEEDS, Difference, seeds_to_find
 
-# Percentage points by which a ticket may be worse than the dense network and still match it.
+# Percentage points by which a ticket may be worse than the dense network and still match it; of another metric than
+# accuracy the margin has to be given.
 DELTA = 0.5
 # No ticket is claimed on fewer seeds.
 LEAST_SEEDS = 5
@@ -31,18 +34,36 @@ _NOT_RUN = "`ticket controls` has not been run"
 _WHOLE = "not asked where whole filters or blocks are pruned: a mask of shuffled weights would not keep them whole"
 
 
-def answer_not_worse(question: str, found: Difference | None, margin: float, unit: str = "pp") -> Answer:
+class Scale(NamedTuple):
+    """The unit of differences, and how they are written."""
+
+    unit: str = "pp"
+    form: str = ".2f"
+
+
+POINTS = Scale()
+
+
+def scale_of(metric: Metric) -> Scale:
+    """The scale of differences of a metric."""
+    return Scale(metric.gap, metric.form)
+
+
+def answer_not_worse(question: str, found: Difference | None, margin: float | None, scale: Scale = POINTS) -> Answer:
     """Whether a mean difference is above `-margin`, so that the first of the two is not worse by the margin or more.
 
-    The number of seeds to add is the one with which two equal networks get a yes in 4 cases of 5.
+    The number of seeds to add is the one with which two equal networks get a yes in 4 cases of 5. Without a margin the
+    answer is not known.
     """
     if found is None:
         return Answer(question, "unknown", "there is no run with the same seeds to compare with")
+    if margin is None:
+        return _unmeasured(question, found, scale)
     if found.interval is None:
-        because = f"{found.mean:+.2f} {unit}; one seed has no interval"
+        because = f"{found.mean:+{scale.form}} {scale.unit}; one seed has no interval"
         return Answer(question, "undecided", because, LEAST_SEEDS - 1)
     lower, upper = found.interval
-    because = f"{_in_words(found, unit)}; the margin is {-margin:+.2f}"
+    because = f"{_in_words(found, scale)}; the margin is {-margin:+{scale.form}}"
     if upper < -margin:
         return Answer(question, "no", because)
     if lower > -margin and found.n >= LEAST_SEEDS:
@@ -50,8 +71,18 @@ def answer_not_worse(question: str, found: Difference | None, margin: float, uni
     return Answer(question, "undecided", because, _more(found, margin, abs(found.mean + margin)))
 
 
+def _unmeasured(question: str, found: Difference, scale: Scale) -> Answer:
+    seen = _in_words(found, scale) if found.interval else f"{found.mean:+{scale.form}} {scale.unit}"
+    return Answer(question, "unknown", f"{seen}; no margin was given: --delta, in {scale.unit}")
+
+
 def answer_better(
-    question: str, found: Difference | None, chance: float | None, margin: float, missing: str = _NOT_RUN
+    question: str,
+    found: Difference | None,
+    chance: float | None,
+    margin: float | None,
+    missing: str = _NOT_RUN,
+    scale: Scale = POINTS,
 ) -> Answer:
     """Whether the ticket is better than a control, by their difference and its corrected p-value `chance`.
 
@@ -61,9 +92,12 @@ def answer_better(
     """
     if found is None:
         return Answer(question, "unknown", missing)
+    if margin is None:
+        return _unmeasured(question, found, scale)
     if found.interval is None or chance is None:
-        return Answer(question, "undecided", f"{found.mean:+.2f} pp; one seed has no interval", LEAST_SEEDS - 1)
-    because = f"{_in_words(found, 'pp')}; Holm p = {chance:.2g}"
+        because = f"{found.mean:+{scale.form}} {scale.unit}; one seed has no interval"
+        return Answer(question, "undecided", because, LEAST_SEEDS - 1)
+    because = f"{_in_words(found, scale)}; Holm p = {chance:.2g}"
     if found.n < LEAST_SEEDS:
         return Answer(question, "undecided", because, _more(found, max(margin, found.mean), abs(found.mean)))
     if found.mean > 0 and chance < ALPHA:
@@ -90,10 +124,10 @@ def answer_in_order(answers: Sequence[Answer], names: Sequence[str]) -> list[Ans
     return tested
 
 
-def answer_levels(levels: Sequence[Level], delta: float) -> tuple[Level, ...]:
+def answer_levels(levels: Sequence[Level], delta: float | None, scale: Scale = POINTS) -> tuple[Level, ...]:
     """The levels of one configuration, dense first, each sparse one with the answer whether it matches (`matching`)."""
     sparse = [row for row in levels if row.density < 1]
-    found = [answer_not_worse(MATCHING, row.difference, delta) for row in sparse]
+    found = [answer_not_worse(MATCHING, row.difference, delta, scale) for row in sparse]
     answers = iter(answer_in_order(found, [f"density {row.density:.4g}" for row in sparse]))
     return tuple(replace(row, matching=next(answers)) if row.density < 1 else row for row in levels)
 
@@ -102,8 +136,9 @@ def judge(
     levels: Sequence[Level],
     controls: Sequence[Control],
     random_against_dense: Mapping[int | None, Difference | None],
-    delta: float,
+    delta: float | None,
     whole_units: bool = False,
+    scale: Scale = POINTS,
 ) -> Verdict:
     """Answer the questions about a group.
 
@@ -114,8 +149,9 @@ def judge(
         levels: the levels of one configuration, dense first, as `answer_levels` gives them.
         controls: the controls on the same data, trained where the ticket is trained.
         random_against_dense: random masks minus the dense network, by level.
-        delta: the margin, in percentage points.
+        delta: the margin, in the unit of the scale; None where none was given.
         whole_units: whether filters or blocks were dropped, for which no control moves single weights.
+        scale: of the differences.
     """
     sparse = [row for row in levels if row.density < 1]
     matching = [row for row in sparse if row.matching is not None and row.matching.answer == "yes"]
@@ -124,7 +160,7 @@ def judge(
     about = candidates[-1]
     beside = {row.control: (row.difference, row.p_holm) for row in controls if row.level == about.level}
     random = random_against_dense.get(about.level)
-    trivial = answer_not_worse(TRIVIAL, random, delta)
+    trivial = answer_not_worse(TRIVIAL, random, delta, scale)
     if whole_units and random is None:
         trivial = Answer(TRIVIAL, "unknown", _WHOLE)
     return Verdict(
@@ -132,9 +168,9 @@ def judge(
         sparsest_matching=matching[-1].density if matching else None,
         controls_at=about.density,
         as_early=_answer_as_early(matching[-1] if matching else levels[-1]),
-        init=answer_better(INIT, *beside.get("reinit", (None, None)), delta),
+        init=answer_better(INIT, *beside.get("reinit", (None, None)), delta, scale=scale),
         positions=answer_better(
-            POSITIONS, *beside.get("shuffle", (None, None)), delta, _WHOLE if whole_units else _NOT_RUN
+            POSITIONS, *beside.get("shuffle", (None, None)), delta, _WHOLE if whole_units else _NOT_RUN, scale
         ),
         trivial=trivial,
     )
@@ -147,7 +183,7 @@ def _answer_as_early(row: Level) -> Answer:
     later = row.later
     if later is None:
         return Answer(AS_EARLY, "unknown", "the steps of minimum validation loss are not known")
-    answer = answer_not_worse(AS_EARLY, -later, LATER * later.dense, "steps sooner")
+    answer = answer_not_worse(AS_EARLY, -later, LATER * later.dense, Scale("steps sooner"))
     if later.at_end and answer.answer != "no":
         because = (
             f"in {later.at_end} of {later.n} seeds the minimum is the last measurement, so a later one is possible: "
@@ -157,11 +193,11 @@ def _answer_as_early(row: Level) -> Answer:
     return answer
 
 
-def _in_words(found: Difference, unit: str) -> str:
+def _in_words(found: Difference, scale: Scale) -> str:
     assert found.interval is not None
     # + 0.0 turns -0.0 into 0.0.
-    mean, low, high = (value + 0.0 for value in (found.mean, *found.interval))
-    return f"{mean:+.2f} {unit} over {found.n} seeds ({low:+.2f} to {high:+.2f})"
+    mean, low, high = (f"{value + 0.0:+{scale.form}}" for value in (found.mean, *found.interval))
+    return f"{mean} {scale.unit} over {found.n} seeds ({low} to {high})"
 
 
 def _more(found: Difference, effect: float, seen: float) -> int:

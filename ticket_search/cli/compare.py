@@ -10,11 +10,12 @@ import typer
 
 from .. import analysis
 from ..contract.errors import RequestError
-from .terminal import duration, errors, output, percent, print_json, print_table
+from .terminal import duration, errors, output, print_json, print_table
 
 if TYPE_CHECKING:
     from ..analysis.findings import Comparison, Control, Group, Level, Row
     from ..analysis.intervals import Difference
+    from ..contract.metric import Metric
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,9 +27,13 @@ def compare(
     names: Annotated[list[str], typer.Argument(help="Folders or names of runs, as runs/*.")],
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     delta: Annotated[
-        float,
-        typer.Option("--delta", help="Percentage points by which a ticket may be worse than the dense network."),
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            "--delta",
+            help="How much worse than the dense network a ticket may be: percentage points of accuracy, 0.5 if not "
+            "given, or the unit of another metric, of which there is no default.",
+        ),
+    ] = None,
     others: Annotated[
         list[str] | None,
         typer.Option("--with", help="A CSV file with numbers of another program, in the columns that --csv writes."),
@@ -37,7 +42,7 @@ def compare(
     markdown: Annotated[str, typer.Option("--markdown", help="Write the tables to this file in Markdown.")] = "",
     latex: Annotated[str, typer.Option("--latex", help="Write the tables to this file in LaTeX.")] = "",
     plot: Annotated[
-        str, typer.Option("--plot", help="Draw accuracy against density and cost to this file, .png or .svg.")
+        str, typer.Option("--plot", help="Draw the metric against density and cost to this file, .png or .svg.")
     ] = "",
     html: Annotated[str, typer.Option("--html", help="Write everything to this file as one page.")] = "",
     board: Annotated[
@@ -60,6 +65,8 @@ def compare(
     rows = [row for path in others or () for row in analysis.tables.read_csv(path)]
     folders = [Path(name) if Path(name).exists() else Path(runs) / name for name in names]
     found = analysis.comparison.compare(folders, delta=delta, others=rows)
+    if board or any(files[flag] for flag in ("--plot", "--html")):
+        analysis.findings.only_metric(found)
     networks = analysis.geometry.compare_runs_masks(found) if masks or heat_map else []
     if heat_map and not networks:
         raise RequestError("--heat-map: none of the runs has a mask")
@@ -79,8 +86,8 @@ def compare(
         errors().print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _check(files: Mapping[str, str], delta: float, overwrite: bool) -> None:
-    problems = [] if delta > 0 else [f"--delta {delta:g}: expected percentage points above 0"]
+def _check(files: Mapping[str, str], delta: float | None, overwrite: bool) -> None:
+    problems = [] if delta is None or delta > 0 else [f"--delta {delta:g}: expected a number above 0"]
     for flag, path in files.items():
         if path and Path(path).exists() and not overwrite:
             problems.append(f"{flag} {path}: the file exists already; choose another name, or add --overwrite")
@@ -126,62 +133,69 @@ def _write(
 
 
 def _print_groups(found: Comparison) -> None:
-    rows = [
-        (
-            group.label, f"{group.model} {group.data}", f"{group.density:.4g}", group.kept, group.n,
-            percent(group.mean), percent(group.std) or "one seed", _interval(group),
-            "" if group.dense_trainings is None else f"{group.dense_trainings:.1f}",
-            "" if group.seconds is None else duration(group.seconds),
-        )
-        for group in found.groups
-    ]  # fmt: skip
-    # Not wider than 120 characters: a narrower terminal gets a block of lines for each row.
-    columns = (
-        "method", "network, data", "density", "kept", "seeds", "test %", "std", "95 % interval", "dense trainings",
-        "time",
-    )  # fmt: skip
-    print_table(columns, rows)
+    for metric in dict.fromkeys(group.metric for group in found.groups):
+        rows = [
+            (
+                group.label, f"{group.model} {group.data}", f"{group.density:.4g}", group.kept, group.n,
+                metric.show(group.mean), metric.show(group.std) or "one seed", _interval(group, metric),
+                "" if group.dense_trainings is None else f"{group.dense_trainings:.1f}",
+                "" if group.seconds is None else duration(group.seconds),
+            )
+            for group in found.groups
+            if group.metric == metric
+        ]  # fmt: skip
+        # Not wider than 120 characters: a narrower terminal gets a block of lines for each row.
+        columns = (
+            "method", "network, data", "density", "kept", "seeds", f"test {metric.column}", "std", "95 % interval",
+            "dense trainings", "time",
+        )  # fmt: skip
+        if not metric.is_accuracy:
+            line = f"{metric.in_words}; differences are positive where the first is better"
+            output().print(line, markup=False, highlight=False)
+        print_table(columns, rows)
 
 
-def _interval(row: Row | Group) -> str:
-    return "" if row.interval is None else f"{row.interval[0]:.2f} to {row.interval[1]:.2f}"
+def _interval(row: Row | Group, metric: Metric) -> str:
+    return "" if row.interval is None else f"{metric.show(row.interval[0])} to {metric.show(row.interval[1])}"
 
 
 def _print_levels(group: Group) -> None:
+    metric = group.metric
+    test = f"test {metric.column}"
     if len(group.levels) > 1:
         output().print(f"{group.label}, level by level", markup=False, highlight=False)
         columns = (
-            "density", "seeds", "test %", "95 % interval", "minus dense", "matches", "early stop at step",
-            "test % there",
+            "density", "seeds", test, "95 % interval", "minus dense", "matches", "early stop at step", f"{test} there",
         )  # fmt: skip
-        print_table(columns, [_level_cells(row) for row in group.levels])
+        print_table(columns, [_level_cells(row, metric) for row in group.levels])
     if group.controls:
         output().print(f"{group.label} and its controls", markup=False, highlight=False)
-        columns = ("control", "data", "density", "seeds", "test %", "95 % interval", "ticket minus control", "Holm p")
-        print_table(columns, [_control_cells(row) for row in group.controls])
+        columns = ("control", "data", "density", "seeds", test, "95 % interval", "ticket minus control", "Holm p")
+        print_table(columns, [_control_cells(row, metric) for row in group.controls])
 
 
-def _level_cells(row: Level) -> tuple[Any, ...]:
+def _level_cells(row: Level, metric: Metric) -> tuple[Any, ...]:
     return (
-        f"{row.density:.4g}", row.n, percent(row.mean), _interval(row), _signed(row.difference),
+        f"{row.density:.4g}", row.n, metric.show(row.mean), _interval(row, metric), _signed(row.difference, metric),
         "" if row.matching is None else row.matching.in_words(),
-        "" if row.early_step is None else f"{row.early_step:.0f}", percent(row.early_mean),
+        "" if row.early_step is None else f"{row.early_step:.0f}", metric.show(row.early_mean),
     )  # fmt: skip
 
 
-def _control_cells(row: Control) -> tuple[Any, ...]:
+def _control_cells(row: Control, metric: Metric) -> tuple[Any, ...]:
     how = "trained" if row.trained else "not trained"
     return (
-        f"{row.control}, {how}", row.data, f"{row.density:.4g}", row.n, percent(row.mean),
-        _interval(row), _signed(row.difference), "" if row.p_holm is None else f"{row.p_holm:.2g}",
+        f"{row.control}, {how}", row.data, f"{row.density:.4g}", row.n, metric.show(row.mean),
+        _interval(row, metric), _signed(row.difference, metric), "" if row.p_holm is None else f"{row.p_holm:.2g}",
     )  # fmt: skip
 
 
-def _signed(found: Difference | None) -> str:
+def _signed(found: Difference | None, metric: Metric) -> str:
     if found is None:
         return ""
-    bounds = "" if found.interval is None else f" ({found.interval[0]:+.2f} to {found.interval[1]:+.2f})"
-    return f"{found.mean:+.2f}{bounds}"
+    form = metric.form
+    bounds = "" if found.interval is None else f" ({found.interval[0]:+{form}} to {found.interval[1]:+{form}})"
+    return f"{found.mean:+{form}}{bounds}"
 
 
 def _print_verdicts(found: Comparison) -> None:

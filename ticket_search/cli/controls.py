@@ -8,11 +8,13 @@ import typer
 
 from .. import running
 from ..contract.errors import RequestError
+from ..contract.metric import Metric, metric_of, value_of
 from ..running.read_config import read_config
 from ..running.request import shape_of
 from ..runs.folders import find_run
 from ..runs.names import MOVING
-from .terminal import errors, output, percent, print_json, print_table
+from ..runs.run import Run
+from .terminal import errors, output, print_json, print_table
 
 
 def add_to(app: typer.Typer) -> None:
@@ -53,17 +55,17 @@ def controls(
     if as_json:
         print_json({"rows": rows})
         return
-    print_table(
-        ("control", "data", "level", "density", "kept", "test %", "validation %"), [_cells(row) for row in rows]
-    )
+    metric = Run(folder, read_config(folder)).metric
+    columns = ("control", "data", "level", "density", "kept", f"test {metric.column}", f"validation {metric.column}")
+    print_table(columns, [_cells(row, metric) for row in rows])
     if not chosen and (shape := shape_of(read_config(folder))) != "weight":
         line = f"not made for units of {shape}, because they move single weights: {', '.join(MOVING)}"
         output().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
+def _cells(row: dict[str, Any], metric: Metric) -> tuple[Any, ...]:
     how = "trained" if row["trained"] else "not trained"
     return (
         f"{row['control']}, {how}", row["data"], row["level"], f"{row['density']:.4g}", row["kept"],
-        percent(row["test_accuracy"]), percent(row["val_accuracy"]),
+        *((metric_of(row) if "metric" in row else metric).show(value_of(row, split)) for split in ("test", "val")),
     )  # fmt: skip

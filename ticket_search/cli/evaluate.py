@@ -1,4 +1,4 @@
-"""`ticket evaluate`: the accuracy of a ticket."""
+"""`ticket evaluate`: the metric of a ticket on held-out data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import typer
 
 from .. import training
 from ..contract.errors import RequestError
-from .terminal import percent, print_json, print_table
+from ..contract.metric import metric_of, value_of
+from .terminal import print_json, print_table
 from .tickets import read_ticket
 
 
@@ -25,7 +26,7 @@ def evaluate(
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure a ticket's accuracy on the test and validation splits, in fp32."""
+    """Measure a ticket by its metric, such as accuracy, on the test and validation splits, in fp32."""
     found = read_ticket(ticket, runs)
     name = data or found.meta.get("data")
     if not isinstance(name, str):
@@ -34,8 +35,9 @@ def evaluate(
     if as_json:
         print_json({"ticket": ticket, "data": name, "state": state, "density": found.density, **measured})
         return
-    accuracies = (percent(measured["test_accuracy"]), percent(measured["val_accuracy"]))
+    metric = metric_of(measured)
+    values = [metric.show(value_of(measured, split)) for split in ("test", "val")]
     print_table(
-        ("data", "state", "density", "test %", "validation %", "test loss"),
-        [(name, state, f"{found.density:.4g}", *accuracies, f"{measured['test_loss']:.4f}")],
+        ("data", "state", "density", f"test {metric.column}", f"validation {metric.column}", "test loss"),
+        [(name, state, f"{found.density:.4g}", *values, f"{measured['test_loss']:.4f}")],
     )

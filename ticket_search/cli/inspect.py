@@ -55,6 +55,7 @@ def describe(ticket: Ticket, file_bytes: int) -> dict[str, Any]:
     for state, accuracy in accuracies.items() if isinstance(accuracies, dict) else ():
         if isinstance(accuracy, dict):
             described |= {f"{split}_accuracy_{state}": value for split, value in accuracy.items()}
+    described |= _describe_metric(meta.get("metric"))
     for state, source in ticket.states.items():
         described[f"{state}_weights"] = _sources(source)
     if ticket.sets:
@@ -71,6 +72,23 @@ def describe(ticket: Ticket, file_bytes: int) -> dict[str, Any]:
         described["times_smaller"] = round(4 * parameters / file_bytes, 2)
         described["density_of_all_parameters"] = (parameters - ticket.masks.size + ticket.masks.kept) / parameters
     return described | {"layers": [row._asdict() for row in ticket.masks.report()]}
+
+
+def _describe_metric(said: Any) -> dict[str, Any]:
+    """What a ticket says of another metric than accuracy, where that can be read."""
+    values = said.get("values") if isinstance(said, dict) else None
+    if not isinstance(values, dict):
+        return {}
+    described = {
+        key: said[key] for key in ("name", "direction", "unit") if isinstance(said.get(key), str) and said[key]
+    }
+    found = {
+        f"{split}_metric_{state}": value
+        for state, each in values.items()
+        if isinstance(each, dict)
+        for split, value in each.items()
+    }
+    return {"metric": described, **found}
 
 
 # The metadata that tell where a ticket comes from.

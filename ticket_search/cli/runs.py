@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +11,10 @@ import typer
 
 from ..contract.errors import Problems
 from ..contract.flags import read_json, read_toml
+from ..contract.metric import metric_of, value_of
 from ..runs.folders import find_run, inspect_folder, list_runs, remove_run
 from ..runs.names import CONFIG, SUMMARY
-from .terminal import duration, output, percent, print_json, print_table
+from .terminal import duration, output, print_json, print_table
 
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List runs, or delete them.")
 RunsOption = Annotated[str, typer.Option("--runs", help="The folder of all runs.")]
@@ -35,13 +37,13 @@ def list_all(
         output().print(f"there are no runs in {runs}; `ticket search` makes one", highlight=False)
     else:
         print_table(
-            ("run", "state", "density", "test %", "time"),
+            ("run", "state", "density", "test", "time"),
             [
                 (
                     row["name"],
                     row["state"],
                     f"{row['density']:.4g}" if "density" in row else "",
-                    percent(row.get("test_accuracy")),
+                    _measured(row),
                     duration(row["seconds"]) if "seconds" in row else "",
                 )
                 for row in rows
@@ -78,5 +80,15 @@ def describe(folder: Path) -> dict[str, Any]:
     row |= {"state": state}
     row |= {key: config.get(key) for key in ("method", "model", "data", "density", "seed")}
     return row | {
-        key: summary[key] for key in ("density", "test_accuracy", "val_accuracy", "seconds") if key in summary
+        key: summary[key]
+        for key in ("density", "metric", "test_metric", "val_metric", "test_accuracy", "val_accuracy", "seconds")
+        if key in summary
     }
+
+
+def _measured(row: Mapping[str, Any]) -> str:
+    """The metric on the test split, named where it is not accuracy: a list may hold runs of several."""
+    value, metric = value_of(row, "test"), metric_of(row)
+    if value is None:
+        return ""
+    return metric.with_unit(value) if metric.is_accuracy else f"{metric.name} {metric.with_unit(value)}"

@@ -12,6 +12,7 @@ import typer
 from .. import running, runs
 from ..contract.declared import ScoreName
 from ..contract.flags import Config, flag, is_switch, public_fields, recipes
+from ..contract.metric import Metric, known_value, value_of
 from ..methods import find_method, usable_methods
 from ..running.read_config import find_kind
 from ..running.request import LAUNCH_FLAGS, read_request
@@ -19,7 +20,7 @@ from ..runs.folders import choose_folder
 from ..runs.progress import Progress
 from ..sweeps.file import sweep_of_seeds
 from .sweep import carry_out_sweep
-from .terminal import duration, errors, output, percent, print_definitions, print_json, print_table, stop_told
+from .terminal import duration, errors, output, print_definitions, print_json, print_table, stop_told
 
 if TYPE_CHECKING:
     from ..running.plan import Plan
@@ -172,19 +173,20 @@ def _print_left_out(left_out: Iterable[tuple[str, tuple[int, int]]]) -> None:
 
 def print_summary(run: Run) -> None:
     """Print the result in short, and the commands that follow."""
-    summary = run.summary
+    summary, metric = run.summary, run.metric
+    test, validation = f"test {metric.column}", f"validation {metric.column}"
     if levels := summary.get("levels"):
         print_table(
-            ("level", "density", "kept", "test %", "validation %", "test % at min. val. loss", "at step"),
+            ("level", "density", "kept", test, validation, f"{test} at min. val. loss", "at step"),
             [
                 (
                     row["level"],
                     f"{row['density']:.4f}",
                     row["kept"],
-                    percent(row["test_accuracy"]),
-                    percent(row["val_accuracy"]),
+                    metric.show(value_of(row, "test")),
+                    metric.show(value_of(row, "val")),
                     # A network that was given trained has no training here, and so no minimum of validation loss.
-                    percent(row.get("min_validation_loss", {}).get("test_accuracy")),
+                    metric.show(value_of(row.get("min_validation_loss", {}), "test")),
                     row.get("min_validation_loss", {}).get("step"),
                 )
                 for row in levels
@@ -198,14 +200,14 @@ def print_summary(run: Run) -> None:
     print_table(
         ("result", ""),
         [
-            ("test accuracy", f"{percent(summary['test_accuracy'])} %"),
-            ("validation accuracy", f"{percent(summary['val_accuracy'])} %"),
+            (f"test {metric.name}", metric.with_unit(known_value(summary, "test"))),
+            (f"validation {metric.name}", metric.with_unit(known_value(summary, "val"))),
             ("weights kept", f"{summary['kept']:,} of {summary['weights']:,} (density {summary['density']:.4g})"),
             (
                 "cost",
                 f"{cost['dense_trainings']:.1f} dense trainings, {cost['steps']:,} steps, {duration(cost['seconds'])}",
             ),
-            *_describe_compact(summary),
+            *_describe_compact(summary, metric),
         ],
     )
     output().print(
@@ -219,7 +221,7 @@ def print_summary(run: Run) -> None:
     )
 
 
-def _describe_compact(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _describe_compact(summary: Mapping[str, Any], metric: Metric) -> list[tuple[str, str]]:
     if "compact" not in summary:
         return []
     filters = ("filters kept", f"{summary['filters_kept']:,} of {summary['filters']:,}")
@@ -232,6 +234,6 @@ def _describe_compact(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         filters,
         (
             "smaller network",
-            f"{size}, {work}, test accuracy {percent(compact['test_accuracy'])} %: compact.safetensors",
+            f"{size}, {work}, test {metric.name} {metric.with_unit(known_value(compact, 'test'))}: compact.safetensors",
         ),
     ]

@@ -11,8 +11,9 @@ import typer
 
 from .. import sweeps
 from ..contract.flags import read_json
+from ..contract.metric import known_value, metric_of
 from ..sweeps.file import Sweep, read_sweep
-from .terminal import duration, errors, output, percent, print_json, print_table
+from .terminal import duration, errors, output, print_json, print_table
 
 if TYPE_CHECKING:
     from ..sweeps.sweep import SweepPlan, SweepResult
@@ -104,11 +105,13 @@ def print_result(plan: SweepPlan, result: SweepResult) -> None:
     rows = []
     for folder in result.finished:
         row = read_json(folder / "summary.json")
-        accuracies = percent(row["test_accuracy"]), percent(row["val_accuracy"])
-        rows.append((folder.name, f"{row['density']:.4g}", *accuracies, duration(row["seconds"])))
+        metric = metric_of(row)
+        name = "" if metric.is_accuracy else f"{metric.name} "
+        values = [f"{name}{metric.with_unit(known_value(row, split))}" for split in ("test", "val")]
+        rows.append((folder.name, f"{row['density']:.4g}", *values, duration(row["seconds"])))
     if not rows:
         return
-    print_table(("run", "density", "test %", "validation %", "time"), rows)
+    print_table(("run", "density", "test", "validation", "time"), rows)
     place = result.finished[0].parent
     runs = f"{shlex.quote(str(place))}/*" if plan.sweep.name else shlex.join(map(str, result.finished))
     output().print(

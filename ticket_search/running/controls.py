@@ -204,7 +204,7 @@ def _train(run: Run, kind: str, level: int | None, given: _Given, elsewhere: str
         )
         return {**{key: row[key] for key in _ROW if key in row}, "path": f"controls/{place}"}
     if inspect_folder(folder).state == "finished":
-        return _row(Run(folder, read_config(folder)))
+        return _row(Run(folder, read_config(folder)), run)
     if kind == "dense":
         ticket = run.path / "levels" / "00" / TICKET
         if not ticket.exists():
@@ -227,12 +227,16 @@ def _train(run: Run, kind: str, level: int | None, given: _Given, elsewhere: str
         elif kind == "reinit" and dense.exists():
             flags["whole"] = str(dense.resolve())
     flags = {key: value for key, value in (flags | given.functions).items() if value is not None}
-    return _row(train(ticket, given.model, given.data, runs=folder.parent, name=place, progress=progress, **flags))
+    trained = train(ticket, given.model, given.data, runs=folder.parent, name=place, progress=progress, **flags)
+    return _row(trained, run)
 
 
-def _row(run: Run) -> dict[str, Any]:
-    summary = run.summary
-    return {**{key: summary[key] for key in _ROW if key in summary}, "path": f"controls/{run.path.name}"}
+def _row(control: Run, run: Run) -> dict[str, Any]:
+    summary = control.summary
+    # On other data the metric may be another one, where it follows from the data.
+    other = {} if control.metric == run.metric else {"metric": control.metric.to_dict()}
+    found = {key: summary[key] for key in _ROW if key in summary}
+    return {**other, **found, "path": f"controls/{control.path.name}"}
 
 
 def _set_up(run: Run, given: _Given) -> Setup:

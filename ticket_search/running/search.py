@@ -132,7 +132,8 @@ def resume(
         problems.attempt(lambda: find_model(request.model))
     problems.attempt(lambda: make_objective(config, functions))
     if problems.found:
-        call = f'ticket_search.resume("{folder}", model=..., data=..., loss=..., metric=...)'
+        code = [name for name in ("loss", "metric") if ":" in (getattr(config, name) or "")]
+        call = f'ticket_search.resume("{folder}", {", ".join(f"{name}=..." for name in ("model", "data", *code))})'
         raise RequestError([f"{problem}; the run was started in Python: {call} goes on" for problem in problems.found])
     again, setup = prepare(request)
     if other := differences(to_plain(opened.config), to_plain(again)):

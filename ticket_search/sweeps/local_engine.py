@@ -20,6 +20,7 @@ from supermask.tickets.file import write_atomically
 
 from ..contract.errors import Interrupted, RequestError, RunError
 from ..contract.flags import Config, read_json
+from ..contract.metric import known_value, metric_of
 from ..running.controls import controls
 from ..running.read_config import find_kind
 from ..running.request import request_of
@@ -213,7 +214,9 @@ def _carry_out(job: Job) -> str:
     if job.controls and not find_kind(job.config.method).traits.dense:
         board.enter(job.place, CONTROLS)
         _control(job, [int(row["level"]) for row in summary.get("levels", [])])
-    return f"test {summary['test_accuracy']:.2f} %  {summary['seconds']:.1f} s"
+    metric = metric_of(summary)
+    named = "test" if metric.is_accuracy else f"test {metric.name}"
+    return f"{named} {metric.with_unit(known_value(summary, 'test'))}  {summary['seconds']:.1f} s"
 
 
 def _control(job: Job, there: list[int]) -> None:

@@ -18,7 +18,7 @@ WAITING, RUNNING, CONTROLS, ENDED = range(4)
 
 
 class Board:
-    """Numbers that all processes of a sweep share: the phase, step and accuracy of each run, and whether to stop."""
+    """Numbers that all processes of a sweep share: the phase, step and metric of each run, and whether to stop."""
 
     def __init__(self, runs: int) -> None:
         # Without a lock: each number is written by one process, and one that is killed could not release a lock.
@@ -46,14 +46,14 @@ class Board:
         """Write which step a run has reached."""
         self._numbers[2 + 3 * run] = step
 
-    def measure(self, run: int, accuracy: float) -> None:
-        """Write the newest accuracy of a run on the validation split, in percent."""
-        self._numbers[3 + 3 * run] = accuracy
+    def measure(self, run: int, value: float) -> None:
+        """Write the newest value of a run's metric on the validation split: accuracy in percent, or another."""
+        self._numbers[3 + 3 * run] = value
 
     def read(self, run: int) -> tuple[int, int, float]:
-        """The phase, step and accuracy of a run."""
-        phase, step, accuracy = self._numbers[1 + 3 * run : 4 + 3 * run]
-        return int(phase), int(step), accuracy
+        """The phase, step and newest value of a run."""
+        phase, step, value = self._numbers[1 + 3 * run : 4 + 3 * run]
+        return int(phase), int(step), value
 
 
 class BoardProgress(Progress):
@@ -64,9 +64,9 @@ class BoardProgress(Progress):
         self._board, self._run = board, run
 
     def numbers(self, values: dict[str, float]) -> None:
-        """Write the newest accuracy on the board."""
-        if "accuracy/validation" in values:
-            self._board.measure(self._run, values["accuracy/validation"])
+        """Write the newest value of the metric on the board."""
+        if (tag := f"{self.metric.name}/validation") in values:
+            self._board.measure(self._run, values[tag])
 
     def advance_to(self, step: int) -> None:
         """Write the step on the board."""
@@ -117,12 +117,12 @@ class SweepProgress:
         table = Table.grid(padding=(0, 2))
         done = going = 0
         for run, (name, steps) in enumerate(zip(self._names, self._steps, strict=True)):
-            phase, step, accuracy = self._board.read(run)
+            phase, step, value = self._board.read(run)
             done += steps if phase in (CONTROLS, ENDED) else min(step, steps)
             if phase in (RUNNING, CONTROLS):
                 going += 1
                 where = "controls" if phase == CONTROLS else f"{step:,} of {steps:,}"
-                table.add_row(name, where, f"{accuracy:.2f} %" if accuracy else "")
+                table.add_row(name, where, f"validation {value:.4g}" if value else "")
         self._bar.update(self._task, completed=done)
         waiting = len(self._names) - going - sum(self._ended.values())
         counts = [f"{count} {state}" for state, count in self._ended.items()]
