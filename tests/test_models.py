@@ -24,7 +24,10 @@ WEIGHTS = {
     "wide-resnet-28-10": 36_461_232,
     "vit-tiny": 5_319_552,
     "mnist1d-mlp": 275_000,
+    "gpt-tiny": 2 * 12 * 64**2 + 103 * 64,
 }
+# What they take instead of images.
+TOKENS = {"gpt-tiny"}
 CONVOLUTIONS = {"conv2": 38_592, "conv4": 259_776, "conv6": 1_144_512}
 LARGE = {"wide-resnet-28-10", "vgg16", "resnet18", "vgg11", "resnet56"}
 
@@ -46,19 +49,26 @@ def test_shortcuts_and_head_of_resnet20():
 @pytest.mark.parametrize("name", model_names())
 @pytest.mark.parametrize(("shape", "classes"), [((1, 8, 8), 10), ((3, 28, 28), 7)])
 def test_any_input_size_and_number_of_classes(name, shape, classes):
+    if name in TOKENS:
+        shape = shape[2:]
     model = find_architecture(name)(shape, classes).eval()
-    assert model(torch.randn(2, *shape)).shape == (2, classes)
+    assert model(samples(name, shape, classes)).shape == (2, *(shape if name in TOKENS else ()), classes)
+
+
+def samples(name: str, shape: tuple[int, ...], classes: int) -> torch.Tensor:
+    return torch.randint(0, classes, (2, *shape)) if name in TOKENS else torch.randn(2, *shape)
 
 
 @pytest.mark.parametrize("name", sorted(set(model_names()) - LARGE))
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_in_every_network(name, activation):
-    model = find_architecture(name)((1, 8, 8), 4, activation=activation)
+    shape = (8,) if name in TOKENS else (1, 8, 8)
+    model = find_architecture(name)(shape, 4, activation=activation)
     kinds = {type(ACTIVATIONS[activation]())}
     assert any(type(module) in kinds for module in model.modules())
     if activation != "relu":
         assert not any(isinstance(module, nn.ReLU) for module in model.modules())
-    model(torch.randn(2, 1, 8, 8)).sum().backward()
+    model(samples(name, shape, 4)).sum().backward()
 
 
 def test_identity_makes_a_perceptron_linear():

@@ -1,7 +1,11 @@
-"""Networks by name: what installed packages declare, and those of torchvision. A file that names one runs no code."""
+"""Networks by name: what installed packages declare, and those of torchvision and transformers.
+
+A file that names one runs no code of its own.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +16,10 @@ from ..masks.targets import nearest
 from ..plugins.entry_points import MODELS, declarations
 
 TORCHVISION = "torchvision:"
+TRANSFORMERS = "transformers:"
+# By the ends of their names: the networks of transformers that have a task, and those that predict tokens.
+_TASK = re.compile(r"(For[A-Z]\w+|LMHeadModel|Model)$")
+_LANGUAGE = re.compile(r"(ForCausalLM|ForMaskedLM|LMHeadModel|ForConditionalGeneration)$")
 
 # What a ticket file may pass on to torchvision: sizes and rates, nothing that reads a file or the network.
 TORCHVISION_ARGUMENTS = frozenset(
@@ -23,7 +31,7 @@ TORCHVISION_ARGUMENTS = frozenset(
 
 
 def architecture_names() -> list[str]:
-    """The names that installed packages declare; those of torchvision come beside them as `torchvision:NAME`."""
+    """The names that installed packages declare; beside them are `torchvision:NAME` and `transformers:CLASS`."""
     return sorted(declarations(MODELS))
 
 
@@ -36,6 +44,8 @@ def find_architecture(name: str) -> Callable[..., nn.Module]:
     """
     if name.startswith(TORCHVISION):
         return _find_in_torchvision(name)
+    if name.startswith(TRANSFORMERS):
+        return _find_in_transformers(name)
     declared = declarations(MODELS)
     if name in declared:
         return declared[name].load_function()
@@ -80,3 +90,58 @@ def _build_torchvision(
     except (AssertionError, RuntimeError, TypeError) as error:
         raise ValueError(f"torchvision:{name} cannot be built for images of {list(input_shape)}: {error}") from None
     return network
+
+
+def _find_in_transformers(name: str) -> Callable[..., nn.Module]:
+    try:
+        import transformers
+    except ImportError:
+        raise ValueError(f"the model '{name}' is of the package transformers: pip install transformers") from None
+    plain = name.removeprefix(TRANSFORMERS)
+    found = getattr(transformers, plain, None) if plain.isidentifier() else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)) or found.config_class is None:
+        # `dir` lists what the package offers without importing it.
+        known = [each for each in dir(transformers) if _TASK.search(each)]
+        raise ValueError(f"transformers has no model '{plain}' with a configuration{nearest(plain, known)}")
+    return partial(_build_transformer, found)
+
+
+def _build_transformer(kind: Any, input_shape: Sequence[int] = (64,), classes: int = 10, **arguments: Any) -> nn.Module:
+    """A network of transformers with fresh weights, from its configuration class.
+
+    Of images [channels, height, width] the configuration is told the size, of tokens [length] how many positions there
+    are at least; a language model is told the vocabulary, any other the number of classes.
+    """
+    name = f"transformers:{kind.__name__}"
+    if odd := [key for key, value in arguments.items() if key.startswith("_") or not _is_plain(key, value)]:
+        raise ValueError(
+            f"{name}: expected numbers, true or false, lists of numbers or an activation's name for {', '.join(odd)}"
+        )
+    offered = kind.config_class()
+    known = {*offered.to_dict(), *offered.attribute_map}
+    if refused := [key for key in arguments if key not in known]:
+        hints = "".join(nearest(key, sorted(known)) for key in refused)
+        raise ValueError(f"{name} has no configuration of {', '.join(refused)}{hints}")
+    told: dict[str, Any] = {"num_labels": classes}
+    if len(input_shape) == 3:
+        told = {**told, "num_channels": input_shape[0], "image_size": input_shape[1]}
+    elif len(input_shape) == 1:
+        told["max_position_embeddings"] = input_shape[0]
+    if _LANGUAGE.search(kind.__name__):
+        # The marks of beginning and end are those of a vocabulary of its own.
+        told = {**told, "vocab_size": classes, "bos_token_id": None, "eos_token_id": None}
+    told = {key: value for key, value in told.items() if key in known or key == "num_labels"}
+    try:
+        network: nn.Module = kind(kind.config_class(**{**told, **arguments}))
+    except Exception as error:
+        raise ValueError(f"{name} cannot be built: {type(error).__name__}: {error}") from None
+    return network
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    """Whether a file may tell a configuration this: nothing that names a file, code or a kernel."""
+    if isinstance(value, str):
+        return key.endswith(("act", "activation", "activation_function")) and value.isidentifier()
+    if isinstance(value, list):
+        return all(isinstance(each, (bool, int, float)) for each in value)
+    return isinstance(value, (bool, int, float))

@@ -11,4 +11,5 @@ from . import parts as parts
 from . import samples as samples
 from . import sources as sources
 from . import svhn as svhn
+from . import text as text
 from . import trees as trees

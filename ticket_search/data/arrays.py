@@ -26,7 +26,7 @@ class Arrays:
     `test_y` are [n] integers in [0, classes). All of them may be of another task, and trees of arrays: see
     `dataset.from_arrays`. `mean` and `std` are per channel, in units of pixels / 255 where `x` is uint8; None: measured
     on the training images. `validation` is how many training samples are held out, where `validation_x` and
-    `validation_y` are not given.
+    `validation_y` are not given. `version` tells one content of the data set from others, where it has several.
     """
 
     train_x: Any
@@ -39,6 +39,7 @@ class Arrays:
     std: tuple[float, ...] | None = None
     validation_x: Any = None
     validation_y: Any = None
+    version: str = ""
 
 
 @dataclass(frozen=True)

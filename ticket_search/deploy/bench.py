@@ -21,7 +21,7 @@ from supermask.sparse.timing import time_in_turns
 
 from ..contract.errors import RequestError, unknown
 from ..data.samples import Samples
-from ..data.sources import source_names
+from ..data.sources import source_names, without_version
 from ..runs.progress import Progress
 from ..training.evaluation import evaluate, read_data_of
 from ..training.flops import flops_of
@@ -296,7 +296,7 @@ def _bytes(net: nn.Module) -> int:
 
 def _own_data(ticket: Ticket) -> str | None:
     name = ticket.meta.get("data")
-    return name if isinstance(name, str) and name in source_names() else None
+    return name if isinstance(name, str) and without_version(name) in source_names() else None
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 from . import activations as activations
 from . import checkpoints as checkpoints
 from . import conv as conv
+from . import gpt as gpt
 from . import lenet as lenet
 from . import mnist1d as mnist1d
 from . import names as names

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from supermask.plugins.entry_points import MODELS, declarations
 
-TORCHVISION = "torchvision:"
+# Networks of other packages, by the names that these have for them.
+OTHERS = ("torchvision:", "transformers:")
 
 
 def model_names() -> list[str]:
@@ -14,4 +15,4 @@ def model_names() -> list[str]:
 
 def is_factory(name: str) -> bool:
     """Whether a model is named by `package.module:function`."""
-    return ":" in name and not name.startswith(TORCHVISION)
+    return ":" in name and not name.startswith(OTHERS)

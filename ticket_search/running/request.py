@@ -11,7 +11,7 @@ from typing import Any
 from ..contract.errors import Problems, RequestError, nearest_hint, unknown
 from ..contract.flags import Config, find_recipe, flag, is_switch, make_config, public_fields
 from ..contract.method import Method
-from ..data.sources import source_names
+from ..data.sources import source_names, without_version
 from ..methods import declared_methods, find_method, own_methods, usable_methods
 from ..models.names import is_factory, model_names
 from ..runs.names import MOVING
@@ -160,7 +160,7 @@ def name_problems(model: Any, data: Any) -> list[str]:
     # Names that code has to be imported for are looked up later: torchvision's networks, functions of the user's own.
     if isinstance(model, str) and ":" not in model and model not in model_names():
         problems.append(unknown("model", model, model_names()))
-    if isinstance(data, str) and ":" not in data and data not in source_names():
+    if isinstance(data, str) and ":" not in data and without_version(data) not in source_names():
         problems.append(unknown("data set", data, source_names()))
     return problems
 

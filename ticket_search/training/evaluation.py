@@ -17,7 +17,7 @@ from ..contract.metric import LOSSES, METRICS, named_values
 from ..data.samples import HeldOut, Samples
 from ..data.sources import find_source, read_samples
 from ..data.trees import to_lists
-from ..models.names import TORCHVISION, model_names
+from ..models.names import OTHERS, model_names
 from .measures import wide
 from .objective import CLASSIFICATION, Objective, make_objective
 from .precision import EXACT, Arithmetic
@@ -89,7 +89,7 @@ def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, stat
     architecture = ticket.meta.get("architecture")
     name = str(architecture.get("name")) if isinstance(architecture, Mapping) else "None"
     problems = []
-    if name not in model_names() and not name.startswith(TORCHVISION):
+    if name not in model_names() and not name.startswith(OTHERS):
         problems.append(
             f"the ticket's model '{name}' is not known by name here; in Python: "
             "net = supermask.load(path).apply_to(your_model)"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from supermask.choosing.gradients import call, undisturbed
 from supermask.plugins.entry_points import one_line
@@ -84,6 +85,14 @@ def look_at(setup: Setup, config: Config, model: nn.Module) -> Task:
     if loss is None:
         return Task(floats=floats, several=several, language=language)
     shifted = not several and not floats and _is_shifted(outputs, y, float(loss))
+    if shifted and _are_next_tokens(x, y):
+        # Its loss would shift them once more, and learn to predict the token after the next.
+        if config.loss == "model":
+            raise RequestError(
+                f"--loss model: the loss of {setup.architecture['name']} is that of the next token, and the targets of "
+                f"{setup.data.name} are the next tokens already; expected --loss cross-entropy"
+            )
+        return Task(floats=floats, several=several, language=language)
     return Task(floats, several, True, arguments, language, shifted)
 
 
@@ -105,6 +114,14 @@ def _is_shifted(outputs: Any, y: Tensor, loss: float) -> bool:
     same, following = float(cross_entropy(second, y)), float(cross_entropy(second[:, :, :-1], y[:, 1:]))
     near = abs(following - loss) <= _SAME_LOSS * max(abs(loss), 1e-6)
     return near and abs(following - loss) < abs(same - loss)
+
+
+def _are_next_tokens(x: Any, y: Tensor) -> bool:
+    """Whether the targets are the tokens of the samples, one place on."""
+    return any(
+        isinstance(tokens, Tensor) and tokens.shape == y.shape and torch.equal(tokens[:, 1:], y[:, :-1])
+        for tokens in tree_leaves(x)
+    )
 
 
 def _run(setup: Setup, model: nn.Module, inputs: Any) -> Any:
