@@ -10,7 +10,10 @@ from processes import run_python
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from supermask.masks.random_numbers import permutation
+from ticket_search import RequestError, search
 from ticket_search.data.sources import read_samples
+from ticket_search.methods import method_names
 from ticket_search.methods.dense import Config
 from ticket_search.models.lenet import lenet_300_100
 from ticket_search.runs import experiment
@@ -120,3 +123,37 @@ def test_a_mac_trains_on_the_cpu_and_says_so(monkeypatch):
     with pytest.warns(UserWarning, match="trains on the CPU"):
         assert experiment.resolve(Config()).device == "cpu"
     assert experiment.resolve(Config(device="mps")).device == "mps"
+
+
+@pytest.mark.parametrize("method", [name for name in method_names() if name != "dense"])
+def test_every_method_searches_in_float64(method, tmp_path):
+    """Weights, batches and sums are float64; the masks are nearly those of float32."""
+    same = {"density": 0.4, "epochs": 1, "threads": 1, "train_size": 256, "progress": False, "model_args": "width=0.1"}
+    run = search(method, precision="fp64", runs=tmp_path / "fp64", **same)
+    final, start = run.ticket.state_dict("final"), run.ticket.state_dict("start")
+    assert {tensor.dtype for tensor in final.values() if tensor.is_floating_point()} == {torch.float64}
+    assert any(bool((tensor != tensor.float()).any()) for tensor in final.values()) == (method != "edge-popup")
+    usual = search(method, runs=tmp_path / "fp32", **same)
+    assert run.ticket.masks.overlap(usual.ticket.masks) > 0.95
+    for name, tensor in usual.ticket.state_dict("start").items():
+        torch.testing.assert_close(start[name].float(), tensor, rtol=0, atol=1e-6 if name in run.ticket.masks else 1)
+    assert run.summary["val_loss"] == pytest.approx(usual.summary["val_loss"], rel=0.05)
+
+
+def test_a_step_in_float64_is_that_of_a_loop(tmp_path):
+    flags = {"epochs": 1, "train_size": 128, "batch_size": 128, "lr": 0.1, "threads": 1, "progress": False}
+    run = search("dense", precision="fp64", optimizer="sgd", momentum=0.0, runs=tmp_path, **flags)
+    net = run.setup.build()
+    assert {parameter.dtype for parameter in net.parameters()} == {torch.float64}
+    net.load_state_dict(run.ticket.state_dict("start"))
+    ((x, y),) = run.data.train_batches(permutation(128, 0, "order/0/0"), 128)
+    nn.functional.cross_entropy(net(x), y).backward()
+    for name, parameter in net.named_parameters():
+        stepped = (parameter - 0.1 * parameter.grad).detach()
+        torch.testing.assert_close(run.ticket.state_dict("final")[name], stepped, rtol=1e-12, atol=1e-14)
+
+
+def test_where_there_is_no_float64(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(RequestError, match="--precision fp64: Apple's GPUs have no float64"):
+        search("dense", precision="fp64", device="mps", runs=tmp_path, progress=False)

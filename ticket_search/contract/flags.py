@@ -121,9 +121,10 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     accumulate: int = Field(
         1, ge=1, description="split each batch into N parts and sum their gradients, to save memory"
     )
-    precision: Literal["fp32", "bf16", "auto"] = Field(
+    precision: Literal["fp32", "bf16", "fp64", "auto"] = Field(
         "fp32",
-        description="number format of the forward pass; auto means bf16 where the hardware supports it, else fp32",
+        description="number format of the forward pass; fp64 is that of the weights too; auto means bf16 where the "
+        "hardware supports it, else fp32",
     )
     channels_last: bool | None = Field(
         None, description="use the channels-last memory format for images; if not given, only with bf16"

@@ -82,6 +82,14 @@ class Data:
         """The same data on a device."""
         return replace(self, **{name: move(getattr(self, name), device) for name in _PARTS})
 
+    def double(self) -> Data:
+        """The same data with its floats in float64."""
+
+        def widen(tensor: Tensor) -> Tensor:
+            return tensor.double() if tensor.is_floating_point() else tensor
+
+        return replace(self, **{name: tree_map(widen, getattr(self, name)) for name in _PARTS})
+
     def with_seed(self, seed: int) -> Data:
         """The same data, augmented by the random numbers of another seed."""
         return replace(self, seed=seed)

@@ -162,6 +162,8 @@ def resolve(config: Config) -> Config:
         raise RequestError(
             f"--compile needs a C++ compiler, and {compiler} is not on the PATH: install g++, or set CXX"
         )
+    if config.precision == "fp64" and device == "mps":
+        raise RequestError("--precision fp64: Apple's GPUs have no float64; expected --device cpu")
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if bf16_is_native(device) else "fp32"
@@ -205,7 +207,13 @@ def load_data(data: Any, config: Config) -> Samples:
         RequestError: an unknown name, data that cannot be had, or that does not fit.
     """
     found = _all_samples(data, config)
-    return found.first(config.train_size, config.split_seed) if config.train_size and isinstance(found, Data) else found
+    if not isinstance(found, Data):
+        if config.precision == "fp64":
+            raise RequestError(f"--precision fp64: {found.name} is streamed in float32; expected data in memory")
+        return found
+    if config.train_size:
+        found = found.first(config.train_size, config.split_seed)
+    return found.double() if config.precision == "fp64" else found
 
 
 def _all_samples(data: Any, config: Config) -> Samples:
@@ -271,7 +279,7 @@ def make_setup(
             raise RequestError(f"the network {name} cannot be built: {type(error).__name__}: {error}") from error
         if not isinstance(network, nn.Module):
             raise RequestError(f"the model {name} gave {type(network).__name__}, expected a torch.nn.Module")
-        return network
+        return network.double() if config.precision == "fp64" else network
 
     return Setup(method, data, {"name": name, "arguments": arguments}, build, functions or {})
 

@@ -17,7 +17,7 @@ from ..data.factories import find_factory
 from ..data.parts import IGNORED
 from ..data.trees import count
 from .measures import Accuracy, Batch, Measure, Own, bce, cross_entropy, main_of, make_measure, mse
-from .outputs import classes_second, main_output, number_by_number, own_loss
+from .outputs import classes_second, main_output, number_by_number, own_loss, widen
 
 Kind = Literal["cross-entropy", "mse", "bce", "model", "own"]
 Functions = Mapping[str, Callable[..., Any]]
@@ -115,7 +115,7 @@ class Objective:
         """
         weight, main = self.weight(y), main_output(outputs)
         if main is None or isinstance(self.measure, Own):
-            return Batch(None if main is None else main.detach().float(), y, loss, weight)
+            return Batch(None if main is None else widen(main.detach()), y, loss, weight)
         if not isinstance(y, Tensor) or self.metric == METRICS["perplexity"]:
             return Batch(main.detach(), y, loss, weight)
         aligned, targets = self._aligned(outputs, y)
@@ -129,7 +129,7 @@ class Objective:
             raise RequestError(
                 f"{what}: expected a loss and a metric of one's own, --loss and --metric module:function"
             )
-        main = main.float()
+        main = widen(main)
         if y.is_floating_point() or self.kind in ("mse", "bce"):
             return number_by_number(main, y), y.to(main.dtype)
         main = classes_second(main, y, named=not isinstance(outputs, Tensor))
@@ -137,10 +137,10 @@ class Objective:
 
 
 def _to_float(outputs: Any) -> Any:
-    """The whole output with its floating-point tensors in float32."""
+    """The whole output with its floating-point tensors in float32 at least."""
     if isinstance(outputs, Tensor):
-        return outputs.float()
-    return tree_map_only(Tensor, lambda each: each.float() if each.is_floating_point() else each, outputs)
+        return widen(outputs)
+    return tree_map_only(Tensor, widen, outputs)
 
 
 CLASSIFICATION = Objective()

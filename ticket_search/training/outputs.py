@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..contract.errors import RequestError
@@ -54,7 +55,7 @@ def own_loss(outputs: Any) -> Tensor:
         raise RequestError(
             "the network's outputs have no loss of their own: expected a dictionary or dataclass with one"
         )
-    return loss.float()
+    return widen(loss)
 
 
 def _named(outputs: Any) -> dict[str, Any]:
@@ -117,3 +118,8 @@ def number_by_number(outputs: Tensor, targets: Tensor) -> Tensor:
         f"the network gives numbers of shape {list(outputs.shape)} for targets of shape {list(targets.shape)}, "
         "expected one for each"
     )
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """Floating-point numbers in float32 at least."""
+    return tensor if tensor.dtype == torch.float64 or not tensor.is_floating_point() else tensor.float()

@@ -18,7 +18,7 @@ from ..data.trees import to_lists
 from ..runs.experiment import Setup
 from .measures import cross_entropy
 from .objective import Objective, Task, check_values, has_floats, make_objective
-from .outputs import classes_second, find_loss, main_output
+from .outputs import classes_second, find_loss, main_output, widen
 
 # The model's own loss is that of the next token where it is within this part of it.
 _SAME_LOSS = 1e-3
@@ -110,7 +110,7 @@ def _is_shifted(outputs: Any, y: Tensor, loss: float) -> bool:
     logits = main_output(outputs)
     if y.dim() != 2 or logits is None or list(logits.shape[:-1]) != list(y.shape) or y.shape[1] < 2:
         return False
-    second = classes_second(logits.float(), y, named=True)
+    second = classes_second(widen(logits), y, named=True)
     same, following = float(cross_entropy(second, y)), float(cross_entropy(second[:, :, :-1], y[:, 1:]))
     near = abs(following - loss) <= _SAME_LOSS * max(abs(loss), 1e-6)
     return near and abs(following - loss) < abs(same - loss)
