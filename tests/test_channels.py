@@ -441,7 +441,7 @@ def macs(net: nn.Module, x: Tensor) -> int:
 @pytest.mark.parametrize(
     "name",
     [
-        "regnet_y_400mf",
+        pytest.param("regnet_y_400mf", marks=pytest.mark.slow),
         pytest.param("regnet_x_400mf", marks=pytest.mark.slow),
         pytest.param("resnext50_32x4d", marks=pytest.mark.slow),
     ],

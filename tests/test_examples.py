@@ -47,6 +47,7 @@ def test_every_example_runs(path, tmp_path, monkeypatch, capsys):
     run_example(path.name, tmp_path, monkeypatch, capsys)
 
 
+@pytest.mark.slow  # three times the time to import PyTorch; test_distributed_loops.py has what it shows
 @pytest.mark.parametrize("name", sorted(STARTS_PROCESSES))
 def test_an_example_that_starts_processes_runs(name, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -12,6 +12,7 @@ import pytest
 import torch
 from networks import Tied as SmallTied
 from processes import run_python
+from products import combine
 from rules import RULES, Bernoulli, Biprop, Clamped, Gates, Patterns, Redrawing, Signed, Straight, Tasks, learn
 from torch import nn
 
@@ -242,8 +243,7 @@ def compiled(model, backend: str):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("network", ["perceptron", "convolutions"])
-@each_rule
+@combine(rule=RULES, network=["perceptron", "convolutions"])
 def test_compiled_it_is_the_same(rule, network, backend):
     model, _, x = make(rule, network)
     twin = copy.deepcopy(model)
@@ -263,7 +263,10 @@ def test_compiled_it_is_the_same(rule, network, backend):
     supermask.check(graph)
 
 
-@each_rule
+@pytest.mark.parametrize(
+    "rule",
+    [pytest.param(rule, marks=[] if rule in ("edge-popup", "bernoulli") else pytest.mark.slow) for rule in RULES],
+)
 def test_many_models_are_compiled_a_few_times_at_most(rule):
     graphs = []
 

@@ -172,13 +172,13 @@ def test_the_command_line_runs_evaluates_and_compares(plugged, ticket):
 def test_a_sweep_of_two_processes(plugged, ticket, tmp_path):
     """New processes, not forked ones, find what this one finds."""
     (tmp_path / "many.toml").write_text(
-        'seeds = "0-1"\n[base]\nmodel = "plug-net"\ndata = "petals"\nepochs = 1\n'
+        '[base]\nmodel = "plug-net"\ndata = "petals"\nepochs = 1\n'
         '[grid]\nmethod = ["shrunk", "popular"]\ndensity = [0.5]\n[[runs]]\nmethod = "one-shot"\nscore = "gradient"\ndensity = 0.5\n'
     )
     done = ticket("sweep", "many.toml", "--jobs", "2", "--json")
     assert done.code == 0, done.err
     rows = json.loads(done.out)["runs"]
-    assert sorted(row["method"] for row in rows) == ["one-shot"] * 2 + ["popular"] * 2 + ["shrunk"] * 2
+    assert sorted(row["method"] for row in rows) == ["one-shot", "popular", "shrunk"]
     assert not compare([row["path"] for row in rows])["left_out"]
 
 
