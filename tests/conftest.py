@@ -94,3 +94,27 @@ def ticket(capsys, monkeypatch, tmp_path):
 
 # A module of checks without a test's name, imported after this one: its assertions tell their values too.
 pytest.register_assert_rewrite("method_tests")
+
+
+def asks_for_quick_ones(config: pytest.Config) -> bool:
+    return config.option.markexpr == "quick"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m quick` files without such tests are not imported: some of them import what takes longer than their tests."""
+    if asks_for_quick_ones(config) and collection_path.name.startswith("test_"):
+        return "pytest.mark.quick" not in collection_path.read_text() or None
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the tests of a quick file, those that are slow, need what is not everywhere or start a process are not quick."""
+    if asks_for_quick_ones(config):
+        quick = [item for item in items if not is_long(item)]
+        config.hook.pytest_deselected(items=[item for item in items if is_long(item)])
+        items[:] = quick
+
+
+def is_long(item: pytest.Item) -> bool:
+    others = map(item.get_closest_marker, ("slow", "gpu", "data", "browser"))
+    return any(others) or "forkserver_with_torch" in item.fixturenames

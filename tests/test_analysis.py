@@ -483,7 +483,9 @@ def test_controls_that_cannot_be_are_all_named_at_once(runs):
 
 def test_controls_on_other_data(tmp_path):
     pytest.importorskip("mnist1d")
-    run = search("imp", "mnist1d-mlp", "mnist1d", runs=tmp_path, density=0.4, fraction=0.6, **QUICK)
+    run = search(
+        "imp", "mnist1d-mlp", "mnist1d", runs=tmp_path, density=0.4, fraction=0.6, model_args="width=0.1", **QUICK
+    )
     rows = controls(run.path, elsewhere="mnist1d-fresh", progress=False)
     assert [row["control"] for row in rows] == ["ticket", "dense", "reinit", "shuffle", "random"]
     assert {row["data"] for row in rows} == {"mnist1d-fresh"}

@@ -18,6 +18,8 @@ from ticket_search.data.dataset import Data, from_arrays, from_dataset, split
 from ticket_search.data.factories import find_factory, load_factory
 from ticket_search.data.sources import SOURCES, read_arrays, read_samples
 
+pytestmark = pytest.mark.quick
+
 
 def test_digits_are_those_of_scikit_learn():
     from sklearn.datasets import load_digits

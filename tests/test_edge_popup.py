@@ -13,6 +13,8 @@ from supermask.live.held import program_of
 from supermask.live.learning import RANKINGS
 from supermask.selection.top_k import count_kept
 
+pytestmark = pytest.mark.quick
+
 LR, MOMENTUM, DECAY = 0.3, 0.9, 0.05
 
 

@@ -19,19 +19,8 @@ from ticket_search.deploy.export import GRAPHS, export
 from ticket_search.deploy.onnx import check, difference, onnx_session, to_onnx, to_torch_export
 from ticket_search.models.names import model_names
 
-HEAVY = {
-    "wide-resnet-28-10",
-    "vgg16",
-    "vgg11",
-    "resnet56",
-    "resnet18",
-    "resnet20",
-    "vit-tiny",
-    "conv4",
-    "conv6",
-    "conv8",
-}
-NETWORKS = [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in model_names()]
+LIGHT = "lenet-300-100"
+NETWORKS = [name if name == LIGHT else pytest.param(name, marks=pytest.mark.slow) for name in model_names()]
 SHAPE = (1, 8, 8)
 
 

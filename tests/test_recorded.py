@@ -22,6 +22,8 @@ from ticket_search.methods import dense, method_names
 from ticket_search.running.read_config import find_kind, read_config
 from ticket_search.runs.progress import Progress
 
+pytestmark = pytest.mark.quick
+
 RUNS = sorted(Path(__file__).parent.glob("fixtures/runs-0.1.0/*/*/config.toml"))
 QUICK = {"epochs": 1, "threads": 1, "progress": False}
 
