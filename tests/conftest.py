@@ -12,12 +12,14 @@ from typing import NamedTuple
 # for one another take the time of the other process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
 import torch
 from pictures import leave_blank
 
 from ticket_search import search
 from ticket_search.cli import main
+from ticket_search.data import mnist1d
 from ticket_search.runs import tensorboard
 from ticket_search.runs.run import Run
 
@@ -33,6 +35,19 @@ def quick(tmp_path: Path):
         return search(method, runs=tmp_path / folder, progress=False, **{**FAST, **flags})
 
     return run
+
+
+@pytest.fixture
+def small_mnist1d(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random numbers in the shape of MNIST-1D, which takes seconds to generate."""
+
+    def generate(seed: int) -> dict[str, np.ndarray]:
+        draw = np.random.default_rng(seed)
+        sizes = {"": 600, "_test": 100}
+        x = {f"x{part}": draw.standard_normal((size, 40)) for part, size in sizes.items()}
+        return x | {f"y{part}": np.arange(size) % 10 for part, size in sizes.items()}
+
+    monkeypatch.setattr(mnist1d, "_generate", generate)
 
 
 @pytest.fixture(autouse=True)

@@ -481,8 +481,7 @@ def test_controls_that_cannot_be_are_all_named_at_once(runs):
         controls(runs["edge-popup", 0].path, elsewhere="digits")
 
 
-def test_controls_on_other_data(tmp_path):
-    pytest.importorskip("mnist1d")
+def test_controls_on_other_data(tmp_path, small_mnist1d):
     run = search(
         "imp", "mnist1d-mlp", "mnist1d", runs=tmp_path, density=0.4, fraction=0.6, model_args="width=0.1", **QUICK
     )

@@ -276,7 +276,9 @@ def test_a_channel_of_pixels_counts_for_its_neighbours_in_the_final_check(monkey
 
 
 @pytest.mark.parametrize(
-    "make", [vision.resnet18, vision.densenet121, vision.mobilenet_v3_small], ids=lambda f: f.__name__
+    "make",
+    [vision.resnet18, pytest.param(vision.densenet121, marks=pytest.mark.slow), vision.mobilenet_v3_small],
+    ids=lambda f: f.__name__,
 )
 def test_what_is_dropped_is_a_constant_wherever_it_is_read(make):
     """Two networks of other weights and the same masks, on other inputs, read the same of dropped channels."""

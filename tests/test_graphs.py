@@ -142,6 +142,7 @@ def test_what_cannot_be_traced_says_why():
         check("onnx", nn.Flatten(), OneSize(), SHAPE)
 
 
+@pytest.mark.slow
 def test_what_onnx_cannot_hold_is_said():
     class Odd(nn.Module):
         def forward(self, x):

@@ -12,7 +12,6 @@ import pytest
 import torch
 from networks import Tied as SmallTied
 from processes import run_python
-from products import combine
 from rules import RULES, Bernoulli, Biprop, Clamped, Gates, Patterns, Redrawing, Signed, Straight, Tasks, learn
 from torch import nn
 
@@ -75,6 +74,11 @@ NETWORKS = {
     "attention": (Attention, lambda: torch.randn(5, 3, 8)),
 }
 each_rule = pytest.mark.parametrize("rule", RULES)
+# What compiles takes seconds: a rule that ranks scores and one that draws.
+some_rules = pytest.mark.parametrize(
+    "rule",
+    [pytest.param(rule, marks=() if rule in ("edge-popup", "bernoulli") else pytest.mark.slow) for rule in RULES],
+)
 each_network = pytest.mark.parametrize("network", NETWORKS)
 
 
@@ -243,7 +247,8 @@ def compiled(model, backend: str):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@combine(rule=RULES, network=["perceptron", "convolutions"])
+@pytest.mark.parametrize("network", ["perceptron", "convolutions"])
+@some_rules
 def test_compiled_it_is_the_same(rule, network, backend):
     model, _, x = make(rule, network)
     twin = copy.deepcopy(model)
@@ -263,10 +268,7 @@ def test_compiled_it_is_the_same(rule, network, backend):
     supermask.check(graph)
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [pytest.param(rule, marks=[] if rule in ("edge-popup", "bernoulli") else pytest.mark.slow) for rule in RULES],
-)
+@some_rules
 def test_many_models_are_compiled_a_few_times_at_most(rule):
     graphs = []
 

@@ -169,6 +169,7 @@ def test_the_command_line_runs_evaluates_and_compares(plugged, ticket):
         assert evaluated["test_accuracy"] == json.loads((Path(folder) / "summary.json").read_text())["test_accuracy"]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_processes(plugged, ticket, tmp_path):
     """New processes, not forked ones, find what this one finds."""
     (tmp_path / "many.toml").write_text(

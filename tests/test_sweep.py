@@ -435,9 +435,8 @@ def killed(process: subprocess.Popen) -> None:
     process.kill()
 
 
-@pytest.mark.parametrize(
-    "stop", [to_the_group, pytest.param(to_the_first_process, marks=pytest.mark.slow), pytest.param(killed, marks=pytest.mark.slow)]
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [to_the_group, to_the_first_process, killed])
 def test_a_stopped_sweep_leaves_runs_that_go_on_to_the_same_bytes(stop, sweep_file, never_stopped, forked):
     path = sweep_file(LONG)
     process, err = start_and_stop(path, "stopped", stop)
@@ -515,7 +514,7 @@ def test_what_is_shown_of_a_sweep(terminal):
     assert ("\x1b[" in written) == terminal
 
 
-def test_controls_on_data_of_another_shape_are_said_in_the_plan(tmp_path):
+def test_controls_on_data_of_another_shape_are_said_in_the_plan(tmp_path, small_mnist1d):
     path = tmp_path / "many.toml"
     path.write_text('controls = ["reinit"]\ncontrols_on = "mnist1d"\n[base]\nmethod = "snip"\nepochs = 1\n')
     with pytest.raises(
