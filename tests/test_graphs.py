@@ -178,7 +178,7 @@ def test_tensors_alone_need_no_network(tmp_path):
         export(a_ticket(), "npz", tmp_path / "net.npz", model=small_lenet)
 
 
-@pytest.mark.parametrize("to", ["onnx", "torch-export", "compact"])
+@pytest.mark.parametrize("to", [pytest.param("onnx", marks=pytest.mark.slow), "torch-export", "compact"])
 def test_a_compacted_network_is_exported(to, tmp_path, ticket):
     torch.manual_seed(0)
     model = find_architecture("lenet-300-100")(SHAPE, 5)

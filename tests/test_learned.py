@@ -247,7 +247,7 @@ def compiled(model, backend: str):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("network", ["perceptron", "convolutions"])
+@pytest.mark.parametrize("network", ["perceptron", pytest.param("convolutions", marks=pytest.mark.slow)])
 @some_rules
 def test_compiled_it_is_the_same(rule, network, backend):
     model, _, x = make(rule, network)

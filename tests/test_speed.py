@@ -110,7 +110,7 @@ def test_optimizers_are_those_of_pytorch(name, kind, flags):
 
 
 @pytest.mark.parametrize("name", model_names())
-def test_operations_are_counted_as_pytorch_counts_them(name):
+def test_operations_are_counted_as_pytorch_counts_them(name, small_mnist1d):
     data = read_samples("digits" if name != "mnist1d-mlp" else "mnist1d", None, 0)
     model = find_architecture(name)(data.input_shape, data.classes).eval()
     counter = FlopCounterMode(display=False)
