@@ -171,7 +171,7 @@ def control_problems(config: Config, kinds: Iterable[str] = ()) -> list[str]:
         )
     if getattr(config, "rewind_optimizer", "fresh") == "restore":
         problems.append("starts each level with the optimizer's restored moments, which no control has")
-    if config.method == "gradual":
+    if find_kind(config.method).traits.changes_masks:
         problems.append("prunes while it trains: no control can be trained as its ticket was")
     return problems
 
