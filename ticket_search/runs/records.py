@@ -17,6 +17,7 @@ from typing import Any
 
 import tomli_w
 
+from supermask.tickets.checkpoint import check_members
 from supermask.tickets.file import write_atomically
 
 from ..contract.errors import RequestError
@@ -136,23 +137,14 @@ def unseal(path: Path) -> io.BytesIO:
         if line != _STATE + _digest(state).encode():
             raise RequestError(f"{path} is damaged: it does not match its checksum")
         return io.BytesIO(state)
-    check_zip(path, data)
-    return io.BytesIO(data)
-
-
-def check_zip(path: str | Path, data: bytes) -> None:
-    """Check the members of a zip file by their checksums.
-
-    Raises:
-        RequestError: it is none, or it is damaged.
-    """
+    archive = io.BytesIO(data)
+    if not zipfile.is_zipfile(archive):
+        raise RequestError(f"{path} is damaged: it is no saved state")
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            bad = archive.testzip()
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        check_members(archive)
+    except ValueError as error:
         raise RequestError(f"{path} is damaged: {error}") from None
-    if bad is not None:
-        raise RequestError(f"{path} is damaged: its part {bad} does not match its checksum")
+    return io.BytesIO(data)
 
 
 # What reading a state raises whose bytes are not what was written.

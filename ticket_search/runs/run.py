@@ -303,7 +303,7 @@ class Run:
 
     def _mark(self) -> None:
         """Remember the code that the run was started with, for every later command."""
-        content = getattr(self.data, "content", "")
+        content = "" if self._setup is None else getattr(self.data, "content", "")
         if why := write_mark(self.path, to_plain(self.config), self.config.leaves, content):
             self.progress.say(why)
 
