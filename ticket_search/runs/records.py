@@ -17,8 +17,7 @@ from typing import Any
 
 import tomli_w
 
-from supermask.tickets.checkpoint import check_members
-from supermask.tickets.file import write_atomically
+from supermask import tickets
 
 from ..contract.errors import RequestError
 from ..contract.flags import read_json, read_toml
@@ -40,13 +39,13 @@ def write_record(folder: Path, name: str, value: Mapping[str, Any]) -> None:
     # A process that is killed between the two writes leaves a file that fits one of the two checksums.
     older = _checksums(folder).get(name, [])[-1:]
     add_checksum(folder, name, *older, _digest(data))
-    write_atomically(folder / name, data)
+    tickets.file.write_atomically(folder / name, data)
 
 
 def add_checksum(folder: Path, name: str, *digests: str) -> None:
     """Note what a file of a run's folder may have as its SHA-256."""
     found = {**_checksums(folder), name: list(dict.fromkeys(digests))}
-    write_atomically(folder / CHECKSUMS, (json.dumps(found, indent=2) + "\n").encode())
+    tickets.file.write_atomically(folder / CHECKSUMS, (json.dumps(found, indent=2) + "\n").encode())
 
 
 def read_record(folder: Path, name: str) -> dict[str, Any]:
@@ -141,7 +140,7 @@ def unseal(path: Path) -> io.BytesIO:
     if not zipfile.is_zipfile(archive):
         raise RequestError(f"{path} is damaged: it is no saved state")
     try:
-        check_members(archive)
+        tickets.checkpoint.check_members(archive)
     except ValueError as error:
         raise RequestError(f"{path} is damaged: {error}") from None
     return io.BytesIO(data)

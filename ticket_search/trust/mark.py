@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from supermask.tickets.file import write_atomically
+from supermask import tickets
 
 from ..contract.leave import Leave, can_be_typed, code_in
 from .key import KeyUnusable, make_key, read_key
@@ -50,7 +50,9 @@ def write_mark(folder: Path, values: Mapping[str, Any], leaves: Mapping[str, Lea
         code = _code(make_key(), marked)
     except KeyUnusable as error:
         return f"this run will not remember its own code, which every command will have to be told: {error}"
-    write_atomically(folder / MARK, (json.dumps({"names": marked, "hmac": code}, indent=2) + "\n").encode())
+    tickets.file.write_atomically(
+        folder / MARK, (json.dumps({"names": marked, "hmac": code}, indent=2) + "\n").encode()
+    )
     return ""
 
 
