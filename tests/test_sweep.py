@@ -232,7 +232,7 @@ def test_problems_of_this_machine_are_told_at_once_too(sweep_file, tmp_path):
         assert any(part in problem for problem in caught.value.problems), (part, caught.value.problems)
     for jobs, runs in ((0, "runs"), (1, path)):
         with pytest.raises(RequestError, match="--jobs 0: expected a number|is a file, expected a folder"):
-            plan_sweep(read_sweep(path), runs, jobs)
+            plan_sweep(read_sweep(path, code={"model": "nothing:make", "data": "nowhere:load"}), runs, jobs)
 
 
 SMALL = """
