@@ -58,6 +58,14 @@ def _own_threads():
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _own_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The key that marks runs is one of the tests, not the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TICKET_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _blank_pictures() -> Iterator[None]:
     """The pictures of first layers stay blank; test_tensorboard.py has them painted."""
     with pytest.MonkeyPatch.context() as patch:

@@ -370,10 +370,12 @@ def test_what_is_no_run_or_says_what_is_not_so_is_left_out(runs, tmp_path):
     summary = json.loads((liar / "summary.json").read_text())
     summary["levels"][-1]["test_accuracy"] = 99.9
     (liar / "summary.json").write_text(json.dumps(summary))
+    (liar / "checksums.json").unlink()
     fewer = tmp_path / "fewer"
     shutil.copytree(runs["dense", 0].path, fewer)
     summary = json.loads((fewer / "summary.json").read_text())
     (fewer / "summary.json").write_text(json.dumps({**summary, "kept": 17}))
+    (fewer / "checksums.json").unlink()
     found = compare([runs["imp", 0].path, liar, fewer, tmp_path])
     assert len(found["left_out"]) == 3
     assert any("refused: its ticket was measured at" in line for line in found["left_out"])

@@ -465,7 +465,8 @@ def test_a_run_folder_names_no_code(word, plugged, ticket, tmp_path):
     assert ticket("search", "--epochs", "1", "--name", "mine").code == 0
     packages.write(tmp_path, planted="raise AssertionError('imported')")
     path = tmp_path / "runs" / "mine" / "config.toml"
-    (tmp_path / "runs" / "mine" / "summary.json").unlink()
+    for name in ("summary.json", "checksums.json"):
+        (tmp_path / "runs" / "mine" / name).unlink()
     path.write_text(path.read_text().replace('"edge-popup"', f'"{word}"'))
     before = set(sys.modules)
     refused = ticket("resume", "mine")

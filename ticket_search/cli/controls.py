@@ -13,6 +13,7 @@ from ..running.request import shape_of
 from ..runs.folders import find_run
 from ..runs.names import MOVING
 from .terminal import errors, output, percent, print_json, print_table
+from .tickets import Data, Loss, Metric, Model
 
 
 def add_to(app: typer.Typer) -> None:
@@ -30,6 +31,10 @@ def controls(
     ] = "",
     elsewhere: Annotated[str, typer.Option("--on", help="The name of another data set to train the controls on.")] = "",
     survivors: Annotated[bool, typer.Option("--survivors", help="Train the frozen weights that were kept.")] = False,
+    model: Model = None,
+    data: Data = None,
+    loss: Loss = None,
+    metric: Metric = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -44,9 +49,9 @@ def controls(
             folder,
             chosen or None,
             [int(word) for word in words] or None,
-            elsewhere=elsewhere or None,
+            model=model, data=data, loss=loss, metric=metric, elsewhere=elsewhere or None,
             survivors=survivors,
-        )
+        )  # fmt: skip
     except KeyboardInterrupt:
         errors().print("\nstopped; the same command continues", markup=False, highlight=False)
         raise typer.Exit(130) from None

@@ -29,7 +29,8 @@ VALIDATION_SHARE = 0.1
 class Data:
     """Training, validation and test samples: `x` float32 [n, *input_shape], normalized; `y` int64 [n].
 
-    `augmentation` is what `train_batches` does to images, by random numbers that depend on `seed`.
+    `augmentation` is what `train_batches` does to images, by random numbers that depend on `seed`. `content` identifies
+    samples that came as arrays.
 
     Raises:
         RequestError: an augmentation of samples that are no images.
@@ -47,6 +48,7 @@ class Data:
     std: tuple[float, ...]
     augmentation: Augmentation = NO_AUGMENTATION
     seed: int = 0
+    content: str = ""
 
     def __post_init__(self) -> None:
         if self.augmentation != NO_AUGMENTATION and len(self.input_shape) != 3:
@@ -163,7 +165,8 @@ def from_arrays(data: Any, split_seed: int) -> Data:
     digest = hashlib.sha256()
     for array in (arrays.train_x, arrays.train_y, arrays.test_x, arrays.test_y):
         digest.update(np.ascontiguousarray(array).data)
-    return split(f"arrays-{digest.hexdigest()[:8]}", arrays, split_seed)
+    name = f"arrays-{digest.hexdigest()[:8]}"
+    return replace(split(name, arrays, split_seed), content=digest.hexdigest())
 
 
 def as_arrays(data: Any) -> Arrays:

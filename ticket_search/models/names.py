@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from supermask.plugins.entry_points import MODELS, declarations
 
-TORCHVISION = "torchvision:"
+from ..contract.leave import TORCHVISION as TORCHVISION
+from ..contract.leave import names_code
 
 
 def model_names() -> list[str]:
@@ -14,4 +15,4 @@ def model_names() -> list[str]:
 
 def is_factory(name: str) -> bool:
     """Whether a model is named by `package.module:function`."""
-    return ":" in name and not name.startswith(TORCHVISION)
+    return names_code(name)

@@ -10,14 +10,18 @@ from typing import Any
 
 from ..contract.errors import Problems, RequestError, nearest_hint, unknown
 from ..contract.flags import Config, find_recipe, flag, is_switch, make_config, public_fields
+from ..contract.leave import FLAGS, Leaves, leave_here
 from ..contract.method import Method
 from ..data.sources import source_names
 from ..methods import declared_methods, find_method, own_methods, usable_methods
 from ..models.names import is_factory, model_names
 from ..runs.names import MOVING
+from ..trust.mark import leave_of
 from .read_config import find_kind
 
 DEFAULT_METHOD = "edge-popup"
+# How the name of data begins that came as arrays.
+ARRAYS = "arrays-"
 _MOST_SEEDS = 10_000
 
 # What is not part of a run's configuration: `flag: (placeholder or None where it takes no value, help)`.
@@ -78,9 +82,17 @@ def read_request(words: Sequence[str]) -> Request:
     from_file = values.keys() - typed.keys()
     values |= typed
     model, data = (str(values.pop(key, Config.model_fields[key].default)) for key in ("model", "data"))
-    request = problems.attempt(
-        lambda: check_request(method, model, data, values, given=typed, from_file=from_file, launch=launch)
-    )
+    # A name that is typed may be imported; one that only a recipe names may not.
+    leaves = leave_here(*(typed.get(key) for key in FLAGS))
+    origin = f"the recipe {launch.get('--config')}, which is a file that anyone may have written"
+    rest: dict[str, Any] = {
+        "given": typed,
+        "from_file": from_file,
+        "launch": launch,
+        "leaves": leaves,
+        "origin": origin,
+    }
+    request = problems.attempt(lambda: check_request(method, model, data, values, **rest))
     problems.raise_if_any()
     assert request is not None, "a request that cannot be made has problems"
     return request
@@ -96,6 +108,8 @@ def check_request(
     given: Iterable[str] | None = None,
     from_file: Iterable[str] = (),
     launch: Mapping[str, str] | None = None,
+    leaves: Leaves | None = None,
+    origin: str = "",
 ) -> Request:
     """Check what was asked for: once for each run, in whatever way it was asked for and wherever it is carried out.
 
@@ -108,6 +122,8 @@ def check_request(
         given: the flags that were asked for, all of `flags` where it is None.
         from_file: the flags whose values come from a file, where text is no number.
         launch: what is no part of the configuration, by flag.
+        leaves: which of the names may be imported; None where all of them come from who asks.
+        origin: who names the others (see `Config.origin`).
 
     Raises:
         RequestError: every unknown name, unknown flag, wrong value and impossible combination.
@@ -127,14 +143,26 @@ def check_request(
     config = problems.attempt(lambda: make_config(config_class, values, asked if chosen else (), from_file))
     problems.raise_if_any()
     assert chosen is not None and config is not None, "a configuration that cannot be made has problems"
-    return Request(chosen, config, model, data, asked, launch or {})
+    if leaves is None:
+        leaves = leave_here(model, data, flags.get("loss"), flags.get("metric"))
+    if not isinstance(model, str):
+        leaves = {**leaves, **leave_of(model, config.model)}
+    return Request(chosen, config.allowing(leaves, origin), model, data, asked, launch or {})
 
 
-def request_of(config: Config, model: str | Callable[..., Any] | None = None, data: Any = None) -> Request:
+def request_of(
+    config: Config,
+    model: str | Callable[..., Any] | None = None,
+    data: Any = None,
+    loss: str | None = None,
+    metric: str | None = None,
+) -> Request:
     """The request of a configuration that has been checked: one that was read from a run, or came with a sweep.
 
-    `model` and `data` stand in for those that it names, where a run was started with a callable or with arrays.
+    The others stand in for what it names: what a run was started with, or names that are typed, which may be imported.
     """
+    objective = {key: value for key, value in (("loss", loss), ("metric", metric)) if value is not None}
+    config = config.model_copy(update=objective).allowing(leave_here(model, data, loss, metric))
     return Request(
         find_kind(config.method),
         config,
@@ -149,7 +177,9 @@ def name_problems(model: Any, data: Any) -> list[str]:
     # Names that code has to be imported for are looked up later: torchvision's networks, functions of the user's own.
     if isinstance(model, str) and ":" not in model and model not in model_names():
         problems.append(unknown("model", model, model_names()))
-    if isinstance(data, str) and ":" not in data and data not in source_names():
+    if isinstance(data, str) and data.startswith(ARRAYS):
+        problems.append(f"the data were arrays ({data}), which only Python can give again, as data=(x, y)")
+    elif isinstance(data, str) and ":" not in data and data not in source_names():
         problems.append(unknown("data set", data, source_names()))
     return problems
 

@@ -20,6 +20,7 @@ from .precision import EXACT, Arithmetic
 # One size everywhere: the last bits of a sum, and so a tie in an argmax, may depend on it. Of 512 images the
 # activations of a convolution leave the caches: conv4 takes 1.6 times as long on a CPU.
 BATCH = 128
+SPLITS: tuple[HeldOut, HeldOut] = ("test", "validation")
 
 
 class Evaluation(NamedTuple):
@@ -65,18 +66,37 @@ def read_data_of(ticket: Ticket, data: str, data_dir: str | None = None) -> Samp
         RequestError: an unknown data set, one that cannot be had, or that does not fit the network.
     """
     samples = read_samples(data, data_dir, int(ticket.meta.get("config", {}).get("split_seed", 0)))
-    wanted = ticket.meta["architecture"].get("arguments", {})
-    offered = {"input_shape": list(samples.input_shape), "classes": samples.classes}
-    other = [f"{key} {wanted[key]}, {data} has {has}" for key, has in offered.items() if wanted.get(key, has) != has]
-    if other:
-        raise RequestError(f"the ticket's network does not fit {data}: it was built for {'; '.join(other)}")
+    check_fit(ticket, samples)
     return samples
 
 
-def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, state: str = "final") -> dict[str, float]:
-    """Test and validation accuracy (percent) and loss of a ticket on a built-in data set, in fp32.
+def check_fit(ticket: Ticket, samples: Samples) -> None:
+    """Check that samples have the shape and the classes that a ticket's network was built for.
 
-    The data is normalized by the set's own mean and deviation; the validation split is the ticket's.
+    Raises:
+        RequestError: they do not.
+    """
+    architecture = ticket.meta.get("architecture")
+    wanted = architecture.get("arguments", {}) if isinstance(architecture, Mapping) else {}
+    offered = {"input_shape": list(samples.input_shape), "classes": samples.classes}
+    has = [f"{key} {wanted[key]}, {samples.name} has {it}" for key, it in offered.items() if wanted.get(key, it) != it]
+    if has:
+        raise RequestError(f"the ticket's network does not fit {samples.name}: it was built for {'; '.join(has)}")
+
+
+def evaluate_ticket(
+    ticket: Ticket,
+    data: str | Samples,
+    data_dir: str | None = None,
+    state: str = "final",
+    *,
+    network: nn.Module | None = None,
+    objective: Objective = CLASSIFICATION,
+) -> dict[str, float]:
+    """Test and validation accuracy (percent) and loss of a ticket on a built-in data set or on samples, in fp32.
+
+    A built-in set is normalized by its own mean and deviation; the validation split is the ticket's. `network` is the
+    ticket's, where it is not known by name, and `objective` what is measured in place of cross-entropy and accuracy.
 
     Raises:
         RequestError: an unknown data set, state or model, or data that cannot be had.
@@ -84,7 +104,7 @@ def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, stat
     architecture = ticket.meta.get("architecture")
     name = str(architecture.get("name")) if isinstance(architecture, Mapping) else "None"
     problems = []
-    if name not in model_names() and not name.startswith(TORCHVISION):
+    if network is None and name not in model_names() and not name.startswith(TORCHVISION):
         problems.append(
             f"the ticket's model '{name}' is not known by name here; in Python: "
             "net = supermask.load(path).apply_to(your_model)"
@@ -92,19 +112,20 @@ def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, stat
     if state not in ticket.states:
         problems.append(unknown("state", state, ticket.states))
     try:
-        find_source(data)
+        if isinstance(data, str):
+            find_source(data)
     except RequestError as error:
         problems += error.problems
     if problems:
         raise RequestError(problems)
     config = ticket.meta.get("config", {})
-    samples = read_data_of(ticket, data, data_dir)
+    samples = read_data_of(ticket, data, data_dir) if isinstance(data, str) else data
     threads = torch.get_num_threads()
     try:
         # The order of sums, and so the last bit of a logit, depends on the number of threads.
         torch.set_num_threads(int(config.get("threads") or threads))
-        model = ticket.model(state)
-        test, validation = evaluate(model, samples, "test"), evaluate(model, samples, "validation")
+        model = ticket.model(state) if network is None else network
+        test, validation = (evaluate(model, samples, part, objective) for part in SPLITS)
     finally:
         torch.set_num_threads(threads)
     return {

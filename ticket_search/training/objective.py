@@ -44,7 +44,7 @@ def make_objective(config: Config) -> Objective:
         RequestError: a loss or a metric that cannot be loaded.
     """
     return Objective(
-        find_factory(config.loss) if config.loss else functional.cross_entropy,
-        find_factory(config.metric) if config.metric else is_right,
+        find_factory(config.loss, config.leaves) if config.loss else functional.cross_entropy,
+        find_factory(config.metric, config.leaves) if config.metric else is_right,
         config.label_smoothing,
     )
