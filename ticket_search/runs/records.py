@@ -25,7 +25,7 @@ from .names import CHECKSUMS, CONFIG, CONTROLS, SUMMARY
 
 # What every version has written into a record, and what reads it takes for granted.
 _KEYS = {
-    SUMMARY: ("name", "method", "density", "kept", "weights", "test_accuracy", "val_accuracy", "seconds", "cost"),
+    SUMMARY: ("name", "method", "density", "kept", "weights", "seconds", "cost"),
     CONTROLS: ("rows",),
     CONFIG: ("method",),
 }
