@@ -26,6 +26,7 @@ from .choosing.granularity import Weight as Weight
 from .choosing.pruning import prune as prune
 from .choosing.schedules import densities_over as densities_over
 from .choosing.scores import Movement as Movement
+from .live.adapters import masked_adapters as masked_adapters
 from .live.held import bake as bake
 from .live.held import check as check
 from .live.held import detach as detach
