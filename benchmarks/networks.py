@@ -20,12 +20,10 @@ import argparse
 import copy
 import dataclasses
 import importlib
-import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -272,16 +270,18 @@ def prune_filters(network: Network, model: nn.Module, inputs: Any, found: Found)
     for key, group in coupled.groups.items():
         kept = group.channels - int(coupled.dropped(key, masks, targets).sum())
         assert kept == count_kept(DENSITY, group.channels), f"{key} keeps {kept} of {group.channels} channels"
-    found.unnamed += [
-        name for name in targets if bool(masks[name].all()) and name not in masks.left_whole
-    ]
+    grouped = {name for group in coupled.groups.values() for name in group.rows}
+    found.unnamed += [name for name in targets if name not in grouped and name not in masks.left_whole]
     net = copy.deepcopy(model)
     supermask.hold(net, masks)
     step(network, net, inputs)
     supermask.check(net)
     done = supermask.shrink(net, example_input=inputs)
     found.stays = {**done.left_whole, **done.kept_constant}
-    found.unnamed += [name for name in targets if name not in done.removed and name not in found.stays]
+    cut = [
+        name for name in grouped if not bool(masks[name].movedim(targets[name].output_axis, 0).flatten(1).any(1).all())
+    ]
+    found.unnamed += [name for name in cut if name not in done.removed and name not in found.stays]
     found.parameters = size_of(done.model) / size_of(model)
     found.multiply_adds = multiply_adds(done.model, inputs) / multiply_adds(model, inputs)
 
@@ -331,7 +331,7 @@ def row_of(found: Found) -> str:
     cells = [
         found.name, str(found.targets), left, str(len(found.left_whole)), share(found.parameters),
         share(found.theirs_parameters), share(found.multiply_adds), share(found.theirs_multiply_adds),
-        found.error or "; ".join(f"{name} is not named" for name in found.unnamed) or found.theirs_error and f"torch-pruning: {found.theirs_error}",
+        found.error or "; ".join(f"{name} is not named" for name in found.unnamed) or (found.theirs_error and f"torch-pruning: {found.theirs_error}"),
     ]  # fmt: skip
     return "| " + " | ".join(cell.replace("|", "/").replace("\n", " ")[:300] for cell in cells) + " |"
 

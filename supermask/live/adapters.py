@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..masks.targets import is_adapted, unwrap
 from .program import Program, program_of
+from .zeroing import masked_part
 
 # Where these are defined: other kinds of adapters have layers of the same names.
 _LORA = "peft.tuners.lora.layer"
@@ -35,7 +36,7 @@ class MaskedUpdate:
     def update(self, layer: Any, adapter: str) -> Tensor:
         """The update of the weight, exactly 0 where the mask drops; differentiable."""
         whole: Tensor = layer.get_delta_weight(adapter)
-        return torch.where(self.mask.to(whole.device), whole, torch.zeros((), dtype=whole.dtype, device=whole.device))
+        return masked_part(whole, self.mask, layer.get_base_layer().weight)
 
     def forward(self, layer: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
         """The base layer's result, and what the masked update gives of the same input behind the adapter's dropout."""
@@ -161,7 +162,7 @@ def unmasked_adapters(program: Program) -> list[str]:
 
 def under_adapters(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, str]:
     """`{name of a mask: name of the weight}` for layers that have moved below their adapters since."""
-    names = {}
+    names: dict[str, str] = {}
     for path, module in unwrap(model).named_modules():
         if is_adapted(module):
             base = f"{path}.base_layer"

@@ -27,7 +27,7 @@ from ..masks.targets import (
     unwrap,
 )
 from ..weights.fitting import merge_tied
-from .adapters import unmasked_adapters, under_adapters
+from .adapters import under_adapters, unmasked_adapters
 from .link import OwnMask, link_of, links_in, refusal
 from .program import Program as Program
 from .program import is_exporting
@@ -352,7 +352,7 @@ def check(model: nn.Module) -> None:
     program.check()
     if open_to := unmasked_adapters(program):
         raise ValueError(
-            f"adapters add to dropped weights of {', '.join(open_to)}: supermask.masked_adapters(model) masks what they add"
+            f"adapters add to dropped weights of {', '.join(open_to)}: supermask.masked_adapters(model) masks it"
         )
 
 

@@ -134,13 +134,12 @@ def is_adapted(module: nn.Module) -> bool:
 
 def _adapters(model: nn.Module) -> frozenset[int]:
     """The identities of the parameters of adapters."""
-    return frozenset(
-        id(parameter)
-        for module in model.modules()
-        if is_adapted(module)
-        for child in (module._parameters, *(each for name, each in module._modules.items() if name != "base_layer"))
-        for parameter in (child.parameters() if isinstance(child, nn.Module) else child.values())
-    )
+    found = set[int]()
+    for module in filter(is_adapted, model.modules()):
+        found |= {id(parameter) for parameter in module.parameters(recurse=False)}
+        for name, child in module.named_children():
+            found |= {id(parameter) for parameter in child.parameters() if name != "base_layer"}
+    return frozenset(found)
 
 
 def plain_name(name: str) -> str:
