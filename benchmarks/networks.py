@@ -17,12 +17,14 @@ A tensor is named where it carries a mask, or where what carries none says why: 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import importlib
+import signal
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +68,11 @@ class Found:
     theirs_error: str = ""
     error: str = ""
     seconds: float = 0.0
+
+    def remark(self) -> str:
+        """What went wrong, here or there."""
+        unnamed = "; ".join(f"{name} is not named" for name in self.unnamed)
+        return self.error or unnamed or (f"torch-pruning: {self.theirs_error}" if self.theirs_error else "")
 
 
 def _image(size: int, count: int = 2) -> Callable[[], Tensor]:
@@ -278,9 +285,8 @@ def prune_filters(network: Network, model: nn.Module, inputs: Any, found: Found)
     supermask.check(net)
     done = supermask.shrink(net, example_input=inputs)
     found.stays = {**done.left_whole, **done.kept_constant}
-    cut = [
-        name for name in grouped if not bool(masks[name].movedim(targets[name].output_axis, 0).flatten(1).any(1).all())
-    ]
+    rows = {name: masks[name].movedim(targets[name].output_axis, 0).flatten(1).any(1) for name in grouped}
+    cut = [name for name, kept in rows.items() if not bool(kept.all())]
     found.unnamed += [name for name in cut if name not in done.removed and name not in found.stays]
     found.parameters = size_of(done.model) / size_of(model)
     found.multiply_adds = multiply_adds(done.model, inputs) / multiply_adds(model, inputs)
@@ -301,6 +307,22 @@ def prune_theirs(model: nn.Module, inputs: Any, found: Found) -> None:
     found.theirs_multiply_adds = multiply_adds(model, inputs) / before[1]
 
 
+@contextlib.contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """A TimeoutError where it takes longer."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"stopped after {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def examine(name: str, theirs: bool = True) -> Found:
     """All of it for one network; what fails is in `error`, and for torch-pruning in `theirs_error`."""
     found, started = Found(name), time.perf_counter()
@@ -317,7 +339,8 @@ def examine(name: str, theirs: bool = True) -> Found:
         found.seconds = time.perf_counter() - started
         if theirs and not found.error:
             try:
-                prune_theirs(model, inputs, found)
+                with at_most(60):
+                    prune_theirs(model, inputs, found)
             except Exception as error:
                 found.theirs_error = f"{type(error).__name__}: {error}"
     return found
@@ -331,7 +354,7 @@ def row_of(found: Found) -> str:
     cells = [
         found.name, str(found.targets), left, str(len(found.left_whole)), share(found.parameters),
         share(found.theirs_parameters), share(found.multiply_adds), share(found.theirs_multiply_adds),
-        found.error or "; ".join(f"{name} is not named" for name in found.unnamed) or (found.theirs_error and f"torch-pruning: {found.theirs_error}"),
+        found.remark(),
     ]  # fmt: skip
     return "| " + " | ".join(cell.replace("|", "/").replace("\n", " ")[:300] for cell in cells) + " |"
 

@@ -36,6 +36,4 @@ assert losses[-1] < losses[0]
 assert torch.allclose(merged(input_ids=tokens).logits, before, atol=1e-5)
 zeros = sum(int((merged.get_parameter(name) == 0).sum()) for name in masks)
 assert zeros == masks.size - masks.kept
-print(
-    f"loss {losses[0]:.2f} -> {losses[-1]:.2f}; after the merge {zeros:,} of {masks.size:,} weights are 0, as in the masks"
-)
+print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}; {zeros:,} of {masks.size:,} weights are 0 after the merge")
