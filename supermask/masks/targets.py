@@ -70,10 +70,11 @@ class Target:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A parameter without a mask: its number of entries and the reason."""
+    """A parameter without a mask: its number of entries, the reason, and its number of dimensions."""
 
     size: int
     reason: str
+    dimensions: int = 1
 
 
 class Targets(Mapping[str, Target]):
@@ -269,7 +270,7 @@ def find_targets(
         if reason is None:
             targets[name] = Target(name, parameter, owners, kind, *_layout(*owners[place]))
         else:
-            left_out[name] = LeftOut(parameter.numel(), reason)
+            left_out[name] = LeftOut(parameter.numel(), reason, parameter.dim())
     if not targets:
         there = ", ".join(f"{name} ({entry.reason})" for name, entry in left_out.items()) or "no parameters"
         raise ValueError(
