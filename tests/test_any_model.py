@@ -339,6 +339,18 @@ def test_targets_are_what_multiplies_and_all_else_has_a_reason(case):
 
 
 @each_network
+def test_every_weight_is_a_target_or_named(case):
+    model = make(case)
+    targets = find_targets(model, case.include)
+    said = supermask.remarks(model, targets, case.inputs())
+    for name, parameter in model.named_parameters():
+        assert name in targets or parameter.dim() < 2 or "carries no mask" in said[name], name
+    tied = [name for name, target in targets.items() if len(target.owners) > 1]
+    assert [name for name in targets if "share it" in said.get(name, "")] == tied
+    assert [name for name in targets if "no pass" in said.get(name, "")] == []
+
+
+@each_network
 def test_hold_is_the_plain_network_with_weights_multiplied(case):
     model = make(case)
     names, inputs = list(model.state_dict()), case.inputs()

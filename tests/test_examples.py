@@ -15,7 +15,7 @@ SLOW = {"compiled_step.py"}
 # What starts processes of its own, which import the file that they were started by.
 STARTS_PROCESSES = {"ddp.py"}
 # What imports as much as test_trainers.py has imported: they run there.
-TRAINERS = {"hugging_face_trainer.py", "lightning_trainer.py"}
+TRAINERS = {"adapters.py", "hugging_face_trainer.py", "lightning_trainer.py"}
 PATHS = sorted((ROOT / "examples").glob("*.py"))
 EXAMPLES = [
     pytest.param(path, id=path.name, marks=[pytest.mark.slow] if path.name in SLOW else [])

@@ -21,10 +21,11 @@ from ..runs.run import Run
 
 @dataclass(frozen=True)
 class Plan:
-    """What a search would do: its targets, stages, and seconds estimated from a few timed steps."""
+    """What a search would do: its targets, remarks on all tensors, stages, and seconds estimated from timed steps."""
 
     config: Config
     targets: Targets
+    remarks: list[str]
     stages: list[Stage]
     seconds: float
 
@@ -41,12 +42,13 @@ def make_plan(config: Config, setup: Setup) -> Plan:
         setup.check_model(config, model)
         targets = setup.targets(config, model)
         stages = plan_stages(config, setup, targets)
+        remarks = setup.remarks(model, targets)
         timed = rehearse(model, config, setup)
     per_epoch = whole_batches(setup.data.train_size, config.batch_size)
     steps = sum(stage.steps for stage in stages)
     evaluations = steps // max(1, steps_of(config.evaluate_every, per_epoch)) + len(stages)
     seconds = timed.preparation + steps * timed.step + evaluations * timed.evaluation
-    return Plan(config, targets, stages, seconds)
+    return Plan(config, targets, remarks, stages, seconds)
 
 
 def plan_stages(config: Config, setup: Setup, targets: Targets) -> list[Stage]:

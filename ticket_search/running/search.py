@@ -290,7 +290,10 @@ def carry_out(run: Run) -> Run:
     with exact_arithmetic(config), own_random_numbers():
         model = setup.make_model(config)
         setup.check_model(config, model)
-        run.progress.total = sum(stage.steps for stage in plan_stages(config, setup, setup.targets(config, model)))
+        targets = setup.targets(config, model)
+        run.progress.total = sum(stage.steps for stage in plan_stages(config, setup, targets))
+        for sentence in setup.remarks(model, targets):
+            run.progress.say(sentence)
         with run.opened():
             run.expect_start(supermask.fingerprint(state_of(model)))
             ticket = setup.method.search(model, run)

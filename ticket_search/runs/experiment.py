@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import supermask
-from supermask import Draw
+from supermask import Draw, choosing
 from supermask.masks.targets import Targets
 from supermask.weights.architectures import find_architecture
 
@@ -99,6 +99,11 @@ class Setup:
             return supermask.find_targets(model, config.include or None, config.exclude or None)
         except ValueError as error:
             raise RequestError(str(error)) from None
+
+    def remarks(self, model: nn.Module, targets: Targets) -> list[str]:
+        """What to know of the network's tensors before work begins: left out, shared, frozen, never read."""
+        example, _ = next(self.data.batches("validation", 2))
+        return choosing.remarks.sentences(supermask.remarks(model, targets, example))
 
 
 @contextlib.contextmanager
