@@ -24,8 +24,10 @@ from .choosing.granularity import Channel as Channel
 from .choosing.granularity import Filter as Filter
 from .choosing.granularity import Weight as Weight
 from .choosing.pruning import prune as prune
+from .choosing.remarks import remarks as remarks
 from .choosing.schedules import densities_over as densities_over
 from .choosing.scores import Movement as Movement
+from .live.adapters import masked_adapters as masked_adapters
 from .live.held import bake as bake
 from .live.held import check as check
 from .live.held import detach as detach

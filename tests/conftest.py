@@ -12,12 +12,14 @@ from typing import NamedTuple
 # for one another take the time of the other process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
 import torch
 from pictures import leave_blank
 
 from ticket_search import search
 from ticket_search.cli import main
+from ticket_search.data import mnist1d
 from ticket_search.runs import tensorboard
 from ticket_search.runs.run import Run
 
@@ -35,11 +37,32 @@ def quick(tmp_path: Path):
     return run
 
 
+@pytest.fixture
+def small_mnist1d(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random numbers in the shape of MNIST-1D, which takes seconds to generate."""
+
+    def generate(seed: int) -> dict[str, np.ndarray]:
+        draw = np.random.default_rng(seed)
+        sizes = {"": 600, "_test": 100}
+        x = {f"x{part}": draw.standard_normal((size, 40)) for part, size in sizes.items()}
+        return x | {f"y{part}": np.arange(size) % 10 for part, size in sizes.items()}
+
+    monkeypatch.setattr(mnist1d, "_generate", generate)
+
+
 @pytest.fixture(autouse=True)
 def _own_threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The key that marks runs is one of the tests, not the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TICKET_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -94,3 +117,27 @@ def ticket(capsys, monkeypatch, tmp_path):
 
 # A module of checks without a test's name, imported after this one: its assertions tell their values too.
 pytest.register_assert_rewrite("method_tests")
+
+
+def asks_for_quick_ones(config: pytest.Config) -> bool:
+    return config.option.markexpr == "quick"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m quick` files without such tests are not imported: some of them import what takes longer than their tests."""
+    if asks_for_quick_ones(config) and collection_path.name.startswith("test_"):
+        return "pytest.mark.quick" not in collection_path.read_text() or None
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the tests of a quick file, those that are slow, need what is not everywhere or start a process are not quick."""
+    if asks_for_quick_ones(config):
+        quick = [item for item in items if not is_long(item)]
+        config.hook.pytest_deselected(items=[item for item in items if is_long(item)])
+        items[:] = quick
+
+
+def is_long(item: pytest.Item) -> bool:
+    others = map(item.get_closest_marker, ("slow", "gpu", "data", "browser"))
+    return any(others) or "forkserver_with_torch" in item.fixturenames

@@ -370,10 +370,12 @@ def test_what_is_no_run_or_says_what_is_not_so_is_left_out(runs, tmp_path):
     summary = json.loads((liar / "summary.json").read_text())
     summary["levels"][-1]["test_accuracy"] = 99.9
     (liar / "summary.json").write_text(json.dumps(summary))
+    (liar / "checksums.json").unlink()
     fewer = tmp_path / "fewer"
     shutil.copytree(runs["dense", 0].path, fewer)
     summary = json.loads((fewer / "summary.json").read_text())
     (fewer / "summary.json").write_text(json.dumps({**summary, "kept": 17}))
+    (fewer / "checksums.json").unlink()
     found = compare([runs["imp", 0].path, liar, fewer, tmp_path])
     assert len(found["left_out"]) == 3
     assert any("refused: its ticket was measured at" in line for line in found["left_out"])
@@ -481,9 +483,10 @@ def test_controls_that_cannot_be_are_all_named_at_once(runs):
         controls(runs["edge-popup", 0].path, elsewhere="digits")
 
 
-def test_controls_on_other_data(tmp_path):
-    pytest.importorskip("mnist1d")
-    run = search("imp", "mnist1d-mlp", "mnist1d", runs=tmp_path, density=0.4, fraction=0.6, **QUICK)
+def test_controls_on_other_data(tmp_path, small_mnist1d):
+    run = search(
+        "imp", "mnist1d-mlp", "mnist1d", runs=tmp_path, density=0.4, fraction=0.6, model_args="width=0.1", **QUICK
+    )
     rows = controls(run.path, elsewhere="mnist1d-fresh", progress=False)
     assert [row["control"] for row in rows] == ["ticket", "dense", "reinit", "shuffle", "random"]
     assert {row["data"] for row in rows} == {"mnist1d-fresh"}

@@ -173,6 +173,7 @@ def test_the_figure_in_both_formats(comparison, tmp_path):
     assert ElementTree.fromstring(svg).tag.endswith("svg")
 
 
+@pytest.mark.slow
 def test_the_figure_is_the_same_each_time():
     for render in (figure_png, figure_svg):
         assert render(make_comparison(few()), PUBLISHED) == render(make_comparison(few()), PUBLISHED)

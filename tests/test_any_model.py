@@ -6,9 +6,9 @@ import copy
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
-import lazy_loader
 import pytest
 import torch
 from networks import Attention, Recurrent, Tied
@@ -21,9 +21,6 @@ from supermask import find_targets
 from supermask.live.held import program_of
 from supermask.masks.targets import fan_in_and_out
 from supermask.selection.top_k import count_kept
-
-# Imported where a network of theirs is made: that takes longer than PyTorch.
-timm, torchvision, transformers = map(lazy_loader.load, ("timm", "torchvision", "transformers"))
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,9 @@ class Case:
     include: str | None = None
 
 
+# What follows imports a package where a network of it is made: that takes longer than PyTorch.
+
+
 def image(size: int, count: int = 2) -> Callable[[], torch.Tensor]:
     return lambda: torch.randn(count, 3, size, size)
 
@@ -49,15 +49,19 @@ def tokens(*names: str) -> Callable[[], dict[str, torch.Tensor]]:
 
 
 def from_torchvision(name: str, **options: Any) -> Callable[[], nn.Module]:
-    return lambda: getattr(torchvision.models, name)(num_classes=10, **options)
+    return lambda: getattr(import_module("torchvision.models"), name)(num_classes=10, **options)
 
 
 def from_timm(name: str, **options: Any) -> Callable[[], nn.Module]:
-    return lambda: timm.create_model(name, pretrained=False, num_classes=10, **options)
+    return lambda: import_module("timm").create_model(name, pretrained=False, num_classes=10, **options)
 
 
 def from_transformers(name: str, config: str, **options: Any) -> Callable[[], nn.Module]:
-    return lambda: getattr(transformers, name)(getattr(transformers, config)(**options))
+    def make() -> nn.Module:
+        transformers = import_module("transformers")
+        return getattr(transformers, name)(getattr(transformers, config)(**options))
+
+    return make
 
 
 def convolutions(layer: type[nn.Module], **options: Any) -> nn.Sequential:
@@ -208,14 +212,18 @@ CASES = {
         {"cls_token": "other", "pos_embed": "other"},
     ),
     "timm mixer": Case(
-        lambda: timm.models.mlp_mixer.MlpMixer(img_size=32, patch_size=8, num_blocks=2, embed_dim=32), image(32), 10
+        lambda: import_module("timm.models.mlp_mixer").MlpMixer(img_size=32, patch_size=8, num_blocks=2, embed_dim=32),
+        image(32), 10,
     ),
     "timm levit": Case(
-        lambda: timm.models.levit.Levit(64, embed_dim=(16, 32), depth=(1, 1), num_heads=(2, 2), key_dim=8, num_classes=5),
+        lambda: import_module("timm.models.levit").Levit(
+            64, embed_dim=(16, 32), depth=(1, 1), num_heads=(2, 2), key_dim=8, num_classes=5
+        ),
         image(64), 18, {"*attention_biases": "other"},
     ),
     "timm standardized": Case(
-        lambda: nn.Sequential(timm.layers.ScaledStdConv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3)), image(6), 1,
+        lambda: nn.Sequential(import_module("timm.layers").ScaledStdConv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3)),
+        image(6), 1,
         {"0.weight": "standardized", "0.gain": "other"},
     ),
     "transformers bert": Case(from_transformers("BertModel", "BertConfig", **SMALL), tokens("input_ids"), 13, EMBEDDINGS),
@@ -328,6 +336,18 @@ def test_targets_are_what_multiplies_and_all_else_has_a_reason(case):
         elif case.include is None:
             assert reason in ("bias", "norm", "other", "parametrized"), name
             assert (reason == "bias") <= ("bias" in name), name
+
+
+@each_network
+def test_every_weight_is_a_target_or_named(case):
+    model = make(case)
+    targets = find_targets(model, case.include)
+    said = supermask.remarks(model, targets, case.inputs())
+    for name, parameter in model.named_parameters():
+        assert name in targets or parameter.dim() < 2 or "carries no mask" in said[name], name
+    tied = [name for name, target in targets.items() if len(target.owners) > 1]
+    assert [name for name in targets if "share it" in said.get(name, "")] == tied
+    assert [name for name in targets if "no pass" in said.get(name, "")] == []
 
 
 @each_network

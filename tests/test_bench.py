@@ -41,7 +41,7 @@ def a_ticket(density: float, data: str = "digits") -> Ticket:
     return Ticket(masks, {"final": make_state(model.state_dict(), masks)}, meta)
 
 
-@pytest.mark.parametrize("engines", [("eager", "onnxruntime"), pytest.param(ENGINES, marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize("engines", [("eager",), pytest.param(ENGINES, marks=pytest.mark.slow)], ids=len)
 def test_the_command_measures_every_variant_in_every_engine(engines, ticket, tmp_path, monkeypatch):
     compiled = []
 

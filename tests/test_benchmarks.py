@@ -143,6 +143,7 @@ def test_layer_collapse_counts_what_is_kept(benchmarks, tmp_path, capsys):
     assert result["synflow"]["effective"] > result["magnitude"]["effective"]
 
 
+@pytest.mark.slow
 def test_ticket_files_are_measured_whole(benchmarks, tmp_path, capsys):
     benchmarks(
         "ticket_file", *f"--models lenet-300-100 --densities 0.5,0.01 --quick --json {tmp_path / 'o.json'}".split()
@@ -165,6 +166,7 @@ def test_ticket_files_are_measured_whole(benchmarks, tmp_path, capsys):
     assert (result["verdict"] is None) == result["load"]["busy"]
 
 
+@pytest.mark.slow
 def test_steps_are_measured_side_by_side(benchmarks, tmp_path, capsys, monkeypatch):
     benchmarks("step", *f"--rows lenet,lenet-hold,lenet-sorting --quick --json {tmp_path / 'o.json'}".split())
     printed = capsys.readouterr().out

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import re
 from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import FrozenBatchNorm2d
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 import supermask
 from supermask.choosing.coupling import couple
@@ -276,7 +276,9 @@ def test_a_channel_of_pixels_counts_for_its_neighbours_in_the_final_check(monkey
 
 
 @pytest.mark.parametrize(
-    "make", [vision.resnet18, vision.densenet121, vision.mobilenet_v3_small], ids=lambda f: f.__name__
+    "make",
+    [vision.resnet18, pytest.param(vision.densenet121, marks=pytest.mark.slow), vision.mobilenet_v3_small],
+    ids=lambda f: f.__name__,
 )
 def test_what_is_dropped_is_a_constant_wherever_it_is_read(make):
     """Two networks of other weights and the same masks, on other inputs, read the same of dropped channels."""
@@ -329,13 +331,18 @@ class Given:
         self.first, self.second = first, second
 
 
+def of_transformers(first: Tensor, second: Tensor) -> object:
+    outputs = import_module("transformers.modeling_outputs")  # takes longer than PyTorch
+    return outputs.SequenceClassifierOutput(logits=first, hidden_states=(second,))
+
+
 FORMS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "tuple": lambda a, b: (a, b),
     "list": lambda a, b: [a, b],
     "dict": lambda a, b: {"a": a, "b": b},
     "dataclass": Answer,
     "nested": lambda a, b: {"a": (torch.zeros(1), [a]), "b": Answer(b, None)},
-    "transformers": lambda a, b: SequenceClassifierOutput(logits=a, hidden_states=(b,)),
+    "transformers": of_transformers,
     "class": Given,
 }
 
@@ -355,10 +362,10 @@ class Heads(nn.Module):
 def test_all_heads_count(form):
     torch.manual_seed(0)
     net, x = Heads(form), torch.ones(2, 20)
-    by_flow = supermask.prune(net, 0.3, "synflow", example_input=x)
+    by_flow = supermask.prune(net, 0.3, "synflow", example_input=x, rounds=3)
     summed = Heads("tuple")
     summed.load_state_dict(net.state_dict())
-    assert by_flow == supermask.prune(summed, 0.3, "synflow", example_input=x)
+    assert by_flow == supermask.prune(summed, 0.3, "synflow", example_input=x, rounds=3)
     assert all(by_flow.densities[f"{head}.weight"] > 0.2 for head in ("one", "two"))
     masks = supermask.prune(net, 0.5, granularity="filter", example_input=x)
     assert masks["one.weight"].all() and masks["two.weight"].all()
@@ -441,7 +448,7 @@ def macs(net: nn.Module, x: Tensor) -> int:
 @pytest.mark.parametrize(
     "name",
     [
-        "regnet_y_400mf",
+        pytest.param("regnet_y_400mf", marks=pytest.mark.slow),
         pytest.param("regnet_x_400mf", marks=pytest.mark.slow),
         pytest.param("resnext50_32x4d", marks=pytest.mark.slow),
     ],

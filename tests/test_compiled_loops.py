@@ -53,6 +53,7 @@ def test_a_compiled_model(backend):
     assert_revival_is_noticed(model, masks)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_with_an_optimizer():
     """Not one graph: PyTorch breaks it at `backward` and in `Optimizer.step`, masks or not."""
     model, reference, masks = held_and_reference()

@@ -8,6 +8,8 @@ from ticket_search.contract.flags import find_recipe, make_config, recipes
 from ticket_search.methods import find_method
 from ticket_search.running.request import read_request
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("name", recipes())
 def test_every_recipe_is_valid_and_cites_its_paper(name):

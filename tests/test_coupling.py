@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 import torch
-import torch_pruning
 import torchvision
 from torch import Tensor, nn
 
@@ -175,6 +175,7 @@ def remove(model: nn.Module, masks: Masks, x: Tensor) -> nn.Module:
     for key in coupled.groups:
         layer = small.get_submodule(key.rpartition(".")[0])
         drop = (~masks[key].flatten(1).any(1)).nonzero().flatten().tolist()
+        torch_pruning = import_module("torch_pruning")  # imports timm
         graph = torch_pruning.DependencyGraph().build_dependency(small, x, verbose=False)
         prune = (
             torch_pruning.prune_linear_out_channels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,13 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from supermask.masks.random_numbers import permutation, uniform
 from ticket_search.contract.errors import RequestError
+from ticket_search.contract.leave import Leave, leave_here
 from ticket_search.data.augmentation import Augmentation
 from ticket_search.data.dataset import Data, from_arrays, from_dataset, split
 from ticket_search.data.factories import find_factory, load_factory
 from ticket_search.data.sources import SOURCES, read_arrays, read_samples
+
+pytestmark = pytest.mark.quick
 
 
 def test_digits_are_those_of_scikit_learn():
@@ -320,13 +324,17 @@ def my_module(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
+def load(spec: str):
+    return load_factory(spec, {spec: Leave(os.getcwd())})
+
+
 def test_factories_are_found_and_called(my_module: Path):
     before = list(sys.path)
-    assert load_factory("my_factories:load") == [1, 2]
-    assert load_factory("my_factories:Group.make") == "made"
-    assert load_factory("my_package.tables:load") == "table"
-    assert find_factory("my_factories:wants")(5) == 5
-    assert load_factory("builtins:dict") == {}
+    assert load("my_factories:load") == [1, 2]
+    assert load("my_factories:Group.make") == "made"
+    assert load("my_package.tables:load") == "table"
+    assert find_factory("my_factories:wants", leave_here("my_factories:wants"))(5) == 5
+    assert load("builtins:dict") == {}
     assert sys.path == before
 
 
@@ -353,5 +361,5 @@ def test_factories_are_found_and_called(my_module: Path):
 def test_factories_that_are_not_to_be_had(my_module: Path, spec, expected):
     before = list(sys.path)
     with pytest.raises(RequestError, match=expected.replace("?", r"\?")):
-        load_factory(spec)
+        load(spec)
     assert sys.path == before

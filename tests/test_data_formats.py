@@ -304,6 +304,7 @@ def test_only_the_names_of_arrays_are_taken_from_a_pickle(tmp_path):
             read_arrays("cifar10", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_mnist1d_is_that_of_its_package_and_leaves_the_random_streams_alone():
     package = pytest.importorskip("mnist1d.data")
     table = package.make_dataset(package.get_dataset_args())

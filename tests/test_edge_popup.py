@@ -13,6 +13,8 @@ from supermask.live.held import program_of
 from supermask.live.learning import RANKINGS
 from supermask.selection.top_k import count_kept
 
+pytestmark = pytest.mark.quick
+
 LR, MOMENTUM, DECAY = 0.3, 0.9, 0.05
 
 
@@ -257,7 +259,9 @@ def test_bad_requests():
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", pytest.param("vit_b_16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v3_small", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "vit_b_16"))]
+)
 def test_networks_of_torchvision_unmodified(name, ranking):
     import torchvision
 

@@ -15,7 +15,7 @@ SLOW = {"compiled_step.py"}
 # What starts processes of its own, which import the file that they were started by.
 STARTS_PROCESSES = {"ddp.py"}
 # What imports as much as test_trainers.py has imported: they run there.
-TRAINERS = {"hugging_face_trainer.py", "lightning_trainer.py"}
+TRAINERS = {"adapters.py", "hugging_face_trainer.py", "lightning_trainer.py"}
 PATHS = sorted((ROOT / "examples").glob("*.py"))
 EXAMPLES = [
     pytest.param(path, id=path.name, marks=[pytest.mark.slow] if path.name in SLOW else [])
@@ -47,6 +47,7 @@ def test_every_example_runs(path, tmp_path, monkeypatch, capsys):
     run_example(path.name, tmp_path, monkeypatch, capsys)
 
 
+@pytest.mark.slow  # three times the time to import PyTorch; test_distributed_loops.py has what it shows
 @pytest.mark.parametrize("name", sorted(STARTS_PROCESSES))
 def test_an_example_that_starts_processes_runs(name, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -11,6 +11,8 @@ import supermask
 from supermask import Masks, Ticket, make_state
 from supermask.weights.fitting import merge_tied, state_of
 
+pytestmark = pytest.mark.quick
+
 
 class Head(nn.Module):
     """An embedding, one output layer or two, all of one weight."""

@@ -19,6 +19,8 @@ from supermask import Masks, Ticket, make_state
 from supermask.tickets.header import FORMAT
 from supermask.weights.inits import WEIGHT_INITS
 
+pytestmark = pytest.mark.quick
+
 FOLDER = Path(__file__).parent / "fixtures"
 FILES = sorted(FOLDER.glob("format-*/*.safetensors"))
 

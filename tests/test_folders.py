@@ -54,7 +54,8 @@ def begun(folder: Path, **flags) -> None:
 
 def done(folder: Path, **flags) -> None:
     begun(folder, **flags)
-    (folder / "summary.json").write_text(json.dumps({"test_accuracy": 1.0, "seconds": 1.0, "density": 1.0}))
+    numbers = dict.fromkeys(("kept", "weights", "density", "test_accuracy", "val_accuracy", "seconds"), 1.0)
+    (folder / "summary.json").write_text(json.dumps({"name": NAME, "method": "dense", "cost": {}, **numbers}))
 
 
 def other_begun(folder: Path) -> None:

@@ -17,6 +17,8 @@ import supermask
 from supermask import Masks, Ticket, make_state
 from supermask.tickets import foreign
 
+pytestmark = pytest.mark.quick
+
 
 def make_ticket(density=0.3, **how) -> tuple[Residual, Ticket]:
     torch.manual_seed(1)

@@ -18,6 +18,8 @@ import supermask
 from supermask.choosing.gradients import floating_outputs
 from supermask.choosing.scores import SCORES
 
+pytestmark = pytest.mark.quick
+
 OF_GRADIENTS = ["snip", "taylor", "movement", "grasp"]
 
 

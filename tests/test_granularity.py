@@ -19,6 +19,8 @@ from supermask import NM, Block, Channel, Filter, Weight
 from supermask.choosing.granularity import GRANULARITIES, find_granularity
 from supermask.masks.targets import Target, Targets, find_targets
 
+pytestmark = pytest.mark.quick
+
 Place = tuple[int, ...]
 
 

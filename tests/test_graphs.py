@@ -19,19 +19,8 @@ from ticket_search.deploy.export import GRAPHS, export
 from ticket_search.deploy.onnx import check, difference, onnx_session, to_onnx, to_torch_export
 from ticket_search.models.names import model_names
 
-HEAVY = {
-    "wide-resnet-28-10",
-    "vgg16",
-    "vgg11",
-    "resnet56",
-    "resnet18",
-    "resnet20",
-    "vit-tiny",
-    "conv4",
-    "conv6",
-    "conv8",
-}
-NETWORKS = [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in model_names()]
+LIGHT = "lenet-300-100"
+NETWORKS = [name if name == LIGHT else pytest.param(name, marks=pytest.mark.slow) for name in model_names()]
 SHAPE = (1, 8, 8)
 
 
@@ -153,6 +142,7 @@ def test_what_cannot_be_traced_says_why():
         check("onnx", nn.Flatten(), OneSize(), SHAPE)
 
 
+@pytest.mark.slow
 def test_what_onnx_cannot_hold_is_said():
     class Odd(nn.Module):
         def forward(self, x):
@@ -188,7 +178,7 @@ def test_tensors_alone_need_no_network(tmp_path):
         export(a_ticket(), "npz", tmp_path / "net.npz", model=small_lenet)
 
 
-@pytest.mark.parametrize("to", ["onnx", "torch-export", "compact"])
+@pytest.mark.parametrize("to", [pytest.param("onnx", marks=pytest.mark.slow), "torch-export", "compact"])
 def test_a_compacted_network_is_exported(to, tmp_path, ticket):
     torch.manual_seed(0)
     model = find_architecture("lenet-300-100")(SHAPE, 5)

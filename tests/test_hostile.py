@@ -7,12 +7,12 @@ import supermask
 
 
 def test_hostile_files_do_no_harm():
-    found = try_files(2000, seed=1)
-    assert sum(found.values()) == 2000
+    found = try_files(600, seed=1)
+    assert sum(found.values()) == 600
     # The files get past the first checks often enough to say something.
-    assert found["refused"] > 1000
-    assert found["masks read, weights refused"] > 50
-    assert found["read as it says"] > 5
+    assert found["refused"] > 300
+    assert found["masks read, weights refused"] > 15
+    assert found["read as it says"] > 1
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ def test_golden_fingerprints(init):
     assert digest(init) == GOLDEN[init]
 
 
+@pytest.mark.slow
 def test_fingerprints_without_vector_instructions():
     """In a process whose NumPy uses none: the same draws, and old files whose fingerprints still hold."""
     features = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR AVX2 FMA3 X86_V3 X86_V4"

@@ -65,6 +65,8 @@ from ticket_search.methods.gradual import Config as Gradual
 from ticket_search.methods.one_shot import Config as OneShot
 from ticket_search.training.at_init import PruningConfig
 
+pytestmark = pytest.mark.quick
+
 TESTS = Path(__file__).parent
 ROWS = re.findall(r"^- (.+):\n  (\w+)::(\w+)$", __doc__, re.MULTILINE)
 

@@ -74,6 +74,11 @@ NETWORKS = {
     "attention": (Attention, lambda: torch.randn(5, 3, 8)),
 }
 each_rule = pytest.mark.parametrize("rule", RULES)
+# What compiles takes seconds: a rule that ranks scores and one that draws.
+some_rules = pytest.mark.parametrize(
+    "rule",
+    [pytest.param(rule, marks=() if rule in ("edge-popup", "bernoulli") else pytest.mark.slow) for rule in RULES],
+)
 each_network = pytest.mark.parametrize("network", NETWORKS)
 
 
@@ -242,8 +247,8 @@ def compiled(model, backend: str):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("network", ["perceptron", "convolutions"])
-@each_rule
+@pytest.mark.parametrize("network", ["perceptron", pytest.param("convolutions", marks=pytest.mark.slow)])
+@some_rules
 def test_compiled_it_is_the_same(rule, network, backend):
     model, _, x = make(rule, network)
     twin = copy.deepcopy(model)
@@ -263,7 +268,7 @@ def test_compiled_it_is_the_same(rule, network, backend):
     supermask.check(graph)
 
 
-@each_rule
+@some_rules
 def test_many_models_are_compiled_a_few_times_at_most(rule):
     graphs = []
 

@@ -14,6 +14,8 @@ import supermask
 from supermask.live import held as live
 from supermask.live.held import program_of
 
+pytestmark = pytest.mark.quick
+
 OPTIMIZERS = {
     "sgd with momentum": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
     "foreach": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, foreach=True),

@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 import supermask
 
+pytestmark = pytest.mark.quick
+
 # Every optimizer of torch.optim but the one for sparse gradients; a new one is tested by being there.
 OPTIMIZERS = {
     name: optimizer

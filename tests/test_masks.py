@@ -14,6 +14,8 @@ from ticket_bytes import full_ticket
 import supermask
 from supermask import Masks
 
+pytestmark = pytest.mark.quick
+
 
 def masks(*bits: str) -> Masks:
     return Masks({f"t{i}": torch.tensor([c == "1" for c in text]) for i, text in enumerate(bits)})

@@ -169,16 +169,17 @@ def test_the_command_line_runs_evaluates_and_compares(plugged, ticket):
         assert evaluated["test_accuracy"] == json.loads((Path(folder) / "summary.json").read_text())["test_accuracy"]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_processes(plugged, ticket, tmp_path):
     """New processes, not forked ones, find what this one finds."""
     (tmp_path / "many.toml").write_text(
-        'seeds = "0-1"\n[base]\nmodel = "plug-net"\ndata = "petals"\nepochs = 1\n'
+        '[base]\nmodel = "plug-net"\ndata = "petals"\nepochs = 1\n'
         '[grid]\nmethod = ["shrunk", "popular"]\ndensity = [0.5]\n[[runs]]\nmethod = "one-shot"\nscore = "gradient"\ndensity = 0.5\n'
     )
     done = ticket("sweep", "many.toml", "--jobs", "2", "--json")
     assert done.code == 0, done.err
     rows = json.loads(done.out)["runs"]
-    assert sorted(row["method"] for row in rows) == ["one-shot"] * 2 + ["popular"] * 2 + ["shrunk"] * 2
+    assert sorted(row["method"] for row in rows) == ["one-shot", "popular", "shrunk"]
     assert not compare([row["path"] for row in rows])["left_out"]
 
 
@@ -464,7 +465,8 @@ def test_a_run_folder_names_no_code(word, plugged, ticket, tmp_path):
     assert ticket("search", "--epochs", "1", "--name", "mine").code == 0
     packages.write(tmp_path, planted="raise AssertionError('imported')")
     path = tmp_path / "runs" / "mine" / "config.toml"
-    (tmp_path / "runs" / "mine" / "summary.json").unlink()
+    for name in ("summary.json", "checksums.json"):
+        (tmp_path / "runs" / "mine" / name).unlink()
     path.write_text(path.read_text().replace('"edge-popup"', f'"{word}"'))
     before = set(sys.modules)
     refused = ticket("resume", "mine")

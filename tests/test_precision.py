@@ -19,6 +19,8 @@ from ticket_search.models.lenet import lenet_300_100
 from ticket_search.runs import experiment
 from ticket_search.training import evaluation
 
+pytestmark = pytest.mark.quick
+
 # Everything that PyTorch lets one say about products of fp32 numbers, by the older way and by the newer one.
 ASKED = """
 torch.set_float32_matmul_precision("high")

@@ -10,6 +10,8 @@ from rich.console import Console
 from ticket_search.runs import progress
 from ticket_search.runs.progress import Progress
 
+pytestmark = pytest.mark.quick
+
 
 class Clock:
     """Time that passes when it is told to."""

@@ -185,6 +185,7 @@ def test_one_shot_takes_any_score(score, tmp_path):
     assert same is (score == "l2"), "of single weights the order of the magnitude"
 
 
+@pytest.mark.slow
 def test_one_shot_by_the_scale_of_batch_norms(tmp_path):
     flags = {"score": "bn-scale", "granularity": "filter", "batch_size": 400, **QUICK, "epochs": 1}
     run = search("one-shot", "resnet20", runs=tmp_path, density=0.5, exclude=("head",), **flags)

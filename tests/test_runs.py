@@ -34,7 +34,7 @@ def test_the_folder_of_a_finished_run(quick):
     events = {name for name in files if name.startswith("events.out.tfevents")}
     levels = {f"levels/{level:02d}/ticket.safetensors" for level in range(4)}
     assert files - events == levels | {
-        "config.toml", "environment.json", "metrics.jsonl", "summary.json", "ticket.safetensors",
+        "checksums.json", "config.toml", "environment.json", "metrics.jsonl", "summary.json", "ticket.safetensors",
     }  # fmt: skip
     assert len(events) == 1
     config = tomllib.loads((run.path / "config.toml").read_text())

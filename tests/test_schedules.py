@@ -16,6 +16,8 @@ from supermask.choosing.scores import ROUNDS, SCORES
 from supermask.masks.targets import find_targets
 from supermask.selection.top_k import count_kept
 
+pytestmark = pytest.mark.quick
+
 # f(share of the rounds done) of a fall from 1 to 1/16, at 0, 1/4, 1/2, 3/4 and 1.
 EXPECTED = {
     "exponential": [1, 1 / 2, 1 / 4, 1 / 8, 1 / 16],

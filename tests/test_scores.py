@@ -18,6 +18,8 @@ from supermask.choosing.scores import SCORES, find_score, magnitude
 from supermask.masks.random_numbers import uniform
 from supermask.masks.targets import find_targets
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(autouse=True)
 def _one_thread():

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from products import combine
 from second_device import SECOND, second_device
 from torch import Tensor, nn
 
@@ -64,8 +65,7 @@ def test_devices_are_not_mixed():
     torch.testing.assert_close(net[9].weight.cpu(), network()[9].weight)
 
 
-@pytest.mark.parametrize("granularity", ["weight", "filter", "channel", "block:2x2", "2:4", "coupled"])
-@pytest.mark.parametrize("score", SCORES)
+@combine(score=SCORES, granularity=["weight", "filter", "channel", "block:2x2", "2:4", "coupled"])
 def test_the_same_masks_are_chosen_there(score, granularity):
     net, found = network().eval(), []
     exclude = None if granularity in ("weight", "filter", "channel", "coupled") else "3"
@@ -78,7 +78,7 @@ def test_the_same_masks_are_chosen_there(score, granularity):
         allocation = "layerwise" if granularity == "2:4" else None
         rounds = 1 if granularity == "2:4" else 2
         masks = supermask.prune(model, 0.5, score, allocation, shape, rounds=rounds, **ask)
-        again = masks if granularity == "2:4" else supermask.prune(model, 0.4, score, previous=masks, **ask)
+        again = masks if granularity == "2:4" else supermask.prune(model, 0.4, score, previous=masks, rounds=1, **ask)
         assert {mask.device.type for mask in masks.values()} <= {torch.device(device).type}
         assert again.within(masks)
         found.append((masks, again))
@@ -140,7 +140,7 @@ def test_masks_are_learned_there(allocation):
     assert net[0].weight.device == SECOND
 
 
-@pytest.mark.parametrize("where", ["cpu", SECOND], ids=str)
+@pytest.mark.parametrize("where", [pytest.param("cpu", marks=pytest.mark.slow), SECOND], ids=str)
 def test_a_smaller_network_there(where):
     net, x = network().eval(), batches()[0][0]
     masks = supermask.prune(net, 0.5, granularity="filter", example_input=x)

@@ -41,6 +41,11 @@ NETWORKS = {
     "transformer": (Transformer, lambda: torch.randint(0, 20, (8, 5))),
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=4), lambda: torch.randn(4, 3, 32, 32)),
 }
+# Those that take seconds to compile, or to train.
+LARGE = {"resnet18", "transformer"}
+each_network = pytest.mark.parametrize(
+    "network", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in NETWORKS]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +72,7 @@ def train(model, run, x, y, steps: int = 4) -> float:
     return loss.item()
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@each_network
 def test_weights_and_gates_train_and_what_is_baked_is_an_ordinary_network(network):
     model, x = NETWORKS[network][0](), NETWORKS[network][1]()
     y = torch.arange(len(x)) % 4
@@ -95,7 +100,7 @@ def test_weights_and_gates_train_and_what_is_baked_is_an_ordinary_network(networ
     assert supermask.masks_of(other) == masks, "and learns the same"
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@each_network
 def test_compiled_it_trains_as_it_does_eager(network):
     model, x = NETWORKS[network][0](), NETWORKS[network][1]()
     y = torch.arange(len(x)) % 4

@@ -64,8 +64,8 @@ def test_the_search_imports_no_compiler(tmp_path):
     """`torch._dynamo` takes as long to import as all of PyTorch, scikit-learn and pandas longer than to search."""
     code = (
         "import sys; from ticket_search import search\n"
-        "for method, density in {'edge-popup': 0.5, 'imp': 0.9, 'dense': 1.0}.items():\n"
-        f"    search(method, runs={str(tmp_path)!r}, density=density, epochs=1, threads=1, progress=False)\n"
+        "for method, density in {'edge-popup': 0.5, 'imp': 0.9}.items():\n"
+        f"    search(method, runs={str(tmp_path)!r}, density=density, epochs=1, train_size=128, threads=1, progress=False)\n"
         "print([name for name in ('torch._dynamo', 'sklearn', 'pandas', 'sympy', 'torch.utils.tensorboard')"
         " if name in sys.modules])"
     )
@@ -110,7 +110,7 @@ def test_optimizers_are_those_of_pytorch(name, kind, flags):
 
 
 @pytest.mark.parametrize("name", model_names())
-def test_operations_are_counted_as_pytorch_counts_them(name):
+def test_operations_are_counted_as_pytorch_counts_them(name, small_mnist1d):
     data = read_samples({"mnist1d-mlp": "mnist1d", "gpt-tiny": "python-text"}.get(name, "digits"), None, 0)
     model = find_architecture(name)(data.input_shape, data.classes).eval()
     counter = FlopCounterMode(display=False)

@@ -219,7 +219,7 @@ def test_problems_of_this_machine_are_told_at_once_too(sweep_file, tmp_path):
     taken.mkdir(parents=True)
     (taken / "cat.png").write_bytes(b"x")
     with pytest.raises(RequestError) as caught:
-        plan_sweep(read_sweep(path))
+        plan_sweep(read_sweep(path, code={"model": "nothing:make", "data": "nowhere:load"}))
     expected = [
         "no parameter fits 'fc9'",
         "there is no module nowhere",
@@ -232,7 +232,7 @@ def test_problems_of_this_machine_are_told_at_once_too(sweep_file, tmp_path):
         assert any(part in problem for problem in caught.value.problems), (part, caught.value.problems)
     for jobs, runs in ((0, "runs"), (1, path)):
         with pytest.raises(RequestError, match="--jobs 0: expected a number|is a file, expected a folder"):
-            plan_sweep(read_sweep(path), runs, jobs)
+            plan_sweep(read_sweep(path, code={"model": "nothing:make", "data": "nowhere:load"}), runs, jobs)
 
 
 SMALL = """
@@ -345,8 +345,9 @@ def write_models(module: str, statement: str, calls: int = 15) -> str:
 def test_a_run_that_fails_is_told_and_the_others_finish(sweep_file, ticket, forked):
     path = sweep_file(write_models("raising", "raise RuntimeError('no more')"))
     name = "dense-raising-fails-digits-d1-s0"
-    done = ticket("sweep", str(path), "--jobs", "2")
-    assert done.code == 1
+    own = ("--model", "raising:fails")
+    done = ticket("sweep", str(path), *own, "--jobs", "2")
+    assert done.code == 1, done.err
     assert f"failed: {name}: RuntimeError: no more (the whole message is in runs/mine/{name}/failure.txt)" in done.err
     assert "in forward" in Path(f"runs/mine/{name}/failure.txt").read_text()
     assert len(tickets_in(Path("runs/mine"))) == 2
@@ -354,7 +355,7 @@ def test_a_run_that_fails_is_told_and_the_others_finish(sweep_file, ticket, fork
 
     write_models("raising", "pass")
     # This process has imported the module as it was; those of the sweep are new.
-    again = ticket("sweep", str(path), "--json")
+    again = ticket("sweep", str(path), *own, "--json")
     assert again.code == 0, again.err
     assert len(json.loads(again.out)["runs"]) == 3
     assert not list(Path("runs/mine").rglob("failure.txt"))
@@ -363,7 +364,7 @@ def test_a_run_that_fails_is_told_and_the_others_finish(sweep_file, ticket, fork
 @pytest.mark.slow
 def test_a_run_that_kills_its_process_takes_no_other_with_it(sweep_file, forked):
     path = sweep_file("seeds = '0-2'\n" + write_models("killing", "os.kill(os.getpid(), 9)"))
-    result = run_sweep(read_sweep(path), jobs=2, progress=False)
+    result = run_sweep(read_sweep(path, code={"model": "killing:fails"}), jobs=2, progress=False)
     died = "its process died twice: killed, or out of memory?"
     assert result.failures == {f"dense-killing-fails-digits-d1-s{seed}": died for seed in range(3)}
     assert len(result.finished) == 6
@@ -373,10 +374,11 @@ def test_a_run_that_kills_its_process_takes_no_other_with_it(sweep_file, forked)
 def test_a_step_that_fails_is_told_before_anything_starts(sweep_file):
     path = sweep_file(write_models("early", "raise KeyError('oh')", calls=2))
     with pytest.raises(RequestError, match="dense-early-fails-digits-d1: a step of training raises KeyError: 'oh'"):
-        plan_sweep(read_sweep(path))
+        plan_sweep(read_sweep(path, code={"model": "early:fails"}))
 
 
 TICKET = [sys.executable, "-m", "ticket_search"]
+OWN = ("--model", "slowly:network")
 LONG = "seeds = '0-2'\n[base]\nmethod = 'edge-popup'\nmodel = 'slowly:network'\nepochs = 20\n"
 
 
@@ -398,7 +400,7 @@ def start_and_stop(path: Path, runs: str, stop) -> tuple[subprocess.Popen, str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     Path("slowly").touch()
     process = subprocess.Popen(
-        [*TICKET, "sweep", str(path), "--jobs", "2", "--runs", runs], env=environment,
+        [*TICKET, "sweep", str(path), *OWN, "--jobs", "2", "--runs", runs], env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
@@ -435,19 +437,18 @@ def killed(process: subprocess.Popen) -> None:
     process.kill()
 
 
-@pytest.mark.parametrize(
-    "stop", [to_the_group, pytest.param(to_the_first_process, marks=pytest.mark.slow), pytest.param(killed, marks=pytest.mark.slow)]
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [to_the_group, to_the_first_process, killed])
 def test_a_stopped_sweep_leaves_runs_that_go_on_to_the_same_bytes(stop, sweep_file, never_stopped, forked):
     path = sweep_file(LONG)
     process, err = start_and_stop(path, "stopped", stop)
     if stop is not killed:
         assert process.returncode == 130, err
-        assert "stopped; continue with:\n  ticket sweep mine.toml --jobs 2 --runs stopped" in err
+        assert "stopped; continue with:\n  ticket sweep mine.toml --model slowly:network --jobs 2 --runs stopped" in err
         assert "Traceback" not in err
     assert len(list(Path("stopped").glob("mine/*/state.pt"))) == 2
     assert not list(Path("stopped").glob("mine/*/summary.json")), "stopped too late to tell anything"
-    again = run_sweep(read_sweep(path), "stopped", jobs=2, progress=False)
+    again = run_sweep(read_sweep(path, code={"model": "slowly:network"}), "stopped", jobs=2, progress=False)
     assert not again.interrupted
     assert tickets_in(Path("stopped/mine")) == never_stopped
 
@@ -515,7 +516,7 @@ def test_what_is_shown_of_a_sweep(terminal):
     assert ("\x1b[" in written) == terminal
 
 
-def test_controls_on_data_of_another_shape_are_said_in_the_plan(tmp_path):
+def test_controls_on_data_of_another_shape_are_said_in_the_plan(tmp_path, small_mnist1d):
     path = tmp_path / "many.toml"
     path.write_text('controls = ["reinit"]\ncontrols_on = "mnist1d"\n[base]\nmethod = "snip"\nepochs = 1\n')
     with pytest.raises(

@@ -10,6 +10,8 @@ import supermask
 from supermask import find_targets
 from supermask.masks.targets import fan_in_and_out, plain_name
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_parameter_is_a_target_or_left_out_with_a_reason(name):

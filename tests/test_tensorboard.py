@@ -355,13 +355,13 @@ def test_no_step_twice_and_none_backwards(name, runs):
 def test_a_run_killed_while_it_ends_logs_the_end_once(tmp_path, monkeypatch, runs):
     from ticket_search.runs import run as module
 
-    def die(path, value):
-        if path.name == "summary.json":
+    def die(folder, name, value):
+        if name == "summary.json":
             raise KeyboardInterrupt
-        return write_json(path, value)
+        return write_record(folder, name, value)
 
-    write_json = module.write_json
-    monkeypatch.setattr(module, "write_json", die)
+    write_record = module.write_record
+    monkeypatch.setattr(module, "write_record", die)
     with pytest.raises(KeyboardInterrupt):
         search("edge-popup", runs=tmp_path, **EDGE_POPUP)
     (folder,) = tmp_path.iterdir()

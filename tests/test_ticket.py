@@ -20,6 +20,8 @@ from supermask import Masks, Ticket, TicketError, make_state
 from supermask.tickets.header import FORMAT
 from supermask.weights.fitting import state_of
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def ticket() -> Ticket:

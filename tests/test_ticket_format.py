@@ -18,6 +18,8 @@ from supermask.tickets import bit_coding as coding
 from supermask.tickets.lazy import TORCH_DTYPES
 from supermask.weights.inits import INITS
 
+pytestmark = pytest.mark.quick
+
 
 def code_lines(block: str) -> int:
     return sum(1 for line in block.splitlines() if line.strip())

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from products import combine
 from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -73,14 +74,19 @@ TRACERS = {
 RECORDED = {"torch.jit.trace", "torch.fx", "make_fx", "quantization", "torch.compile", "onnx"}
 
 
-@pytest.mark.parametrize(
-    "tracer", [pytest.param(name, marks=pytest.mark.slow if "by export" in name else ()) for name in TRACERS]
-)
-@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("how", ["hold", "learn"])
+@combine(tracer=[name for name in TRACERS if "onnx" not in name], network=NETWORKS)
 def test_what_is_recorded_has_the_masks_or_is_refused(how, network, tracer):
-    if "onnx" in tracer and network != "layers":
-        pytest.skip("takes seconds, and goes by torch.jit.trace and torch.export")
+    check_what_is_recorded(how, network, tracer)
+
+
+@pytest.mark.parametrize("tracer", ["onnx", pytest.param("onnx by export", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["hold", "learn"])
+def test_what_goes_by_these_tracers_has_the_masks_or_is_refused(how, tracer):
+    check_what_is_recorded(how, "layers", tracer)
+
+
+def check_what_is_recorded(how: str, network: str, tracer: str) -> None:
     torch.manual_seed(0)
     model, (x, y) = NETWORKS[network]().eval(), torch.randn(2, 4, 20)
     if how == "hold":

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from products import combine
 from test_selection import sorted_top_k
 
 from supermask.kernels import build as native
@@ -126,8 +127,7 @@ def test_choices_are_top_k_of_the_magnitudes(kind, counts):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("counts", COUNTS)
-@pytest.mark.parametrize("kind", SCORES)
+@combine(kind=SCORES, counts=COUNTS)
 def test_compiled_choices_are_the_same(kind, counts, backend):
     torch.manual_seed(0)
     torch.compiler.reset()

@@ -20,6 +20,8 @@ from ticket_search.models.lenet import lenet_300_100
 from ticket_search.training.evaluation import evaluate
 from ticket_search.training.optimization import learning_rate, make_optimizer
 
+pytestmark = pytest.mark.quick
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -9,6 +9,7 @@ from . import running as running
 from . import runs as runs
 from . import sweeps as sweeps
 from . import training as training
+from . import trust as trust
 from .analysis.comparison import compare as compare
 from .contract.errors import Interrupted as Interrupted
 from .contract.errors import RequestError as RequestError

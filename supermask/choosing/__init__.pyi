@@ -5,5 +5,6 @@ from . import gradients as gradients
 from . import granularity as granularity
 from . import labels as labels
 from . import pruning as pruning
+from . import remarks as remarks
 from . import schedules as schedules
 from . import scores as scores

@@ -162,7 +162,7 @@ def _choose(
 def _scored(scores: Mapping[str, Tensor], targets: Targets) -> Targets:
     """The targets without those that stay dense."""
     dense = {name for name in targets if bool((scores[name] == torch.inf).all())}
-    left = {name: LeftOut(targets[name].size, "dense by its score") for name in dense}
+    left = {name: LeftOut(targets[name].size, "dense by its score", targets[name].parameter.dim()) for name in dense}
     kept = {name: target for name, target in targets.items() if name not in dense}
     if not kept:
         raise ValueError(f"the scores leave all of {', '.join(targets)} dense: there is nothing to rank")

@@ -1,3 +1,4 @@
+from . import adapters as adapters
 from . import edge_popup as edge_popup
 from . import held as held
 from . import layers as layers
@@ -9,6 +10,7 @@ from . import program as program
 from . import recomputation as recomputation
 from . import rule as rule
 from . import zeroing as zeroing
+from .adapters import masked_adapters as masked_adapters
 from .edge_popup import EdgePopup as EdgePopup
 from .held import Hold as Hold
 from .held import Model as Model

@@ -27,6 +27,7 @@ from ..masks.targets import (
     unwrap,
 )
 from ..weights.fitting import merge_tied
+from .adapters import under_adapters, unmasked_adapters
 from .link import OwnMask, link_of, links_in, refusal
 from .program import Program as Program
 from .program import is_exporting
@@ -264,6 +265,7 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> Targets:
 
     They are zeroed now, after every step of any `torch.optim` optimizer, before every forward pass and after
     `load_state_dict`, and in what `state_dict` returns, which is that of the plain model. A deep copy holds them too.
+    What adapters (LoRA) add to a weight is masked by `masked_adapters`.
 
     Several processes must hold the same masks: prune once DistributedDataParallel has given them the same weights, or
     before `fully_shard`. `torch.func.functional_call` reads the weights it is given masked and does not write them.
@@ -282,7 +284,7 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> Targets:
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     if not masks:
         raise ValueError("there are no masks to hold: expected {parameter name: bool tensor}")
-    masks = merge_tied(masks, model)
+    masks = merge_tied(_renamed(masks, under_adapters(masks, model)), model)
     refuse_computed(computed_weights(model), literal_globs(masks))
     masks.check(model)
     targets = find_targets(model, include=literal_globs(masks))
@@ -301,7 +303,18 @@ def masks_of(model: nn.Module) -> Masks:
     """
     program = _program(model)
     masks = program.masks()
-    return masks if program.root is unwrap(model) else masks_in(program, masks, model)
+    if program.root is not unwrap(model):
+        return masks_in(program, masks, model)
+    # A layer is called otherwise while it is below adapters.
+    return _renamed(masks, {name: now for name, now in program.names_in(program.root).items() if now != name})
+
+
+def _renamed(masks: Masks, names: Mapping[str, str]) -> Masks:
+    if not names:
+        return masks
+    uncounted = [names.get(name, name) for name in masks.uncounted]
+    left_whole = {names.get(name, name): why for name, why in masks.left_whole.items()}
+    return Masks({names.get(name, name): mask for name, mask in masks.items()}, uncounted, left_whole)
 
 
 def masks_in(program: Program, masks: Masks, part: nn.Module) -> Masks:
@@ -325,7 +338,8 @@ def check(model: nn.Module) -> None:
 
     Raises:
         ValueError: names each tensor whose dropped weights are not 0 (or whose frozen weights have changed) with the
-            number of them; or whose layer has been replaced by another; or the model carries no masks.
+            number of them; or whose layer has been replaced by another; or over which adapters add an update that is
+            not masked; or the model carries no masks.
     """
     program = _program(model)
     program.settle()
@@ -336,6 +350,10 @@ def check(model: nn.Module) -> None:
             "masks for the layers that it has now"
         )
     program.check()
+    if open_to := unmasked_adapters(program):
+        raise ValueError(
+            f"adapters add to dropped weights of {', '.join(open_to)}: supermask.masked_adapters(model) masks it"
+        )
 
 
 @torch.no_grad()

@@ -66,6 +66,22 @@ def share(mask: Tensor, weight: Tensor) -> Tensor:
     return whole.redistribute(placements=sharded.placements).to_local()
 
 
+def masked_part(tensor: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+    """The tensor where the mask keeps, 0 where it drops, shared out as the weight is; differentiable."""
+    if not _is_sharded(tensor):
+        return torch.where(mask.to(tensor.device), tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
+    from torch.distributed.tensor import DTensor
+
+    like: Any = weight
+    whole: Any = tensor
+    whole = whole.redistribute(placements=like.placements)
+    part = whole.to_local()
+    part = torch.where(share(mask, whole), part, torch.zeros((), dtype=part.dtype, device=part.device))
+    return DTensor.from_local(
+        part, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+    )
+
+
 def dropped_values(mask: Tensor, weight: Tensor) -> Tensor:
     """The values of the weights that the mask drops, as far as this process has them."""
     return local(weight.detach())[~share(mask, weight)]

@@ -70,10 +70,11 @@ class Target:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A parameter without a mask: its number of entries and the reason."""
+    """A parameter without a mask: its number of entries, the reason, and its number of dimensions."""
 
     size: int
     reason: str
+    dimensions: int = 1
 
 
 class Targets(Mapping[str, Target]):
@@ -113,16 +114,33 @@ class Targets(Mapping[str, Target]):
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile`, DataParallel, DistributedDataParallel and AveragedModel wrappers."""
+    """The model inside `torch.compile`, DataParallel, DistributedDataParallel, AveragedModel and peft's wrappers."""
     while True:
         if "_orig_mod" in model._modules:
             inner = model._modules["_orig_mod"]
+        elif "base_model" in model._modules and hasattr(type(model), "get_base_model"):  # PeftModel
+            inner = model.get_base_model()  # type: ignore[operator]
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
             inner = model.module
         else:
             return model
         assert inner is not None
         model = inner
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether this layer of peft stands in the place of another, its `base_layer`, with adapters beside it."""
+    return "base_layer" in module._modules and hasattr(type(module), "adapter_layer_names")
+
+
+def _adapters(model: nn.Module) -> frozenset[int]:
+    """The identities of the parameters of adapters."""
+    found = set[int]()
+    for module in filter(is_adapted, model.modules()):
+        found |= {id(parameter) for parameter in module.parameters(recurse=False)}
+        for name, child in module.named_children():
+            found |= {id(parameter) for parameter in child.parameters() if name != "base_layer"}
+    return frozenset(found)
 
 
 def plain_name(name: str) -> str:
@@ -209,6 +227,8 @@ def find_targets(
     if one of its owners is: the output layer of GPT-2, a linear layer tied with the embedding, is masked as
     `transformer.wte.weight`, and the embedding with it; `exclude="*wte"` leaves both dense.
 
+    The parameters of peft's adapters stay dense unless included: a mask is that of the layer they are added to.
+
     Weights that a parametrization computes (`weight_norm`, `spectral_norm`, ...) stay dense: a mask on what they are
     computed from is not one on the weight. So, unless included, do standardized ones, where 0 stands for another value.
 
@@ -217,7 +237,7 @@ def find_targets(
             target that lies over the memory of another parameter, or no target at all.
     """
     model = unwrap(model)
-    computed = computed_weights(model)
+    computed, adapters = computed_weights(model), _adapters(model)
     parameters: dict[int, nn.Parameter] = {}
     places: dict[int, list[tuple[str, nn.Module, str]]] = {}
     output: tuple[int, str] | None = None
@@ -245,12 +265,12 @@ def find_targets(
         name, owners = names[key], tuple((module, attribute) for _, module, attribute in places[key])
         kinds = [_kind(module, attribute, parameter) for module, attribute in owners]
         place = next((place for place, kind in enumerate(kinds) if kind in MASKED_BY_DEFAULT), 0)
-        kind = "parametrized" if key in parametrized else kinds[place]
+        kind = "parametrized" if key in parametrized else "adapter" if key in adapters else kinds[place]
         reason = _reason_to_leave_out(name, parameter, kind, included, excluded)
         if reason is None:
             targets[name] = Target(name, parameter, owners, kind, *_layout(*owners[place]))
         else:
-            left_out[name] = LeftOut(parameter.numel(), reason)
+            left_out[name] = LeftOut(parameter.numel(), reason, parameter.dim())
     if not targets:
         there = ", ".join(f"{name} ({entry.reason})" for name, entry in left_out.items()) or "no parameters"
         raise ValueError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -50,6 +51,7 @@ def read_file(path: str | os.PathLike[str]) -> Any:
                 is_ticket = KEY in (file.metadata() or {})
             found = {} if is_ticket else safetensors.torch.load_file(path)
         else:
+            check_members(path)
             with torch.serialization.safe_globals(_PLAIN_DATA):
                 return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the bytes of a stranger's file make a reader raise
@@ -57,6 +59,27 @@ def read_file(path: str | os.PathLike[str]) -> Any:
     if is_ticket:
         raise ValueError(f"{path} is a ticket: supermask.load reads it")
     return found
+
+
+def check_members(file: str | os.PathLike[str] | BinaryIO) -> None:
+    """Check the members of a file that `torch.save` has written by the checksums of its zip format.
+
+    `torch.load` does not look at them, and would read a damaged file as other numbers. A file of the format before
+    that, or one that was saved without checksums, has none.
+
+    Raises:
+        ValueError: a member does not match its checksum, or the file breaks off.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            has_none = all(member.CRC == 0 for member in archive.infolist())
+            damaged = None if has_none else archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise ValueError(f"its zip format is damaged: {error}") from None
+    if damaged is not None:
+        raise ValueError(f"its part {damaged} does not match its checksum")
 
 
 def _explain(error: Exception) -> str:

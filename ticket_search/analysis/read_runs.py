@@ -10,11 +10,11 @@ from typing import Any
 import supermask
 
 from ..contract.errors import RequestError
-from ..contract.flags import read_json, read_toml
 from ..contract.metric import ACCURACY, METRICS, Metric, metric_of, value_of
 from ..running.read_config import find_kind
 from ..runs.folders import inspect_folder
 from ..runs.names import CONFIG, CONTROLS, SUMMARY
+from ..runs.records import read_record
 
 # Two runs are the same experiment where they are equal in all flags but seeds, paths and those of the machine.
 _SEEDS = ("seed", "init_seed", "order_seed", "mask_seed")
@@ -122,8 +122,8 @@ def _of_another_metric(row: Mapping[str, Any], member: Member) -> bool:
 
 
 def _read_run(folder: Path) -> Member:
-    config, summary = read_toml(folder / CONFIG), read_json(folder / SUMMARY)
-    controls = read_json(folder / CONTROLS)["rows"] if (folder / CONTROLS).exists() else []
+    config, summary = read_record(folder, CONFIG), read_record(folder, SUMMARY)
+    controls = read_record(folder, CONTROLS)["rows"] if (folder / CONTROLS).exists() else []
     seed = config.get("seed", 0)
     # A ticket brings the weights that it starts from: a training of it with other seeds draws no weights.
     drawn = {**config, **_drawn_by(config)}

@@ -8,9 +8,10 @@ import typer
 
 import supermask
 
-from .. import analysis, deploy
+from .. import analysis, deploy, running
+from ..contract.leave import code_in, names_code
 from .terminal import harmless, output, percent, print_json, print_table
-from .tickets import InputShape, Model, read_numbers, ticket_path
+from .tickets import Data, InputShape, Metric, Model, read_numbers, ticket_path
 
 if TYPE_CHECKING:
     from ..deploy.bench_result import Row
@@ -34,7 +35,8 @@ def bench(
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", help="Time for each variant, engine and batch size.")] = 1.0,
     device: Annotated[str, typer.Option("--device", help="Where to measure: cpu or cuda.")] = "cpu",
-    data: Annotated[str | None, typer.Option(help="A data set for the accuracy instead of the ticket's own.")] = None,
+    data: Data = None,
+    metric: Metric = None,
     data_dir: Annotated[str | None, typer.Option(help="A folder that is searched for the data first.")] = None,
     state: Annotated[str, typer.Option(help="The weights of the network: start or final.")] = "final",
     model: Model = None,
@@ -48,10 +50,19 @@ def bench(
     path = ticket_path(ticket, runs)
     if plot is not None:
         analysis.plots.check_path(plot, False)
+    found = supermask.load(path)
+    typed = {"model": model, "data": data, "metric": metric}
+    # Only the accuracy needs data and metric: where they are not to be had, there is none, unless it was asked for.
+    code = running.ticket_code.find_code(found, path, ["model", *(["data", "metric"] if data else [])], **typed)
+    measurable = set(code_in(vars(code)).values()) <= code.leaves.keys() and not code.data.startswith("arrays-")
+    own = measurable and (names_code(code.data) or code.metric is not None)
     measured = deploy.bench.bench(
-        supermask.load(path), file_bytes=path.stat().st_size, batch_sizes=sizes,
-        engines=[word.strip() for word in engines.split(",")], threads=threads, data=data, data_dir=data_dir,
-        device=device, state=state, model=model, input_shape=shape or None, seconds=seconds,
+        found, file_bytes=path.stat().st_size, batch_sizes=sizes,
+        engines=[word.strip() for word in engines.split(",")], threads=threads,
+        data=running.ticket_code.read_samples(found, code, data_dir) if own else data, data_dir=data_dir,
+        config=code if own else None,
+        device=device, state=state, model=running.ticket_code.find_factory(code, model),
+        input_shape=shape or None, seconds=seconds,
     )  # fmt: skip
     if plot is not None:
         analysis.bench_plot.plot_bench(measured, plot)

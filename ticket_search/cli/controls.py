@@ -7,14 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from .. import running
+from ..contract import metric as contract_metric
 from ..contract.errors import RequestError
-from ..contract.metric import Metric, metric_of, value_of
+from ..contract.metric import metric_of, value_of
 from ..running.read_config import read_config
 from ..running.request import shape_of
 from ..runs.folders import find_run
 from ..runs.names import MOVING
 from ..runs.run import Run
 from .terminal import errors, output, print_json, print_table
+from .tickets import Data, Loss, Metric, Model
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,6 +34,10 @@ def controls(
     ] = "",
     elsewhere: Annotated[str, typer.Option("--on", help="The name of another data set to train the controls on.")] = "",
     survivors: Annotated[bool, typer.Option("--survivors", help="Train the frozen weights that were kept.")] = False,
+    model: Model = None,
+    data: Data = None,
+    loss: Loss = None,
+    metric: Metric = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -46,24 +52,24 @@ def controls(
             folder,
             chosen or None,
             [int(word) for word in words] or None,
-            elsewhere=elsewhere or None,
+            model=model, data=data, loss=loss, metric=metric, elsewhere=elsewhere or None,
             survivors=survivors,
-        )
+        )  # fmt: skip
     except KeyboardInterrupt:
         errors().print("\nstopped; the same command continues", markup=False, highlight=False)
         raise typer.Exit(130) from None
     if as_json:
         print_json({"rows": rows})
         return
-    metric = Run(folder, read_config(folder)).metric
-    columns = ("control", "data", "level", "density", "kept", f"test {metric.column}", f"validation {metric.column}")
-    print_table(columns, [_cells(row, metric) for row in rows])
+    shown = Run(folder, read_config(folder)).metric
+    columns = ("control", "data", "level", "density", "kept", f"test {shown.column}", f"validation {shown.column}")
+    print_table(columns, [_cells(row, shown) for row in rows])
     if not chosen and (shape := shape_of(read_config(folder))) != "weight":
         line = f"not made for units of {shape}, because they move single weights: {', '.join(MOVING)}"
         output().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _cells(row: dict[str, Any], metric: Metric) -> tuple[Any, ...]:
+def _cells(row: dict[str, Any], metric: contract_metric.Metric) -> tuple[Any, ...]:
     how = "trained" if row["trained"] else "not trained"
     return (
         f"{row['control']}, {how}", row["data"], row["level"], f"{row['density']:.4g}", row["kept"],

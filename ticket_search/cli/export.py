@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
-from .. import deploy
+import supermask
+
+from .. import deploy, running
 from .terminal import harmless
 from .terminal import output as screen
-from .tickets import InputShape, Model, read_numbers, read_ticket
+from .tickets import InputShape, Model, read_numbers, ticket_path
 
 
 def add_to(app: typer.Typer) -> None:
@@ -38,9 +40,13 @@ def export(
 ) -> None:
     """Write a ticket's network, with its masks applied, in the format of another program."""
     shape = read_numbers("--input-shape", input_shape)
-    found = read_ticket(ticket, runs)
+    source = ticket_path(ticket, runs)
+    found = supermask.load(source)
+    code = running.ticket_code.find_code(found, source, ("model",) if to in deploy.export.BUILT else (), model=model)
+    # A file of tensors needs no network: there a model that was typed is a problem, which `export` tells.
+    own = running.ticket_code.find_factory(code, model) if to in deploy.export.BUILT else model
     path = deploy.export.export(
-        found, to, output, state, compact=compact, model=model, input_shape=shape or None,
+        found, to, output, state, compact=compact, model=own, input_shape=shape or None,
         say=lambda line: screen().print(harmless(line), highlight=False, soft_wrap=True, markup=False),
     )  # fmt: skip
     screen().print(f"wrote {path} ({path.stat().st_size:,} bytes)", highlight=False, soft_wrap=True)

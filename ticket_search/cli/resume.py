@@ -10,6 +10,7 @@ from .. import running
 from ..runs.folders import find_run, inspect_folder
 from .search import print_summary
 from .terminal import output, print_json, stop_told
+from .tickets import Data, Loss, Metric, Model
 
 
 def add_to(app: typer.Typer) -> None:
@@ -19,6 +20,10 @@ def add_to(app: typer.Typer) -> None:
 
 def resume(
     run: Annotated[str, typer.Argument(help="The folder or name of a run.")],
+    model: Model = None,
+    data: Data = None,
+    loss: Loss = None,
+    metric: Metric = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -26,7 +31,7 @@ def resume(
     folder = find_run(run, runs)
     done = inspect_folder(folder).state == "finished"
     with stop_told(folder):
-        finished = running.search.resume(folder)
+        finished = running.search.resume(folder, model, data, loss=loss, metric=metric)
     if as_json:
         print_json(finished.summary)
         return

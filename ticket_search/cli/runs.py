@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from ..contract.errors import Problems
-from ..contract.flags import read_json, read_toml
 from ..contract.metric import metric_of, value_of
 from ..runs.folders import find_run, inspect_folder, list_runs, remove_run
 from ..runs.names import CONFIG, SUMMARY
+from ..runs.records import read_record
 from .terminal import duration, output, print_json, print_table
 
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List runs, or delete them.")
@@ -72,9 +72,9 @@ def describe(folder: Path) -> dict[str, Any]:
     """A run's name and state, what was searched for, and what it has found if it is finished."""
     row: dict[str, Any] = {"name": folder.name, "path": str(folder)}
     try:
-        config = read_toml(folder / CONFIG)
+        config = read_record(folder, CONFIG)
         state = inspect_folder(folder).state
-        summary = read_json(folder / SUMMARY) if state == "finished" else {}
+        summary = read_record(folder, SUMMARY) if state == "finished" else {}
     except ValueError as error:
         return {**row, "state": f"damaged: {error}"}
     row |= {"state": state}

@@ -137,6 +137,7 @@ def print_plan(plan: Plan, as_json: bool) -> None:
                 "targets": {name: list(target.parameter.shape) for name, target in targets.items()},
                 "weights": targets.size,
                 "left_out": {reason: size for reason, (_, size) in targets.left_out_by_reason().items()},
+                "remarks": plan.remarks,
                 "stages": [vars(stage) for stage in plan.stages],
                 "steps": sum(stage.steps for stage in plan.stages),
                 "seconds": plan.seconds,
@@ -148,6 +149,8 @@ def print_plan(plan: Plan, as_json: bool) -> None:
     ]
     print_table(("maskable tensor", "kind", "shape", "weights"), rows)
     _print_left_out(targets.left_out_by_reason().items())
+    for remark in plan.remarks:
+        output().print(remark, highlight=False, markup=False, soft_wrap=True)
     exact = find_kind(plan.config.method).traits.exact_density
     print_table(
         ("training", "density", "weights kept", "steps"),

@@ -11,6 +11,7 @@ from ..contract.flags import find_study
 from ..sweeps.study import page_files, read_study, write_study
 from .sweep import carry_out_sweep
 from .terminal import errors, output
+from .tickets import OwnData, OwnLoss, OwnMetric, OwnModel
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,10 +25,14 @@ def study(
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     results: Annotated[str, typer.Option("--results", help="The folder to write the page to.")] = "results",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that exists already.")] = False,
+    model: OwnModel = None,
+    data: OwnData = None,
+    loss: OwnLoss = None,
+    metric: OwnMetric = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done and how long it takes.")] = False,
 ) -> None:
     """Carry out the unfinished runs of a study and write its page: figure, tables, verdict, published numbers."""
-    asked = read_study(find_study(file))
+    asked = read_study(find_study(file), {"model": model, "data": data, "loss": loss, "metric": metric})
     there = [str(path) for path in page_files(asked, results) if path.exists()]
     if there and not (overwrite or dry_run):
         raise RequestError(f"{', '.join(there)} exist already: add --overwrite, or choose another folder by --results")

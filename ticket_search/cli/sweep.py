@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from .. import sweeps
-from ..contract.flags import read_json
 from ..contract.metric import known_value, metric_of
+from ..runs.names import SUMMARY
+from ..runs.records import read_record
 from ..sweeps.file import Sweep, read_sweep
 from .terminal import duration, errors, output, print_json, print_table
+from .tickets import OwnData, OwnLoss, OwnMetric, OwnModel
 
 if TYPE_CHECKING:
     from ..sweeps.sweep import SweepPlan, SweepResult
@@ -32,6 +34,10 @@ def sweep(
         int | None,
         typer.Option("--threads", min=1, help="CPU threads of each run; if neither given nor in the file, 1."),
     ] = None,
+    model: OwnModel = None,
+    data: OwnData = None,
+    loss: OwnLoss = None,
+    metric: OwnMetric = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done and how long it takes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summaries (or the plan) as JSON.")] = False,
 ) -> None:
@@ -41,9 +47,11 @@ def sweep(
     first values, and [base.imp] is for runs of one method only. [grid] has lists of values, and every combination of
     them is run. Each [[runs]] is a single run beside the grid. Above the tables stand seeds = "0-4" for every run,
     controls = ["reinit", "shuffle"] to make after each run, control_levels = [3, 5] for the levels of the controls, and
-    controls_on = "DATA" for another data set to train the controls on as well.
+    controls_on = "DATA" for another data set to train the controls on as well. Functions of one's own that the file
+    names are imported where --model, --data, --loss or --metric says so, with commas between several.
     """
-    carry_out_sweep(read_sweep(file, threads), runs, jobs, dry_run, as_json)
+    asked = read_sweep(file, threads, {"model": model, "data": data, "loss": loss, "metric": metric})
+    carry_out_sweep(asked, runs, jobs, dry_run, as_json)
 
 
 def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: bool) -> list[Path]:
@@ -67,7 +75,7 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
         _say_failures(plan, result)
         _say_stopped()
     if as_json:
-        summaries = [read_json(folder / "summary.json") | {"path": str(folder)} for folder in result.finished]
+        summaries = [read_record(folder, SUMMARY) | {"path": str(folder)} for folder in result.finished]
         print_json({"runs": summaries} | ({"failures": result.failures} if asked.name else {}))
     else:
         print_result(plan, result)
@@ -104,7 +112,7 @@ def print_result(plan: SweepPlan, result: SweepResult) -> None:
     """Print the results of the finished runs in short, and the commands that follow."""
     rows = []
     for folder in result.finished:
-        row = read_json(folder / "summary.json")
+        row = read_record(folder, SUMMARY)
         metric = metric_of(row)
         name = "" if metric.is_accuracy else f"{metric.name} "
         values = [f"{name}{metric.with_unit(known_value(row, split))}" for split in ("test", "val")]

@@ -17,9 +17,34 @@ if TYPE_CHECKING:
     from supermask import Ticket
 
 
-# How to build a ticket's network, for the commands that run it.
+# Code of the user's own. A run that was made here remembers it; of a run or a file of someone else it is imported only
+# where it is typed.
 Model = Annotated[
-    str | None, typer.Option("--model", help="package.module:function that builds the network, if it has no name.")
+    str | None,
+    typer.Option("--model", help="package.module:function that builds the network, in place of the recorded one."),
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="A data set, or package.module:function that reads one, in place of the recorded one."),
+]
+Loss = Annotated[
+    str | None, typer.Option("--loss", help="package.module:function of the loss, in place of the recorded one.")
+]
+Metric = Annotated[
+    str | None, typer.Option("--metric", help="package.module:function of the metric, in place of the recorded one.")
+]
+# The same, of a file that lists runs.
+OwnModel = Annotated[
+    str | None, typer.Option("--model", help="package.module:function that the file may import as a model.")
+]
+OwnData = Annotated[
+    str | None, typer.Option("--data", help="package.module:function that the file may import as data.")
+]
+OwnLoss = Annotated[
+    str | None, typer.Option("--loss", help="package.module:function that the file may import as a loss.")
+]
+OwnMetric = Annotated[
+    str | None, typer.Option("--metric", help="package.module:function that the file may import as a metric.")
 ]
 InputShape = Annotated[
     str, typer.Option("--input-shape", help="Shape of one sample, as 3,32,32, if the ticket does not give it.")

@@ -8,12 +8,13 @@ import tomllib
 import types
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from .errors import Problems, RequestError, describe_expected, nearest_hint, unknown
+from .leave import Leave, code_in, refuse, without_leave
 from .metric import LOSSES, METRICS, name_problem
 from .recorded import always_recorded
 
@@ -53,6 +54,9 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     """
 
     draws_masks: ClassVar[bool] = False
+    # Not of the record: which of its names may be imported, and who names the others. Copies keep both.
+    _leaves: dict[str, Leave] = pydantic.PrivateAttr(default_factory=dict)
+    _origin: str = pydantic.PrivateAttr("the configuration, which is not what you have typed")
 
     method: str = Field("", description="search method (`ticket methods` lists them)")
     model: str = Field(
@@ -158,6 +162,29 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     dtype: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="number format in which a ticket stores the kept weights that no seed draws"
     )
+
+    @property
+    def leaves(self) -> Mapping[str, Leave]:
+        """The names of code that may be imported, with where they come from."""
+        return self._leaves
+
+    @property
+    def origin(self) -> str:
+        """Who names the code that there is no leave for, and why not: `the run runs/x, which has no mark ...`."""
+        return self._origin
+
+    def allowing(self, leaves: Mapping[str, Leave], origin: str = "") -> Self:
+        """The same configuration with leave to import more names, and, where it is given, another origin."""
+        copy = self.model_copy()
+        copy._leaves = {**self._leaves, **leaves}
+        copy._origin = origin or self._origin
+        return copy
+
+    def refused_code(self, others: Mapping[str, Any] | None = None) -> list[str]:
+        """The sentences about code that may not be imported: what it names, or `others` in place of that, by flag."""
+        names = code_in({**vars(self), **(others or {})})
+        denied = without_leave(names, self._leaves)
+        return refuse(self._origin, denied) if denied else []
 
     @property
     def seeds(self) -> dict[str, int]:
@@ -352,9 +379,14 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ValueError: the file does not hold JSON.
+        RequestError: the file cannot be read, or does not hold a JSON object.
     """
-    value: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RequestError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise RequestError(f"{path} holds {type(value).__name__}, expected an object")
     return value
 
 

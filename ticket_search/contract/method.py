@@ -32,12 +32,15 @@ class Traits:
     weights: what happens to the weights under the masks. `trained`; `frozen`: drawn once and never changed, so that the
         ticket's start and final states differ in masks and statistics only; `redrawn`: never trained, but the search
         draws dropped ones anew.
+    changes_masks: the masks change in the course of the training that gives the ticket its weights, so that no control
+        can be trained as the ticket was.
     """
 
     exact_density: bool = True
     nested: bool = False
     dense: bool = False
     weights: Literal["trained", "frozen", "redrawn"] = "trained"
+    changes_masks: bool = False
 
     @property
     def trains_weights(self) -> bool:

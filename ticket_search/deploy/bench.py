@@ -20,11 +20,13 @@ from supermask.shrinking.flow import flow
 from supermask.sparse.timing import time_in_turns
 
 from ..contract.errors import RequestError, unknown
+from ..contract.flags import Config
 from ..data.samples import Samples
 from ..data.sources import source_names, without_version
 from ..runs.progress import Progress
-from ..training.evaluation import evaluate, read_data_of
+from ..training.evaluation import evaluate, objective_of_ticket, read_data_of
 from ..training.flops import flops_of
+from ..training.objective import Objective
 from .bench_result import Bench, Row, Sizes
 from .bench_verdict import JUDGED, judge
 from .machine_load import measure_load
@@ -49,8 +51,9 @@ def bench(
     batch_sizes: Sequence[int] = (1, 64, 512),
     engines: Sequence[str] = ENGINES,
     threads: int | None = None,
-    data: str | None = None,
+    data: str | Samples | None = None,
     data_dir: str | None = None,
+    config: Config | None = None,
     device: str = "cpu",
     state: str = "final",
     model: str | Callable[..., nn.Module] | None = None,
@@ -70,8 +73,10 @@ def bench(
         batch_sizes: numbers of samples in a batch.
         engines: any of `eager`, `compiled` (torch.compile) and `onnxruntime` (on the CPU).
         threads: the threads of PyTorch and of onnxruntime; PyTorch's own number if not given.
-        data: a built-in data set to measure the accuracy on; the ticket's own if not given and if it is built in.
+        data: a built-in data set, or samples, to measure the accuracy on; the ticket's own if not given and if it is
+            built in.
         data_dir: a folder that is searched for the data first.
+        config: what names the loss and the metric; if not given those of the ticket, where they are no code.
         device: `cpu` or `cuda`.
         state: `start` or `final`.
         model: what builds the network, where the ticket's is not known by name.
@@ -85,8 +90,9 @@ def bench(
     _check_request(ticket, batch_sizes, engines, threads, device, state, seconds)
     network, shape = build_network(ticket, state, model), input_shape_of(ticket, input_shape)
     check_shape(network, shape)
-    name = data or _own_data(ticket)
-    samples = None if name is None else read_data_of(ticket, name, data_dir).to(device)
+    chosen = data if data is not None else _own_data(ticket)
+    samples = read_data_of(ticket, chosen, data_dir) if isinstance(chosen, str) else chosen
+    samples = None if samples is None else samples.to(device)
     load = measure_load()
     with _threads(threads) as count, Progress(progress) as shown:
         if load.busy:
@@ -96,9 +102,15 @@ def bench(
         networks, reasons = _dense_variants(network, ticket, example)
         sizes = _sizes(ticket, networks, example, file_bytes)
         nets, made = _prepare_all(networks, reasons, engines, inputs, count, shown)
-        rows = _measure(made, inputs, seconds, _accuracies(nets, samples), shown)
+        values = _values(nets, samples, partial(objective_of_ticket, ticket, config=config))
+        rows = _measure(made, inputs, seconds, values, shown)
     best = judge(rows, sizes, min(inputs, key=lambda size: abs(size - JUDGED)), str(load) if load.busy else None)
-    facts: dict[str, Any] = {"threads": count, "device": device, "data": name, "density": ticket.density}
+    facts: dict[str, Any] = {
+        "threads": count,
+        "device": device,
+        "data": None if samples is None else samples.name,
+        "density": ticket.density,
+    }
     return Bench(sizes=sizes, load=load, **facts, rows=tuple(rows), best=best)
 
 
@@ -146,15 +158,13 @@ def _measure(
     return rows
 
 
-def _accuracies(nets: _Nets, samples: Samples | None) -> dict[str, float | None]:
-    """The test accuracy of each variant but the dense one, whose dropped weights are noise."""
+def _values(nets: _Nets, samples: Samples | None, objective_of: Callable[..., Objective]) -> dict[str, float | None]:
+    """The metric on the test split of each variant but the dense one, whose dropped weights are noise."""
     if samples is None:
         return {}
-    return {
-        variant: evaluate(next(iter(each.values())), samples, "test").value
-        for variant, each in nets.items()
-        if variant != "dense"
-    }
+    networks = {variant: next(iter(each.values())) for variant, each in nets.items() if variant != "dense"}
+    objective = objective_of(samples=samples, network=networks["masked"])
+    return {variant: evaluate(network, samples, "test", objective).value for variant, network in networks.items()}
 
 
 @torch.no_grad()

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from supermask import Ticket
 
 from ..contract.errors import RequestError, RunError
-from ..runs.experiment import find_model
+from ..contract.leave import leave_here
+from ..runs.experiment import describe_model, find_model
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # The largest difference to the network's outputs, over the largest output: sums in another order stay far below it in
@@ -38,8 +39,8 @@ def build_network(
     Args:
         ticket: the ticket.
         state: `start` or `final`.
-        model: what builds a network that is not known by name: a function, or `package.module:function`. It gets those
-            of the ticket's arguments that it takes.
+        model: what builds a network that is not known by name: a function, or `package.module:function`, which is
+            imported. It gets those of the ticket's arguments that it takes.
 
     Raises:
         RequestError: the architecture is not known by name, cannot be built, or does not fit the ticket.
@@ -51,13 +52,14 @@ def build_network(
             raise RequestError(
                 f"{error}; or name a function that builds it by --model package.module:function"
             ) from None
-    factory = find_model(model)
+    factory = find_model(model, leave_here(model))
     takes = inspect.signature(factory).parameters
-    given = {key: value for key, value in _arguments(ticket).items() if key in takes}
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
+    given = {key: value for key, value in _arguments(ticket).items() if takes_all or key in takes}
     try:
         return ticket.apply_to(factory(**given), state).eval()
     except Exception as error:
-        raise RequestError(f"--model {model}: {type(error).__name__}: {error}") from error
+        raise RequestError(f"--model {describe_model(model)}: {type(error).__name__}: {error}") from error
 
 
 def input_shape_of(ticket: Ticket, asked: Sequence[int] | None = None) -> tuple[int, ...]:

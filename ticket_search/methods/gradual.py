@@ -17,9 +17,8 @@ from supermask import choosing, live, weights
 from .. import runs, training
 from ..contract.errors import RequestError
 from ..contract.flags import Duration, is_zero, steps_of
-from ..contract.method import Hook, Stage
+from ..contract.method import Hook, Stage, Traits
 from ..data.samples import whole_batches
-from ..training.at_init import TRAITS as TRAITS
 from ..training.at_init import PruningConfig, check_pruning, choose_masks, example_of, warn_of_collapse
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from supermask import Masks, Targets, Ticket
 
     from ..runs.run import Run
+
+TRAITS = Traits(changes_masks=True)
 
 
 class Config(PruningConfig):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from supermask.plugins.entry_points import MODELS, declarations
 
-# Networks of other packages, by the names that these have for them.
-OTHERS = ("torchvision:", "transformers:")
+from ..contract.leave import OTHERS as OTHERS
+from ..contract.leave import names_code
 
 
 def model_names() -> list[str]:
@@ -15,4 +15,4 @@ def model_names() -> list[str]:
 
 def is_factory(name: str) -> bool:
     """Whether a model is named by `package.module:function`."""
-    return ":" in name and not name.startswith(OTHERS)
+    return names_code(name)

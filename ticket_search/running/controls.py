@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,20 @@ import supermask
 from supermask import Ticket
 
 from ..contract.errors import Problems, RequestError, unknown
-from ..contract.flags import Config, read_json
+from ..contract.flags import Config
+from ..contract.leave import Leaves, leave_here
 from ..contract.metric import named_values
 from ..runs.experiment import Setup, exact_arithmetic, load_data
-from ..runs.folders import find_run, inspect_folder
+from ..runs.folders import choose_folder, find_run, inspect_folder
 from ..runs.names import CONTROLS, DEFAULT, ELSEWHERE, EVALUATED, MOVING, REWIND_POINT, SURVIVORS, TICKET, TRAINED
-from ..runs.run import Run, write_json
+from ..runs.progress import Progress
+from ..runs.records import read_record, write_record
+from ..runs.run import Run
 from ..training.evaluation import evaluate
 from ..training.trial import find_objective
 from .read_config import find_kind, read_config
-from .request import control_problems, request_of, shape_of
-from .search import prepare, train
+from .request import Request, control_problems, describe_functions, name_problems, request_of, shape_of
+from .search import carry_out, check_training, prepare
 from .small_dense import train_small_dense
 from .train import random_masks
 
@@ -48,10 +51,11 @@ def controls(
     *,
     model: str | Callable[..., nn.Module] | None = None,
     data: Any = None,
-    loss: Callable[..., Any] | None = None,
-    metric: Callable[..., Any] | None = None,
+    loss: str | Callable[..., Any] | None = None,
+    metric: str | Callable[..., Any] | None = None,
     elsewhere: Any = None,
     survivors: bool = False,
+    leaves: Leaves | None = None,
     runs: str | os.PathLike[str] = "runs",
     progress: bool = True,
 ) -> list[dict[str, Any]]:
@@ -71,12 +75,13 @@ def controls(
         run: the folder of the run, or its name under `runs`.
         kinds: which controls; if not given `reinit`, `shuffle` and `random`, and for whole filters or blocks `reinit`.
         levels: the levels of a search with levels that are controlled; if not given the last.
-        model: the callable, where the run was started with one.
-        data: the arrays, where the run was started with some.
-        loss: the callable, where the run was started with one.
-        metric: the callable, where the run was started with one.
+        model: the callable, where the run was started with one that is not remembered (see `resume`), or its name.
+        data: the arrays, where the run was started with some, or the name of the function that reads them.
+        loss: the callable, where the run was started with one that is not remembered, or its name.
+        metric: the same of the metric.
         elsewhere: other data to train on.
         survivors: train the weights that a search over frozen weights has kept.
+        leaves: which names may be imported; where it is None, those that are given here and those of the run's mark.
         runs: the folder of all runs.
         progress: show a progress line on stderr.
 
@@ -88,9 +93,12 @@ def controls(
         Interrupted: stopped by a signal; the same call goes on from there.
     """
     folder = find_run(os.fspath(run), runs)
-    opened = Run(folder, read_config(folder))
+    request = request_of(read_config(folder), model, data, loss, metric)
+    granted = leave_here(elsewhere) if leaves is None else leaves
+    opened = Run(folder, request.config.allowing(granted))
     asked = _check(opened, kinds, levels, elsewhere, survivors)
-    given = _Given(model, data, {name: each for name, each in (("loss", loss), ("metric", metric)) if each is not None})
+    given = _Given(model, data, request.functions)
+    _check_names(request, opened, elsewhere)
     _check_data(opened, data)
     path = folder / CONTROLS
     where = opened.config.data if elsewhere is None else _name_of(elsewhere, opened)
@@ -110,7 +118,7 @@ def controls(
             with filelock.FileLock(folder / ".controls.lock"):
                 # Read again: another process may make other controls of this run.
                 rows = [*_read(path), {**key, "seed": opened.config.seed, **row}]
-                write_json(path, {"rows": rows})
+                write_record(folder, CONTROLS, {"rows": rows})
     return rows
 
 
@@ -120,7 +128,7 @@ class _Given:
 
     model: str | Callable[..., nn.Module] | None
     data: Any
-    functions: dict[str, Callable[..., Any]]
+    functions: Mapping[str, Callable[..., Any]]
 
 
 def _check_data(run: Run, data: Any) -> None:
@@ -138,8 +146,21 @@ def _check_data(run: Run, data: Any) -> None:
         raise RequestError(f"the data are not those of the run {run.path}, {config.data}: its controls need the same")
 
 
+def _check_names(request: Request, opened: Run, elsewhere: Any) -> None:
+    """Check that all data are to be had and all code may be imported, before the first control is made.
+
+    Raises:
+        RequestError: data that came as arrays, or code without leave.
+    """
+    samples = request.data if elsewhere is None else elsewhere
+    if problems := name_problems(request.model, samples):
+        raise RequestError(problems)
+    if refused := opened.config.refused_code({"model": request.model, "data": samples}):
+        raise RequestError(refused)
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
-    return list(read_json(path)["rows"]) if path.exists() else []
+    return list(read_record(path.parent, CONTROLS)["rows"]) if path.exists() else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +232,6 @@ def _train(run: Run, kind: str, level: int | None, given: _Given, elsewhere: str
             raise RequestError(f"{run.path} has no dense network to train on other data: its search has no level 0")
     flags: dict[str, Any] = {"seed": config.seed, "threads": config.threads, "device": config.device}
     flags |= {"order_seed": config.seeds["order"], "control": "none" if kind in ("ticket", "dense") else kind}
-    # A ticket file never names code to import. The run's configuration may: the run is the user's own.
     flags |= {key: getattr(config, key) for key in ("data_dir", "compile", "loss", "metric", "dtype", "workers")}
     if kind == "reinit":
         flags["init_seed"] = config.seeds["init"] + _OTHER_SEED
@@ -226,9 +246,11 @@ def _train(run: Run, kind: str, level: int | None, given: _Given, elsewhere: str
             flags["whole"] = str(point.resolve())
         elif kind == "reinit" and dense.exists():
             flags["whole"] = str(dense.resolve())
-    flags = {key: value for key, value in (flags | given.functions).items() if value is not None}
-    trained = train(ticket, given.model, given.data, runs=folder.parent, name=place, progress=progress, **flags)
-    return _row(trained, run)
+    flags, functions = describe_functions({**flags, **given.functions})
+    asked = {key: value for key, value in flags.items() if value is not None}
+    request = check_training(ticket, given.model, given.data, asked, leaves=config.leaves)
+    config, setup = prepare(dataclasses.replace(request, functions=functions))
+    return _row(carry_out(Run(choose_folder(config, folder.parent, place), config, setup, Progress(progress))), run)
 
 
 def _row(control: Run, run: Run) -> dict[str, Any]:
@@ -240,7 +262,8 @@ def _row(control: Run, run: Run) -> dict[str, Any]:
 
 
 def _set_up(run: Run, given: _Given) -> Setup:
-    return prepare(request_of(run.config, given.model, given.data, given.functions))[1]
+    request = request_of(run.config, given.model, given.data)
+    return prepare(dataclasses.replace(request, functions=given.functions))[1]
 
 
 def _evaluate(run: Run, kind: str, made: Setup) -> dict[str, Any]:

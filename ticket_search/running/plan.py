@@ -22,10 +22,11 @@ from ..training.trial import check_model
 
 @dataclass(frozen=True)
 class Plan:
-    """What a search would do: its targets, stages, and seconds estimated from a few timed steps."""
+    """What a search would do: its targets, remarks on all tensors, stages, and seconds estimated from timed steps."""
 
     config: Config
     targets: Targets
+    remarks: list[str]
     stages: list[Stage]
     seconds: float
 
@@ -42,12 +43,13 @@ def make_plan(config: Config, setup: Setup) -> Plan:
         check_model(setup, config, model)
         targets = setup.targets(config, model)
         stages = plan_stages(config, setup, targets)
+        remarks = setup.remarks(model, targets)
         timed = rehearse(model, config, setup)
     per_epoch = whole_batches(setup.data.train_size, config.batch_size)
     steps = sum(stage.steps for stage in stages)
     evaluations = steps // max(1, steps_of(config.evaluate_every, per_epoch)) + len(stages)
     seconds = timed.preparation + steps * timed.step + evaluations * timed.evaluation
-    return Plan(config, targets, stages, seconds)
+    return Plan(config, targets, remarks, stages, seconds)
 
 
 def plan_stages(config: Config, setup: Setup, targets: Targets) -> list[Stage]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..contract.flags import Config, make_config, read_toml
+from ..contract.flags import Config, make_config
 from ..contract.method import Method, describe_method
 from ..methods import find_method
 from ..runs.names import CONFIG
+from ..runs.records import read_record
+from ..trust.mark import read_mark
 from . import train
 
 
@@ -23,8 +25,12 @@ def find_kind(name: str) -> Method:
 def read_config(folder: Path) -> Config:
     """The configuration of the run in a folder. A flag that is newer than the run has its default.
 
+    Of the code that it names, it has leave to import what the run's mark vouches for (see `trust.mark`).
+
     Raises:
         RequestError: the configuration is damaged, or names an unknown method.
     """
-    values = read_toml(folder / CONFIG)
-    return make_config(find_kind(str(values.get("method", ""))).Config, values)
+    values = read_record(folder, CONFIG)
+    config = make_config(find_kind(str(values.get("method", ""))).Config, values)
+    leaves, why = read_mark(folder, values)
+    return config.allowing(leaves, f"the run {folder}, which {why}" if why else "")

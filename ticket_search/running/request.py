@@ -10,14 +10,19 @@ from typing import Any
 
 from ..contract.errors import Problems, RequestError, nearest_hint, unknown
 from ..contract.flags import Config, find_recipe, flag, is_switch, make_config, public_fields
+from ..contract.leave import FLAGS, Leaves, leave_here
 from ..contract.method import Method
 from ..data.sources import source_names, without_version
 from ..methods import declared_methods, find_method, own_methods, usable_methods
 from ..models.names import is_factory, model_names
+from ..runs.experiment import describe_function
 from ..runs.names import MOVING
+from ..trust.mark import leave_of
 from .read_config import find_kind
 
 DEFAULT_METHOD = "edge-popup"
+# How the name of data begins that came as arrays.
+ARRAYS = "arrays-"
 _MOST_SEEDS = 10_000
 
 # What is not part of a run's configuration: `flag: (placeholder or None where it takes no value, help)`.
@@ -80,9 +85,17 @@ def read_request(words: Sequence[str]) -> Request:
     from_file = values.keys() - typed.keys()
     values |= typed
     model, data = (str(values.pop(key, Config.model_fields[key].default)) for key in ("model", "data"))
-    request = problems.attempt(
-        lambda: check_request(method, model, data, values, given=typed, from_file=from_file, launch=launch)
-    )
+    # A name that is typed may be imported; one that only a recipe names may not.
+    leaves = leave_here(*(typed.get(key) for key in FLAGS))
+    origin = f"the recipe {launch.get('--config')}, which is a file that anyone may have written"
+    rest: dict[str, Any] = {
+        "given": typed,
+        "from_file": from_file,
+        "launch": launch,
+        "leaves": leaves,
+        "origin": origin,
+    }
+    request = problems.attempt(lambda: check_request(method, model, data, values, **rest))
     problems.raise_if_any()
     assert request is not None, "a request that cannot be made has problems"
     return request
@@ -99,6 +112,8 @@ def check_request(
     from_file: Iterable[str] = (),
     launch: Mapping[str, str] | None = None,
     functions: Mapping[str, Callable[..., Any]] | None = None,
+    leaves: Leaves | None = None,
+    origin: str = "",
 ) -> Request:
     """Check what was asked for: once for each run, in whatever way it was asked for and wherever it is carried out.
 
@@ -112,6 +127,8 @@ def check_request(
         from_file: the flags whose values come from a file, where text is no number.
         launch: what is no part of the configuration, by flag.
         functions: the loss and the metric that are callables, which `flags` describes.
+        leaves: which of the names may be imported; None where all of them come from who asks.
+        origin: who names the others (see `Config.origin`).
 
     Raises:
         RequestError: every unknown name, unknown flag, wrong value and impossible combination.
@@ -131,27 +148,45 @@ def check_request(
     config = problems.attempt(lambda: make_config(config_class, values, asked if chosen else (), from_file))
     problems.raise_if_any()
     assert chosen is not None and config is not None, "a configuration that cannot be made has problems"
-    return Request(chosen, config, model, data, asked, launch or {}, functions or {})
+    if leaves is None:
+        leaves = leave_here(model, data, flags.get("loss"), flags.get("metric"))
+    callables = {} if isinstance(model, str) else {config.model: model}
+    callables |= {str(getattr(config, name)): function for name, function in (functions or {}).items()}
+    for name, function in callables.items():
+        leaves = {**leaves, **leave_of(function, name)}
+    return Request(chosen, config.allowing(leaves, origin), model, data, asked, launch or {}, functions or {})
 
 
 def request_of(
     config: Config,
     model: str | Callable[..., Any] | None = None,
     data: Any = None,
-    functions: Mapping[str, Callable[..., Any]] | None = None,
+    loss: str | Callable[..., Any] | None = None,
+    metric: str | Callable[..., Any] | None = None,
 ) -> Request:
     """The request of a configuration that has been checked: one that was read from a run, or came with a sweep.
 
-    `model`, `data` and the `functions` of loss and metric stand in for those that it names, where a run was started
-    with a callable or with arrays.
+    The others stand in for what it names: what a run was started with, or names that are typed, which may be imported.
     """
+    given = {key: value for key, value in (("loss", loss), ("metric", metric)) if value is not None}
+    objective, functions = describe_functions(given)
+    leaves = leave_here(model, data, loss, metric)
+    for name, function in functions.items():
+        leaves |= leave_of(function, objective[name])
+    config = config.model_copy(update=objective).allowing(leaves)
     return Request(
         find_kind(config.method),
         config,
         config.model if model is None else model,
         config.data if data is None else data,
-        functions=functions or {},
+        functions=functions,
     )
+
+
+def describe_functions(flags: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Callable[..., Any]]]:
+    """The flags with the names of the loss and the metric where these are callables, and the callables."""
+    functions = {name: flags[name] for name in ("loss", "metric") if callable(flags.get(name))}
+    return {**flags, **{name: describe_function(each) for name, each in functions.items()}}, functions
 
 
 def name_problems(model: Any, data: Any) -> list[str]:
@@ -160,7 +195,9 @@ def name_problems(model: Any, data: Any) -> list[str]:
     # Names that code has to be imported for are looked up later: torchvision's networks, functions of the user's own.
     if isinstance(model, str) and ":" not in model and model not in model_names():
         problems.append(unknown("model", model, model_names()))
-    if isinstance(data, str) and ":" not in data and without_version(data) not in source_names():
+    if isinstance(data, str) and data.startswith(ARRAYS):
+        problems.append(f"the data were arrays ({data}), which only Python can give again, as data=(x, y)")
+    elif isinstance(data, str) and ":" not in data and without_version(data) not in source_names():
         problems.append(unknown("data set", data, source_names()))
     return problems
 
@@ -182,7 +219,7 @@ def control_problems(config: Config, kinds: Iterable[str] = ()) -> list[str]:
         )
     if getattr(config, "rewind_optimizer", "fresh") == "restore":
         problems.append("starts each level with the optimizer's restored moments, which no control has")
-    if config.method == "gradual":
+    if find_kind(config.method).traits.changes_masks:
         problems.append("prunes while it trains: no control can be trained as its ticket was")
     return problems
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,10 @@ from supermask.weights.fitting import state_of
 
 from ..contract.errors import Problems, RequestError, unknown
 from ..contract.flags import Config, differences, to_plain
+from ..contract.leave import Leave, Leaves, can_be_typed, code_in, leave_here
 from ..contract.metric import LOSSES, METRICS
-from ..models.names import is_factory
 from ..runs.experiment import (
     Setup,
-    describe_function,
     describe_model,
     exact_arithmetic,
     find_model,
@@ -35,9 +35,10 @@ from ..runs.run import Run
 from ..training.conclude import summarize
 from ..training.objective import make_objective
 from ..training.trial import check_model
+from ..trust.mark import digest_of, read_mark
 from .plan import plan_stages
 from .read_config import read_config
-from .request import Request, check_request, name_problems, request_of
+from .request import ARRAYS, Request, check_request, describe_functions, name_problems, request_of
 from .train import REPEATED
 
 
@@ -85,36 +86,33 @@ def search(
     return carry_out(Run(folder, config, setup, Progress(progress)))
 
 
-def describe_functions(flags: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Callable[..., Any]]]:
-    """The flags with the names of the loss and the metric where these are callables, and the callables."""
-    functions = {name: flags[name] for name in ("loss", "metric") if callable(flags.get(name))}
-    return {**flags, **{name: describe_function(each) for name, each in functions.items()}}, functions
-
-
 def resume(
     run: str | os.PathLike[str],
     model: str | Callable[..., nn.Module] | None = None,
     data: Any = None,
     *,
-    loss: Callable[..., Any] | None = None,
-    metric: Callable[..., Any] | None = None,
+    loss: str | Callable[..., Any] | None = None,
+    metric: str | Callable[..., Any] | None = None,
     runs: str | os.PathLike[str] = "runs",
     progress: bool = True,
 ) -> Run:
     """Go on with a stopped run, as if it had never been stopped; a finished one is returned as it is.
 
+    A run that was made here remembers the functions that it was started with, and where they are (see `trust.mark`). A
+    lambda, a function of a script or a notebook, and arrays are not remembered.
+
     Args:
         run: its folder, or its name under `runs`.
-        model: the callable, where the run was started with one.
-        data: the arrays, where the run was started with some.
-        loss: the callable, where the run was started with one.
-        metric: the callable, where the run was started with one.
+        model: the callable, where the run was started with one that is not remembered, or its name.
+        data: the arrays, where the run was started with some, or the name of the function that reads them.
+        loss: the callable, where the run was started with one that is not remembered, or its name.
+        metric: the same of the metric.
         runs: the folder of all runs.
         progress: show a progress line on stderr.
 
     Raises:
-        RequestError: there is no such run, or it needs a model, data, a loss or a metric that are not built in and were
-            not given.
+        RequestError: there is no such run, or it needs code or data that are not built in and were not given, or code
+            that has changed since.
     """
     folder = find_run(os.fspath(run), runs)
     config = read_config(folder)
@@ -123,22 +121,20 @@ def resume(
         return opened
     if model is not None:
         config = config.model_copy(update={"model": describe_model(model)})
-    names, functions = describe_functions({"loss": loss, "metric": metric})
-    config = config.model_copy(update={name: names[name] for name in functions})
-    request = request_of(config, model, data, functions)
-    problems = Problems()
-    problems.add(*name_problems(request.model, request.data))
-    if not problems.found:
-        problems.attempt(lambda: find_model(request.model))
-    problems.attempt(lambda: make_objective(config, functions))
-    if problems.found:
-        code = [name for name in ("loss", "metric") if ":" in (getattr(config, name) or "")]
-        call = f'ticket_search.resume("{folder}", {", ".join(f"{name}=..." for name in ("model", "data", *code))})'
-        raise RequestError([f"{problem}; the run was started in Python: {call} goes on" for problem in problems.found])
-    again, setup = prepare(request)
+    request = request_of(config, model, data, loss, metric)
+    asked = {"model": request.model, "data": request.data}
+    unknown_names = name_problems(request.model, request.data)
+    refused = request.config.refused_code(asked)
+    code = code_in({**vars(request.config), **asked})
+    if unknown_names or (refused and not all(map(can_be_typed, code.values()))):
+        needed = dict.fromkeys(["model", "data", *(name for name in ("loss", "metric") if name in code)])
+        call = f'ticket_search.resume("{folder}", {", ".join(f"{name}=..." for name in needed)})'
+        problems = [*unknown_names, *refused]
+        raise RequestError([f"{problem}; the run was started in Python: {call} goes on" for problem in problems])
+    again, setup = prepare(request, unchanged=True)
     if other := differences(to_plain(opened.config), to_plain(again)):
         raise RequestError(f"the run {folder} was started otherwise: {', '.join(other)}")
-    return carry_out(Run(folder, opened.config, setup, Progress(progress)))
+    return carry_out(Run(folder, again, setup, Progress(progress)))
 
 
 def train(
@@ -158,7 +154,7 @@ def train(
         run = train("ticket.safetensors", state="final", epochs=2) # continued
 
     Args:
-        ticket: the ticket file, or a run's folder.
+        ticket: the ticket file, or a run's folder. Functions that its run remembers are used (see `resume`).
         model: a callable, where the ticket's network is not known by name.
         data: a name or arrays, where it is not the data set that the ticket names.
         runs: the folder of all runs.
@@ -181,24 +177,33 @@ def check_training(
     data: Any,
     flags: Mapping[str, Any],
     launch: Mapping[str, str] | None = None,
+    leaves: Leaves | None = None,
 ) -> Request:
     """The checked request to train a ticket (see `train`).
+
+    `leaves` says which names may be imported; where it is None, those that are given here, and what the ticket's run
+    remembers.
 
     Raises:
         RequestError: every problem of the request at once; nothing is written.
         TicketError: the file is no whole ticket.
     """
     own = [key for key, value in {"model": model, "data": data}.items() if value is not None]
-    values, known = describe_ticket(ticket, flags, own)
+    values, known, marked, origin = describe_ticket(ticket, flags, own)
+    if leaves is None:
+        leaves = {**marked, **leave_here(model, data, flags.get("loss"), flags.get("metric"))}
     network, samples = known["model"] if model is None else model, known["data"] if data is None else data
     name = describe_model(network)
-    return check_request("train", network, samples, values, model_name=name, given=flags, launch=launch)
+    return check_request(
+        "train", network, samples, values,
+        model_name=name, given=flags, launch=launch, leaves=leaves, origin=origin,
+    )  # fmt: skip
 
 
 def describe_ticket(
     ticket: str | os.PathLike[str], flags: Mapping[str, Any], given: Collection[str] = ()
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """The flags of a run that trains a ticket, and the names of the ticket's model and data.
+) -> tuple[dict[str, Any], dict[str, str], dict[str, Leave], str]:
+    """The flags of a run that trains a ticket, the names of its model and data, what may be imported, and who names it.
 
     `given` says which of model and data the caller has and need not be named by the ticket.
 
@@ -221,34 +226,73 @@ def describe_ticket(
     found_by = str(found.meta.get("method", ""))
     fixed = {"ticket": str(path.resolve()), "found_by": found_by, "density": found.density, "init": "keep"}
     names = {key: str(found.meta.get(key, "")) for key in ("model", "data")}
-    code = {"model": is_factory(names["model"]), "data": ":" in names["data"] or names["data"].startswith("arrays-")}
-    missing = [key for key, needed in code.items() if needed and key not in given]
-    if missing:
-        raise RequestError(
-            [
-                f"the ticket's {key} is {names[key]}, which no file may name as code: give it by --{key}"
-                for key in missing
-            ]
-        )
-    return {**repeated, **flags, **fixed}, names
+    if names["data"].startswith(ARRAYS) and "data" not in given:
+        raise RequestError(f"the ticket's data were arrays ({names['data']}): give them in Python, or others by --data")
+    objective = {key: str(recorded[key]) for key in ("loss", "metric") if recorded.get(key)}
+    leaves, why = leaves_of_ticket(path, {**names, **objective})
+    return {**repeated, **objective, **flags, **fixed}, names, leaves, f"the ticket {path}, which {why}" if why else ""
 
 
-def prepare(request: Request) -> tuple[Config, Setup]:
+def leaves_of_ticket(path: Path, names: Mapping[str, Any]) -> tuple[dict[str, Leave], str]:
+    """What may be imported for a ticket file: what the mark of the run that it lies in vouches for; or why no more.
+
+    Args:
+        path: of the file. By itself a ticket gives no leave.
+        names: what it names, by flag.
+    """
+    place = path.resolve().parent
+    folder = place.parents[1] if place.parent.name == "levels" else place
+    return read_mark(folder, names)
+
+
+def prepare(request: Request, *, unchanged: bool = False) -> tuple[Config, Setup]:
     """The whole configuration of a request on this machine, and the network and the data that it works on.
 
+    Args:
+        request: what was asked for, and checked.
+        unchanged: whether functions that a run remembers must be what they were when it was started. If not, a warning
+            says which have changed.
+
     Raises:
-        RequestError: everything at once that this machine, the data or the network do not have.
+        RequestError: everything at once that this machine, the data or the network do not have, or code that nobody has
+            given leave to import.
     """
     config, problems = request.config, Problems()
+    check_code(config, {"model": request.model, "data": request.data}, unchanged)
     resolved = problems.attempt(lambda: resolve(config))
     loaded = problems.attempt(lambda: load_data(request.data, config))
-    problems.attempt(lambda: find_model(request.model))
+    problems.attempt(lambda: find_model(request.model, config.leaves))
     problems.attempt(lambda: make_objective(config, request.functions))
     problems.raise_if_any()
     assert resolved is not None and loaded is not None, "what was not found is a problem"
     resolved = resolved.model_copy(update={"data": loaded.name})
     data = loaded.to(resolved.device)
     return resolved, make_setup(request.method, request.model, data, resolved, request.functions)
+
+
+def check_code(config: Config, instead: Mapping[str, Any], unchanged: bool = False) -> None:
+    """Check that there is leave for all code that is to be imported, and whether it has changed since it was marked.
+
+    Args:
+        config: what names it.
+        instead: what is used in place of what it names, by flag.
+        unchanged: whether a change is a problem. If not, a warning tells of it.
+
+    Raises:
+        RequestError: code without leave, in one sentence, or code that has changed.
+    """
+    problems = Problems()
+    problems.add(*config.refused_code(instead))
+    for key, name in code_in({**vars(config), **instead}).items():
+        leave = config.leaves.get(name)
+        if leave is None or not leave.digest or not Path(leave.file).exists() or digest_of(leave.file) == leave.digest:
+            continue
+        told = f"{leave.file}, which defines the {key} {name}, has changed since the run was started"
+        if unchanged:
+            problems.add(f"{told}: to go on with it as it is now, --{key} {name}")
+        elif not problems.found:
+            warnings.warn(told, stacklevel=3)
+    problems.raise_if_any()
 
 
 def carry_out(run: Run) -> Run:
@@ -263,7 +307,10 @@ def carry_out(run: Run) -> Run:
     with exact_arithmetic(config), own_random_numbers():
         model = setup.make_model(config)
         check_model(setup, config, model)
-        run.progress.total = sum(stage.steps for stage in plan_stages(config, setup, setup.targets(config, model)))
+        targets = setup.targets(config, model)
+        run.progress.total = sum(stage.steps for stage in plan_stages(config, setup, targets))
+        for sentence in setup.remarks(model, targets):
+            run.progress.say(sentence)
         with run.opened():
             run.expect_start(supermask.fingerprint(state_of(model)))
             ticket = setup.method.search(model, run)

@@ -41,10 +41,11 @@ def find_width(kept: int, setup: Setup, model: str | Callable[..., nn.Module], c
     Raises:
         RequestError: a network that takes no argument `width`.
     """
-    if "width" not in inspect.signature(find_model(model)).parameters:
+    takes = inspect.signature(find_model(model, config.leaves)).parameters
+    if "width" not in takes:
         raise RequestError(
             f"the control small-dense needs a network that takes an argument width, a factor of its hidden units; "
-            f"{setup.architecture['name']} takes {', '.join(inspect.signature(find_model(model)).parameters) or 'none'}"
+            f"{setup.architecture['name']} takes {', '.join(takes) or 'none'}"
         )
 
     def weights(width: float) -> int:
@@ -90,7 +91,10 @@ def train_small_dense(
         values = {key: getattr(config, key) for key in (*REPEATED, *_ALSO) if key not in ("include", "exclude")}
         values["model_args"] = _narrowed(config, width).model_args
         samples, model_name = config.data if data is None else data, describe_model(factory)
-        request = check_request("dense", factory, samples, values, model_name=model_name, given=(), functions=functions)
+        request = check_request(
+            "dense", factory, samples, values,
+            model_name=model_name, given=(), functions=functions, leaves=config.leaves, origin=config.origin,
+        )  # fmt: skip
         narrow, its_setup = prepare(request)
         found = carry_out(Run(choose_folder(narrow, folder, name), narrow, its_setup, Progress(progress)))
     return {**found.summary, "density": found.summary["kept"] / run.summary["weights"]}

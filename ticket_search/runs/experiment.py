@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 import supermask
-from supermask import Draw
+from supermask import Draw, choosing
 from supermask.masks.targets import Targets
 from supermask.weights.architectures import find_architecture
 
 from ..contract.errors import RequestError
 from ..contract.flags import Config
+from ..contract.leave import Leaves
 from ..contract.method import Method
 from ..contract.metric import ACCURACY, Metric
 from ..data.augmentation import Augmentation
@@ -81,6 +82,11 @@ class Setup:
             return supermask.find_targets(model, config.include or None, config.exclude or None)
         except ValueError as error:
             raise RequestError(str(error)) from None
+
+    def remarks(self, model: nn.Module, targets: Targets) -> list[str]:
+        """What to know of the network's tensors before work begins: left out, shared, frozen, never read."""
+        example, _ = next(self.data.batches("validation", 2))
+        return choosing.remarks.sentences(supermask.remarks(model, targets, example))
 
 
 @contextlib.contextmanager
@@ -223,13 +229,25 @@ def _all_samples(data: Any, config: Config) -> Samples:
             data, config.data_dir, config.split_seed,
             augmentation=augmentation, image_size=config.image_size, workers=config.workers,
         )  # fmt: skip
-    given = load_factory(data) if isinstance(data, str) else data
+    given = load_factory(data, config.leaves) if isinstance(data, str) else data
     found = given if isinstance(given, Data) else from_arrays(given, config.split_seed)
-    return replace(found, augmentation=augmentation, name=data if isinstance(data, str) else found.name)
+    if isinstance(data, str):
+        _check_content(data, config.leaves[data].content, found.fingerprint)
+        return replace(found, augmentation=augmentation, name=data)
+    return replace(found, augmentation=augmentation)
 
 
-def find_model(model: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """The factory of a network: by name, by `package.module:function`, or the callable itself.
+def _check_content(data: str, expected: str, content: str) -> None:
+    """Check that a function gives the samples that it gave when the run was started."""
+    if expected and content != expected:
+        raise RequestError(
+            f"{data} gives other samples than when the run was started: what it reads or does has changed since; "
+            f"--data {data} takes them as they are"
+        )
+
+
+def find_model(model: str | Callable[..., nn.Module], leaves: Leaves) -> Callable[..., nn.Module]:
+    """The factory of a network: by name, by `package.module:function` if there is leave for it, or the callable itself.
 
     Raises:
         RequestError: there is none.
@@ -237,7 +255,7 @@ def find_model(model: str | Callable[..., nn.Module]) -> Callable[..., nn.Module
     if not isinstance(model, str):
         return model
     if is_factory(model):
-        return find_factory(model)
+        return find_factory(model, leaves)
     try:
         return find_architecture(model)
     except ValueError as error:
@@ -260,7 +278,7 @@ def make_setup(
     Raises:
         RequestError: an activation or an argument that the network does not take.
     """
-    name, factory = describe_model(model), find_model(model)
+    name, factory = describe_model(model), find_model(model, config.leaves)
     takes = inspect.signature(factory).parameters
     takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
     asked: dict[str, Any] = dict(map(_read_argument, config.model_args))

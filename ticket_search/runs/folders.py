@@ -12,8 +12,10 @@ from typing import Literal
 import filelock
 
 from ..contract.errors import RequestError, nearest_hint
-from ..contract.flags import Config, differs_from, read_toml
-from .names import CONFIG, FAILURE, SUMMARY, WRITTEN_WHOLE, default_name
+from ..contract.flags import Config, differs_from
+from ..trust.mark import MARK
+from .names import CHECKSUMS, CONFIG, FAILURE, SUMMARY, WRITTEN_WHOLE, default_name
+from .records import read_record
 
 State = Literal["new", "unfinished", "finished", "another run", "not a run"]
 # How `write_atomically` names a temporary file: a dot, the file's name, a dot, and eight characters of `tempfile`.
@@ -45,12 +47,14 @@ def inspect_folder(folder: Path, config: Config | None = None) -> FolderState:
         return FolderState(folder, "not a run", f"{folder} is a file, expected the folder of a run")
     record = folder / CONFIG
     if not record.exists():
-        # Hidden files are the file system's, the user's, our locks and what a killed process has left.
-        if all(path.name.startswith(".") or path.name == FAILURE for path in folder.iterdir()):
+        # Hidden files are the file system's, the user's, our locks and what a killed process has left. The mark and the
+        # checksums are written before the configuration.
+        ours = (FAILURE, CHECKSUMS, MARK)
+        if all(path.name.startswith(".") or path.name in ours for path in folder.iterdir()):
             return FolderState(folder, "new")
         return FolderState(folder, "not a run", f"{folder} is not a run: it holds other files, and no {CONFIG}")
     try:
-        values = read_toml(record)
+        values = read_record(folder, CONFIG)
     except RequestError as error:
         return FolderState(folder, "not a run", f"{folder} is a damaged run: {error}")
     if config is not None and (differs := differs_from(values, config)):

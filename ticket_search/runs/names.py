@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from ..contract.flags import Config
+from ..trust.mark import MARK
 
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
@@ -14,9 +15,13 @@ COMPACT = "compact.safetensors"
 SUMMARY = "summary.json"
 CONTROLS = "controls.json"
 STATE = "state.pt"
+# The state before the newest, for the case that the newest is damaged.
+EARLIER_STATE = "state-before.pt"
+METRICS = "metrics.jsonl"
+CHECKSUMS = "checksums.json"
 FAILURE = "failure.txt"
 # Each of them is written as a temporary file beside it, which then takes its name.
-WRITTEN_WHOLE = (CONFIG, ENVIRONMENT, TICKET, REWIND_POINT, COMPACT, SUMMARY, CONTROLS, STATE, FAILURE)
+WRITTEN_WHOLE = (CONFIG, ENVIRONMENT, TICKET, REWIND_POINT, COMPACT, SUMMARY, CONTROLS, STATE, FAILURE, CHECKSUMS, MARK)
 
 # The controls that are trained to be compared with a ticket of trained weights; those that are trained on other data.
 TRAINED = ("reinit", "shuffle", "random", "random-erk", "small-dense")

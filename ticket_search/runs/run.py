@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import platform
 import signal
 import sys
@@ -11,12 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import filelock
 import numpy
-import tomli_w
 import torch
 from torch import Tensor, nn
 
@@ -24,16 +25,18 @@ import supermask
 from supermask import Masks, Ticket
 from supermask.tickets.file import write_atomically
 
-from ..contract.errors import Interrupted, RequestError, RunError
-from ..contract.flags import Config, read_json, to_plain
+from ..contract.errors import Interrupted, Problems, RequestError, RunError
+from ..contract.flags import Config, to_plain
 from ..contract.metric import ACCURACY, Metric, metric_of
 from ..data.samples import Samples
+from ..trust.mark import write_mark
 from .experiment import Setup
 from .first_layer import picture_first_layer
 from .folders import find_leftovers, inspect_folder
-from .names import CONFIG, ENVIRONMENT, REWIND_POINT, SUMMARY, TICKET
+from .names import CONFIG, EARLIER_STATE, ENVIRONMENT, METRICS, REWIND_POINT, SUMMARY, TICKET
 from .names import STATE as _STATE
 from .progress import Progress
+from .records import UNREADABLE, add_checksum, digest_of_start, read_record, read_rows, seal, unseal, write_record
 from .rehearsal import Rehearsal
 from .tensorboard import EventFile, surviving_weights
 
@@ -99,7 +102,7 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """What the finished run reports."""
-        return read_json(self.path / SUMMARY)
+        return read_record(self.path, SUMMARY)
 
     @property
     def levels(self) -> list[dict[str, Any]]:
@@ -110,8 +113,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """All logged rows: `step` over the whole search, `stage`, and the values by tag."""
-        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return read_rows(self.path / METRICS)
 
     @property
     def finished(self) -> bool:
@@ -184,12 +186,16 @@ class Run:
                 "start": self._start,
                 "data": self._data_fingerprint,
                 "seconds": self.seconds,
-                "metrics_bytes": (self.path / "metrics.jsonl").stat().st_size,
+                "metrics_bytes": (self.path / METRICS).stat().st_size,
+                "metrics_sha256": digest_of_start(self.path / METRICS),
                 "event_bytes": self._events.sizes(),
             },
             buffer,
         )
-        write_atomically(self.path / _STATE, buffer.getvalue())
+        newest = self.path / _STATE
+        if newest.exists():
+            os.replace(newest, self.path / EARLIER_STATE)
+        write_atomically(newest, seal(buffer.getvalue()))
         self._saved = time.monotonic()
         self._saving = self._saved - began
 
@@ -247,8 +253,11 @@ class Run:
         # Before the summary: a process killed between the two resumes, and cuts this off.
         self._events.write_end(self.steps_done, summary)
         self._events.close()
-        write_json(self.path / SUMMARY, summary)
-        (self.path / _STATE).unlink(missing_ok=True)
+        self._rows.flush()
+        add_checksum(self.path, METRICS, digest_of_start(self.path / METRICS))
+        write_record(self.path, SUMMARY, summary)
+        for state in (_STATE, EARLIER_STATE):
+            (self.path / state).unlink(missing_ok=True)
 
     @contextmanager
     def opened(self) -> Iterator[Run]:
@@ -267,7 +276,7 @@ class Run:
             self._settle_folder()
             self._restore()
             with (
-                (self.path / "metrics.jsonl").open("a", encoding="utf-8") as self._rows,
+                (self.path / METRICS).open("a", encoding="utf-8") as self._rows,
                 stopping_on_signals(self._stop),
                 self.progress,
             ):
@@ -288,18 +297,16 @@ class Run:
         for leftover in find_leftovers(self.path):
             leftover.unlink()
         if found.state == "new":
-            write_atomically(self.path / CONFIG, tomli_w.dumps(to_plain(self.config)).encode())
+            if self.rehearsal is None:
+                self._mark()
+            write_record(self.path, CONFIG, to_plain(self.config))
         if not (self.path / ENVIRONMENT).exists():
             write_json(self.path / ENVIRONMENT, describe_environment(self.config))
 
     def _restore(self) -> None:
         self._opened = self._saved = time.monotonic()
         self._events.metric = self.progress.metric = self.metric
-        state_file = self.path / _STATE
-        state: dict[str, Any] = {"stages": {}, "training": None, "start": None, "seconds": 0.0}
-        state |= {"metrics_bytes": 0, "event_bytes": {}}
-        if state_file.exists():
-            state = torch.load(state_file, weights_only=True, map_location="cpu")
+        state = self._read_states()
         self._stages, self._training, self._seconds = state["stages"], state["training"], state["seconds"]
         # That of version 0.1 has no fingerprint of its data.
         self._start, self._data_fingerprint = state["start"], state.get("data")
@@ -308,10 +315,61 @@ class Run:
             self._events.write_start(self.config)
         if self.config.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        rows = self.path / "metrics.jsonl"
+        rows = self.path / METRICS
         if rows.exists():
             with rows.open("r+b") as file:
                 file.truncate(state["metrics_bytes"])
+
+    def _mark(self) -> None:
+        """Remember the code that the run was started with, for every later command."""
+        content = "" if self._setup is None else getattr(self.data, "fingerprint", "")
+        if why := write_mark(self.path, to_plain(self.config), self.config.leaves, content):
+            self.progress.say(why)
+
+    def _read_states(self) -> dict[str, Any]:
+        """The newest saved state that is whole, or that of a run that has not begun."""
+        files = [path for name in (_STATE, EARLIER_STATE) if (path := self.path / name).exists()]
+        if not files:
+            return {
+                "stages": {},
+                "training": None,
+                "start": None,
+                "seconds": 0.0,
+                "metrics_bytes": 0,
+                "event_bytes": {},
+            }
+        problems = Problems()
+        for path in files:
+            state = problems.attempt(partial(self._read_state, path))
+            if state is not None:
+                if problems.found:
+                    self.progress.say(f"{problems.found[0]}; going on from {path.name}, which was saved before it")
+                return state
+        raise RequestError(
+            f"{'; '.join(problems.found)}; the run cannot go on: `ticket runs rm {self.path}` removes it"
+        )
+
+    def _read_state(self, path: Path) -> dict[str, Any]:
+        """A saved state, checked, with the rows that were logged before it.
+
+        Raises:
+            RequestError: it is damaged, or the rows are.
+        """
+        try:
+            state: dict[str, Any] = torch.load(unseal(path), weights_only=True, map_location="cpu")
+            size, expected = int(state["metrics_bytes"]), state.get("metrics_sha256")
+            missing = [key for key in ("stages", "training", "start", "seconds", "event_bytes") if key not in state]
+        except RequestError:
+            raise
+        except UNREADABLE as error:
+            first = str(error).strip().partition("\n")[0]
+            raise RequestError(f"{path} is damaged: {type(error).__name__}: {first}") from None
+        if missing:
+            raise RequestError(f"{path} is damaged: it has no {', '.join(missing)}")
+        rows = self.path / METRICS
+        if not rows.exists() or rows.stat().st_size < size or (expected and digest_of_start(rows, size) != expected):
+            raise RequestError(f"{rows} is damaged: it is not what it was when {path.name} was saved")
+        return state
 
     def _stop(self) -> None:
         self.interrupted = True

@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +15,7 @@ import pydantic
 
 from ..contract.errors import Problems, RequestError, describe_expected, unknown
 from ..contract.flags import Config, find_recipe, public_fields, read_toml, to_plain
+from ..contract.leave import FLAGS, Leaves, code_in, leave_here, refuse, without_leave
 from ..methods import find_method, method_names, usable_methods
 from ..running.read_config import find_kind
 from ..running.request import (
@@ -80,7 +81,9 @@ class Sweep:
     about: str = ""
 
 
-def read_sweep(path: str | os.PathLike[str], threads: int | None = None) -> Sweep:
+def read_sweep(
+    path: str | os.PathLike[str], threads: int | None = None, code: Mapping[str, str | None] | None = None
+) -> Sweep:
     """Read a sweep's file and check every run of it.
 
         seeds = "0-4"                   # or [0, 1, 7] or "0-2,5"; the seed of [base] if not given
@@ -101,15 +104,24 @@ def read_sweep(path: str | os.PathLike[str], threads: int | None = None) -> Swee
         path: the file. The sweep's folder has its name.
         threads: CPU threads of each run. Where neither this nor the file says how many, it is 1, so that the tickets do
             not depend on how many runs go on at the same time.
+        code: the functions `module:function` that runs of the file may import, as `{"model": "my_nets:small"}`, with
+            commas between several, by `model`, `data`, `loss` and `metric`. A file by itself gives no leave to import
+            anything. Where nothing in the file says which model (data, ...), the first of them is that of all runs.
 
     Raises:
         RequestError: every problem of the file and of its runs at once.
     """
-    return make_sweep(read_toml(Path(path)), Path(path).stem, threads)
+    return make_sweep(read_toml(Path(path)), Path(path).stem, threads, path, code)
 
 
-def make_sweep(table: dict[str, Any], name: str, threads: int | None = None) -> Sweep:
-    """The sweep that a table asks for (see `read_sweep`), under a name.
+def make_sweep(
+    table: dict[str, Any],
+    name: str,
+    threads: int | None = None,
+    path: str | os.PathLike[str] = "",
+    code: Mapping[str, str | None] | None = None,
+) -> Sweep:
+    """The sweep that a table asks for (see `read_sweep`), under a name; `path` is the file that it is from.
 
     Raises:
         RequestError: every problem of the table and of its runs at once.
@@ -117,7 +129,11 @@ def make_sweep(table: dict[str, Any], name: str, threads: int | None = None) -> 
     problems = Problems()
     file = _read_file(table, problems)
     problems.add(*_table_problems(file))
+    words = {key: text.split(",") for key, text in (code or {}).items() if text}
+    problems.add(*(unknown("flag", key, FLAGS) for key in words if key not in FLAGS))
     own = _expand(file)
+    said = [file.base, *own, *(table for table in file.base.values() if isinstance(table, dict))]
+    file.base |= {key: given[0] for key, given in words.items() if not any(key in flags for flags in said)}
     configs = _check_runs([_join(file.base, flags, threads, problems) for flags in own], own, problems)
     seeds = _seeds(file, own, problems)
     runs = [
@@ -127,6 +143,9 @@ def make_sweep(table: dict[str, Any], name: str, threads: int | None = None) -> 
         for seed in seeds or (config.seed,)
     ]
     problems.add(*_repeated(runs))
+    leaves = leave_here(*(word for given in words.values() for word in given))
+    problems.add(*_refused_code([run.config for run in runs], file.controls_on, path, leaves))
+    runs = [replace(run, config=run.config.allowing(leaves)) for run in runs]
     if file.controls:
         problems.add(
             *(f"controls: {run.name} {why}" for run in runs for why in control_problems(run.config, file.controls))
@@ -134,6 +153,18 @@ def make_sweep(table: dict[str, Any], name: str, threads: int | None = None) -> 
     problems.raise_if_any()
     folder = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
     return Sweep(folder, tuple(runs), file.controls, file.control_levels, file.controls_on, file.about)
+
+
+def _refused_code(
+    configs: Sequence[Config], controls_on: str, path: str | os.PathLike[str], leaves: Leaves
+) -> list[str]:
+    """The sentences about the code that a sweep names and that nobody has typed."""
+    named = [*(code_in(vars(config)) for config in configs), code_in({"data": controls_on})]
+    denied: dict[str, list[str]] = {}
+    for key, name in (pair for names in named for pair in without_leave(names, leaves).items()):
+        denied.setdefault(key, []).append(name)
+    origin = f"the file {path or 'of the sweep'}, which anyone may have written"
+    return refuse(origin, {key: ",".join(dict.fromkeys(names)) for key, names in denied.items()}) if denied else []
 
 
 def sweep_of_seeds(request: Request) -> Sweep:
@@ -256,7 +287,7 @@ def _check_runs(asked: Sequence[_Asked], own: Sequence[Mapping[str, Any]], probl
 def _check_run(run: _Asked) -> Request:
     values = dict(run.values)
     model, data = (str(values.pop(key, Config.model_fields[key].default)) for key in ("model", "data"))
-    return check_request(run.method, model, data, values, given=run.given, from_file=values)
+    return check_request(run.method, model, data, values, given=run.given, from_file=values, leaves={})
 
 
 def _describe(flags: Mapping[str, Any]) -> str:

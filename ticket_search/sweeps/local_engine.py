@@ -19,7 +19,7 @@ from typing import Any
 from supermask.tickets.file import write_atomically
 
 from ..contract.errors import Interrupted, RequestError, RunError
-from ..contract.flags import Config, read_json
+from ..contract.flags import Config
 from ..contract.metric import known_value, metric_of
 from ..running.controls import controls
 from ..running.read_config import find_kind
@@ -27,6 +27,7 @@ from ..running.request import request_of
 from ..running.search import carry_out, prepare
 from ..runs.folders import inspect_folder
 from ..runs.names import ELSEWHERE, EVALUATED, FAILURE, SUMMARY
+from ..runs.records import read_record
 from ..runs.run import Run, stopping_on_signals
 from .progress import CONTROLS, RUNNING, Board, BoardProgress, SweepProgress
 
@@ -210,7 +211,7 @@ def _carry_out(job: Job) -> str:
         if board.stopping:
             raise Interrupted(job.folder)
         carry_out(Run(folder, config, setup, BoardProgress(board, job.place)))
-    summary = read_json(folder / SUMMARY)
+    summary = read_record(folder, SUMMARY)
     if job.controls and not find_kind(job.config.method).traits.dense:
         board.enter(job.place, CONTROLS)
         _control(job, [int(row["level"]) for row in summary.get("levels", [])])
@@ -225,10 +226,12 @@ def _control(job: Job, there: list[int]) -> None:
     levels = [level for level in job.control_levels if level in there[1:]]
     if there and job.control_levels and not levels:
         return
-    controls(job.folder, kinds=kinds, levels=levels or None, progress=False)
+    # What may be imported the one who started the sweep has said: this process has it with its job.
+    asked: dict[str, Any] = {"levels": levels or None, "leaves": job.config.leaves, "progress": False}
+    controls(job.folder, kinds=kinds, **asked)
     if job.controls_on and not frozen:
         kinds = ["ticket", *(["dense"] if there else []), *(kind for kind in kinds if kind in ELSEWHERE)]
-        controls(job.folder, kinds=kinds, levels=levels or None, elsewhere=job.controls_on, progress=False)
+        controls(job.folder, kinds=kinds, elsewhere=job.controls_on, **asked)
 
 
 def _fail(job: Job, text: str, trace: str = "") -> dict[str, Any]:

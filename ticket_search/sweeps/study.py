@@ -6,7 +6,7 @@ Imports no torch before the page is written.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,8 +72,8 @@ class Study:
     sweep: Sweep
 
 
-def read_study(path: str | os.PathLike[str]) -> Study:
-    """Read a study's file and check every run of it.
+def read_study(path: str | os.PathLike[str], code: Mapping[str, str | None] | None = None) -> Study:
+    """Read a study's file and check every run of it. `code` is what it may import (see `read_sweep`).
 
         title = "..."
         paper = "authors, title, year"
@@ -97,7 +97,11 @@ def read_study(path: str | os.PathLike[str]) -> Study:
         file = _File.model_validate(table)
     except pydantic.ValidationError as error:
         problems.add(*map(_sentence, error.errors()))
-    sweep = problems.attempt(lambda: make_sweep(runs, Path(path).stem)) if isinstance(runs, dict) else None
+    sweep = (
+        problems.attempt(lambda: make_sweep(runs, Path(path).stem, path=path, code=code))
+        if isinstance(runs, dict)
+        else None
+    )
     problems.raise_if_any()
     assert file is not None and sweep is not None, "a study that cannot be read has problems"
     values = {name: getattr(file, name) for name in _File.model_fields if name != "sweep"}

@@ -15,6 +15,7 @@ from ..data.samples import Samples
 from ..data.trees import to_lists
 from ..methods import find_method
 from ..running.plan import make_plan, plan_stages
+from ..running.search import check_code
 from ..runs.experiment import Setup, exact_arithmetic, find_model, load_data, make_setup, own_random_numbers, resolve
 from ..runs.folders import State, inspect_folder
 from ..training.objective import make_objective
@@ -203,6 +204,7 @@ def _set_up(config: Config, loaded: dict[str, Samples]) -> Setup:
         RequestError: every problem at once.
     """
     problems = Problems()
+    check_code(config, {})
     key = repr([getattr(config, name) for name in _OF_DATA])
 
     def load() -> None:
@@ -210,7 +212,7 @@ def _set_up(config: Config, loaded: dict[str, Samples]) -> Setup:
             loaded[key] = load_data(config.data, config).to(config.device)
 
     problems.attempt(load)
-    problems.attempt(lambda: find_model(config.model))
+    problems.attempt(lambda: find_model(config.model, config.leaves))
     problems.attempt(lambda: make_objective(config))
     problems.raise_if_any()
     return make_setup(find_method(config.method), config.model, loaded[key], config)

@@ -21,10 +21,12 @@ from ..models.names import OTHERS, model_names
 from .measures import wide
 from .objective import CLASSIFICATION, Objective, make_objective
 from .precision import EXACT, Arithmetic
+from .trial import look_at
 
 # One size everywhere: the last bits of a sum, and so a tie in an argmax, may depend on it. Of 512 images the
 # activations of a convolution leave the caches: conv4 takes 1.6 times as long on a CPU.
 BATCH = 128
+SPLITS: tuple[HeldOut, HeldOut] = ("test", "validation")
 
 
 class Evaluation(NamedTuple):
@@ -69,19 +71,38 @@ def read_data_of(ticket: Ticket, data: str, data_dir: str | None = None) -> Samp
         RequestError: an unknown data set, one that cannot be had, or that does not fit the network.
     """
     samples = read_samples(data, data_dir, int(ticket.meta.get("config", {}).get("split_seed", 0)))
-    wanted = ticket.meta["architecture"].get("arguments", {})
-    offered = {"input_shape": to_lists(samples.input_shape), "classes": samples.classes}
-    other = [f"{key} {wanted[key]}, {data} has {has}" for key, has in offered.items() if wanted.get(key, has) != has]
-    if other:
-        raise RequestError(f"the ticket's network does not fit {data}: it was built for {'; '.join(other)}")
+    check_fit(ticket, samples)
     return samples
 
 
-def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, state: str = "final") -> dict[str, Any]:
-    """Metric and loss of a ticket on the test and validation split of a built-in data set, in fp32.
+def check_fit(ticket: Ticket, samples: Samples) -> None:
+    """Check that samples have the shape and the classes that a ticket's network was built for.
 
-    The data is normalized by the set's own mean and deviation; the validation split is the ticket's. The loss and the
-    metric are those that the ticket names, where they are no code, else cross-entropy and accuracy in percent.
+    Raises:
+        RequestError: they do not.
+    """
+    architecture = ticket.meta.get("architecture")
+    wanted = architecture.get("arguments", {}) if isinstance(architecture, Mapping) else {}
+    offered = {"input_shape": to_lists(samples.input_shape), "classes": samples.classes}
+    has = [f"{key} {wanted[key]}, {samples.name} has {it}" for key, it in offered.items() if wanted.get(key, it) != it]
+    if has:
+        raise RequestError(f"the ticket's network does not fit {samples.name}: it was built for {'; '.join(has)}")
+
+
+def evaluate_ticket(
+    ticket: Ticket,
+    data: str | Samples,
+    data_dir: str | None = None,
+    state: str = "final",
+    *,
+    network: nn.Module | None = None,
+    config: Config | None = None,
+) -> dict[str, Any]:
+    """Metric and loss of a ticket on the test and validation split of a built-in data set or of samples, in fp32.
+
+    A built-in set is normalized by its own mean and deviation; the validation split is the ticket's. `network` is the
+    ticket's, where it is not known by name, and `config` names the loss and the metric. If not given, they are those
+    that the ticket names, where these are no code; what is not named follows from the data and the network.
 
     Raises:
         RequestError: an unknown data set, state or model, or data that cannot be had.
@@ -89,7 +110,7 @@ def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, stat
     architecture = ticket.meta.get("architecture")
     name = str(architecture.get("name")) if isinstance(architecture, Mapping) else "None"
     problems = []
-    if name not in model_names() and not name.startswith(OTHERS):
+    if network is None and name not in model_names() and not name.startswith(OTHERS):
         problems.append(
             f"the ticket's model '{name}' is not known by name here; in Python: "
             "net = supermask.load(path).apply_to(your_model)"
@@ -97,20 +118,21 @@ def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, stat
     if state not in ticket.states:
         problems.append(unknown("state", state, ticket.states))
     try:
-        find_source(data)
+        if isinstance(data, str):
+            find_source(data)
     except RequestError as error:
         problems += error.problems
     if problems:
         raise RequestError(problems)
-    config = ticket.meta.get("config", {})
-    samples = read_data_of(ticket, data, data_dir)
+    recorded = ticket.meta.get("config", {})
+    samples = read_data_of(ticket, data, data_dir) if isinstance(data, str) else data
     threads = torch.get_num_threads()
     try:
         # The order of sums, and so the last bit of a logit, depends on the number of threads.
-        torch.set_num_threads(int(config.get("threads") or threads))
-        model = ticket.model(state)
-        objective = objective_of_ticket(ticket)
-        test, validation = (evaluate(model, samples, split, objective) for split in ("test", "validation"))
+        torch.set_num_threads(int(recorded.get("threads") or threads))
+        model = ticket.model(state) if network is None else network
+        objective = objective_of_ticket(ticket, samples, model, config)
+        test, validation = (evaluate(model, samples, part, objective) for part in SPLITS)
     finally:
         torch.set_num_threads(threads)
     return {
@@ -121,9 +143,18 @@ def evaluate_ticket(ticket: Ticket, data: str, data_dir: str | None = None, stat
     }
 
 
-def objective_of_ticket(ticket: Ticket) -> Objective:
-    """The loss and the metric that a ticket names, without those that are code, which no file may name."""
-    recorded = ticket.meta.get("config", {})
-    own = {"loss": LOSSES, "metric": METRICS}
-    named = {key: recorded[key] for key, names in own.items() if recorded.get(key) in names}
-    return make_objective(make_config(Config, named))
+def objective_of_ticket(
+    ticket: Ticket, samples: Samples, network: nn.Module, config: Config | None = None
+) -> Objective:
+    """The loss and the metric that a ticket names, without those that are code, or that a configuration names.
+
+    Raises:
+        RequestError: the network does not take the samples, or a loss or a metric that has to be named.
+    """
+    if config is None:
+        recorded = ticket.meta.get("config", {})
+        own = {"loss": LOSSES, "metric": METRICS}
+        named = {key: recorded[key] for key, names in own.items() if recorded.get(key) in names}
+        config = make_config(Config, named)
+    name = str(ticket.meta.get("architecture", {}).get("name"))
+    return make_objective(config, task=look_at(samples, name, config, network))

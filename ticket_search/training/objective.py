@@ -164,7 +164,7 @@ def make_objective(config: Config, functions: Functions | None = None, task: Tas
         spec = getattr(config, name)
         if name not in found and spec is not None and ":" in spec:
             try:
-                found[name] = find_factory(spec)
+                found[name] = find_factory(spec, config.leaves)
             except RequestError as error:
                 problems += error.problems
     if problems:

@@ -14,6 +14,7 @@ from supermask.plugins.entry_points import one_line
 
 from ..contract.errors import RequestError
 from ..contract.flags import Config
+from ..data.samples import Samples
 from ..data.trees import to_lists
 from ..runs.experiment import Setup
 from .measures import cross_entropy
@@ -61,26 +62,27 @@ def find_objective(setup: Setup, config: Config, model: nn.Module) -> Objective:
         RequestError: the network does not take the samples, or a loss or metric that has to be named.
     """
     if setup.objective is None:
-        setup.objective = make_objective(config, setup.functions, look_at(setup, config, model))
+        task = look_at(setup.data, setup.architecture["name"], config, model)
+        setup.objective = make_objective(config, setup.functions, task)
         setup.metric = setup.objective.metric
     found: Objective = setup.objective
     return found
 
 
 @torch.no_grad()
-def look_at(setup: Setup, config: Config, model: nn.Module) -> Task:
+def look_at(data: Samples, name: str, config: Config, model: nn.Module) -> Task:
     """What the task is, as two samples of the validation split and what the network gives for them show.
 
     Raises:
         RequestError: the network does not take them, or gives what cannot be read.
     """
-    x, y = next(setup.data.batches("validation", _SAMPLES))
+    x, y = next(data.batches("validation", _SAMPLES))
     floats, several, language = has_floats(y), not isinstance(y, Tensor), _is_language_model(model)
     if config.loss not in (None, "model"):
         return Task(floats=floats, several=several, language=language)
     arguments = _arguments(model) if "labels" in inspect.signature(model.forward).parameters else ()
     asking = Objective("model", task=Task(arguments=arguments))
-    outputs = _run(setup, model, asking.inputs(x, y))
+    outputs = _run(data, name, model, asking.inputs(x, y))
     loss = find_loss(outputs)
     if loss is None:
         return Task(floats=floats, several=several, language=language)
@@ -89,8 +91,8 @@ def look_at(setup: Setup, config: Config, model: nn.Module) -> Task:
         # Its loss would shift them once more, and learn to predict the token after the next.
         if config.loss == "model":
             raise RequestError(
-                f"--loss model: the loss of {setup.architecture['name']} is that of the next token, and the targets of "
-                f"{setup.data.name} are the next tokens already; expected --loss cross-entropy"
+                f"--loss model: the loss of {name} is that of the next token, and the targets of "
+                f"{data.name} are the next tokens already; expected --loss cross-entropy"
             )
         return Task(floats=floats, several=several, language=language)
     return Task(floats, several, True, arguments, language, shifted)
@@ -124,24 +126,22 @@ def _are_next_tokens(x: Any, y: Tensor) -> bool:
     )
 
 
-def _run(setup: Setup, model: nn.Module, inputs: Any) -> Any:
+def _run(data: Samples, name: str, model: nn.Module, inputs: Any) -> Any:
     """The outputs of the network in evaluation mode, which it is taken out of again."""
     mode = model.training
     model.eval()
     try:
-        return _forward(setup, model, inputs)
+        return _forward(data, name, model, inputs)
     finally:
         model.train(mode)
 
 
-def _forward(setup: Setup, model: nn.Module, inputs: Any) -> Any:
+def _forward(data: Samples, name: str, model: nn.Module, inputs: Any) -> Any:
     try:
         return call(model, inputs)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
-        shape = to_lists(setup.data.input_shape)
-        raise RequestError(
-            f"the network {setup.architecture['name']} does not take samples of shape {shape}: {one_line(error)}"
-        ) from None
+        shape = to_lists(data.input_shape)
+        raise RequestError(f"the network {name} does not take samples of shape {shape}: {one_line(error)}") from None
 
 
 def _check_batch(setup: Setup, objective: Objective, model: nn.Module, x: Any, y: Any) -> None:
@@ -151,7 +151,7 @@ def _check_batch(setup: Setup, objective: Objective, model: nn.Module, x: Any, y
         RequestError: what fails, or is NaN, or no number, or depends on no parameter.
     """
     name, where = setup.architecture["name"], "in training" if model.training else "in evaluation"
-    outputs = _forward(setup, model, objective.inputs(x, y))
+    outputs = _forward(setup.data, name, model, objective.inputs(x, y))
     main = main_output(outputs)
     if objective.kind == "cross-entropy" and main is not None:
         _check_classes(setup, main, y)

@@ -1,0 +1,150 @@
+"""The records in a run's folder, and how a damaged one is noticed: each has a checksum in `checksums.json`.
+
+Tickets and `state.pt` have theirs in themselves. A folder of version 0.1 has no checksums: its records are read as they
+are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from supermask import tickets
+
+from ..contract.errors import RequestError
+from ..contract.flags import read_json, read_toml
+from .names import CHECKSUMS, CONFIG, CONTROLS, SUMMARY
+
+# What every version has written into a record, and what reads it takes for granted.
+_KEYS = {
+    SUMMARY: ("name", "method", "density", "kept", "weights", "seconds", "cost"),
+    CONTROLS: ("rows",),
+    CONFIG: ("method",),
+}
+_STATE = b"supermask state 1 sha256 "
+
+
+def write_record(folder: Path, name: str, value: Mapping[str, Any]) -> None:
+    """Write an object as a TOML or a JSON file of a run's folder, whole or not at all, with its checksum."""
+    text = tomli_w.dumps(value) if name.endswith(".toml") else json.dumps(value, indent=2) + "\n"
+    data = text.encode()
+    # A process that is killed between the two writes leaves a file that fits one of the two checksums.
+    older = _checksums(folder).get(name, [])[-1:]
+    add_checksum(folder, name, *older, _digest(data))
+    tickets.file.write_atomically(folder / name, data)
+
+
+def add_checksum(folder: Path, name: str, *digests: str) -> None:
+    """Note what a file of a run's folder may have as its SHA-256."""
+    found = {**_checksums(folder), name: list(dict.fromkeys(digests))}
+    tickets.file.write_atomically(folder / CHECKSUMS, (json.dumps(found, indent=2) + "\n").encode())
+
+
+def read_record(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a TOML or JSON file of a run's folder.
+
+    Raises:
+        RequestError: it cannot be read, does not match its checksum, or is no such record.
+    """
+    path = folder / name
+    check_file(path)
+    found = read_toml(path) if name.endswith(".toml") else read_json(path)
+    if missing := [key for key in _KEYS.get(name, ()) if key not in found]:
+        raise RequestError(f"{path} is damaged: it has no {', '.join(missing)}")
+    return found
+
+
+def check_file(path: Path) -> None:
+    """Check a file of a run's folder by its checksum, if it has one.
+
+    Raises:
+        RequestError: it cannot be read, or is not as it was written.
+    """
+    expected = _checksums(path.parent).get(path.name)
+    if expected and digest_of_start(path) not in expected:
+        raise RequestError(f"{path} is damaged, or was edited: it does not match its checksum in {CHECKSUMS}")
+
+
+def digest_of_start(path: Path, size: int | None = None) -> str:
+    """SHA-256 of a file, or of its first `size` bytes.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return _digest(file.read() if size is None else file.read(size))
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _checksums(folder: Path) -> dict[str, list[str]]:
+    path = folder / CHECKSUMS
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    if not all(isinstance(value, list) and all(isinstance(one, str) for one in value) for value in found.values()):
+        raise RequestError(f"{path} is damaged: expected a list of checksums of each file")
+    return found
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`.
+
+    Raises:
+        RequestError: it cannot be read, does not match its checksum, or a line is no row.
+    """
+    check_file(path)
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is damaged: {error}") from None
+    if not all(isinstance(row, dict) and {"step", "stage"} <= row.keys() for row in rows):
+        raise RequestError(f"{path} is damaged: expected a step and a stage in each line")
+    return rows
+
+
+def seal(state: bytes) -> bytes:
+    """The bytes of a saved state with a line before them that tells their SHA-256."""
+    return _STATE + _digest(state).encode() + b"\n" + state
+
+
+def unseal(path: Path) -> io.BytesIO:
+    """The bytes of a saved state, checked whole. One of version 0.1 is a bare zip file, whose members are checked.
+
+    Raises:
+        RequestError: a file that cannot be read or is not as it was written.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+    line, _, state = data.partition(b"\n")
+    if line.startswith(_STATE):
+        if line != _STATE + _digest(state).encode():
+            raise RequestError(f"{path} is damaged: it does not match its checksum")
+        return io.BytesIO(state)
+    archive = io.BytesIO(data)
+    if not zipfile.is_zipfile(archive):
+        raise RequestError(f"{path} is damaged: it is no saved state")
+    try:
+        tickets.checkpoint.check_members(archive)
+    except ValueError as error:
+        raise RequestError(f"{path} is damaged: {error}") from None
+    return io.BytesIO(data)
+
+
+# What reading a state raises whose bytes are not what was written.
+UNREADABLE = (RuntimeError, ValueError, KeyError, TypeError, EOFError, AttributeError, pickle.UnpicklingError)

@@ -1,0 +1,2 @@
+from . import key as key
+from . import mark as mark
