@@ -187,7 +187,7 @@ def search_by_default(folder: Path) -> float:
     steps = 0
     for line in log.read_text().splitlines():
         row = json.loads(line)
-        if speed := row.get("speed/images-per-second"):
+        if speed := row.get("speed/samples-per-second"):
             seconds -= (row["step"] - steps) * config["batch_size"] / speed
             steps = row["step"]
     return seconds

@@ -57,7 +57,7 @@ def measure(recipe: str, options: argparse.Namespace) -> Row:
             raise SystemExit(answer.stderr)
         summary = json.loads(answer.stdout)
         rows = [json.loads(line) for line in (Path(runs) / summary["name"] / "metrics.jsonl").read_text().splitlines()]
-    speeds = [row["speed/images-per-second"] for row in rows if "speed/images-per-second" in row]
+    speeds = [row["speed/samples-per-second"] for row in rows if "speed/samples-per-second" in row]
     return {
         "row": recipe,
         "flags": flags,

@@ -235,7 +235,7 @@ MEASURED = "n seeds values mean std interval early_step early_steps early_mean"
 KEYS = {
     "comparison": "delta groups left_out notes",
     "group": "label method model data precision density kept n seeds mean std interval dense_trainings val_mean seconds "
-    "runs baseline levels controls verdict differs curve id",
+    "runs baseline levels controls verdict metric delta differs curve id",
     "level": f"level density kept {MEASURED} dense_trainings difference retrained later matching",
     "control": f"control trained data level density kept {MEASURED} difference p_holm",
     "verdict": "matching sparsest_matching controls_at as_early init positions trivial",
@@ -357,7 +357,8 @@ def test_controls_have_the_runs_own_metric(tmp_path):
         row = controls(run.path, ["shuffle"], progress=False)[0]
     finally:
         sys.path.remove(str(tmp_path))
-    assert run.summary["test_accuracy"] <= 50 and row["test_accuracy"] <= 50
+    assert run.summary["metric"] == {"name": "hits", "direction": "higher", "unit": ""}
+    assert run.summary["test_metric"] <= 0.5 and row["test_metric"] <= 0.5
     structured = search("one-shot", runs=tmp_path, density=0.5, granularity="2:4", **QUICK)
     with pytest.raises(RequestError, match="keeps units of 2:4: shuffle would move single weights"):
         controls(structured.path, ["reinit", "shuffle"])

@@ -16,7 +16,7 @@ from supermask.masks.random_numbers import permutation, uniform
 from ticket_search.contract.errors import RequestError
 from ticket_search.contract.leave import Leave, leave_here
 from ticket_search.data.augmentation import Augmentation
-from ticket_search.data.dataset import Data, from_arrays, from_dataset, split
+from ticket_search.data.dataset import Data, from_arrays, split
 from ticket_search.data.factories import find_factory, load_factory
 from ticket_search.data.sources import SOURCES, read_arrays, read_samples
 
@@ -231,22 +231,22 @@ class Squares(Dataset):
 
 def test_a_dataset_is_its_samples_in_memory():
     arrays = np.broadcast_to(np.arange(30, dtype=np.float32)[:, None, None], (30, 2, 3)), np.arange(30) % 3
-    data, expected = from_dataset(Squares(), 1), from_arrays(arrays, 1)
+    data, expected = from_arrays(Squares(), 1), from_arrays(arrays, 1)
     for part in ("train", "validation", "test"):
         assert torch.equal(getattr(data, f"{part}_x"), getattr(expected, f"{part}_x"))
         assert torch.equal(getattr(data, f"{part}_y"), getattr(expected, f"{part}_y"))
     assert data.name == expected.name
-    both = from_dataset({"train": Squares(30), "test": Squares(10)}, 1)
+    both = from_arrays({"train": Squares(30), "test": Squares(10)}, 1)
     assert (both.train_size, len(both.validation_y), len(both.test_y)) == (27, 3, 10)
     assert both.test_x[:, 0, 0].tolist() == list(range(10))
     pixels = TensorDataset(torch.full((20, 1, 2, 2), 255, dtype=torch.uint8), torch.arange(20) % 2)
-    assert from_dataset(pixels, 0).mean == (1.0,)
-    assert len(from_dataset(Subset(Squares(), range(5, 25)), 0).test_y) == 4
+    assert from_arrays(pixels, 0).mean == (1.0,)
+    assert len(from_arrays(Subset(Squares(), range(5, 25)), 0).test_y) == 4
     torch.manual_seed(0)
-    first = from_dataset(Squares(random=True), 0)
+    first = from_arrays(Squares(random=True), 0)
     torch.manual_seed(1)
     stream = torch.get_rng_state()
-    again = from_dataset(Squares(random=True), 0)
+    again = from_arrays(Squares(random=True), 0)
     assert torch.equal(first.train_x, again.train_x) and torch.equal(torch.get_rng_state(), stream)
 
 
@@ -276,22 +276,23 @@ SAMPLE = (torch.zeros(3), 0)
     ("dataset", "expected"),
     [
         (Endless(), "data is Endless, expected a torch Dataset"),
-        ((np.zeros((20, 2)), np.zeros(20)), "data is tuple, expected a torch Dataset"),
-        ({"train": Squares(), "test": [SAMPLE]}, "test is list, expected a torch Dataset"),
+        ({"train": Squares(), "test": [SAMPLE]}, r"test is list, expected \(x, y\)"),
         (Listed([]), "data: the dataset is empty"),
         (Listed([SAMPLE, torch.zeros(())]), "sample 1 is Tensor, expected a pair"),
         (Listed([SAMPLE, (1, 2, 3)]), "sample 1 is tuple, expected a pair"),
         (Listed([(object(), 0)]), "x of sample 0 is object, expected a tensor; .*PILToTensor"),
-        (Listed([SAMPLE, (torch.zeros(3), 0.5)]), "y of sample 1 is 0.5, expected a whole class number"),
+        (Listed([SAMPLE, (torch.zeros(3), 0.5)]), r"sample 1 is torch.float32 \(\), sample 0 is torch.int64 \(\)"),
+        (Listed([SAMPLE, (torch.zeros(3), "cat")]), "sample 1 holds 'cat', expected numbers"),
+        (Listed([SAMPLE, ({"a": torch.zeros(3)}, 0)]), "sample 1 is built otherwise than sample 0"),
         (Listed([SAMPLE, (torch.zeros(4), 0)]), r"sample 1 is torch.float32 \(4,\), sample 0 is torch.float32 \(3,\)"),
         (Listed([SAMPLE, (torch.zeros(3).int(), 0)]), "sample 1 is torch.int32"),
         (Listed([SAMPLE] * 9), "9 samples, expected at least 10"),
-        (Listed([(torch.zeros(3).int(), 0)] * 20), "x is int32, expected uint8 pixels or floats"),
+        (Listed([(torch.zeros(3), 0)] * 20), "y has the class 0 only"),
     ],
 )
 def test_datasets_that_do_not_fit(dataset, expected):
     with pytest.raises(RequestError, match=expected):
-        from_dataset(dataset, 0)
+        from_arrays(dataset, 0)
 
 
 @pytest.fixture

@@ -213,7 +213,7 @@ def test_the_scan_is_what_dropping_one_layer_by_hand_gives(tmp_path):
             kept = largest(layer.weight.abs().sum(1), math.floor(len(layer.weight) * density + 0.5))
             for row in set(range(len(layer.weight))) - set(kept):
                 layer.weight.data[row], layer.bias.data[row] = 0, 0
-            assert evaluate(model, samples, "validation").accuracy == accuracy
+            assert evaluate(model, samples, "validation").value == accuracy
     assert (run.path / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
     chosen = search("filters", runs=tmp_path, tolerance=5.0, **QUICK)
     assert chosen.path.name == "filters-lenet-300-100-digits-tolerance5-s0"

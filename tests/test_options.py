@@ -303,7 +303,9 @@ def test_a_loss_and_a_metric_of_ones_own(scratch):
     assert done.code == 0, done.err
     plain = json.loads(scratch(*words[:5], "--json").out)
     own = json.loads(done.out)
-    assert own["test_accuracy"] > plain["test_accuracy"], "the right class is among two"
+    assert own["metric"] == {"name": "top2", "direction": "higher", "unit": ""}
+    assert 100 * own["test_metric"] > plain["test_accuracy"] == plain["test_metric"], "the right class is among two"
+    assert "test_accuracy" not in own and plain["metric"] == {"name": "accuracy", "direction": "higher", "unit": "%"}
     assert own["val_loss"] != plain["val_loss"]
 
 
@@ -324,7 +326,12 @@ def test_a_loss_and_a_metric_of_ones_own(scratch):
         (["--model", "torchvision:resnet18"], "takes images of 3 channels"),
         (["--model", "torchvision:resnet81"], "did you mean 'resnet18'"),
         (["--loss", "mine.things:hing"], "did you mean 'hinge'"),
-        (["--metric", "nonsense"], "expected package.module:function"),
+        (["--metric", "nonsense"], "expected accuracy, r2, perplexity, mse, mae or package.module:function"),
+        (["--metric", "perplexty"], "did you mean 'perplexity'"),
+        (["--loss", "cross-entrpy"], "did you mean 'cross-entropy'"),
+        (["--loss", "mse"], "the network lenet-300-100, in evaluation mode: the network gives numbers of shape [2, 10] for targets of shape [2], expected one for each"),
+        (["--metric", "r2"], "with the loss cross-entropy expected accuracy, perplexity"),
+        (["--loss", "model"], "outputs have no loss of their own"),
         (["--activation", "rleu"], "--activation rleu: expected"),
     ],
 )  # fmt: skip

@@ -86,7 +86,7 @@ def test_tensorboard_and_metrics_hold_the_same_numbers(method, quick):
         assert np.allclose([v for _, v in points], [v for _, v in written[tag]], rtol=1e-6)
     expected = {
         "loss/train", "loss/validation", "accuracy/train", "accuracy/validation", "accuracy/test", "learning-rate",
-        "density/total", "density/fc1.weight", "density/fc2.weight", "density/fc3.weight", "speed/images-per-second",
+        "density/total", "density/fc1.weight", "density/fc2.weight", "density/fc3.weight", "speed/samples-per-second",
     }  # fmt: skip
     expected |= {"mask/changed"} if method != "dense" else set()
     assert set(rows) == expected
@@ -235,8 +235,13 @@ def test_resuming_ones_own_needs_the_same_objects(tmp_path, monkeypatch):
     ("data", "problem"),
     [
         (3, "expected \\(x, y\\)"),
-        ((np.zeros((20, 3)), np.zeros(20)), "y is float64, expected whole class numbers"),
-        ((np.zeros((20, 3), int), np.zeros(19, int)), "x has shape \\(20, 3\\) and y \\(19,\\).*x is int64"),
+        ((np.zeros((20, 3)), np.zeros(20)), "y is 0.0 in every sample, so that there is nothing to learn"),
+        ((np.zeros((20, 3)), np.zeros(20, int)), "y has the class 0 only, expected two classes or more"),
+        ((np.zeros((20, 3)), np.arange(20) / 7), "the targets are floats: name the loss, --loss mse"),
+        (
+            (np.zeros((20, 3), int), np.zeros(19, int)),
+            "x has shape \\(20, 3\\) and y has shape \\(19,\\), expected .* of one n",
+        ),
         ((np.full((20, 3), np.nan), np.zeros(20, int)), "60 values that are NaN"),
         ((np.zeros((20, 3)), np.arange(20) - 5), "class number -5"),
         ((np.zeros((5, 3)), np.zeros(5, int)), "5 samples, expected at least 10"),

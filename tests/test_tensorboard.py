@@ -43,7 +43,7 @@ STEPS = 42  # of one training: two epochs of 21 steps
 LEVEL_ENDS = [STEPS * level for level in (1, 2, 3, 4)]
 L = np.array([[1, 0, 0], [1, 0, 0], [1, 0, 0], [1, 1, 1]], bool)  # four rows, three columns
 # What depends on when it is measured.
-CLOCKS = ("speed/images-per-second",)
+CLOCKS = ("speed/samples-per-second",)
 
 
 def read(path: Path) -> EventAccumulator:

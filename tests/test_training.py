@@ -83,7 +83,7 @@ def test_evaluation_equals_the_mean_over_single_samples():
     logits = torch.cat([model(data.test_x[i : i + 1]) for i in range(len(data.test_y))]).detach()
     losses = -torch.log_softmax(logits.double(), 1)[range(len(logits)), data.test_y]
     assert found.loss == pytest.approx(losses.mean().item(), rel=1e-6)
-    assert found.accuracy == pytest.approx(100 * (logits.argmax(1) == data.test_y).double().mean().item())
+    assert found.value == pytest.approx(100 * (logits.argmax(1) == data.test_y).double().mean().item())
     assert model.training
 
 
@@ -107,7 +107,7 @@ def test_training_equals_a_loop_written_by_hand(quick):
         optimizer.step()
     for name, tensor in run.ticket.state_dict().items():
         torch.testing.assert_close(tensor, model.get_parameter(name).detach(), rtol=1e-4, atol=1e-6)
-    assert run.summary["test_accuracy"] == evaluate(model, data, "test").accuracy
+    assert run.summary["test_accuracy"] == evaluate(model, data, "test").value
 
 
 @pytest.mark.parametrize("method", ["dense", "edge-popup"])
