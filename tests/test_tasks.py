@@ -118,6 +118,21 @@ def test_functions_of_ones_own_are_given_again(tmp_path, monkeypatch):
         controls(run.path, ["shuffle"], model=kind.make, data=KINDS["one number"].data(), progress=False)
 
 
+def test_parts_of_a_batch_weigh_as_many_targets_as_count(tmp_path):
+    """Accumulated over parts of unequal numbers of tokens, the gradient is that of the whole batch."""
+    kind = KINDS["language"]
+    x, y = kind.data()
+    y = np.where(np.arange(y.shape[1]) < np.random.default_rng(0).integers(1, 9, (len(y), 1)), y, -100)
+    flags = {**QUICK, "epochs": 1, "density": 1.0, "lr": 0.1, "runs": tmp_path, "metric": "perplexity"}
+    whole, parts = (
+        search("dense", kind.make, (x, y), accumulate=number, name=f"in-{number}", init_seed=0, **flags)
+        for number in (1, 5)
+    )
+    for name, weight in whole.ticket.state_dict().items():
+        torch.testing.assert_close(parts.ticket.state_dict()[name], weight, rtol=1e-4, atol=1e-6)
+    assert parts.metrics[0]["loss/train"] == pytest.approx(whole.metrics[0]["loss/train"], rel=1e-5)
+
+
 # --- metrics
 
 
