@@ -237,7 +237,7 @@ def test_resuming_ones_own_needs_the_same_objects(tmp_path, monkeypatch):
         (3, "expected \\(x, y\\)"),
         ((np.zeros((20, 3)), np.zeros(20)), "y is 0.0 in every sample, so that there is nothing to learn"),
         ((np.zeros((20, 3)), np.zeros(20, int)), "y has the class 0 only, expected two classes or more"),
-        ((np.zeros((20, 3)), np.arange(20) / 7), "the targets are floats: name the loss, --loss mse"),
+        ((np.zeros((20, 5)), np.arange(20) / 7), "the targets are floats: name the loss, --loss mse"),
         (
             (np.zeros((20, 3), int), np.zeros(19, int)),
             "x has shape \\(20, 3\\) and y has shape \\(19,\\), expected .* of one n",

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from supermask.choosing.gradients import call
 from ticket_search import Interrupted, RequestError, controls, resume, search, train
 from ticket_search.analysis.comparison import compare
+from ticket_search.analysis.tables import read_csv
 from ticket_search.contract.metric import ACCURACY, METRICS, Metric, describe_metric, metric_of_function
 from ticket_search.data.dataset import from_arrays
 from ticket_search.runs.progress import Progress
@@ -102,7 +103,7 @@ def test_functions_of_ones_own_are_given_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Progress, "advance_to", lambda self, step: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Interrupted) as stop:
-        searched(kind, "imp", tmp_path, metric=own)
+        searched(kind, "imp", tmp_path, metric=own, init="kaiming-normal")
     monkeypatch.undo()
     with pytest.raises(RequestError, match=r"own.*resume\(.*, metric=\.\.\.\) goes on"):
         resume(stop.value.path, kind.make, kind.data(), progress=False)
@@ -115,6 +116,21 @@ def test_functions_of_ones_own_are_given_again(tmp_path, monkeypatch):
     assert row["test_metric"] != run.summary["test_metric"] == again.summary["test_metric"]
     with pytest.raises(RequestError, match="the data are not those of the run"):
         controls(run.path, ["shuffle"], model=kind.make, data=KINDS["one number"].data(), progress=False)
+
+
+def test_parts_of_a_batch_weigh_as_many_targets_as_count(tmp_path):
+    """Accumulated over parts of unequal numbers of tokens, the gradient is that of the whole batch."""
+    kind = KINDS["language"]
+    x, y = kind.data()
+    y = np.where(np.arange(y.shape[1]) < np.random.default_rng(0).integers(1, 9, (len(y), 1)), y, -100)
+    flags = {**QUICK, "epochs": 1, "density": 1.0, "lr": 0.1, "runs": tmp_path, "metric": "perplexity"}
+    whole, parts = (
+        search("dense", kind.make, (x, y), accumulate=number, name=f"in-{number}", init_seed=0, **flags)
+        for number in (1, 5)
+    )
+    for name, weight in whole.ticket.state_dict().items():
+        torch.testing.assert_close(parts.ticket.state_dict()[name], weight, rtol=1e-4, atol=1e-6)
+    assert parts.metrics[0]["loss/train"] == pytest.approx(whole.metrics[0]["loss/train"], rel=1e-5)
 
 
 # --- metrics
@@ -216,13 +232,10 @@ def test_numbers_are_never_repeated_to_fit():
 def test_lower_values_of_a_metric_that_is_to_be_low_are_better(tmp_path):
     """Two searches of which one is planted to be better: the difference is positive, and so is that to a control."""
     kind = KINDS["one number"]
-    common = {**QUICK, **kind.flags, "runs": tmp_path, "lr": 0.01, "optimizer": "adam", "momentum": 0.0}
-    del common["momentum"]
-    good, bad = [], []
-    for seed in range(5):
-        run = search("dense", kind.make, kind.data(), seed=seed, **{**common, "epochs": 1})
-        bad.append(run)
-        good.append(search("snip", kind.make, kind.data(), seed=seed, **{**common, "epochs": 1}))
+    bad, good = (
+        [searched(kind, method, tmp_path, seed=seed, epochs=1, density=density, batch_size=60) for seed in range(5)]
+        for method, density in (("dense", 1.0), ("snip", 0.5))
+    )
     for run in good:
         plant(run, "mae", lambda value: value / 10)
     found = compare([run.path for run in (*good, *bad)], delta=0.05)
@@ -271,7 +284,7 @@ def test_runs_of_two_metrics_are_in_no_difference(tmp_path, ticket):
 
 def test_everything_that_is_shown_names_the_metric(tmp_path, ticket):
     kind = KINDS["one number"]
-    run = searched(kind, "imp", tmp_path / "runs", density=0.4)
+    run = searched(kind, "imp", tmp_path / "runs", density=0.4, init="kaiming-normal")
     rows = controls(run.path, ["reinit"], model=kind.make, data=kind.data(), progress=False)
     assert rows[0]["test_metric"] > 0 and "test_accuracy" not in rows[0]
     files = {flag: tmp_path / f"c.{flag}" for flag in ("csv", "html", "latex", "markdown")}
@@ -282,7 +295,7 @@ def test_everything_that_is_shown_names_the_metric(tmp_path, ticket):
     texts = [shown.out, *(path.read_text() for path in files.values())]
     assert all("mae" in text and "accuracy (" not in text and "test %" not in text for text in texts)
     assert "lower is better" in shown.out
-    again = compare([], others=__import__("ticket_search").analysis.tables.read_csv(files["csv"]))
+    again = compare([], others=read_csv(files["csv"]))
     group = compare([run.path]).groups[0]
     assert again.groups[0].metric == group.metric == Metric("mae", "lower")
     assert again.groups[0].levels[-1].difference.mean == pytest.approx(group.levels[-1].difference.mean)
@@ -309,7 +322,7 @@ def test_all_forms_of_the_same_data_are_the_same_samples():
 
         def with_format(self, name):
             assert name == "numpy"
-            return {slice(None): None} and Whole()
+            return Whole()
 
     class Whole:
         def __getitem__(self, rows):
@@ -331,8 +344,27 @@ def test_all_forms_of_the_same_data_are_the_same_samples():
     parts = {"train": (x[:40], y[:40]), "validation": (x[40:50], y[40:50]), "test": (x[50:], y[50:])}
     given = from_arrays(parts, 3)
     assert torch.equal(given.validation_x, torch.from_numpy(x[40:50])) and given.train_size == 40
+    both = TensorDataset(torch.from_numpy(x[:, :2]), torch.from_numpy(x[:, 2:]), torch.from_numpy(y))
+    pairs = torch.utils.data.Subset(Paired(both), range(60))
+    for form in (pairs, DataLoader(pairs, batch_size=7), ((x[:, :2], x[:, 2:]), y)):
+        two = from_arrays(form, 3).train_x
+        assert isinstance(two, tuple) and torch.equal(torch.cat(two, 1), plain.train_x)
     for batches in (named[0].train_batches(torch.arange(20), 8), named[0].batches("test", 5)):
         assert all(len(batch["x"]) == len(targets) for batch, targets in batches)
+
+
+class Paired(torch.utils.data.Dataset):
+    """Samples whose inputs are all but the last of another data set's."""
+
+    def __init__(self, inner) -> None:
+        self.inner = inner
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, i: int):
+        *x, y = self.inner[i]
+        return tuple(x), y
 
 
 def test_tokens_and_labels_are_taken_as_they_are():
@@ -385,6 +417,7 @@ BAD = {
     "loss only": (lambda o: {"loss": o.mean()}, (X, Y), {}, "the metric accuracy is of outputs"),
     "no loss": (None, (X, Y), {"loss": "model"}, "outputs have no loss of their own"),
     "text": (None, (np.array([["a"]] * 20), np.arange(20) % 2), {}, "x is <U1, expected numbers"),
+    "ragged list": (None, ([[1.0], [1.0, 2.0]] * 10, np.arange(20) % 2), {}, "x holds rows of several lengths"),
     "ragged": (None, {"a": np.array([[1], [1, 2]] * 10, object), "y": np.arange(20) % 2}, {}, "rows of several lengths"),
     "no labels": (None, {"input": X, "lables": Y}, {}, "none of them is called as targets are; did you mean 'labels'"),
     "two labels": (None, {"x": X, "y": Y, "label": Y}, {}, "the targets are in several, label, y"),

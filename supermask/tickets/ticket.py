@@ -343,7 +343,8 @@ class Ticket:
         net = self.model(state)
         if example_input is None:
             shape = self.meta.get("architecture", {}).get("arguments", {}).get("input_shape")
-            if shape is None:
-                raise ValueError("the ticket's architecture says no input_shape: give example_input=...")
+            if not isinstance(shape, list) or not all(isinstance(size, int) for size in shape):
+                said = "no input_shape" if shape is None else f"the input_shape {shape}, which is no tensor's"
+                raise ValueError(f"the ticket's architecture says {said}: give example_input=...")
             example_input = torch.ones(2, *shape)
         return shrink(net, self.masks, example_input)

@@ -48,7 +48,8 @@ def read_part(given: Any, what: str) -> tuple[Any, Any]:
         x, y = given
     else:
         raise RequestError(f"{what} is {type(given).__name__}, expected {_FORMS}")
-    x, y = (tree_map(_to_numpy, tree) for tree in (x, y))
+    # A list is an array that is written out, as it is to NumPy.
+    x, y = (tree_map(_to_numpy, tree, is_leaf=lambda value: isinstance(value, list)) for tree in (x, y))
     if problems := [f"{what}: {problem}" for problem in _problems(x, y, what)]:
         raise RequestError(problems)
     return x, tree_map(lambda array: array.astype(np.int64) if np.issubdtype(array.dtype, np.integer) else array, y)
@@ -87,7 +88,19 @@ def split_labels(columns: Mapping[str, Any], what: str) -> tuple[dict[str, Any],
 
 
 def _to_numpy(value: Any) -> Any:
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    try:
+        return np.asarray(value)
+    except ValueError:  # of rows of several lengths, which is said of such arrays
+        return np.fromiter(value, object)
+
+
+def _with_tuples(tree: Any) -> Any:
+    """A tree with tuples in place of lists, as which a loader gives the tuples of its samples."""
+    if isinstance(tree, Mapping):
+        return {key: _with_tuples(value) for key, value in tree.items()}
+    return tuple(map(_with_tuples, tree)) if isinstance(tree, (tuple, list)) else tree
 
 
 def _problems(x: Any, y: Any, what: str) -> list[str]:
@@ -196,7 +209,7 @@ def _stack(flattened: list[tuple[list[Any], TreeSpec]], join: Any, kind: str, wh
                 )
         rows.append(row)
     x, y = tree_unflatten([join(column) for column in zip(*rows, strict=True)], structure)
-    return x, y
+    return _with_tuples(x), _with_tuples(y)
 
 
 def _to_tensor(leaf: Any, where: str) -> Tensor:

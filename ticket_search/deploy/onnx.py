@@ -66,11 +66,13 @@ def input_shape_of(ticket: Ticket, asked: Sequence[int] | None = None) -> tuple[
     """The shape of one sample: the one that is asked for, or else the one that the ticket's network was built for.
 
     Raises:
-        RequestError: there is neither.
+        RequestError: there is neither, or the network takes several inputs.
     """
     shape = asked or _arguments(ticket).get("input_shape")
     if not shape:
         raise RequestError("the ticket does not tell the shape of a sample; give it by --input-shape, as 3,32,32")
+    if isinstance(shape, Mapping) or not all(isinstance(size, int) for size in shape):
+        raise RequestError(f"the ticket's network takes several inputs, of shapes {shape}: expected one of one tensor")
     return tuple(map(int, shape))
 
 

@@ -165,7 +165,8 @@ def _check_batch(setup: Setup, objective: Objective, model: nn.Module, x: Any, y
         gives = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise RequestError(f"the loss of a batch is {gives}, expected one number, the mean over the batch")
     if not bool(torch.isfinite(loss)):
-        raise RequestError(f"the loss of the first batch is {float(loss)} {where} mode, expected a finite number")
+        value = float(loss.detach())
+        raise RequestError(f"the loss of the first batch is {value} {where} mode, expected a finite number")
     if model.training and any(parameter.requires_grad for parameter in model.parameters()):
         if not loss.requires_grad:
             raise RequestError("the loss depends on no parameter of the network: expected one that has gradients")
