@@ -13,8 +13,8 @@ from ..contract.metric import metric_of, value_of
 from ..running.read_config import read_config
 from ..running.request import shape_of
 from ..runs.folders import find_run
-from ..runs.names import MOVING
-from ..runs.run import Run
+from ..runs.names import MOVING, SUMMARY
+from ..runs.records import read_record
 from .terminal import errors, output, print_json, print_table
 from .tickets import Data, Loss, Metric, Model
 
@@ -61,7 +61,7 @@ def controls(
     if as_json:
         print_json({"rows": rows})
         return
-    shown = Run(folder, read_config(folder)).metric
+    shown = metric_of(read_record(folder, SUMMARY))
     columns = ("control", "data", "level", "density", "kept", f"test {shown.column}", f"validation {shown.column}")
     print_table(columns, [_cells(row, shown) for row in rows])
     if not chosen and (shape := shape_of(read_config(folder))) != "weight":

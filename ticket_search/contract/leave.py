@@ -7,7 +7,7 @@ from the mark of a run that was made here (`trust.mark`). Where there is none, n
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -43,6 +43,12 @@ Leaves: TypeAlias = Mapping[str, Leave]
 def names_code(name: Any) -> bool:
     """Whether a value is the name of a function that has to be imported: `module:function`."""
     return isinstance(name, str) and ":" in name and not name.startswith(OTHERS)
+
+
+def describe_function(function: Callable[..., Any]) -> str:
+    """The name of a callable in the configuration: `module:function`."""
+    owner = getattr(function, "__module__", type(function).__module__)
+    return f"{owner}:{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
 def code_in(values: Mapping[str, Any]) -> dict[str, str]:

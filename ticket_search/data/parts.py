@@ -110,6 +110,10 @@ def _problems(x: Any, y: Any, what: str) -> list[str]:
     )
     if not inputs or not targets:
         return [f"{'x' if targets else 'y'} holds no array"]
+    if objects := [name for name, array in (*inputs, *targets) if array.dtype.kind == "O"]:
+        return [
+            f"{name} holds rows of several lengths, or objects: expected numbers, padded to one" for name in objects
+        ]
     shapes = [f"{name} has shape {array.shape}" for name, array in (*inputs, *targets)]
     flat = not isinstance(x, np.ndarray) or x.ndim >= 2
     if not flat or any(array.ndim == 0 for _, array in targets + inputs):
@@ -126,8 +130,6 @@ def _problems(x: Any, y: Any, what: str) -> list[str]:
 
 
 def _problems_of_numbers(name: str, array: Any) -> list[str]:
-    if array.dtype.kind == "O":
-        return [f"{name} holds rows of several lengths, or objects: expected numbers, padded to one length"]
     if array.dtype.kind not in "uifb":
         return [f"{name} is {array.dtype}, expected numbers; text is given as the numbers of its tokens"]
     if array.dtype.kind == "f" and not np.isfinite(array).all():

@@ -138,6 +138,8 @@ def _check_data(run: Run, data: Any) -> None:
         RequestError: they are others.
     """
     known, config = run.summary.get("data_fingerprint"), run.config
+    if data is None and config.data in config.leaves and config.leaves[config.data].content:
+        return  # `load_data` looks at what a run remembers
     if known is None and (data is None or not config.data.startswith("arrays-")):
         return
     loaded = load_data(config.data if data is None else data, config)
@@ -155,7 +157,7 @@ def _check_names(request: Request, opened: Run, elsewhere: Any) -> None:
     samples = request.data if elsewhere is None else elsewhere
     if problems := name_problems(request.model, samples):
         raise RequestError(problems)
-    if refused := opened.config.refused_code({"model": request.model, "data": samples}):
+    if refused := opened.config.refused_code({"model": request.model, "data": samples, **request.functions}):
         raise RequestError(refused)
 
 

@@ -10,12 +10,11 @@ from typing import Any
 
 from ..contract.errors import Problems, RequestError, nearest_hint, unknown
 from ..contract.flags import Config, find_recipe, flag, is_switch, make_config, public_fields
-from ..contract.leave import FLAGS, Leaves, leave_here
+from ..contract.leave import FLAGS, Leaves, describe_function, leave_here
 from ..contract.method import Method
 from ..data.sources import source_names, without_version
 from ..methods import declared_methods, find_method, own_methods, usable_methods
 from ..models.names import is_factory, model_names
-from ..runs.experiment import describe_function
 from ..runs.names import MOVING
 from ..trust.mark import leave_of
 from .read_config import find_kind

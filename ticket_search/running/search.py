@@ -122,7 +122,7 @@ def resume(
     if model is not None:
         config = config.model_copy(update={"model": describe_model(model)})
     request = request_of(config, model, data, loss, metric)
-    asked = {"model": request.model, "data": request.data}
+    asked = {"model": request.model, "data": request.data, **request.functions}
     unknown_names = name_problems(request.model, request.data)
     refused = request.config.refused_code(asked)
     code = code_in({**vars(request.config), **asked})
@@ -258,7 +258,7 @@ def prepare(request: Request, *, unchanged: bool = False) -> tuple[Config, Setup
             given leave to import.
     """
     config, problems = request.config, Problems()
-    check_code(config, {"model": request.model, "data": request.data}, unchanged)
+    check_code(config, {"model": request.model, "data": request.data, **request.functions}, unchanged)
     resolved = problems.attempt(lambda: resolve(config))
     loaded = problems.attempt(lambda: load_data(request.data, config))
     problems.attempt(lambda: find_model(request.model, config.leaves))

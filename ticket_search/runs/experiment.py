@@ -22,7 +22,7 @@ from supermask.weights.architectures import find_architecture
 
 from ..contract.errors import RequestError
 from ..contract.flags import Config
-from ..contract.leave import Leaves
+from ..contract.leave import Leaves, describe_function
 from ..contract.method import Method
 from ..contract.metric import ACCURACY, Metric
 from ..data.augmentation import Augmentation
@@ -184,12 +184,6 @@ def bf16_is_native(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     return device == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
-
-
-def describe_function(function: Callable[..., Any]) -> str:
-    """The name of a callable in the configuration: `module:function`."""
-    owner = getattr(function, "__module__", type(function).__module__)
-    return f"{owner}:{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
 def describe_model(model: str | Callable[..., nn.Module]) -> str:
