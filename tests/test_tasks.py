@@ -115,7 +115,8 @@ def test_functions_of_ones_own_are_given_again(tmp_path, monkeypatch):
     again = train(run.path, kind.make, kind.data(), metric=own, loss=huber, runs=tmp_path, progress=False)
     assert row["test_metric"] != run.summary["test_metric"] == again.summary["test_metric"]
     with pytest.raises(RequestError, match="the data are not those of the run"):
-        controls(run.path, ["shuffle"], model=kind.make, data=KINDS["one number"].data(), progress=False)
+        other = KINDS["one number"].data()
+        controls(run.path, ["shuffle"], model=kind.make, data=other, metric=own, loss=huber, progress=False)
 
 
 def test_parts_of_a_batch_weigh_as_many_targets_as_count(tmp_path):
