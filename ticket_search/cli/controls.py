@@ -8,12 +8,12 @@ import typer
 
 from .. import running
 from ..contract.errors import RequestError
+from ..contract.flags import read_json
 from ..contract.metric import Metric, metric_of, value_of
 from ..running.read_config import read_config
 from ..running.request import shape_of
 from ..runs.folders import find_run
-from ..runs.names import MOVING
-from ..runs.run import Run
+from ..runs.names import MOVING, SUMMARY
 from .terminal import errors, output, print_json, print_table
 
 
@@ -55,7 +55,7 @@ def controls(
     if as_json:
         print_json({"rows": rows})
         return
-    metric = Run(folder, read_config(folder)).metric
+    metric = metric_of(read_json(folder / SUMMARY))
     columns = ("control", "data", "level", "density", "kept", f"test {metric.column}", f"validation {metric.column}")
     print_table(columns, [_cells(row, metric) for row in rows])
     if not chosen and (shape := shape_of(read_config(folder))) != "weight":
