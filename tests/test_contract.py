@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
+import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -282,6 +283,7 @@ def test_a_loss_of_ones_own_reaches_the_scores(score, tmp_path, monkeypatch):
         "    return ((outputs - wanted) ** 2).mean()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "losses", raising=False)  # that of another case lies in another folder
     import losses
 
     flags = {"density": 0.2, "epochs": 1, "threads": 1, "loss": "losses:squared", **SMALL}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import supermask
-from supermask.choosing.gradients import floating_outputs
+from supermask.choosing.gradients import Batch, floating_outputs
 from supermask.choosing.scores import SCORES
 
 pytestmark = pytest.mark.quick
@@ -135,6 +135,25 @@ def test_samples_are_counted_wherever_the_tensors_are():
     found = supermask.prune(Taking(), 0.3, "snip", batches=nested)
     assert {name.removeprefix("inner."): mask for name, mask in found.items()} == kept([(x, y)])
     assert plain
+
+
+@pytest.mark.parametrize("score", ["snip", "grasp", "taylor"])
+def test_named_inputs_beside_targets_that_are_no_argument(score):
+    x, y = data()
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = net()
+
+        def forward(self, *, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    found = supermask.prune(Named(), 0.3, score, batches=[Batch({"x": x[:9]}, y[:9]), Batch({"x": x[9:]}, y[9:])])
+    plain = supermask.prune(net(), 0.3, score, batches=[(x[:9], y[:9]), (x[9:], y[9:])])
+    assert {name.removeprefix("inner."): mask.tolist() for name, mask in found.items()} == {
+        name: mask.tolist() for name, mask in plain.items()
+    }
 
 
 def test_a_loss_of_ones_own():

@@ -153,7 +153,8 @@ def test_a_tally_takes_losses_with_an_axis_and_outputs_of_several_shapes():
 
 
 def test_a_tally_scores_by_the_configured_metric():
-    config = make_config(Config, {"metric": f"{__name__}:is_first"})
+    name = f"{__name__}:is_first"
+    config = make_config(Config, {"metric": name}).allowing(leave_here(name))
     tally = Tally(make_objective(config), torch.device("cpu"))
     for _ in range(70):
         tally.add(torch.tensor(1.0), torch.zeros(4, 3), torch.tensor([0, 0, 0, 1]), 1.0)

@@ -506,7 +506,7 @@ def test_what_is_shown_of_a_sweep(terminal):
         plain = Console(file=io.StringIO(), width=100)
         plain.print(shows._render())
         table = plain.file.getvalue()
-        assert re.search(r"one +30 of 100 +91.50 %\nthree +controls *\n2 running, 1 waiting", table)
+        assert re.search(r"one +30 of 100 +validation 91.5\nthree +controls *\n2 running, 1 waiting", table)
         assert "15 %" in table
         shows.ended(0, "finished", "test 90.00 %  1.0 s")
         shows.ended(1, "failed", "oh")

@@ -19,13 +19,20 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Inputs as `call` takes them, a mapping of keyword arguments among others, and targets that are no argument."""
+
+    inputs: Any
+    targets: Any
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What a score may look at beside the weights.
 
     seed: of scores that draw random numbers, and of dropout.
-    batches: any iterable of `(inputs, targets)`, `(input, input, ..., targets)`, `({name: input}, targets)` or mappings
-    of
-        keyword arguments.
+    batches: any iterable of `(inputs, targets)`, `(input, input, ..., targets)`, `Batch`, or mappings of keyword
+        arguments.
     loss: `loss(outputs, targets)`, a mean over the samples; cross-entropy if not given. For batches that are mappings
         it is called as `loss(outputs, batch)`, and if not given the outputs' own `loss` is taken.
     example_input: what the model takes, of any batch size: its shape is all that counts.
@@ -212,13 +219,17 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def _loss_of(model: nn.Module, batch: Any, loss: Loss | None) -> tuple[int, Tensor]:
-    if isinstance(batch, Mapping):
+    value: Any
+    if isinstance(batch, Batch):
+        value = (loss or F.cross_entropy)(call(model, batch.inputs), batch.targets)
+        expected = "loss(outputs, targets) to give one number"
+    elif isinstance(batch, Mapping):
         outputs = model(**batch)
         value = loss(outputs, batch) if loss is not None else getattr(outputs, "loss", None)
         expected = "outputs with a loss of their own, or loss=..."
     elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
         *inputs, wanted = batch
-        outputs = call(model, inputs[0]) if len(inputs) == 1 and isinstance(inputs[0], Mapping) else model(*inputs)
+        outputs = model(*inputs)
         value = (loss or F.cross_entropy)(outputs, wanted)
         expected = "loss(outputs, targets) to give one number"
     else:
@@ -231,6 +242,8 @@ def _loss_of(model: nn.Module, batch: Any, loss: Loss | None) -> tuple[int, Tens
 def _to(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Tensor):
         return batch.to(device)
+    if isinstance(batch, Batch):
+        return Batch(_to(batch.inputs, device), _to(batch.targets, device))
     if isinstance(batch, Mapping):
         return {key: _to(part, device) for key, part in batch.items()}
     return type(batch)(_to(part, device) for part in batch) if type(batch) in (tuple, list) else batch

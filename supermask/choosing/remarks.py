@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,7 +83,10 @@ def _read(model: nn.Module, example_input: Any) -> set[int]:
     """The identities of what a pass reads."""
     reads = _Reads()
     try:
-        with undisturbed(model), torch.no_grad(), torch.compiler.set_stance("force_eager"), reads:
+        # What is compiled is run as it was written; where nothing has been, asking for it would import the compiler.
+        compiled = "torch._dynamo" in sys.modules
+        eager = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+        with undisturbed(model), torch.no_grad(), eager, reads:
             call(model, example_input)
     except Exception as error:
         raise ValueError(f"the model does not take the example input: {type(error).__name__}: {error}") from error

@@ -206,7 +206,7 @@ def example_of(data: Samples) -> Any:
 
 def score_batches(
     data: Samples, config: SharedConfig, per_class: int, objective: Objective | None = None
-) -> Iterator[tuple[Any, ...]]:
+) -> Iterator[Any]:
     """Training samples drawn by the mask seed, `per_class` of each class on average, in batches of equal size.
 
     All of them: an epoch of training would leave out what does not fill a batch. Of float targets so many for each

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from supermask.choosing import gradients
+
 from ..contract.errors import RequestError
 from ..contract.flags import Config
 from ..contract.metric import METRICS, Metric, metric_of_function
@@ -78,9 +80,11 @@ class Objective:
             x = dict(zip(self.task.arguments, x if isinstance(x, (tuple, list)) else (x,), strict=False))
         return {**x, "labels": y}
 
-    def score_batch(self, x: Any, y: Any) -> tuple[Any, ...]:
-        """A batch as scores of weights take it: `(input, targets)`, or `(input, input, ..., targets)`."""
+    def score_batch(self, x: Any, y: Any) -> Any:
+        """A batch as scores of weights take it: `(input, targets)`, `(input, input, ..., targets)`, or named inputs."""
         inputs = self.inputs(x, y)
+        if isinstance(inputs, Mapping):
+            return gradients.Batch(inputs, y)
         return (*inputs, y) if isinstance(inputs, (tuple, list)) else (inputs, y)
 
     def weight(self, y: Any) -> Tensor | int:
