@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from supermask.weights.architectures import find_architecture
 from ticket_search.contract.flags import make_config
+from ticket_search.contract.leave import leave_here
 from ticket_search.data.sources import read_samples
 from ticket_search.methods.dense import Config
 from ticket_search.models.names import model_names

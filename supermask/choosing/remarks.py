@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -35,7 +37,7 @@ def remarks(model: nn.Module, targets: Targets | None = None, example_input: Any
         model: any module, without masks on it.
         targets: those that are to be masked; `find_targets(model)` if not given.
         example_input: a tensor, or a tuple or mapping of arguments, that the model takes; without it nothing is said of
-            targets that no pass reads. The model is run once, in the mode in which it is.
+            targets that no pass reads. The model is run once or twice, in the mode in which it is.
 
     Returns:
         By name, of tensors of two dimensions or more: why one carries no mask; of those that carry one whether several
@@ -48,7 +50,8 @@ def remarks(model: nn.Module, targets: Targets | None = None, example_input: Any
     model = unwrap(model)
     targets = find_targets(model) if targets is None else targets
     paths = {id(module): path for path, module in model.named_modules()}
-    read = None if example_input is None else _read(model, example_input)
+    wanted = {id(target.parameter) for target in targets.values()}
+    read = wanted if example_input is None else _read(model, example_input, wanted)
     found: dict[str, list[str]] = {}
     for name, target in find_targets(model, include="*").items():
         told = found.setdefault(name, [])
@@ -58,7 +61,7 @@ def remarks(model: nn.Module, targets: Targets | None = None, example_input: Any
                 told.append(f"{' and '.join(layers)} share it, and one mask")
             if not target.parameter.requires_grad:
                 told.append("it is frozen (requires_grad is False): what is kept of it does not train")
-            if read is not None and id(target.parameter) not in read:
+            if id(target.parameter) not in read:
                 told.append("no pass of the example input reads it: what is dropped of it changes no output")
     for name, entry in targets.left_out.items():
         if entry.dimensions > 1:
@@ -66,8 +69,21 @@ def remarks(model: nn.Module, targets: Targets | None = None, example_input: Any
     return {name: "; ".join(told) for name, told in found.items() if told}
 
 
-class _Reads(TorchDispatchMode):
-    """Remembers the identities of the tensors that operations are given."""
+class _Functions(TorchFunctionMode):
+    """Remembers the identities of the tensors that functions of PyTorch are called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = set[int]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function."""
+        self.found |= {id(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+class _Operations(TorchDispatchMode):
+    """The same of the operations below the functions, which scripted modules call without any."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,18 +95,28 @@ class _Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _read(model: nn.Module, example_input: Any) -> set[int]:
-    """The identities of what a pass reads."""
-    reads = _Reads()
-    try:
+def _read(model: nn.Module, example_input: Any, wanted: set[int]) -> set[int]:
+    """The identities of what a pass reads: by functions, and only where some of those wanted are missing by operations.
+
+    To look at operations imports the compiler, which takes as long as PyTorch itself.
+    """
+    found = set[int]()
+    for kind in (_Functions, _Operations):
+        reads = kind()
         # What is compiled is run as it was written; where nothing has been, asking for it would import the compiler.
-        compiled = "torch._dynamo" in sys.modules
+        compiled = kind is _Operations or "torch._dynamo" in sys.modules
         eager = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-        with undisturbed(model), torch.no_grad(), eager, reads:
-            call(model, example_input)
-    except Exception as error:
-        raise ValueError(f"the model does not take the example input: {type(error).__name__}: {error}") from error
-    return reads.found
+        try:
+            # What PyTorch warns of in a pass it says again in the next, which is the user's own.
+            with undisturbed(model), torch.no_grad(), eager, warnings.catch_warnings(), reads:
+                warnings.simplefilter("ignore")
+                call(model, example_input)
+        except Exception as error:
+            raise ValueError(f"the model does not take the example input: {type(error).__name__}: {error}") from error
+        found |= reads.found
+        if wanted <= found:
+            break
+    return found
 
 
 def sentences(found: Mapping[str, str], limit: int = 5) -> list[str]:
