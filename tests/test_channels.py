@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import FrozenBatchNorm2d
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.pytorch_utils import Conv1D
 
 import supermask
 from supermask.choosing.coupling import couple
@@ -508,3 +509,43 @@ def test_the_reasons_name_where():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.ReLU(), nn.LocalResponseNorm(2)), nn.Conv2d(8, 4, 1))
     left = couple(net, find_targets(net), torch.randn(1, 3, 8, 8)).left_whole
     assert re.fullmatch(rf"avg_pool3d in 1\.1 \(LocalResponseNorm\) {SEVERAL}", left["0.weight"])
+
+
+def test_transposed_linear_layers_shrink_as_ordinary_ones_do():
+    """The Conv1D of GPT-2 beside linear layers of the same weights."""
+    ordinary = nn.Sequential(nn.Linear(6, 12), nn.Sigmoid(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4))
+    turned = nn.Sequential(Conv1D(12, 6), nn.Sigmoid(), Conv1D(10, 12), nn.ReLU(), Conv1D(4, 10))
+    with torch.no_grad():
+        for one, other in zip(ordinary, turned, strict=True):
+            if isinstance(one, nn.Linear):
+                other.weight.copy_(one.weight.T)
+                other.bias.copy_(one.bias)
+    x = torch.randn(3, 6)
+    masks = supermask.prune(ordinary, 0.5, granularity="filter", example_input=x)
+    found = supermask.prune(turned, 0.5, granularity="filter", example_input=x)
+    assert {name: mask.T.tolist() for name, mask in found.items() if mask.dim() > 1} == {
+        name: mask.tolist() for name, mask in masks.items() if mask.dim() > 1
+    }
+    one, other = supermask.shrink(ordinary, masks, x), supermask.shrink(turned, found, x)
+    assert one.removed == other.removed
+    # The sigmoid of nothing is a half: it goes into the bias of the layer behind.
+    assert [(layer.nx, layer.nf) for layer in other.model if isinstance(layer, Conv1D)] == [(6, 6), (6, 5), (5, 4)]
+    torch.testing.assert_close(other.model(x), one.model(x))
+    again = supermask.rebuild(copy.deepcopy(turned), other.changes)
+    again.load_state_dict(other.model.state_dict())
+    torch.testing.assert_close(again(x), one.model(x))
+
+
+def test_where_nothing_can_be_dropped_what_is_no_target_is_named_too():
+    net = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+    named = r"2.weight: they are outputs.*no targets are 0.parametrizations.* \(parametrized\)"
+    with pytest.raises(ValueError, match=named):
+        supermask.prune(net, 0.5, granularity="filter", example_input=torch.randn(2, 6))
+
+
+def test_a_tied_weight_is_said_to_be_shared():
+    net = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6), nn.Linear(6, 9, bias=False))
+    net[4].weight = net[0].weight
+    masks = supermask.prune(net, 0.5, granularity="filter", example_input=torch.arange(9))
+    assert masks.left_whole["0.weight"] == "2 layers share it"
+    assert "1.weight" not in masks.left_whole

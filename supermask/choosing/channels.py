@@ -21,11 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..masks.targets import NORMS
+from ..masks.targets import LINEAR, NORMS, TransposedLinear
 from .gradients import call, tensors_in, undisturbed
 from .labels import Site, Trace
 
-LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+LAYERS = (*LINEAR, nn.modules.conv._ConvNd)
 _NORMS = (*NORMS, nn.PReLU)
 
 
@@ -64,10 +64,11 @@ def _label(found: Trace, follow: _Follow, path: str, module: Any) -> None:
     """Labels for a layer or norm, its weight and its entries."""
     labels, weight = found.labels, module._parameters.get("weight")
     if isinstance(module, LAYERS) and weight is not None and weight not in follow.weights:
+        turned = isinstance(module, TransposedLinear)
         kind = "features" if isinstance(module, nn.Linear) else "channels"
-        ins, outs = getattr(module, f"in_{kind}"), getattr(module, f"out_{kind}")
+        ins, outs = weight.shape if turned else (getattr(module, f"{side}_{kind}") for side in ("in", "out"))
         site = Site(path, module, labels.new(outs), outs, labels.new(ins), ins)
-        follow.weights[weight] = (site, False)
+        follow.weights[weight] = (site, turned)
     elif isinstance(module, _NORMS):
         size = _width(module)
         site = Site(path, module, labels.new(size), size)

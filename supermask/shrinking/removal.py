@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..choosing.coupling import Coupled, Group
 from ..choosing.gradients import undisturbed
 from ..masks.masks import Masks
-from ..masks.targets import find_targets
+from ..masks.targets import LINEAR, find_targets
 from .slicing import (
     LAYERS,
     PER_CHANNEL,
@@ -233,7 +233,7 @@ class Removal:
         handles = []
         for key, (reader, here) in wanted.items():
             if bool(here.any()):
-                axis = -1 if isinstance(reader.module, nn.Linear) else -len(reader.module.kernel_size) - 1
+                axis = -1 if isinstance(reader.module, LINEAR) else -len(reader.module.kernel_size) - 1
 
                 def keep(
                     module: Any, args: Any, key: Any = key, axis: int = axis, places: Tensor = reader.places[here]
