@@ -2,6 +2,7 @@
 
     python benchmarks/networks.py                          # all of them, twenty minutes; writes results/networks.md
     python benchmarks/networks.py resnet18 detr --print    # some of them, on the screen alone
+    python benchmarks/networks.py resnet18                 # again, and its line anew in the table
 
 Question: is anything left out in silence, and do networks shrink as they do by torch-pruning?
 
@@ -123,6 +124,17 @@ def _narrow_vgg() -> nn.Module:
     return model
 
 
+def _small_retinanet() -> nn.Module:
+    """RetinaNet on the last map of a narrow MobileNet."""
+    detection: Any = importlib.import_module("torchvision.models.detection")
+    anchors: Any = importlib.import_module("torchvision.models.detection.anchor_utils")
+    backbone = importlib.import_module("torchvision.models").mobilenet_v2(width_mult=0.35).features
+    backbone.out_channels = 1280
+    generator = anchors.AnchorGenerator(sizes=((16, 32),), aspect_ratios=((0.5, 1.0, 2.0),))
+    model: nn.Module = detection.RetinaNet(backbone, 5, anchor_generator=generator, min_size=96, max_size=96)
+    return model
+
+
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 TEN: dict[str, Any] = {"num_classes": 10}
 BACKBONE: dict[str, Any] = {"num_classes": 5, "weights": None, "weights_backbone": None}
@@ -160,9 +172,7 @@ NETWORKS: dict[str, Network] = {
     "fasterrcnn_mobilenet_v3_large_320_fpn": _vision(
         "fasterrcnn_mobilenet_v3_large_320_fpn", LIST, boxes=True, min_size=96, max_size=96, **BACKBONE
     ),
-    "retinanet_resnet50_fpn": _vision(
-        "retinanet_resnet50_fpn", LIST, boxes=True, min_size=96, max_size=96, **BACKBONE
-    ),
+    "retinanet_mobilenet_v2": Network(_small_retinanet, LIST, boxes=True),
     "r3d_18": _vision("r3d_18", lambda: torch.randn(1, 3, 4, 32, 32), **TEN),
     # timm
     "resnet10t": _timm("resnet10t", _image(32)),
@@ -384,10 +394,10 @@ def row_of(found: Found) -> str:
     return "| " + " | ".join(cell.replace("|", "/").replace("\n", " ")[:200] for cell in cells) + " |"
 
 
-def page_of(found: list[Found]) -> str:
-    """The page of results."""
+def page_of(rows: Mapping[str, str]) -> str:
+    """The page of results, of rows by the name of the network."""
     head = [
-        f"# {len(found)} networks of other packages with half of their channels", "",
+        f"# {len(rows)} networks of other packages with half of their channels", "",
         "`python benchmarks/networks.py` wrote this. Masked: tensors with a mask. Left out: those without, by reason.",
         "Whole: masked tensors of which no filter can be dropped. Shares are parts of the dense network, beside those",
         "of torch-pruning at the same ratio, which takes channels too that a layer norm or attention looks at several",
@@ -395,7 +405,7 @@ def page_of(found: list[Found]) -> str:
         "",
     ]  # fmt: skip
     rule = "|" + " --- |" * len(HEAD)
-    return "\n".join([*head, "| " + " | ".join(HEAD) + " |", rule, *map(row_of, found), ""])
+    return "\n".join([*head, "| " + " | ".join(HEAD) + " |", rule, *rows.values(), ""])
 
 
 def main() -> None:
@@ -407,12 +417,16 @@ def main() -> None:
     if unknown := [name for name in arguments.names if name not in NETWORKS]:
         parser.error(f"unknown network {', '.join(unknown)}; the networks are {', '.join(NETWORKS)}")
     torch.set_num_threads(1)
-    found = []
+    path = Path(arguments.out)
+    # Of a network that is not asked for, what was found before stays.
+    before = path.read_text().splitlines() if path.exists() and arguments.names else []
+    rows = {name: row for name in NETWORKS for row in before if row.startswith(f"| {name} |")}
     for name in arguments.names or NETWORKS:
-        found.append(examine(name))
-        print(row_of(found[-1]), f"{found[-1].seconds:.1f} s", flush=True)
+        found = examine(name)
+        rows[name] = row_of(found)
+        print(rows[name], f"{found.seconds:.1f} s", flush=True)
     if not arguments.print:
-        Path(arguments.out).write_text(page_of(found))
+        path.write_text(page_of({name: rows[name] for name in NETWORKS if name in rows}))
 
 
 if __name__ == "__main__":

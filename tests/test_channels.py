@@ -15,7 +15,7 @@ from einops.layers.torch import Rearrange, Reduce
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, roi_align, roi_pool
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.pytorch_utils import Conv1D
 
@@ -549,3 +549,36 @@ def test_a_tied_weight_is_said_to_be_shared():
     masks = supermask.prune(net, 0.5, granularity="filter", example_input=torch.arange(9))
     assert masks.left_whole["0.weight"] == "2 layers share it"
     assert "1.weight" not in masks.left_whole
+
+
+class Regions(nn.Module):
+    """Regions are cut out where the first channels are large, as many as there are such places: none, it may be."""
+
+    def __init__(self, cut: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.cut = cut
+        self.features, self.where = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 1, 1)
+        self.hidden, self.boxes = nn.Linear(32, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x).relu()
+        corner = (self.where(x)[:, 0] > 0).nonzero()
+        regions = torch.stack(
+            [corner[:, 0], *[corner[:, 1 + d] for d in (1, 0)], *[corner[:, 1 + d] + 2 for d in (1, 0)]], 1
+        )
+        return self.boxes(self.hidden(self.cut(x, regions.to(x.dtype), (2, 2)).flatten(1)).relu())
+
+
+@pytest.mark.parametrize("cut", [roi_align, roi_pool])
+def test_regions_as_many_as_the_data_say_shrink(cut):
+    torch.manual_seed(0)
+    net = Regions(cut).eval()
+    x = torch.randn(2, 3, 6, 6)
+    masks = supermask.prune(net, 0.5, granularity="filter", example_input=x)
+    found = supermask.shrink(net, masks, x)
+    assert {name: len(gone) for name, gone in found.removed.items()} == {"features.weight": 4, "hidden.weight": 6}
+    assert found.model(x).shape[0] > 1
+    nothing = Regions(cut).eval()
+    with torch.no_grad():
+        nothing.where.bias.fill_(-1e9)
+    assert couple(nothing, find_targets(nothing), x).groups["hidden.weight"].channels == 12, "of no region at all too"

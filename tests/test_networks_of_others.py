@@ -56,5 +56,6 @@ def test_there_are_forty_networks():
 def test_an_error_and_what_is_not_named_are_in_the_table():
     found = others.Found("net", targets=3, error="ValueError: a|b")
     assert "| ValueError: a/b |" in others.row_of(found)
-    page = others.page_of([found, others.Found("other", unnamed=["fc.weight"])])
+    other = others.Found("other", unnamed=["fc.weight"])
+    page = others.page_of({each.name: others.row_of(each) for each in (found, other)})
     assert "fc.weight is not named" in page and page.count("\n| ") == 4

@@ -101,9 +101,9 @@ def _varying(shadow: Tensor) -> set[int]:
 
 
 def _thin(shadow: Tensor, dims: Iterable[int]) -> Tensor:
-    """The first entries along some dimensions, which stay as ones of size 1."""
+    """The first entries along some dimensions, which stay as ones of size 1; of 0 where there is none."""
     for dim in dims:
-        shadow = shadow.narrow(dim, 0, 1)
+        shadow = shadow.narrow(dim, 0, min(1, shadow.shape[dim]))
     return shadow
 
 
@@ -258,6 +258,8 @@ class _Follow(TorchDispatchMode):
             "constant_pad_nd": self._pad,
             "glu": self._glu,
             "im2col": self._windows,
+            "roi_align": self._regions,
+            "roi_pool": self._regions,
         }
         if op.name in alone:
             return alone[op.name]
@@ -334,6 +336,11 @@ class _Follow(TorchDispatchMode):
         last = set(range(rank - int("".join(filter(None, match.groups()))), rank))
         shadow = self._only(op, lambda _: last)
         return None if shadow is None else _thin(shadow, last).expand(op.results[0].shape)
+
+    def _regions(self, op: _Call) -> Any:
+        """Regions cut out of images by torchvision: [n, c, h, w] to [regions, c, ...]; boxes hold no channels."""
+        shadow = self._only(op, lambda x: set(range(x.dim())) - {1})
+        return None if shadow is None else [_along(_line(shadow, 1), 1, op.results[0].shape)]
 
     def _windows(self, op: _Call) -> Tensor | None:
         """F.unfold: [n, c, h, w] to [n, c * window, places]."""
