@@ -1,7 +1,8 @@
 """What of a network of other packages can be pruned, what is left out and why, and how much smaller it becomes.
 
-    python benchmarks/networks.py                          # all of them, about five minutes; writes results/networks.md
+    python benchmarks/networks.py                          # all of them, twenty minutes; writes results/networks.md
     python benchmarks/networks.py resnet18 detr --print    # some of them, on the screen alone
+    python benchmarks/networks.py resnet18                 # again, and its line anew in the table
 
 Question: is anything left out in silence, and do networks shrink as they do by torch-pruning?
 
@@ -21,11 +22,13 @@ import contextlib
 import copy
 import dataclasses
 import importlib
+import math
 import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +43,7 @@ from supermask.selection.top_k import count_kept
 
 DENSITY = 0.5
 OUTPUTS = "they are outputs of the network"
+NOTHING = "no target has filters that can be dropped"
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,15 @@ class Found:
     theirs_parameters: float = float("nan")
     theirs_multiply_adds: float = float("nan")
     theirs_error: str = ""
+    refused: str = ""
     error: str = ""
     seconds: float = 0.0
 
     def remark(self) -> str:
         """What went wrong, here or there."""
         unnamed = "; ".join(f"{name} is not named" for name in self.unnamed)
-        return self.error or unnamed or (f"torch-pruning: {self.theirs_error}" if self.theirs_error else "")
+        theirs = f"torch-pruning: {self.theirs_error}" if self.theirs_error else ""
+        return self.error or unnamed or self.refused or theirs
 
 
 def _image(size: int, count: int = 2) -> Callable[[], Tensor]:
@@ -118,6 +124,17 @@ def _narrow_vgg() -> nn.Module:
     return model
 
 
+def _small_retinanet() -> nn.Module:
+    """RetinaNet on the last map of a narrow MobileNet."""
+    detection: Any = importlib.import_module("torchvision.models.detection")
+    anchors: Any = importlib.import_module("torchvision.models.detection.anchor_utils")
+    backbone = importlib.import_module("torchvision.models").mobilenet_v2(width_mult=0.35).features
+    backbone.out_channels = 1280
+    generator = anchors.AnchorGenerator(sizes=((16, 32),), aspect_ratios=((0.5, 1.0, 2.0),))
+    model: nn.Module = detection.RetinaNet(backbone, 5, anchor_generator=generator, min_size=96, max_size=96)
+    return model
+
+
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 TEN: dict[str, Any] = {"num_classes": 10}
 BACKBONE: dict[str, Any] = {"num_classes": 5, "weights": None, "weights_backbone": None}
@@ -155,9 +172,7 @@ NETWORKS: dict[str, Network] = {
     "fasterrcnn_mobilenet_v3_large_320_fpn": _vision(
         "fasterrcnn_mobilenet_v3_large_320_fpn", LIST, boxes=True, min_size=96, max_size=96, **BACKBONE
     ),
-    "retinanet_resnet50_fpn": _vision(
-        "retinanet_resnet50_fpn", LIST, boxes=True, min_size=96, max_size=96, **BACKBONE
-    ),
+    "retinanet_mobilenet_v2": Network(_small_retinanet, LIST, boxes=True),
     "r3d_18": _vision("r3d_18", lambda: torch.randn(1, 3, 4, 32, 32), **TEN),
     # timm
     "resnet10t": _timm("resnet10t", _image(32)),
@@ -167,7 +182,12 @@ NETWORKS: dict[str, Network] = {
     "ghostnet_050": _timm("ghostnet_050", _image(64)),
     "hrnet_w18_small": _timm("hrnet_w18_small", _image(64)),
     "nf_resnet26": _timm("nf_resnet26", _image(64)),
-    "mixer": _timm("mixer_s32_224", _image(64), img_size=64, num_blocks=2, embed_dim=32),
+    "mixer": Network(
+        lambda: importlib.import_module("timm").models.mlp_mixer.MlpMixer(
+            img_size=32, patch_size=8, num_blocks=2, embed_dim=32
+        ),
+        _image(32),
+    ),
     "mobilevit_xxs": _timm("mobilevit_xxs", _image(64)),
     # transformers
     "bert": _transformers("BertForSequenceClassification", "BertConfig", _tokens("input_ids"), **SMALL),
@@ -216,7 +236,7 @@ def loss_of(network: Network, model: nn.Module, inputs: Any) -> Tensor:
     if network.boxes:
         model.train()
         target = {"boxes": torch.tensor([[8.0, 8.0, 60.0, 60.0]]), "labels": torch.tensor([1])}
-        # As `model.train` of a batch of one image would, norms in training mode fail on maps of one pixel.
+        # Norms in training mode fail on a map of one pixel.
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
@@ -271,7 +291,16 @@ def prune_weights(network: Network, model: nn.Module, inputs: Any, found: Found)
 def prune_filters(network: Network, model: nn.Module, inputs: Any, found: Found) -> None:
     """Half of the channels, through a step, to a smaller network."""
     targets = supermask.find_targets(model)
-    masks = supermask.prune(model, DENSITY, granularity="filter", example_input=inputs)
+    try:
+        masks = supermask.prune(model, DENSITY, granularity="filter", example_input=inputs)
+    except ValueError as error:
+        if not str(error).startswith(NOTHING):
+            raise
+        # Refused, with every tensor and why: then nothing is smaller.
+        named = [*targets, *(name for name, entry in targets.left_out.items() if entry.dimensions > 1)]
+        found.unnamed += [name for name in named if name not in str(error)]
+        found.refused, found.parameters, found.multiply_adds = str(error), 1.0, 1.0
+        return
     found.left_whole = dict(masks.left_whole)
     coupled = couple(model, targets, inputs)
     for key, group in coupled.groups.items():
@@ -337,7 +366,7 @@ def examine(name: str, theirs: bool = True) -> Found:
         except Exception as error:
             found.error = f"{type(error).__name__}: {error}"
         found.seconds = time.perf_counter() - started
-        if theirs and not found.error:
+        if theirs and not (found.error or found.refused):
             try:
                 with at_most(60):
                     prune_theirs(model, inputs, found)
@@ -346,29 +375,58 @@ def examine(name: str, theirs: bool = True) -> Found:
     return found
 
 
+HEAD = (
+    "network", "masked", "left out", "whole", "weights", "theirs", "multiply-adds", "theirs", "stays, or went wrong"
+)  # fmt: skip
+
+
 def row_of(found: Found) -> str:
+    """A line of the table."""
+
     def share(value: float) -> str:
-        return "-" if value != value else f"{value:.2f}"
+        return "-" if math.isnan(value) else f"{value:.2f}"
 
     left = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
     cells = [
         found.name, str(found.targets), left, str(len(found.left_whole)), share(found.parameters),
-        share(found.theirs_parameters), share(found.multiply_adds), share(found.theirs_multiply_adds),
-        found.remark(),
+        share(found.theirs_parameters), share(found.multiply_adds), share(found.theirs_multiply_adds), found.remark(),
     ]  # fmt: skip
-    return "| " + " | ".join(cell.replace("|", "/").replace("\n", " ")[:300] for cell in cells) + " |"
+    return "| " + " | ".join(cell.replace("|", "/").replace("\n", " ")[:200] for cell in cells) + " |"
+
+
+def page_of(rows: Mapping[str, str]) -> str:
+    """The page of results, of rows by the name of the network."""
+    head = [
+        f"# {len(rows)} networks of other packages with half of their channels", "",
+        "`python benchmarks/networks.py` wrote this. Masked: tensors with a mask. Left out: those without, by reason.",
+        "Whole: masked tensors of which no filter can be dropped. Shares are parts of the dense network, beside those",
+        "of torch-pruning at the same ratio, which takes channels too that a layer norm or attention looks at several",
+        "of: the network computes something else then. Here they stay, and the smaller network equals the masked one.",
+        "",
+    ]  # fmt: skip
+    rule = "|" + " --- |" * len(HEAD)
+    return "\n".join([*head, "| " + " | ".join(HEAD) + " |", rule, *rows.values(), ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="networks; all if none is given")
-    parser.add_argument("--print", action="store_true", help="write no files")
+    parser.add_argument("--print", action="store_true", help="write no file")
+    parser.add_argument("--out", default="results/networks.md", help="where the table is written")
     arguments = parser.parse_args()
+    if unknown := [name for name in arguments.names if name not in NETWORKS]:
+        parser.error(f"unknown network {', '.join(unknown)}; the networks are {', '.join(NETWORKS)}")
     torch.set_num_threads(1)
-    found = []
+    path = Path(arguments.out)
+    # Of a network that is not asked for, what was found before stays.
+    before = path.read_text().splitlines() if path.exists() and arguments.names else []
+    rows = {name: row for name in NETWORKS for row in before if row.startswith(f"| {name} |")}
     for name in arguments.names or NETWORKS:
-        found.append(examine(name))
-        print(row_of(found[-1]), f"{found[-1].seconds:.1f} s", flush=True)
+        found = examine(name)
+        rows[name] = row_of(found)
+        print(rows[name], f"{found.seconds:.1f} s", flush=True)
+    if not arguments.print:
+        path.write_text(page_of({name: rows[name] for name in NETWORKS if name in rows}))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_gra
 losses = []
 for _ in range(60):
     loss = adapted(input_ids=tokens, labels=tokens).loss
-    losses.append(float(loss))
+    losses.append(loss.item())
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -16,7 +16,7 @@ from einops.layers.torch import Rearrange, Reduce
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, roi_align, roi_pool
 
 import supermask
 from supermask.choosing.coupling import couple
@@ -515,3 +515,77 @@ def test_the_reasons_name_where():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.ReLU(), nn.LocalResponseNorm(2)), nn.Conv2d(8, 4, 1))
     left = couple(net, find_targets(net), torch.randn(1, 3, 8, 8)).left_whole
     assert re.fullmatch(rf"avg_pool3d in 1\.1 \(LocalResponseNorm\) {SEVERAL}", left["0.weight"])
+
+
+def test_transposed_linear_layers_shrink_as_ordinary_ones_do():
+    """The Conv1D of GPT-2 beside linear layers of the same weights."""
+    Conv1D = import_module("transformers.pytorch_utils").Conv1D  # noqa: N806
+    ordinary = nn.Sequential(nn.Linear(6, 12), nn.Sigmoid(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4))
+    turned = nn.Sequential(Conv1D(12, 6), nn.Sigmoid(), Conv1D(10, 12), nn.ReLU(), Conv1D(4, 10))
+    with torch.no_grad():
+        for one, other in zip(ordinary, turned, strict=True):
+            if isinstance(one, nn.Linear):
+                other.weight.copy_(one.weight.T)
+                other.bias.copy_(one.bias)
+    x = torch.randn(3, 6)
+    masks = supermask.prune(ordinary, 0.5, granularity="filter", example_input=x)
+    found = supermask.prune(turned, 0.5, granularity="filter", example_input=x)
+    assert {name: mask.T.tolist() for name, mask in found.items() if mask.dim() > 1} == {
+        name: mask.tolist() for name, mask in masks.items() if mask.dim() > 1
+    }
+    one, other = supermask.shrink(ordinary, masks, x), supermask.shrink(turned, found, x)
+    assert one.removed == other.removed
+    # The sigmoid of nothing is a half: it goes into the bias of the layer behind.
+    assert [(layer.nx, layer.nf) for layer in other.model if isinstance(layer, Conv1D)] == [(6, 6), (6, 5), (5, 4)]
+    torch.testing.assert_close(other.model(x), one.model(x))
+    again = supermask.rebuild(copy.deepcopy(turned), other.changes)
+    again.load_state_dict(other.model.state_dict())
+    torch.testing.assert_close(again(x), one.model(x))
+
+
+def test_where_nothing_can_be_dropped_what_is_no_target_is_named_too():
+    net = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+    named = r"2.weight: they are outputs.*no targets are 0.parametrizations.* \(parametrized\)"
+    with pytest.raises(ValueError, match=named):
+        supermask.prune(net, 0.5, granularity="filter", example_input=torch.randn(2, 6))
+
+
+def test_a_tied_weight_is_said_to_be_shared():
+    net = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6), nn.Linear(6, 9, bias=False))
+    net[4].weight = net[0].weight
+    masks = supermask.prune(net, 0.5, granularity="filter", example_input=torch.arange(9))
+    assert masks.left_whole["0.weight"] == "2 layers share it"
+    assert "1.weight" not in masks.left_whole
+
+
+class Regions(nn.Module):
+    """Regions are cut out where the first channels are large, as many as there are such places: none, it may be."""
+
+    def __init__(self, cut: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.cut = cut
+        self.features, self.where = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 1, 1)
+        self.hidden, self.boxes = nn.Linear(32, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x).relu()
+        corner = (self.where(x)[:, 0] > 0).nonzero()
+        regions = torch.stack(
+            [corner[:, 0], *[corner[:, 1 + d] for d in (1, 0)], *[corner[:, 1 + d] + 2 for d in (1, 0)]], 1
+        )
+        return self.boxes(self.hidden(self.cut(x, regions.to(x.dtype), (2, 2)).flatten(1)).relu())
+
+
+@pytest.mark.parametrize("cut", [roi_align, roi_pool])
+def test_regions_as_many_as_the_data_say_shrink(cut):
+    torch.manual_seed(0)
+    net = Regions(cut).eval()
+    x = torch.randn(2, 3, 6, 6)
+    masks = supermask.prune(net, 0.5, granularity="filter", example_input=x)
+    found = supermask.shrink(net, masks, x)
+    assert {name: len(gone) for name, gone in found.removed.items()} == {"features.weight": 4, "hidden.weight": 6}
+    assert found.model(x).shape[0] > 1
+    nothing = Regions(cut).eval()
+    with torch.no_grad():
+        nothing.where.bias.fill_(-1e9)
+    assert couple(nothing, find_targets(nothing), x).groups["hidden.weight"].channels == 12, "of no region at all too"

@@ -21,11 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..masks.targets import NORMS
+from ..masks.targets import LINEAR, NORMS, TransposedLinear
 from .gradients import call, tensors_in, undisturbed
 from .labels import Site, Trace
 
-LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+LAYERS = (*LINEAR, nn.modules.conv._ConvNd)
 _NORMS = (*NORMS, nn.PReLU)
 
 
@@ -64,10 +64,11 @@ def _label(found: Trace, follow: _Follow, path: str, module: Any) -> None:
     """Labels for a layer or norm, its weight and its entries."""
     labels, weight = found.labels, module._parameters.get("weight")
     if isinstance(module, LAYERS) and weight is not None and weight not in follow.weights:
+        turned = isinstance(module, TransposedLinear)
         kind = "features" if isinstance(module, nn.Linear) else "channels"
-        ins, outs = getattr(module, f"in_{kind}"), getattr(module, f"out_{kind}")
+        ins, outs = weight.shape if turned else (getattr(module, f"{side}_{kind}") for side in ("in", "out"))
         site = Site(path, module, labels.new(outs), outs, labels.new(ins), ins)
-        follow.weights[weight] = (site, False)
+        follow.weights[weight] = (site, turned)
     elif isinstance(module, _NORMS):
         size = _width(module)
         site = Site(path, module, labels.new(size), size)
@@ -100,9 +101,9 @@ def _varying(shadow: Tensor) -> set[int]:
 
 
 def _thin(shadow: Tensor, dims: Iterable[int]) -> Tensor:
-    """The first entries along some dimensions, which stay as ones of size 1."""
+    """The first entries along some dimensions, which stay as ones of size 1; of 0 where there is none."""
     for dim in dims:
-        shadow = shadow.narrow(dim, 0, 1)
+        shadow = shadow.narrow(dim, 0, min(1, shadow.shape[dim]))
     return shadow
 
 
@@ -257,6 +258,8 @@ class _Follow(TorchDispatchMode):
             "constant_pad_nd": self._pad,
             "glu": self._glu,
             "im2col": self._windows,
+            "roi_align": self._regions,
+            "roi_pool": self._regions,
         }
         if op.name in alone:
             return alone[op.name]
@@ -333,6 +336,11 @@ class _Follow(TorchDispatchMode):
         last = set(range(rank - int("".join(filter(None, match.groups()))), rank))
         shadow = self._only(op, lambda _: last)
         return None if shadow is None else _thin(shadow, last).expand(op.results[0].shape)
+
+    def _regions(self, op: _Call) -> Any:
+        """Regions cut out of images by torchvision: [n, c, h, w] to [regions, c, ...]; boxes hold no channels."""
+        shadow = self._only(op, lambda x: set(range(x.dim())) - {1})
+        return None if shadow is None else [_along(_line(shadow, 1), 1, op.results[0].shape)]
 
     def _windows(self, op: _Call) -> Tensor | None:
         """F.unfold: [n, c, h, w] to [n, c * window, places]."""

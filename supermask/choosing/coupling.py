@@ -85,6 +85,8 @@ class Coupled:
             units[key] = total
         if not units:
             why = "".join(f"; {name}: {reason}" for name, reason in self.left_whole.items() if name in targets)
+            dense = [f"{name} ({entry.reason})" for name, entry in targets.left_out.items() if entry.dimensions > 1]
+            why += f"; no targets are {', '.join(dense)}" if dense else ""
             raise ValueError(f"no target has filters that can be dropped as channels: {', '.join(targets)}{why}")
         return units
 
@@ -163,7 +165,7 @@ def couple(model: nn.Module, targets: Targets, example_input: Any) -> Coupled:
         if site is not None and site.path in found.called:
             written[name] = roots[site.writes()].tolist()
         elif target.parameter.dim() > 1:
-            left[name] = "no pass of the example input goes by it" if site is not None else f"{target.kind}, no layer"
+            left[name] = _why_unwritten(target, site)
     free = {name: [root for root in own if root not in found.labels.held] for name, own in written.items()}
     left |= {name: found.labels.held[written[name][0]] for name, own in free.items() if not own}
     groups: dict[str, Group] = {}
@@ -176,6 +178,13 @@ def couple(model: nn.Module, targets: Targets, example_input: Any) -> Coupled:
     _fill(list(groups.values()), found, parameters, numbers[:, roots])
     shapes = {name: tuple(each.parameter.shape) for name, each in parameters.items()}
     return Coupled({name: groups[name] for name in targets if name in groups}, shapes, left)
+
+
+def _why_unwritten(target: Target, site: Site | None) -> str:
+    """Why the filters of a target write no channel of the pass."""
+    if len(target.owners) > 1:
+        return f"{len(target.owners)} layers share it"
+    return "no pass of the example input goes by it" if site is not None else f"{target.kind}, no layer"
 
 
 def _pairs(channels: Tensor) -> tuple[Tensor, Tensor]:

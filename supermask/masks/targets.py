@@ -29,6 +29,20 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+
+
+class _ByItsParts(type):
+    """The type of a class that is never imported: a module is known by what it has."""
+
+    def __instancecheck__(cls, module: Any) -> bool:
+        return hasattr(module, "nf") and any(base.__name__ == "Conv1D" for base in type(module).__mro__)
+
+
+class TransposedLinear(nn.Module, metaclass=_ByItsParts):
+    """The Conv1D of transformers, for `isinstance`: a linear layer whose weight is (in, out), of `nx` and `nf`."""
+
+
+LINEAR = (nn.Linear, TransposedLinear)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _ATTENTION_WEIGHTS = frozenset({"in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"})
 _ATTENTION_BIASES = frozenset({"in_proj_bias", "bias_k", "bias_v"})
@@ -242,7 +256,7 @@ def find_targets(
     places: dict[int, list[tuple[str, nn.Module, str]]] = {}
     output: tuple[int, str] | None = None
     for path, module in model.named_modules():
-        if _is_linear(module):
+        if isinstance(module, LINEAR):
             output = id(module._parameters.get("weight")), plain_name(f"{path}.weight" if path else "weight")
         for attribute, parameter in module._parameters.items():
             if parameter is None or is_learned(module, attribute):
@@ -286,7 +300,7 @@ def _kind(module: nn.Module, attribute: str, parameter: Tensor) -> str:
         return "recurrent" if attribute.startswith("weight_") else "bias" if attribute.startswith("bias_") else "other"
     if attribute == "weight" and _STANDARDIZED_NAME.search(type(module).__name__):
         return "standardized"
-    if attribute == "weight" and _is_linear(module):
+    if attribute == "weight" and isinstance(module, LINEAR):
         return "linear"
     if attribute == "weight" and isinstance(module, _CONVOLUTIONS):
         return "conv"
@@ -303,20 +317,11 @@ def _kind(module: nn.Module, attribute: str, parameter: Tensor) -> str:
     return "bias" if attribute == "bias" else "other"
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or _is_transposed_linear(module)
-
-
-def _is_transposed_linear(module: nn.Module) -> bool:
-    """Whether this is the Conv1D of transformers: a linear layer whose weight is (in, out)."""
-    return hasattr(module, "nf") and any(base.__name__ == "Conv1D" for base in type(module).__mro__)
-
-
 def _layout(module: nn.Module, attribute: str) -> tuple[int, int]:
     """Output axis and groups."""
     if attribute == "weight" and isinstance(module, _CONVOLUTIONS):
         return int(isinstance(module, _TRANSPOSED)), int(module.groups)
-    return int(attribute == "weight" and _is_transposed_linear(module)), 1
+    return int(attribute == "weight" and isinstance(module, TransposedLinear)), 1
 
 
 def _reason_to_leave_out(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..choosing.coupling import Coupled, Group
 from ..choosing.gradients import undisturbed
 from ..masks.masks import Masks
-from ..masks.targets import find_targets
+from ..masks.targets import LINEAR, find_targets
 from .slicing import (
     LAYERS,
     PER_CHANNEL,
@@ -233,7 +233,7 @@ class Removal:
         handles = []
         for key, (reader, here) in wanted.items():
             if bool(here.any()):
-                axis = -1 if isinstance(reader.module, nn.Linear) else -len(reader.module.kernel_size) - 1
+                axis = -1 if isinstance(reader.module, LINEAR) else -len(reader.module.kernel_size) - 1
 
                 def keep(
                     module: Any, args: Any, key: Any = key, axis: int = axis, places: Tensor = reader.places[here]
@@ -381,7 +381,10 @@ def _misfit(group: Group) -> str:
 
 
 def _same_places(first: list[Tensor], second: list[Tensor]) -> Tensor:
-    """[places]: at which all calls were given the same; none where the calls themselves differ."""
-    if [x.shape for x in first] != [x.shape for x in second] or not first:
+    """[places]: at which all calls were given the same; where calls differ, as of a detector, the same everywhere."""
+    if not first or not second:
         return torch.zeros((), dtype=torch.bool)
+    if [x.shape for x in first] != [x.shape for x in second]:
+        rows = torch.cat([x.reshape(-1, x.shape[-1]) for x in (*first, *second)])
+        return (rows == rows[:1]).all(0) if len(rows) else torch.zeros((), dtype=torch.bool)
     return torch.stack([(a == b).reshape(-1, a.shape[-1]).all(0) for a, b in zip(first, second, strict=True)]).all(0)

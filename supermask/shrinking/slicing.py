@@ -9,13 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from ..live.held import Model
-from ..masks.targets import nearest
+from ..masks.targets import LINEAR, TransposedLinear, nearest
 
 # What a description may change. It may come from a file, so nothing else of a module can be written to.
-_SIZES = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_parameters")
+_SIZES = (
+    "in_channels",
+    "out_channels",
+    "groups",
+    "in_features",
+    "out_features",
+    "num_features",
+    "num_parameters",
+    "nx",
+    "nf",
+)
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 
-LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+LAYERS = (*LINEAR, nn.modules.conv._ConvNd)
 # What else may become smaller: what treats each channel by itself.
 PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
 
@@ -38,7 +48,7 @@ def is_depthwise(module: nn.Module) -> bool:
 
 def takes_constants(module: Any) -> bool:
     """Whether a constant in the input gives the same everywhere in the output."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, LINEAR):
         return True
     if module.transposed:
         return False
@@ -51,12 +61,14 @@ def takes_constants(module: Any) -> bool:
 def blocks_of(module: Any, weight: Tensor) -> Tensor:
     """A weight as [groups, outputs of a group, inputs of a group, ...], a view."""
     blocks: Tensor = weight.unflatten(0, (getattr(module, "groups", 1), -1))
-    return blocks.transpose(1, 2) if getattr(module, "transposed", False) else blocks
+    turned = getattr(module, "transposed", False) or isinstance(module, TransposedLinear)
+    return blocks.transpose(1, 2) if turned else blocks
 
 
 def columns_read(module: Any, weight: Tensor) -> Tensor:
     """Which inputs a layer reads, bool [inputs]."""
-    return blocks_of(module, weight).flatten(3).any(3).any(1).flatten() if weight.dim() > 2 else weight.any(0)
+    blocks = blocks_of(module, weight)
+    return (blocks.flatten(3).any(3) if weight.dim() > 2 else blocks).any(1).flatten()
 
 
 def without_columns(module: Any, weight: Tensor, places: Tensor) -> Tensor:
@@ -75,7 +87,7 @@ def rows_read(module: Any, weight: Tensor) -> Tensor:
 
 def all_kept(module: nn.Module, outputs: bool) -> Tensor:
     """True for each output, or input, of a layer."""
-    attributes = ("out_channels", "out_features") if outputs else ("in_channels", "in_features")
+    attributes = ("out_channels", "out_features", "nf") if outputs else ("in_channels", "in_features", "nx")
     sizes = [getattr(module, name, None) for name in (*attributes, "num_features", "num_parameters")]
     return torch.ones(next(size for size in sizes if size is not None), dtype=torch.bool)
 
@@ -94,6 +106,11 @@ def cut(module: Any, kept_outputs: Tensor | None, kept_inputs: Tensor | None) ->
         out, inp = _all(kept_outputs, module.out_features), _all(kept_inputs, module.in_features)
         tensors["weight"] = tensors["weight"][out][:, inp]
         sizes = {"out_features": int(out.sum()), "in_features": int(inp.sum())}
+    elif isinstance(module, TransposedLinear):
+        inputs, outputs = tensors["weight"].shape
+        inp, out = _all(kept_inputs, inputs), _all(kept_outputs, outputs)
+        tensors["weight"] = tensors["weight"][inp][:, out]
+        sizes = {"nx": int(inp.sum()), "nf": int(out.sum())}
     elif is_depthwise(module):
         out = _all(kept_outputs, module.out_channels)
         tensors["weight"] = tensors["weight"][out]
@@ -194,7 +211,7 @@ def _misfits(modules: Mapping[str, nn.Module], path: str, change: Any) -> list[s
     for name, shape in change["shapes"].items():
         there = _shape(module, name) if name in _TENSORS else None
         if there is None and name == "bias" and isinstance(module, LAYERS):
-            there = [getattr(module, "out_features" if isinstance(module, nn.Linear) else "out_channels")]
+            there = [len(all_kept(module, outputs=True))]
         fits = there is not None and isinstance(shape, list) and len(shape) == len(there)
         if not fits or not all(type(n) is int and 0 < n <= old for n, old in zip(shape, there or [], strict=True)):
             problems.append(f"{path}.{name} has shape {there}, cannot get {shape!r}")
