@@ -131,7 +131,9 @@ def _small_retinanet() -> nn.Module:
     backbone = importlib.import_module("torchvision.models").mobilenet_v2(width_mult=0.35).features
     backbone.out_channels = 1280
     generator = anchors.AnchorGenerator(sizes=((16, 32),), aspect_ratios=((0.5, 1.0, 2.0),))
-    model: nn.Module = detection.RetinaNet(backbone, 5, anchor_generator=generator, min_size=96, max_size=96)
+    model: nn.Module = detection.RetinaNet(
+        backbone, 5, anchor_generator=generator, min_size=96, max_size=96, score_thresh=0.0
+    )
     return model
 
 

@@ -589,3 +589,7 @@ def test_regions_as_many_as_the_data_say_shrink(cut):
     with torch.no_grad():
         nothing.where.bias.fill_(-1e9)
     assert couple(nothing, find_targets(nothing), x).groups["hidden.weight"].channels == 12, "of no region at all too"
+    with pytest.raises(
+        ValueError, match="outputs without entries for every random input.*a detector must find something"
+    ):
+        supermask.shrink(nothing, masks, x)

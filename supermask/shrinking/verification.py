@@ -36,6 +36,10 @@ NOTHING_PROVEN = (
     "the masked model gives 0 for random inputs, which proves nothing (a fresh ViT of torchvision does, its head is "
     "0): load trained weights, or give the head and the norms random ones"
 )
+NO_ENTRIES = (
+    "the masked model gives outputs without entries for every random input, so that nothing can be compared with it: a "
+    "detector must find something, as it does with a lower threshold of its scores"
+)
 NO_NUMBERS = (
     "the masked model gives NaN or infinite numbers for every random input, so that nothing can be compared with it: "
     "check its weights and the statistics of its norms"
@@ -95,19 +99,20 @@ def differences(masked: nn.Module, small: nn.Module, exact_small: nn.Module, exa
     """The largest relative difference of outputs in the model's precision and in float64.
 
     Raises:
-        ValueError: outputs that are all 0, or of which none is a finite number.
+        ValueError: outputs that are all 0, or of which none is a finite number, or that have no entries.
     """
     own = exact = 0.0
-    wide, proven, finite = to_double(masked), False, False
+    wide, proven, finite, empty = to_double(masked), False, False, True
     with undisturbed(masked, seed=7):
         for make in SIZES:
             inputs = make(example)
             outputs = run(wide, inputs_to_double(inputs))
+            empty &= not any(output.numel() for output in outputs)
             finite |= any(bool(torch.isfinite(output).any()) for output in outputs)
             proven |= any(bool(output.any()) for output in outputs)
             exact = max(exact, relative_difference(outputs, run(exact_small, inputs_to_double(inputs))))
             if make in (random_like, normal_like):
                 own = max(own, relative_difference(run(masked.eval(), inputs), run(small.eval(), inputs)))
     if not finite or not proven:
-        raise ValueError(NO_NUMBERS if not finite else NOTHING_PROVEN)
+        raise ValueError(NO_ENTRIES if empty else NO_NUMBERS if not finite else NOTHING_PROVEN)
     return own, exact
