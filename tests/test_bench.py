@@ -17,6 +17,7 @@ from supermask import Ticket, make_state
 from supermask.sparse.timing import time_in_turns
 from supermask.weights.architectures import find_architecture
 from ticket_search import RequestError
+from ticket_search.contract.metric import METRICS
 from ticket_search.deploy.bench import ENGINES, VARIANTS, bench
 from ticket_search.deploy.bench_result import Row, Sizes, to_dict
 from ticket_search.deploy.bench_verdict import judge
@@ -27,7 +28,18 @@ PARTS = {
     "load": "average cores stretch waited busy",
     "best": "variant engine batch median_ms times_dense_eager times_fastest_dense fastest_dense_engine gain sentence",
 }
-KEYS = {"variant", "engine", "batch", "median_ms", "q1", "q3", "samples_per_second", "accuracy", "reason"}
+KEYS = {
+    "variant",
+    "engine",
+    "batch",
+    "median_ms",
+    "q1",
+    "q3",
+    "samples_per_second",
+    "accuracy",
+    "reason",
+    "test_metric",
+}
 
 
 def a_ticket(density: float, data: str = "digits") -> Ticket:
@@ -80,7 +92,7 @@ def test_the_command_measures_every_variant_in_every_engine(engines, ticket, tmp
     assert sizes["ticket_bytes"] == (tmp_path / "t.safetensors").stat().st_size
     assert 0 < sizes["effective"] <= sizes["kept"]
     assert {name: " ".join(part) for name, part in zip(PARTS, map(found.get, PARTS), strict=True)} == PARTS
-    assert list(found) == ["ticket", "sizes", "load", "threads", "device", "data", "density", "rows", "best"]
+    assert list(found) == ["ticket", "sizes", "load", "threads", "device", "data", "metric", "density", "rows", "best"]
     assert found["best"]["sentence"]
     again = ticket("bench", "t.safetensors", "--plot", "f.png")
     assert again.code == 2 and "f.png exists; nothing is overwritten" in again.err
@@ -189,7 +201,8 @@ def row(variant, engine, ms, accuracy=90.0, spread=0.1, batch=64, reason=None):
     if ms is None:
         return Row(variant, engine, batch, reason=reason)
     accuracy = None if variant == "dense" else accuracy
-    return Row(variant, engine, batch, ms, ms * (1 - spread), ms * (1 + spread), 1000 * batch / ms, accuracy)
+    times = ms, ms * (1 - spread), ms * (1 + spread), 1000 * batch / ms
+    return Row(variant, engine, batch, *times, accuracy, test_metric=accuracy)
 
 
 DENSE = [row("dense", "eager", 10.0), row("dense", "onnxruntime", 6.0), row("masked", "eager", 10.0)]
@@ -257,3 +270,32 @@ def test_no_times_no_verdict():
 def test_a_better_accuracy_is_no_reason_against_a_gain():
     assert judge([*DENSE, row("compacted", "eager", 3.0, accuracy=90.01)], SIZES).gain
     assert not judge([*DENSE, row("compacted", "eager", 3.0, accuracy=89.99)], SIZES).gain
+
+
+@pytest.mark.parametrize(
+    ("metric", "better"), [(METRICS["r2"], 0.91), (METRICS["perplexity"], 4.0), (METRICS["mse"], 0.1)]
+)
+def test_a_variant_that_is_worse_by_the_metric_is_not_the_best(metric, better):
+    worse = better - 0.01 if metric.direction == "higher" else better + 0.01
+    masked = [row("dense", "eager", 10.0), row("masked", "eager", 10.0, accuracy=better)]
+    for value, gain in ((better, True), (better * (1 + 1e-6), True), (better * (1 - 1e-6), True), (worse, False)):
+        assert judge([*masked, row("compacted", "eager", 3.0, accuracy=value)], SIZES, metric=metric).gain is gain
+
+
+def test_another_metric_than_accuracy_is_named(ticket, tmp_path):
+    """Of the network of a regression: the value is that of the run, and no accuracy is told."""
+    (tmp_path / "my_task.py").write_text(
+        "import torch\nfrom torch import nn\ndef build(): return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))\n"
+        "def load():\n    x = torch.randn(80, 6, generator=torch.Generator().manual_seed(0))\n    return x, x.sum(1)\n"
+    )
+    words = "--model my_task:build --data my_task:load --loss mse --metric mae --density 0.5 --epochs 1 --threads 1"
+    assert ticket("search", "--method", "snip", "--name", "run", *words.split()).code == 0
+    flags = ("--engines", "eager", "--seconds", "0.01", "--batch-sizes", "2", "--input-shape", "6", "--threads", "1")
+    found = json.loads(ticket("bench", "run", *flags, "--json").out)
+    assert found["metric"] == {"name": "mae", "direction": "lower", "unit": ""}
+    value = json.loads((tmp_path / "runs/run/summary.json").read_text())["test_metric"]
+    rows = {row["variant"]: row for row in found["rows"]}
+    assert rows["masked"]["test_metric"] == pytest.approx(value, rel=1e-5)
+    assert {row["accuracy"] for row in rows.values()} == {None}
+    shown = ticket("bench", "run", *flags).out
+    assert "test mae" in shown and "%" not in shown.partition("quartiles")[2].partition("\n")[0]

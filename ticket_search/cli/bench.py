@@ -10,10 +10,12 @@ import supermask
 
 from .. import analysis, deploy, running
 from ..contract.leave import code_in, names_code
-from .terminal import harmless, output, percent, print_json, print_table
+from ..contract.metric import ACCURACY
+from .terminal import harmless, output, print_json, print_table
 from .tickets import Data, InputShape, Metric, Model, read_numbers, ticket_path
 
 if TYPE_CHECKING:
+    from ..contract.metric import Metric as Measured
     from ..deploy.bench_result import Row
 
 
@@ -52,7 +54,7 @@ def bench(
         analysis.plots.check_path(plot, False)
     found = supermask.load(path)
     typed = {"model": model, "data": data, "metric": metric}
-    # Only the accuracy needs data and metric: where they are not to be had, there is none, unless it was asked for.
+    # Only the metric needs data: where they or it are not to be had, it is not measured, unless it was asked for.
     code = running.ticket_code.find_code(found, path, ["model", *(["data", "metric"] if data else [])], **typed)
     measurable = set(code_in(vars(code)).values()) <= code.leaves.keys() and not code.data.startswith("arrays-")
     own = measurable and (names_code(code.data) or code.metric is not None)
@@ -70,18 +72,19 @@ def bench(
     if as_json:
         print_json({"ticket": ticket, **plain})
         return
+    shown = measured.metric or ACCURACY
     facts = [(key.replace("_", " "), value) for key, value in plain["sizes"].items() if value is not None]
     print_table(("ticket", ""), [(key, f"{value:.4g}" if isinstance(value, float) else value) for key, value in facts])
     print_table(
-        ("variant", "engine", "batch", "median ms", "quartiles", "samples/s", "test %", ""),
-        [_cells(row) for row in measured.rows],
+        ("variant", "engine", "batch", "median ms", "quartiles", "samples/s", f"test {shown.column}", ""),
+        [_cells(row, shown) for row in measured.rows],
     )
     output().print(harmless(measured.best.sentence, 1000), markup=False, highlight=False, soft_wrap=True)
 
 
-def _cells(row: Row) -> tuple[Any, ...]:
+def _cells(row: Row, metric: Measured) -> tuple[Any, ...]:
     where = (row.variant, row.engine, row.batch)
     if row.median_ms is None or row.samples_per_second is None:
         return (*where, None, None, None, None, row.reason)
     quartiles = f"{row.q1:.4g} - {row.q3:.4g}"
-    return (*where, f"{row.median_ms:.4g}", quartiles, round(row.samples_per_second), percent(row.accuracy), "")
+    return (*where, f"{row.median_ms:.4g}", quartiles, round(row.samples_per_second), metric.show(row.test_metric), "")

@@ -21,6 +21,7 @@ from supermask.sparse.timing import time_in_turns
 
 from ..contract.errors import RequestError, unknown
 from ..contract.flags import Config
+from ..contract.metric import ACCURACY, Metric
 from ..data.samples import Samples
 from ..data.sources import source_names, without_version
 from ..runs.progress import Progress
@@ -73,7 +74,7 @@ def bench(
         batch_sizes: numbers of samples in a batch.
         engines: any of `eager`, `compiled` (torch.compile) and `onnxruntime` (on the CPU).
         threads: the threads of PyTorch and of onnxruntime; PyTorch's own number if not given.
-        data: a built-in data set, or samples, to measure the accuracy on; the ticket's own if not given and if it is
+        data: a built-in data set, or samples, to measure the metric on; the ticket's own if not given and if it is
             built in.
         data_dir: a folder that is searched for the data first.
         config: what names the loss and the metric; if not given those of the ticket, where they are no code.
@@ -102,13 +103,15 @@ def bench(
         networks, reasons = _dense_variants(network, ticket, example)
         sizes = _sizes(ticket, networks, example, file_bytes)
         nets, made = _prepare_all(networks, reasons, engines, inputs, count, shown)
-        values = _values(nets, samples, partial(objective_of_ticket, ticket, config=config))
-        rows = _measure(made, inputs, seconds, values, shown)
-    best = judge(rows, sizes, min(inputs, key=lambda size: abs(size - JUDGED)), str(load) if load.busy else None)
+        metric, values = _evaluate_all(nets, samples, partial(objective_of_ticket, ticket, config=config))
+        rows = _measure(made, inputs, seconds, partial(_timed, metric=metric, values=values), shown)
+    busy, judged = str(load) if load.busy else None, min(inputs, key=lambda size: abs(size - JUDGED))
+    best = judge(rows, sizes, judged, busy, metric or ACCURACY)
     facts: dict[str, Any] = {
         "threads": count,
         "device": device,
         "data": None if samples is None else samples.name,
+        "metric": metric,
         "density": ticket.density,
     }
     return Bench(sizes=sizes, load=load, **facts, rows=tuple(rows), best=best)
@@ -143,7 +146,7 @@ def _draw(size: int, shape: Sequence[int]) -> Tensor:
 
 
 def _measure(
-    made: _Made, inputs: _Inputs, seconds: float, accuracies: Mapping[str, float | None], shown: Progress
+    made: _Made, inputs: _Inputs, seconds: float, timed: Callable[[Row, Sequence[float]], Row], shown: Progress
 ) -> list[Row]:
     """A row for each batch size, variant and engine."""
     rows = []
@@ -154,17 +157,20 @@ def _measure(
             times = time_in_turns(calls, seconds, x.device, one_more=one_more)
             for cell, each in made.items():
                 row = Row(*cell, size, reason=each if isinstance(each, str) else None)
-                rows.append(_timed(row, times[cell], accuracies.get(cell[0])) if cell in times else row)
+                rows.append(timed(row, times[cell]) if cell in times else row)
     return rows
 
 
-def _values(nets: _Nets, samples: Samples | None, objective_of: Callable[..., Objective]) -> dict[str, float | None]:
-    """The metric on the test split of each variant but the dense one, whose dropped weights are noise."""
+def _evaluate_all(
+    nets: _Nets, samples: Samples | None, objective_of: Callable[..., Objective]
+) -> tuple[Metric | None, dict[str, float]]:
+    """The metric and its test values: of each variant but the dense one, whose dropped weights are noise."""
     if samples is None:
-        return {}
+        return None, {}
     networks = {variant: next(iter(each.values())) for variant, each in nets.items() if variant != "dense"}
     objective = objective_of(samples=samples, network=networks["masked"])
-    return {variant: evaluate(network, samples, "test", objective).value for variant, network in networks.items()}
+    values = {variant: evaluate(network, samples, "test", objective).value for variant, network in networks.items()}
+    return objective.metric, values
 
 
 @torch.no_grad()
@@ -172,10 +178,13 @@ def _call(run: Outputs, x: Tensor) -> Tensor:
     return run(x)
 
 
-def _timed(row: Row, times: Sequence[float], accuracy: float | None) -> Row:
+def _timed(row: Row, times: Sequence[float], metric: Metric | None, values: Mapping[str, float]) -> Row:
     q1, median, q3 = (1000 * value for value in statistics.quantiles(times, n=4, method="inclusive"))
     speed = 1000 * row.batch / median
-    return replace(row, median_ms=median, q1=q1, q3=q3, samples_per_second=speed, accuracy=accuracy)
+    value = values.get(row.variant)
+    accuracy = value if metric is not None and metric.is_accuracy else None
+    row = replace(row, test_metric=value, accuracy=accuracy)
+    return replace(row, median_ms=median, q1=q1, q3=q3, samples_per_second=speed)
 
 
 def _dense_variants(network: nn.Module, ticket: Ticket, example: Tensor) -> tuple[dict[str, nn.Module], dict[str, str]]:

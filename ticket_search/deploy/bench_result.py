@@ -6,14 +6,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..contract.keyed import Keyed
+from ..contract.metric import Metric
 from .machine_load import Load
 
 
 @dataclass(frozen=True)
 class Row(Keyed):
-    """A variant in an engine at a batch size: milliseconds per batch, as median and quartiles, and test accuracy in %.
+    """A variant in an engine at a batch size: milliseconds per batch, as median and quartiles.
 
-    Where the variant could not be measured, the times are None and `reason` says why.
+    `test_metric` is the value of the metric on the test split, and `accuracy` the same in percent where the metric is
+    accuracy, else None. Where the variant could not be measured, the times are None and `reason` says why.
     """
 
     variant: str
@@ -25,6 +27,7 @@ class Row(Keyed):
     samples_per_second: float | None = None
     accuracy: float | None = None
     reason: str | None = None
+    test_metric: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +78,17 @@ class Best(Keyed):
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Keyed):
-    """What `bench` has measured of a ticket on this machine; `load` is that of the machine before the measurement."""
+    """What `bench` has measured of a ticket on this machine; `load` is that of the machine before the measurement.
+
+    `metric` is what `test_metric` of the rows is the value of, None where nothing was measured on data.
+    """
 
     sizes: Sizes
     load: Load
     threads: int
     device: str
     data: str | None
+    metric: Metric | None = None
     density: float
     rows: tuple[Row, ...]
     best: Best

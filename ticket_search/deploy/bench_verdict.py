@@ -4,29 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from ..contract.metric import ACCURACY, Metric
 from .bench_result import Best, Row, Sizes
 
 JUDGED = 64
+# The relative difference of two values of a metric that come of outputs which are equal but for their last digits.
+_ROUNDING = 1e-4
 _Timed = Mapping[tuple[str, str], Row]
 
 
-def judge(rows: Sequence[Row], sizes: Sizes, batch: int = JUDGED, busy: str | None = None) -> Best:
+def judge(
+    rows: Sequence[Row], sizes: Sizes, batch: int = JUDGED, busy: str | None = None, metric: Metric = ACCURACY
+) -> Best:
     """The best choice at a batch size, and one sentence about it.
 
-    The best is the fastest variant that is at least as accurate as the masked network. It is a gain where its median
-    lies below the first quartile, and its third quartile below the median, of the whole network, dense or masked, in
-    every engine: what an engine gains on the whole network is no gain of the subnetwork.
+    The best is the fastest variant that is at least as good as the masked network by the metric. It is a gain where its
+    median lies below the first quartile, and its third quartile below the median, of the whole network, dense or
+    masked, in every engine: what an engine gains on the whole network is no gain of the subnetwork.
 
     Args:
         rows: what was measured.
         sizes: of the ticket's network.
         batch: the batch size whose rows count.
         busy: how busy the machine was, or None where it was not.
+        metric: what the networks were measured by. Its values are those of equal outputs, rounded otherwise: of another
+            metric than accuracy, which counts, they may differ by that.
     """
     timed = {(row.variant, row.engine): row for row in rows if row.batch == batch and row.median_ms is not None}
     dense = [row for row in timed.values() if row.variant == "dense"]
     reference = min(dense, key=_median, default=None)
-    best = _find_best(timed)
+    best = _find_best(timed, metric)
     if best is None or reference is None or best.q3 is None:
         return Best(batch=batch, gain=False, sentence=f"no verdict at batch size {batch}: nothing could be measured")
     # No engine makes use of zeros, so the masked network is a dense one too: the faster of the two must be beaten.
@@ -57,15 +64,20 @@ def judge(rows: Sequence[Row], sizes: Sizes, batch: int = JUDGED, busy: str | No
     )  # fmt: skip
 
 
-def _find_best(timed: _Timed) -> Row | None:
-    """The fastest variant but the dense one that is at least as accurate as the masked network."""
-    wanted = next((row.accuracy for row in timed.values() if row.variant == "masked"), None)
-    accurate = [
+def _find_best(timed: _Timed, metric: Metric) -> Row | None:
+    """The fastest variant but the dense one that is at least as good as the masked network."""
+    wanted = next((row.test_metric for row in timed.values() if row.variant == "masked"), None)
+    loose = 0.0 if wanted is None or metric.is_accuracy else _ROUNDING * abs(wanted)
+    good = [
         row
         for row in timed.values()
-        if row.variant != "dense" and (wanted is None or (row.accuracy is not None and row.accuracy >= wanted))
+        if row.variant != "dense"
+        and (
+            wanted is None
+            or (row.test_metric is not None and metric.merit(row.test_metric) >= metric.merit(wanted) - loose)
+        )
     ]
-    return min(accurate, key=_median, default=None)
+    return min(good, key=_median, default=None)
 
 
 def _why_none(rows: Sequence[Row], timed: _Timed, sizes: Sizes, batch: int) -> Iterator[str]:
