@@ -30,6 +30,7 @@ _KEYS = {
     CONFIG: ("method",),
 }
 _STATE = b"supermask state 1 sha256 "
+_ZIP = b"PK\x03\x04"
 
 
 def write_record(folder: Path, name: str, value: Mapping[str, Any]) -> None:
@@ -137,7 +138,8 @@ def unseal(path: Path) -> io.BytesIO:
             raise RequestError(f"{path} is damaged: it does not match its checksum")
         return io.BytesIO(state)
     archive = io.BytesIO(data)
-    if not zipfile.is_zipfile(archive):
+    # A zip file may have anything before it, a line about its checksum that is damaged among others.
+    if not data.startswith(_ZIP) or not zipfile.is_zipfile(archive):
         raise RequestError(f"{path} is damaged: it is no saved state")
     try:
         tickets.checkpoint.check_members(archive)
