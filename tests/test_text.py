@@ -99,6 +99,8 @@ def test_the_loss_of_the_next_token_is_not_shifted_twice(tmp_path):
         ("GPT2LMHeadModel", (16,), SMALL, {"vocab_size": 5, "max_position_embeddings": 16}),
         ("LlamaForCausalLM", (16,), {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_act": "gelu"}, {"vocab_size": 5, "hidden_act": "gelu"}),
         ("BertForSequenceClassification", (16,), {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50}, {"num_labels": 5, "vocab_size": 50}),
+        ("GPT2LMHeadModel", (16,), {**SMALL, "n_positions": 40}, {"n_positions": 40, "max_position_embeddings": 40}),
+        ("GPT2LMHeadModel", (16,), {**SMALL, "vocab_size": 5, "max_position_embeddings": 20}, {"n_positions": 20}),
         ("ViTForImageClassification", (3, 32, 32), {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 8}, {"num_labels": 5, "image_size": 32}),
     ],
 )  # fmt: skip
@@ -108,6 +110,28 @@ def test_networks_of_transformers_by_class(name, shape, arguments, checks):
     x = torch.randn(2, *shape) if len(shape) == 3 else torch.randint(0, 5, (2, *shape))
     assert model.eval()(x).logits.shape[-1] == 5
     assert supermask.find_targets(model).size > 0
+
+
+@pytest.mark.parametrize("names", [("input_ids",), ("input_ids", "attention_mask", "token_type_ids")], ids=len)
+def test_a_network_of_transformers_for_samples_of_several_tensors(names):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    shapes = {name: [12] for name in names}
+    model = find_architecture("transformers:BertForSequenceClassification")(shapes, 3, vocab_size=20, **sizes)
+    assert (model.config.max_position_embeddings, model.config.num_labels) == (12, 3)
+    given = {name: torch.ones(2, 12, dtype=torch.long) * (name == "attention_mask") for name in names}
+    assert model.eval()(**given).logits.shape == (2, 3)
+
+
+def test_a_network_of_one_tensor_says_that_there_are_several(tmp_path):
+    data = {
+        "a": np.zeros((20, 4), "f"),
+        "b": np.zeros((20, 4), "f"),
+        "c": np.zeros((20, 4), "f"),
+        "y": np.arange(20) % 2,
+    }
+    for model in ("lenet-300-100", "torchvision:resnet18"):
+        with pytest.raises(RequestError, match="a sample of arrays-.* is several tensors, of shapes {'a': .4., 'b'"):
+            search("dense", model, data, runs=tmp_path, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -155,9 +155,7 @@ def undisturbed(model: nn.Module, seed: int = 0) -> Iterator[None]:
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        # As `torch.manual_seed`, which takes as long as a pass through a small network.
-        for generator in (torch.default_generator, *(torch.cuda.default_generators[device] for device in devices)):
-            generator.manual_seed(seed)
+        torch.manual_seed(seed)
         try:
             for parameter, _ in flags:
                 if parameter.is_floating_point():

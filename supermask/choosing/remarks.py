@@ -78,8 +78,7 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a function."""
-        self.found |= {id(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        return func(*args, **(kwargs or {}))
+        return _note(self.found, func, args, kwargs)
 
 
 class _Operations(TorchDispatchMode):
@@ -91,8 +90,12 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation."""
-        self.found |= {id(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        return func(*args, **(kwargs or {}))
+        return _note(self.found, func, args, kwargs)
+
+
+def _note(found: set[int], func: Any, args: Any, kwargs: Any) -> Any:
+    found |= {id(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+    return func(*args, **(kwargs or {}))
 
 
 def _read(model: nn.Module, example_input: Any, wanted: set[int]) -> set[int]:

@@ -6,7 +6,7 @@ A file that names one runs no code of its own.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -106,11 +106,24 @@ def _find_in_transformers(name: str) -> Callable[..., nn.Module]:
     return partial(_build_transformer, found)
 
 
-def _build_transformer(kind: Any, input_shape: Sequence[int] = (64,), classes: int = 10, **arguments: Any) -> nn.Module:
+def _build_transformer(
+    kind: Any, input_shape: Sequence[int] | Mapping[str, Any] = (64,), classes: int = 10, **arguments: Any
+) -> nn.Module:
     """A network of transformers with fresh weights, from its configuration class.
 
-    Of images [channels, height, width] the configuration is told the size, of tokens [length] how many positions there
-    are at least; a language model is told the vocabulary, any other the number of classes.
+    Of images [channels, height, width] the configuration is told the size, of tokens [length] the number of positions.
+    A language model is told the vocabulary, any other the number of classes. What `arguments` say counts more.
+
+    Args:
+        kind: the class of the network.
+        input_shape: of a sample, or by name the shapes of a sample that is several tensors: then that of `pixel_values`
+            or `input_ids` counts.
+        classes: how many there are, or the size of the vocabulary.
+        arguments: of the configuration.
+
+    Raises:
+        ValueError: an argument that the configuration does not have, that is no plain value (see `_is_plain`), or with
+            which no network can be built.
     """
     name = f"transformers:{kind.__name__}"
     if odd := [key for key, value in arguments.items() if key.startswith("_") or not _is_plain(key, value)]:
@@ -122,20 +135,35 @@ def _build_transformer(kind: Any, input_shape: Sequence[int] = (64,), classes: i
     if refused := [key for key in arguments if key not in known]:
         hints = "".join(nearest(key, sorted(known)) for key in refused)
         raise ValueError(f"{name} has no configuration of {', '.join(refused)}{hints}")
+    shape = _main_shape(input_shape)
     told: dict[str, Any] = {"num_labels": classes}
-    if len(input_shape) == 3:
-        told = {**told, "num_channels": input_shape[0], "image_size": input_shape[1]}
-    elif len(input_shape) == 1:
-        told["max_position_embeddings"] = input_shape[0]
+    if len(shape) == 3:
+        told = {**told, "num_channels": shape[0], "image_size": shape[1]}
+    elif len(shape) == 1:
+        told["max_position_embeddings"] = shape[0]
     if _LANGUAGE.search(kind.__name__):
         # The marks of beginning and end are those of a vocabulary of its own.
         told = {**told, "vocab_size": classes, "bos_token_id": None, "eos_token_id": None}
-    told = {key: value for key, value in told.items() if key in known or key == "num_labels"}
+    # A configuration has two names for some of its values, of which the one that comes last would win.
+    same = offered.attribute_map
+    asked = {same.get(key, key) for key in arguments}
+    told = {
+        key: value
+        for key, value in told.items()
+        if (key in known or key == "num_labels") and same.get(key, key) not in asked
+    }
     try:
-        network: nn.Module = kind(kind.config_class(**{**told, **arguments}))
+        network: nn.Module = kind(kind.config_class(**told, **arguments))
     except Exception as error:
         raise ValueError(f"{name} cannot be built: {type(error).__name__}: {error}") from None
     return network
+
+
+def _main_shape(given: Any) -> tuple[int, ...]:
+    """The shape of the images or of the tokens of a sample; empty where it has neither."""
+    if isinstance(given, Mapping):
+        given = next((given[name] for name in ("pixel_values", "input_ids") if name in given), ())
+    return tuple(given) if all(isinstance(size, int) for size in given) else ()
 
 
 def _is_plain(key: str, value: Any) -> bool:

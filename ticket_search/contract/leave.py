@@ -106,7 +106,7 @@ def find_leave(name: str, leaves: Leaves) -> Leave:
         RequestError: there is none.
     """
     if name not in leaves:
-        raise RequestError(f"'{name}' is code that nobody has given leave to import")
+        raise RequestError(f"'{name}' is code that may not be imported: nobody has typed or passed its name")
     return leaves[name]
 
 

@@ -8,44 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional
 
-from .activations import make_activation
-
-
-class CausalAttention(nn.Module):
-    """Multi-head self-attention in which a token sees itself and those before it."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens [n, t, width] to tokens of the same shape."""
-        q, k, v = rearrange(self.qkv(x), "n t (three h d) -> three n h t d", three=3, h=self.heads)
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        result: Tensor = self.out(rearrange(mixed, "n h t d -> n t (h d)"))
-        return result
-
-
-class Block(nn.Module):
-    """Attention, then a two-layer perceptron, each with a norm before it and a residual sum."""
-
-    def __init__(self, width: int, heads: int, activation: str) -> None:
-        super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(width), CausalAttention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), make_activation(activation), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens [n, t, width] to tokens of the same shape."""
-        x = x + self.attention(self.norm1(x))
-        result: Tensor = x + self.mlp(self.norm2(x))
-        return result
+from .transformer import Block
 
 
 class GPT(nn.Module):
@@ -65,7 +30,7 @@ class GPT(nn.Module):
             raise ValueError(f"width {width}: expected a multiple of the {heads} heads")
         self.tokens = nn.Embedding(classes, width)
         self.positions = nn.Parameter(torch.randn(input_shape[0], width) * 0.02)
-        self.blocks = nn.Sequential(*(Block(width, heads, activation) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(width, heads, activation, causal=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes, bias=False)
 

@@ -12,42 +12,8 @@ from collections.abc import Sequence
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
-from torch.nn import functional
 
-from .activations import make_activation
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with one projection for queries, keys and values."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens [n, t, width] to tokens of the same shape."""
-        q, k, v = rearrange(self.qkv(x), "n t (three h d) -> three n h t d", three=3, h=self.heads)
-        mixed = functional.scaled_dot_product_attention(q, k, v)
-        result: Tensor = self.out(rearrange(mixed, "n h t d -> n t (h d)"))
-        return result
-
-
-class Block(nn.Module):
-    """Attention, then a two-layer perceptron, each with a norm before it and a residual sum."""
-
-    def __init__(self, width: int, heads: int, activation: str) -> None:
-        super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), make_activation(activation), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens [n, t, width] to tokens of the same shape."""
-        x = x + self.attention(self.norm1(x))
-        result: Tensor = x + self.mlp(self.norm2(x))
-        return result
+from .transformer import Block
 
 
 class ViT(nn.Module):

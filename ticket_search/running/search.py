@@ -17,7 +17,6 @@ from supermask.weights.fitting import state_of
 from ..contract.errors import Problems, RequestError, unknown
 from ..contract.flags import Config, differences, to_plain
 from ..contract.leave import Leave, Leaves, can_be_typed, code_in, leave_here
-from ..contract.metric import LOSSES, METRICS
 from ..runs.experiment import (
     Setup,
     describe_model,
@@ -220,9 +219,6 @@ def describe_ticket(
         raise RequestError(unknown("state", state, found.states))
     recorded = found.meta.get("config", {})
     repeated = {key: recorded[key] for key in REPEATED if key in recorded}
-    # Names of ours are no code.
-    own = {"loss": LOSSES, "metric": METRICS}
-    repeated |= {key: recorded[key] for key, names in own.items() if recorded.get(key) in names}
     found_by = str(found.meta.get("method", ""))
     fixed = {"ticket": str(path.resolve()), "found_by": found_by, "density": found.density, "init": "keep"}
     names = {key: str(found.meta.get(key, "")) for key in ("model", "data")}

@@ -288,7 +288,10 @@ def make_setup(
         try:
             network = factory(**arguments)
         except Exception as error:
-            raise RequestError(f"the network {name} cannot be built: {type(error).__name__}: {error}") from error
+            problem = f"the network {name} cannot be built: {type(error).__name__}: {error}"
+            if not isinstance(data.input_shape, tuple) or not all(isinstance(each, int) for each in data.input_shape):
+                problem += f"; a sample of {data.name} is several tensors, of shapes {to_lists(data.input_shape)}"
+            raise RequestError(problem) from error
         if not isinstance(network, nn.Module):
             raise RequestError(f"the model {name} gave {type(network).__name__}, expected a torch.nn.Module")
         return network.double() if config.precision == "fp64" else network

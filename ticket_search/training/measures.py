@@ -6,6 +6,7 @@ A state is a tensor in which everything seen so far is summed up; nothing here w
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -61,7 +62,7 @@ def wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-class _Sums:
+class _Sums(ABC):
     """The base of metrics that are the mean of something: the state is its sum and the number of its terms."""
 
     joins = True
@@ -79,9 +80,9 @@ class _Sums:
         terms = number if isinstance(number, Tensor) else torch.full_like(total, number)
         return state + torch.stack([total.to(state.dtype), terms.to(state.dtype)])
 
+    @abstractmethod
     def sums(self, batch: Batch) -> tuple[Tensor, Tensor | int]:
         """The sum of a batch and its number of terms."""
-        raise NotImplementedError
 
     def value(self, state: Tensor) -> float:
         """The mean; NaN of nothing."""

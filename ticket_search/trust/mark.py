@@ -78,7 +78,7 @@ def read_mark(folder: Path, values: Mapping[str, Any]) -> tuple[dict[str, Leave]
         return {}, "has no mark of a run that was made here"
     except KeyUnusable as error:
         return {}, f"has a mark that cannot be checked ({error})"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}, f"has a mark that cannot be read ({MARK})"
     if not right:
         return {}, f"has a mark that was edited, or made by another user ({MARK})"
