@@ -488,9 +488,9 @@ def test_two_modules_of_one_name_are_told_apart(tmp_path):
 def test_nothing_is_imported_without_leave(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.py").write_text("def f(): return 1\n")
-    with pytest.raises(RequestError, match="nobody has given leave"):
+    with pytest.raises(RequestError, match="nobody has typed or passed its name"):
         find_factory("other:f", {})
-    with pytest.raises(RequestError, match="nobody has given leave"):
+    with pytest.raises(RequestError, match="nobody has typed or passed its name"):
         find_factory("other:f", leave_here("other:g"))
     assert "other" not in sys.modules
     assert find_factory("other:f", leave_here("other:f"))() == 1
