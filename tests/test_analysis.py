@@ -167,6 +167,14 @@ def test_as_early_as_the_dense_network(row, answer, because):
     assert because in found.because
 
 
+def test_without_a_margin_each_level_says_so_itself():
+    rows = answer_levels([DENSE, level(0.5, 0.0, 100, 200), level(0.1, -3.0, 100, 200)], None)
+    for row, gap in zip(rows[1:], ("+0.00", "-3.00"), strict=True):
+        assert row.matching.answer == "unknown"
+        assert row.matching.because.startswith(f"{gap} pp over 5 seeds")
+        assert "no margin was given: --delta" in row.matching.because
+
+
 def test_positions_are_not_asked_of_whole_filters():
     rows = answer_levels([DENSE, level(0.5, 0.0, 100, 200)], 0.5)
     for whole, missing in ((False, "`ticket controls` has not been run"), (True, "not asked where whole filters")):

@@ -128,7 +128,9 @@ def answer_levels(levels: Sequence[Level], delta: float | None, scale: Scale = P
     """The levels of one configuration, dense first, each sparse one with the answer whether it matches (`matching`)."""
     sparse = [row for row in levels if row.density < 1]
     found = [answer_not_worse(MATCHING, row.difference, delta, scale) for row in sparse]
-    answers = iter(answer_in_order(found, [f"density {row.density:.4g}" for row in sparse]))
+    # Without a margin none can be tested: each level shows its difference and says what is missing.
+    names = [f"density {row.density:.4g}" for row in sparse]
+    answers = iter(found if delta is None else answer_in_order(found, names))
     return tuple(replace(row, matching=next(answers)) if row.density < 1 else row for row in levels)
 
 

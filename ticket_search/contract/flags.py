@@ -112,7 +112,8 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
         None,
         description="loss to minimize: cross-entropy, mse, bce (labels that are on or off), model (the loss that the "
         "network gives itself), or package.module:function of (outputs, targets), a mean; if not given, the network's "
-        "own where it has one, else cross-entropy",
+        "own where it has one, else cross-entropy, which labels of whole numbers have and numbers to predict have not: "
+        "name mse or bce for those",
     )
     metric: str | None = Field(
         None,
