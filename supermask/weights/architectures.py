@@ -99,7 +99,8 @@ def _find_in_transformers(name: str) -> Callable[..., nn.Module]:
         raise ValueError(f"the model '{name}' is of the package transformers: pip install transformers") from None
     plain = name.removeprefix(TRANSFORMERS)
     found = getattr(transformers, plain, None) if plain.isidentifier() else None
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)) or found.config_class is None:
+    base = transformers.PreTrainedModel
+    if not (isinstance(found, type) and issubclass(found, base)) or getattr(found, "config_class", None) is None:
         # `dir` lists what the package offers without importing it.
         known = [each for each in dir(transformers) if _TASK.search(each)]
         raise ValueError(f"transformers has no model '{plain}' with a configuration{nearest(plain, known)}")
