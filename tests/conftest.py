@@ -6,22 +6,20 @@ import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 # Before PyTorch is imported, here and in what tests start: two processes of tests have a core each, and threads that wait
 # for one another take the time of the other process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
+import lazy_loader
 import pytest
-import torch
-from pictures import leave_blank
 
-from ticket_search import search
-from ticket_search.cli import main
-from ticket_search.data import mnist1d
-from ticket_search.runs import tensorboard
-from ticket_search.runs.run import Run
+if TYPE_CHECKING:
+    from ticket_search.runs.run import Run
+
+# Loaded when they are first used: the process that hands the tests out uses none of them.
+np, torch, ticket_search = map(lazy_loader.load, ("numpy", "torch", "ticket_search"))
 
 # Small enough that a search takes a second, large enough that a tensor has ties, levels and more than one batch.
 FAST = {"epochs": 3, "threads": 1}
@@ -32,7 +30,7 @@ def quick(tmp_path: Path):
     """Search on the digits in a second: `quick("imp", density=0.5)`."""
 
     def run(method: str, folder: str = "runs", **flags) -> Run:
-        return search(method, runs=tmp_path / folder, progress=False, **{**FAST, **flags})
+        return ticket_search.search(method, runs=tmp_path / folder, progress=False, **{**FAST, **flags})
 
     return run
 
@@ -47,7 +45,7 @@ def small_mnist1d(monkeypatch: pytest.MonkeyPatch) -> None:
         x = {f"x{part}": draw.standard_normal((size, 40)) for part, size in sizes.items()}
         return x | {f"y{part}": np.arange(size) % 10 for part, size in sizes.items()}
 
-    monkeypatch.setattr(mnist1d, "_generate", generate)
+    monkeypatch.setattr("ticket_search.data.mnist1d._generate", generate)
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +66,10 @@ def _own_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def _blank_pictures() -> Iterator[None]:
     """The pictures of first layers stay blank; test_tensorboard.py has them painted."""
+    from pictures import leave_blank
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensorboard, "draw", leave_blank)
+        patch.setattr("ticket_search.runs.tensorboard.draw", leave_blank)
         yield
 
 
@@ -100,6 +100,8 @@ class Answer(NamedTuple):
 @pytest.fixture
 def ticket(capsys, monkeypatch, tmp_path):
     """Run `ticket WORDS` in an empty folder."""
+    from ticket_search.cli import main
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +18,26 @@ class Ended(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
+
+
+# Another process, which has imported nothing: commands that end early, one after the other.
+_COMMANDS = """
+import json, sys
+from ticket_search.cli import main
+for words in json.loads(sys.argv[2]):
+    given, sys.argv = sys.argv, ["ticket", *words]
+    try:
+        main()
+    except SystemExit:
+        pass
+    sys.argv = given
+    assert sys.argv[1] not in sys.modules, words
+"""
+
+
+def check_not_imported(module: str, commands: list[list[str]]) -> None:
+    """No command of `ticket` imports the module."""
+    subprocess.run([sys.executable, "-c", _COMMANDS, module, json.dumps(commands)], capture_output=True, check=True)
 
 
 def run_python(code: str, *arguments: object, cwd: str | Path = ".") -> Ended:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peft
+import lazy_loader
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,6 +17,9 @@ from held import assert_held
 from torch import nn
 
 import supermask
+
+# Long to import: not in both processes of the tests.
+peft = lazy_loader.load("peft")
 
 
 @pytest.fixture(autouse=True)

@@ -161,7 +161,13 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES, ids=lambda name: name.replace(" ", "-"))
+SLOW = ("one point", "only dense", "twelve")
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CASES],
+    ids=lambda name: name.replace(" ", "-"),
+)
 def comparison(request) -> Comparison:
     return make_comparison(CASES[request.param])
 

@@ -100,7 +100,9 @@ def test_weights_and_gates_train_and_what_is_baked_is_an_ordinary_network(networ
     assert supermask.masks_of(other) == masks, "and learns the same"
 
 
-@each_network
+@pytest.mark.parametrize(
+    "network", [next(iter(NETWORKS)), *(pytest.param(name, marks=pytest.mark.slow) for name in [*NETWORKS][1:])]
+)
 def test_compiled_it_trains_as_it_does_eager(network):
     model, x = NETWORKS[network][0](), NETWORKS[network][1]()
     y = torch.arange(len(x)) % 4

@@ -256,6 +256,7 @@ def tickets_in(folder: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in folder.glob("*/ticket.safetensors")}
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_the_bytes_of_single_searches_and_redoes_nothing(sweep_file, ticket, monkeypatch, forked):
     path = sweep_file(SMALL)
     planned = json.loads(ticket("sweep", str(path), "--dry-run", "--json").out)

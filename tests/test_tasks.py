@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from products import combine
 from tasks import KINDS, Kind, distance, huber, labels, mlp, numbers, regression, tagged
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -43,8 +44,7 @@ def outputs_of(run, kind: Kind):
     return main_output(outputs).numpy(), data.test_y.numpy()
 
 
-@pytest.mark.parametrize("method", ["imp", "edge-popup", "snip"])
-@pytest.mark.parametrize("name", KINDS)
+@combine(name=KINDS, method=["imp", "edge-popup", "snip"])
 def test_a_run_reports_what_numpy_finds(name, method, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "BATCH", 24)  # the 52 samples of the test split in batches of several sizes
     kind = KINDS[name]
@@ -73,7 +73,10 @@ def test_the_loss_of_a_split_is_that_of_all_its_samples(name, tmp_path, monkeypa
     assert run.summary["val_loss"] == pytest.approx(kind.loss(outputs, data.validation_y.numpy()), rel=2e-5)
 
 
-@pytest.mark.parametrize("name", ["regression", "tokens", "causal"])
+@pytest.mark.parametrize(
+    "name",
+    ["regression", pytest.param("tokens", marks=pytest.mark.slow), pytest.param("causal", marks=pytest.mark.slow)],
+)
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(name, tmp_path, monkeypatch):
     kind = KINDS[name]
     flags = {"evaluate_every": "3it", "accumulate": 2}

@@ -20,6 +20,7 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TRAINERS))
 def test_examples_in_trainers_run(name, tmp_path, monkeypatch, capsys):
     run_example(name, tmp_path, monkeypatch, capsys)

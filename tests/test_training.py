@@ -119,7 +119,7 @@ def test_loss_that_is_no_number_stops_with_advice(method, quick):
 
 
 def test_moments_are_those_of_the_logged_curve(quick):
-    run = quick("dense", epochs=40, optimizer="adam", lr=0.01, evaluate_every="10it")
+    run = quick("dense", epochs=40, optimizer="adam", lr=0.01, evaluate_every="10it", train_size=400)
     rows = [row for row in run.metrics if "loss/validation" in row]
     losses, accuracies = ([row[tag] for row in rows] for tag in ("loss/validation", "accuracy/validation"))
     early, best = run.summary["min_validation_loss"], run.summary["best_validation"]
