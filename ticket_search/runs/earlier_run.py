@@ -1,0 +1,228 @@
+"""The weights that a search starts from (`--weights`): a checkpoint's, or those that a run of ours has trained.
+
+A run, or its ticket file, gives tensors and numbers only: no code that its folder names is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field
+from torch import Tensor
+
+import supermask
+from supermask import tickets
+
+from ..contract.errors import RequestError
+from ..models.checkpoints import read_checkpoint
+from .folders import folder_of_ticket, inspect_folder, list_runs
+from .names import CONFIG, SUMMARY, TICKET
+from .records import read_record
+
+_Count = Annotated[int, Field(ge=0)]
+_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Spent(pydantic.BaseModel, frozen=True):
+    """The `cost` of a run's summary: `weights` is the part of it that lies behind the weights that it started from."""
+
+    steps: _Count
+    flops: _Count
+    seconds: _Amount
+    dense_trainings: _Amount
+    weights: Spent | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the cost is known: that of the weights too, where it started from those of a run."""
+        return self.weights is not None or "weights" not in self.model_fields_set
+
+    def plus(self, other: Spent) -> Spent:
+        """What both have cost; in trainings of this one's network."""
+        both = {key: getattr(self, key) + getattr(other, key) for key in ("steps", "flops", "seconds")}
+        return Spent(**both, dense_trainings=self.dense_trainings)
+
+    def up_to(self, level: int, rows: Sequence[Mapping[str, Any]]) -> Spent:
+        """What a search had cost when a level was done; `rows` are those of its levels."""
+        before = self.weights or Spent(steps=0, flops=0, seconds=0, dense_trainings=0)
+        trainings = trainings_up_to(level, rows, self.dense_trainings, before.dense_trainings)
+        own = self.dense_trainings - before.dense_trainings
+        share = (trainings - before.dense_trainings) / own if own else 0.0
+        steps, flops = (
+            round(part + share * (total - part))
+            for part, total in ((before.steps, self.steps), (before.flops, self.flops))
+        )
+        seconds = before.seconds + share * (self.seconds - before.seconds)
+        return Spent(steps=steps, flops=flops, seconds=round(seconds, 3), dense_trainings=trainings)
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """What is known of the run of ours whose final weights a search starts from.
+
+    given: what `--weights` says.
+    run: the name of the run's folder; of a ticket file that lies in none, its own.
+    fingerprint: of the weights.
+    kept, size: how many of the maskable weights its ticket keeps, and of how many. The others are zero.
+    cost: what it has cost to train the weights, or why that is not known.
+    """
+
+    given: str
+    run: str
+    fingerprint: str
+    kept: int
+    size: int
+    cost: Spent | str
+
+    @property
+    def parent(self) -> dict[str, Any]:
+        """What a ticket records of the weights that its search started from."""
+        return {"fingerprint": self.fingerprint, "state": "final", "density": self.kept / self.size if self.size else 1}
+
+    def remarks(self) -> list[str]:
+        """What to know of it before work begins."""
+        found = []
+        if dropped := self.size - self.kept:
+            found.append(
+                f"--weights {self.given}: its ticket keeps {self.kept:,} of {self.size:,} weights (density "
+                f"{self.kept / self.size:.4g}); the other {dropped:,} start at zero"
+            )
+        if isinstance(self.cost, str):
+            found.append(
+                f"--weights {self.given}: what these weights have cost is not known, and so not counted: {self.cost}"
+            )
+        return found
+
+    def add_to(self, own: Mapping[str, Any], training_flops: int) -> dict[str, Any]:
+        """The cost of a search together with that of the weights, which is `weights` in it; None where it is not known.
+
+        The weights' cost becomes trainings of this search's dense network by the operations that were counted for both.
+        For the same network on samples of the same shape that is the ratio of the samples seen, whatever the sizes of
+        the batches and the lengths of the trainings; trainings of the earlier run are of another length, and steps of
+        another batch size.
+
+        Args:
+            own: of the search alone: `steps`, `flops`, `seconds`, `dense_trainings`.
+            training_flops: the operations of one training of the dense network in this search.
+        """
+        before = self.cost
+        if isinstance(before, str) or (before.steps and not (before.flops and training_flops)):
+            return {**own, "weights": None}
+        part = {
+            "steps": before.steps,
+            "flops": before.flops,
+            "seconds": before.seconds,
+            "dense_trainings": before.flops / training_flops if before.flops else 0.0,
+        }
+        total = {key: value + part[key] for key, value in own.items()}
+        return {**total, "seconds": round(total["seconds"], 3), "weights": {"run": self.run, **part}}
+
+
+def trainings_up_to(level: int, rows: Sequence[Mapping[str, Any]], total: float, before: float = 0.0) -> float:
+    """The cost of a search when a level was done, in trainings of its dense network.
+
+    Args:
+        level: the level, 0 the dense network.
+        rows: those of all its levels.
+        total: the cost of the whole search.
+        before: the part of it that lies behind the weights that it started from.
+    """
+    if len(rows) < 2 or rows[0]["density"] != 1:
+        return total
+    # All levels after the dense one take equally many steps. A network that was given trained takes none at level 0,
+    # and so has no minimum of validation loss there.
+    first = 1.0 if "min_validation_loss" in rows[0] else 0.0
+    return before + first + level * (total - before - first) / (len(rows) - 1)
+
+
+def read_weights(given: str) -> tuple[dict[str, Tensor], EarlierRun | None]:
+    """The tensors that `--weights` names, by plain name, and the run that has trained them where it was one of ours.
+
+    Of a run, or of a ticket file, they are those of its final state, in which dropped weights are zero.
+
+    Args:
+        given: the folder of a finished run, a ticket file, or what `read_checkpoint` takes.
+
+    Raises:
+        RequestError: a folder that is no finished run, a ticket without a final state, or a file that cannot be read.
+    """
+    path = _find_ticket(given)
+    if path is None:
+        return read_checkpoint(given), None
+    try:
+        ticket = supermask.load(path)
+        if "final" not in ticket.states:
+            there = ", ".join(ticket.states) or "none"
+            raise RequestError(
+                f"--weights {given}: the ticket has no final weights, which a search starts from; its states: {there}"
+            )
+        tensors = ticket.state_dict("final")
+    except OSError as error:
+        raise RequestError(f"--weights {given}: {path} cannot be read: {error.strerror}") from None
+    except supermask.TicketError as error:
+        raise RequestError(f"--weights {error}") from None
+    place = path.resolve()
+    folder = folder_of_ticket(place)
+    name = folder.name if (folder / CONFIG).exists() else path.name
+    fingerprint, masks = ticket.states["final"].fingerprint, ticket.masks
+    return tensors, EarlierRun(given, name, fingerprint, masks.kept, masks.size, _cost_of(place))
+
+
+def _find_ticket(given: str) -> Path | None:
+    """The ticket file that `--weights` names by itself or by its run's folder; None where it names a checkpoint."""
+    file, _, key = (given, "", "") if Path(given).exists() else given.partition("#")
+    place = Path(file)
+    if place.is_dir():
+        found = inspect_folder(place)
+        if found.state == "unfinished":
+            raise RequestError(
+                f"--weights {file}: the run is not finished, so that it has no final weights yet; "
+                f"`ticket resume {file}` goes on"
+            )
+        if found.state != "finished":
+            inside = list_runs(place)
+            hint = f"; in it there are runs, as --weights {inside[0]}" if inside else ""
+            raise RequestError(
+                f"--weights {file}: {found.why or f'{file} holds no run'}; expected the folder of a finished run, a "
+                f"ticket file or a checkpoint{hint}"
+            )
+        place /= TICKET
+    elif not tickets.checkpoint.is_ticket(place):
+        return None
+    if key:
+        raise RequestError(
+            f"--weights {given}: a ticket holds no state dicts to choose from, its final weights are taken; "
+            f"expected --weights {file}"
+        )
+    return place
+
+
+def _cost_of(ticket: Path, seen: Set[Path] = frozenset()) -> Spent | str:
+    """What it has cost to find a ticket, by the summary of the run that it lies in, or why that is not known.
+
+    `ticket train` reports its own steps alone. Behind the weights that it ends with lies the search of its ticket too.
+    """
+    folder = folder_of_ticket(ticket)
+    if ticket.name != TICKET or inspect_folder(folder).state != "finished":
+        return f"{ticket} is not the ticket of a finished run in whose folder it lies"
+    if folder in seen:
+        return f"the run {folder} trains its own ticket"
+    summary, config = read_record(folder, SUMMARY), read_record(folder, CONFIG)
+    try:
+        spent = Spent.model_validate(summary["cost"])
+    except pydantic.ValidationError as error:
+        item = error.errors()[0]
+        place = ".".join(map(str, item["loc"]))
+        raise RequestError(f"{folder / SUMMARY} is damaged: cost.{place}: {item['msg']}") from None
+    if not spent.whole:
+        return f"the run {folder} started from weights of which that is not known"
+    if ticket.parent != folder:
+        spent = spent.up_to(int(ticket.parent.name), summary.get("levels", []))
+    if config["method"] != "train":
+        return spent
+    found = _cost_of(Path(str(config.get("ticket", ""))).resolve(), {*seen, folder})
+    return found if isinstance(found, str) else spent.plus(found)
