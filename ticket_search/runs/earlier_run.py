@@ -23,41 +23,53 @@ from .folders import folder_of_ticket, inspect_folder, list_runs
 from .names import CONFIG, SUMMARY, TICKET
 from .records import read_record
 
-_Count = Annotated[int, Field(ge=0)]
+# Of numbers in a file that anyone may have written: such as a float can take.
+_Count = Annotated[int, Field(ge=0, le=10**30)]
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Spent(pydantic.BaseModel, frozen=True):
-    """The `cost` of a run's summary: `weights` is the part of it that lies behind the weights that it started from."""
+    """What a training, or several, have cost: steps, operations of the dense network, and seconds."""
 
     steps: _Count
     flops: _Count
     seconds: _Amount
+
+    def plus(self, other: Spent, share: float = 1.0) -> Spent:
+        """What both have cost, of the other only a share."""
+        steps, flops = round(self.steps + share * other.steps), round(self.flops + share * other.flops)
+        return Spent(steps=steps, flops=flops, seconds=round(self.seconds + share * other.seconds, 3))
+
+
+_NOTHING = Spent(steps=0, flops=0, seconds=0.0)
+
+
+class _Cost(Spent):
+    """The `cost` of a summary: `weights` is the part of it that lies behind the weights that the run started from."""
+
     dense_trainings: _Amount
-    weights: Spent | None = None
+    weights: _Cost | None = None
+
+
+class _Summary(pydantic.BaseModel):
+    """What counts of a summary here."""
+
+    cost: _Cost
+    levels: list[dict[str, Any]] = []
 
     @property
-    def whole(self) -> bool:
-        """Whether all of the cost is known: that of the weights too, where it started from those of a run."""
-        return self.weights is not None or "weights" not in self.model_fields_set
+    def is_whole(self) -> bool:
+        """Whether what the run started from is counted, or costs nothing that we know of."""
+        return self.cost.weights is not None or "weights" not in self.cost.model_fields_set
 
-    def plus(self, other: Spent) -> Spent:
-        """What both have cost; in trainings of this one's network."""
-        both = {key: getattr(self, key) + getattr(other, key) for key in ("steps", "flops", "seconds")}
-        return Spent(**both, dense_trainings=self.dense_trainings)
-
-    def up_to(self, level: int, rows: Sequence[Mapping[str, Any]]) -> Spent:
-        """What a search had cost when a level was done; `rows` are those of its levels."""
-        before = self.weights or Spent(steps=0, flops=0, seconds=0, dense_trainings=0)
-        trainings = trainings_up_to(level, rows, self.dense_trainings, before.dense_trainings)
-        own = self.dense_trainings - before.dense_trainings
-        share = (trainings - before.dense_trainings) / own if own else 0.0
-        steps, flops = (
-            round(part + share * (total - part))
-            for part, total in ((before.steps, self.steps), (before.flops, self.flops))
-        )
-        seconds = before.seconds + share * (self.seconds - before.seconds)
-        return Spent(steps=steps, flops=flops, seconds=round(seconds, 3), dense_trainings=trainings)
+    def up_to(self, level: int) -> Spent:
+        """What the search had cost when a level was done."""
+        cost, before = self.cost, self.cost.weights
+        known = before.dense_trainings if before else 0.0
+        alone = cost.dense_trainings - known
+        done = trainings_up_to(level, self.levels, cost.dense_trainings, known) - known
+        own = cost.plus(before, -1.0) if before else cost
+        return (before or _NOTHING).plus(own, done / alone if alone else 1.0)
 
 
 @dataclass(frozen=True)
@@ -131,7 +143,7 @@ def trainings_up_to(level: int, rows: Sequence[Mapping[str, Any]], total: float,
         total: the cost of the whole search.
         before: the part of it that lies behind the weights that it started from.
     """
-    if len(rows) < 2 or rows[0]["density"] != 1:
+    if len(rows) < 2 or rows[0].get("density") != 1:
         return total
     # All levels after the dense one take equally many steps. A network that was given trained takes none at level 0,
     # and so has no minimum of validation loss there.
@@ -207,21 +219,22 @@ def _cost_of(ticket: Path, seen: Set[Path] = frozenset()) -> Spent | str:
     `ticket train` reports its own steps alone. Behind the weights that it ends with lies the search of its ticket too.
     """
     folder = folder_of_ticket(ticket)
-    if ticket.name != TICKET or inspect_folder(folder).state != "finished":
-        return f"{ticket} is not the ticket of a finished run in whose folder it lies"
+    if inspect_folder(folder).state != "finished":
+        return f"{ticket} does not lie in the folder of a finished run, whose summary would say it"
+    if ticket.name != TICKET:
+        return f"the summary of a run says it of its ticket and of those of its levels, not of {ticket.name}"
     if folder in seen:
         return f"the run {folder} trains its own ticket"
-    summary, config = read_record(folder, SUMMARY), read_record(folder, CONFIG)
+    config = read_record(folder, CONFIG)
     try:
-        spent = Spent.model_validate(summary["cost"])
+        summary = _Summary.model_validate(read_record(folder, SUMMARY))
     except pydantic.ValidationError as error:
         item = error.errors()[0]
         place = ".".join(map(str, item["loc"]))
-        raise RequestError(f"{folder / SUMMARY} is damaged: cost.{place}: {item['msg']}") from None
-    if not spent.whole:
-        return f"the run {folder} started from weights of which that is not known"
-    if ticket.parent != folder:
-        spent = spent.up_to(int(ticket.parent.name), summary.get("levels", []))
+        raise RequestError(f"{folder / SUMMARY} is damaged: {place} {item['input']!r}: {item['msg']}") from None
+    if not summary.is_whole:
+        return f"the run {folder} started from weights of which it is not known"
+    spent = summary.cost if ticket.parent == folder else summary.up_to(int(ticket.parent.name))
     if config["method"] != "train":
         return spent
     found = _cost_of(Path(str(config.get("ticket", ""))).resolve(), {*seen, folder})
