@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import pydantic
 from pydantic import Field
@@ -50,6 +50,13 @@ class _Cost(Spent):
     dense_trainings: _Amount
     weights: _Cost | None = None
 
+    @pydantic.model_validator(mode="after")
+    def _holds_its_part(self) -> Self:
+        keys = ("steps", "flops", "seconds", "dense_trainings")
+        if self.weights and (more := [key for key in keys if getattr(self.weights, key) > getattr(self, key)]):
+            raise ValueError(f"its part weights has more {', '.join(more)} than the whole")
+        return self
+
 
 class _Summary(pydantic.BaseModel):
     """What counts of a summary here."""
@@ -67,7 +74,8 @@ class _Summary(pydantic.BaseModel):
         cost, before = self.cost, self.cost.weights
         known = before.dense_trainings if before else 0.0
         alone = cost.dense_trainings - known
-        done = trainings_up_to(level, self.levels, cost.dense_trainings, known) - known
+        last = max(0, len(self.levels) - 1)
+        done = trainings_up_to(min(level, last), self.levels, cost.dense_trainings, known) - known
         own = cost.plus(before, -1.0) if before else cost
         return (before or _NOTHING).plus(own, done / alone if alone else 1.0)
 
