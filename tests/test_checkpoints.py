@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from method_tests import count_steps
 from test_fitting import NOT_PLAIN, Head, Scaled, ScaledByTensor
 from torch import nn
 from torch.ao.pruning import WeightNormSparsifier
@@ -19,6 +24,12 @@ import supermask
 from supermask import Masks
 from supermask.tickets import foreign
 from supermask.tickets.checkpoint import find_state_dicts
+from ticket_search import Interrupted, RequestError, Run, RunError, resume, search, train
+from ticket_search.analysis.comparison import compare
+from ticket_search.analysis.read_runs import read_members
+from ticket_search.running.read_config import read_config
+from ticket_search.runs.earlier_run import read_weights
+from ticket_search.runs.records import read_record, write_record
 
 quiet = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -463,3 +474,197 @@ def test_extra_state_in_a_file_is_left_out(layer, tmp_path):
     x = torch.randn(3, 8)
     for other in (net(), nn.Sequential(layer(8, 6), nn.ReLU(), layer(6, 4))):
         assert torch.equal(ticket.apply_to(other)(x), model(x))
+
+
+# The weights that a run of ours has trained (`--weights`), and what they have cost.
+
+SMALL = {"model_args": "width=0.1", "train_size": 256, "threads": 1, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory) -> Path:
+    """A dense run of 2 epochs of 4 steps, `imp` of 1 epoch of 8 steps from it, and `one-shot` from that."""
+    runs = tmp_path_factory.mktemp("chain")
+    base = search("dense", runs=runs, name="base", epochs=2, batch_size=64, **SMALL)
+    short = {"runs": runs, "epochs": 1, "batch_size": 32, **SMALL}
+    second = search("imp", name="second", weights=base, density=0.25, fraction=0.5, **short)
+    search("one-shot", name="third", weights=second.path, density=0.5, **short)
+    return runs
+
+
+@pytest.fixture
+def runs(chain, tmp_path) -> Path:
+    """A copy of the three runs, to be moved and damaged."""
+    shutil.copytree(chain, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def found(path: Path) -> Run:
+    return Run(path, read_config(path))
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_search_starts_from_the_final_weights_of_a_run(chain):
+    base, second, third = (found(chain / name) for name in ("base", "second", "third"))
+    assert same(second.load_level(0).state_dict("start"), base.ticket.state_dict("final"))
+    pruned = third.load_level(0).state_dict("start")
+    assert same(pruned, second.ticket.state_dict("final"))
+    assert (pruned["fc1.weight"][~second.ticket.masks["fc1.weight"]] == 0).all()
+    final = second.ticket.states["final"].fingerprint
+    assert third.ticket.meta["parent"] == {"fingerprint": final, "state": "final", "density": 0.25}
+    assert "parent" not in base.ticket.meta and "weights" not in third.ticket.meta["config"]
+    assert "weights" not in base.summary["cost"]
+
+
+def test_scores_at_initialization_are_of_the_final_weights_too(runs, ticket):
+    """By the name that the run has among the others."""
+    words = "search --method magnitude-at-init --weights second --allocation global --name scored --batch-size 32"
+    flags = "--density 0.2 --epochs 1 --train-size 256 --model-args width=0.1 --threads 1"
+    answer = ticket(*words.split(), *flags.split())
+    assert answer.code == 0, answer.err
+    assert "its ticket keeps 580 of 2,320 weights (density 0.25); the other 1,740 start at zero" in answer.err
+    assert re.search("of that, the weights +5.0 dense trainings, 32 steps, .*: the run second", answer.out)
+    assert found(runs / "scored").ticket.masks.within(found(runs / "second").ticket.masks)
+
+
+def test_costs_add_up_along_a_chain_in_trainings_of_each_search(chain):
+    base, second, third = (found(chain / name).summary["cost"] for name in ("base", "second", "third"))
+    assert base["dense_trainings"] == 1 and base["steps"] == 8
+    # 2 epochs of the samples are twice a training of 1 epoch, in however many steps.
+    assert second["weights"] == {
+        "run": "base",
+        **{key: base[key] for key in ("steps", "flops", "seconds")},
+        "dense_trainings": 2.0,
+    }
+    assert (second["dense_trainings"], second["steps"]) == (2 + 3, 8 + 3 * 8)
+    assert third["weights"] == {"run": "second", **{key: second[key] for key in base}}
+    assert (third["dense_trainings"], third["steps"]) == (2 + 3 + 2, 8 + 24 + 16)
+    for key in ("flops", "seconds"):
+        assert third[key] > third["weights"][key] == second[key] > second["weights"][key] == base[key] > 0
+
+
+def test_a_comparison_counts_them_when_the_earlier_runs_are_gone(runs):
+    shutil.rmtree(runs / "base")
+    (runs / "second").rename(runs / "elsewhere")
+    comparison = compare([runs / "elsewhere", runs / "third"])
+    levels = {group.method: [level.dense_trainings for level in group.levels] for group in comparison.groups}
+    assert levels == {"imp": [3, 4, 5], "one-shot": [6, 7]}
+    told = [note for note in comparison.notes if "started from" in note]
+    assert len(told) == 2 and "of its 7.0 dense trainings 5.0 are theirs" in told[1]
+    rows = read_members([runs / "third"])[0][0].rows
+    assert [row["min_validation_loss"]["at_end"] for row in rows] == [
+        row["min_validation_loss"]["step"] == 8 for row in rows
+    ]
+
+
+def test_the_cost_of_a_level_and_of_a_trained_ticket(runs):
+    def cost_of(path: Path) -> tuple | str:
+        _, earlier = read_weights(str(path))
+        return earlier.cost if isinstance(earlier.cost, str) else earlier.cost.steps
+
+    levels = [cost_of(runs / "second" / "levels" / f"0{level}" / "ticket.safetensors") for level in range(3)]
+    assert levels == [8 + 8, 8 + 16, 8 + 24]
+    again = train(runs / "second", runs=runs, epochs=1, name="again", progress=False)
+    assert cost_of(again.path) == 32 + again.summary["cost"]["steps"]
+    shutil.rmtree(runs / "second")
+    assert "does not lie in the folder of a finished run" in cost_of(again.path)
+    config = {**read_record(again.path, "config.toml"), "ticket": str(again.path / "ticket.safetensors")}
+    write_record(again.path, "config.toml", config)
+    assert "trains its own ticket" in cost_of(again.path)
+
+
+def test_a_ticket_by_itself_says_no_cost(runs, tmp_path):
+    path = shutil.copy(runs / "second" / "ticket.safetensors", tmp_path / "bare.safetensors")
+    flags = {"runs": runs, "epochs": 1, **SMALL}
+    run = search("dense", weights=path, name="from-file", **flags)
+    assert same(run.ticket.state_dict("start"), found(runs / "second").ticket.state_dict())
+    assert run.summary["cost"]["weights"] is None and run.summary["cost"]["dense_trainings"] == 1
+    assert any("without that of the weights" in note for note in compare([run]).notes)
+    _, earlier = read_weights(str(run.path))
+    assert "started from weights of which it is not known" in earlier.remarks()[0]
+    _, earlier = read_weights(str(path))
+    assert "is not known, and so not counted" in earlier.remarks()[1]
+    torch.save(run.ticket.state_dict(), tmp_path / "foreign.pt")
+    assert "weights" not in search("dense", weights=tmp_path / "foreign.pt", **flags).summary["cost"]
+
+
+def test_a_run_that_someone_sent_gives_its_tensors_only(runs, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    base = runs / "base"
+    ticket = supermask.load(base / "ticket.safetensors")
+    code = dict.fromkeys(("model", "data", "loss", "metric"), "evil:function")
+    meta = {**ticket.meta, **code, "architecture": {"name": "evil:function", "arguments": {}}}
+    supermask.save(supermask.Ticket(ticket.masks, ticket.states, meta), base / "ticket.safetensors", overwrite=True)
+    write_record(base, "config.toml", {**read_record(base, "config.toml"), **code})
+    run = search("dense", weights=base, runs=runs, epochs=1, **SMALL)
+    assert same(run.ticket.state_dict("start"), ticket.state_dict()) and "evil" not in sys.modules
+
+
+def test_what_gives_no_final_weights_is_refused(runs, tmp_path):
+    (runs / "third" / "summary.json").unlink()
+    ticket = found(runs / "base").ticket
+    only = supermask.Ticket(ticket.masks, {"start": ticket.states["start"]})
+    supermask.save(only, tmp_path / "start.safetensors")
+    data = (runs / "second" / "ticket.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(data[:-9])
+    (tmp_path / "flipped.safetensors").write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    cost = read_record(runs / "base", "summary.json")["cost"]
+    write_record(runs / "base", "summary.json", {**found(runs / "base").summary, "cost": {**cost, "flops": -1}})
+    (runs / "second" / "ticket.safetensors").unlink()
+    refused = {
+        runs / "third": "third: the run is not finished, .*`ticket resume .*third` goes on",
+        runs: "holds other files.*; in it there are runs, as --weights .*base",
+        tmp_path / "start.safetensors": "has no final weights, which a search starts from; its states: start",
+        tmp_path / "cut.safetensors": "cut.safetensors",
+        tmp_path / "flipped.safetensors": "flipped.safetensors",
+        runs / "base": r"summary.json is damaged: cost.flops -1: ",
+        runs / "second": "second/ticket.safetensors cannot be read: No such file",
+        f"{runs / 'base'}#start": r"expected --weights .*base$",
+    }
+    for path, message in refused.items():
+        with pytest.raises(RequestError, match=message):
+            search("dense", weights=path, runs=tmp_path / "new", **SMALL)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_of_another_network_is_told_tensor_by_tensor(runs, tmp_path):
+    with pytest.raises(RequestError) as caught:
+        search("imp", weights=runs / "base", runs=tmp_path / "new", **{**SMALL, "model_args": "width=0.2"})
+    assert "--weights base: fc1.weight has shape [30, 64], the model's [60, 64]" in caught.value.problems
+    with pytest.raises(RequestError, match="--init kaiming-normal would draw over it"):
+        search("imp", weights=runs / "base", runs=tmp_path / "new", init="kaiming-normal", **SMALL)
+
+
+def test_a_stopped_search_goes_on_from_what_it_started_from(runs, monkeypatch):
+    flags = {"runs": runs, "weights": runs / "base", "epochs": 1, "batch_size": 32, "density": 0.5, "fraction": 0.5}
+    whole = search("imp", name="whole", **flags, **SMALL)
+    with monkeypatch.context() as patch:
+        count_steps(patch, 12)
+        with pytest.raises(Interrupted):
+            search("imp", name="stopped", **flags, **SMALL)
+    (runs / "base").rename(runs / "gone")
+    with pytest.raises(RequestError, match="base cannot be read: No such file"):
+        resume(runs / "stopped", progress=False)
+    shutil.copytree(runs / "second", runs / "base")
+    with pytest.raises(RunError, match=r"--weights .*base has others than when the run .*stopped was started"):
+        resume(runs / "stopped", progress=False)
+    shutil.rmtree(runs / "base")
+    (runs / "gone").rename(runs / "base")
+    run = resume(runs / "stopped", progress=False)
+    assert run.ticket == whole.ticket
+    costs = [{key: value for key, value in each.summary["cost"].items() if key != "seconds"} for each in (run, whole)]
+    assert costs[0] == costs[1] and costs[0]["weights"]["run"] == "base"
+
+
+def test_the_weights_may_be_gone_when_the_search_ends(runs, monkeypatch):
+    def remove(self: Run, ticket: supermask.Ticket) -> None:
+        shutil.rmtree(runs / "base", ignore_errors=True)
+        supermask.save(ticket, self.path / "ticket.safetensors", overwrite=True)
+
+    monkeypatch.setattr(Run, "save_ticket", remove)
+    run = search("dense", weights=runs / "base", runs=runs, epochs=1, **SMALL)
+    assert run.summary["cost"]["weights"]["run"] == "base" and not (runs / "base").exists()

@@ -47,18 +47,32 @@ def read_file(path: str | os.PathLike[str]) -> Any:
         pass  # a path that cannot be opened is no matter of formats
     try:
         if str(path).endswith(".safetensors"):
-            with safetensors.safe_open(path, "pt") as file:
-                is_ticket = KEY in (file.metadata() or {})
-            found = {} if is_ticket else safetensors.torch.load_file(path)
+            ours = _is_ticket(path)
+            found = {} if ours else safetensors.torch.load_file(path)
         else:
             check_members(path)
             with torch.serialization.safe_globals(_PLAIN_DATA):
                 return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the bytes of a stranger's file make a reader raise
         raise ValueError(f"{path} cannot be read: {_explain(error)}") from None
-    if is_ticket:
+    if ours:
         raise ValueError(f"{path} is a ticket: supermask.load reads it")
     return found
+
+
+def is_ticket(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a ticket, by its header. Of one that cannot be read, `read_file` says what is wrong with it."""
+    if not str(path).endswith(".safetensors"):
+        return False
+    try:
+        return _is_ticket(path)
+    except (OSError, safetensors.SafetensorError):
+        return False
+
+
+def _is_ticket(path: str | os.PathLike[str]) -> bool:
+    with safetensors.safe_open(path, "pt") as file:
+        return KEY in (file.metadata() or {})
 
 
 def check_members(file: str | os.PathLike[str] | BinaryIO) -> None:

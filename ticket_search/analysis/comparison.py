@@ -102,6 +102,7 @@ def _describe(group: list[Member], groups: Sequence[list[Member]], given: float 
     first = group[0]
     delta, scale = first.metric.margin if given is None else given, scale_of(first.metric)
     baseline, name = _find_baseline(group, groups, notes)
+    notes += _tell_weights(first)
     levels = tuple(_describe_level(group, level, rows, baseline) for level, rows in enumerate(_rows_by_level(group)))
     controls = _describe_controls(group)
     verdict = None
@@ -125,6 +126,21 @@ def _describe(group: list[Member], groups: Sequence[list[Member]], given: float 
         metric=first.metric,
         delta=delta,
     )
+
+
+def _tell_weights(member: Member) -> list[str]:
+    """How much of the cost of a search lies behind the weights that it started from, where a run of ours trained them.
+
+    All runs of a group started from the same.
+    """
+    if member.weights is None:
+        return [f"the cost of {member.name} is without that of the weights that it started from, which is not known"]
+    if not member.weights:
+        return []
+    return [
+        f"{member.name} started from the weights of the run {member.weights['run']}: of its "
+        f"{member.dense_trainings:.1f} dense trainings {member.weights['dense_trainings']:.1f} are theirs"
+    ]
 
 
 def _find_baseline(group: list[Member], groups: Sequence[list[Member]], notes: list[str]) -> tuple[_Rows, str | None]:

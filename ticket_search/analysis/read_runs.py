@@ -12,6 +12,7 @@ import supermask
 from ..contract.errors import RequestError
 from ..contract.metric import ACCURACY, METRICS, Metric, metric_of, value_of
 from ..running.read_config import find_kind
+from ..runs.earlier_run import trainings_up_to
 from ..runs.folders import inspect_folder
 from ..runs.names import CONFIG, CONTROLS, SUMMARY
 from ..runs.records import read_record
@@ -26,8 +27,9 @@ class Member:
     """One seed of an experiment: a run, or the lines of a CSV with that seed.
 
     `rows` has a measurement for each level, or a single one, and `controls` one for each control; both are measured by
-    the `metric`. Runs of two
-    experiments are compared as a pair where they have the same `pair`: the seeds of the weights and of the data order.
+    the `metric`. `weights` is the part of the cost that lies behind the weights that the search started from: empty if
+    none does, None if it is not known. Runs of two experiments are compared as a pair where they have the same `pair`:
+    the seeds of the weights and of the data order.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Member:
     controls: list[dict[str, Any]] = field(default_factory=list)
     seconds: float | None = None
     dense_trainings: float | None = None
+    weights: Mapping[str, Any] | None = field(default_factory=dict)
     measured_here: bool = True
     metric: Metric = ACCURACY
 
@@ -78,10 +81,9 @@ class Member:
     def cost(self, level: int) -> float | None:
         """The cost of the search up to a level, in trainings of the dense network."""
         total = self.rows[level].get("dense_trainings", self.dense_trainings)
-        if total is None or not self.starts_dense or not self.measured_here:
+        if total is None or not self.measured_here:
             return total
-        # All levels after the dense one take equally many steps.
-        return float(1 + level * (total - 1) / (len(self.rows) - 1))
+        return trainings_up_to(level, self.rows, total, (self.weights or {}).get("dense_trainings", 0.0))
 
 
 def read_members(
@@ -123,6 +125,8 @@ def _of_another_metric(row: Mapping[str, Any], member: Member) -> bool:
 
 def _read_run(folder: Path) -> Member:
     config, summary = read_record(folder, CONFIG), read_record(folder, SUMMARY)
+    cost = summary["cost"]
+    weights = cost.get("weights", {})
     controls = read_record(folder, CONTROLS)["rows"] if (folder / CONTROLS).exists() else []
     seed = config.get("seed", 0)
     # A ticket brings the weights that it starts from: a training of it with other seeds draws no weights.
@@ -133,20 +137,23 @@ def _read_run(folder: Path) -> Member:
         recipe={key: value for key, value in config.items() if key not in _NOT_COMPARED},
         seed=seed,
         seeds=(init, config.get("order_seed", seed), config.get("mask_seed", seed)),
-        rows=[_mark_end(row, summary["cost"]) for row in summary.get("levels") or [summary]],
+        rows=[_mark_end(row, cost) for row in summary.get("levels") or [summary]],
         controls=controls,
-        seconds=summary["seconds"],
-        dense_trainings=summary["cost"]["dense_trainings"],
+        seconds=summary["seconds"] + (weights or {}).get("seconds", 0.0),
+        dense_trainings=cost["dense_trainings"],
+        weights=weights,
         metric=metric_of(summary),
     )
 
 
-def _mark_end(row: dict[str, Any], cost: Mapping[str, float]) -> dict[str, Any]:
+def _mark_end(row: dict[str, Any], cost: Mapping[str, Any]) -> dict[str, Any]:
     """The row with a note whether the minimum of its validation loss is at the last step of the training."""
     moment = row.get("min_validation_loss")
     if moment is None:
         return row
-    whole = round(cost["steps"] / cost["dense_trainings"]) if cost["dense_trainings"] else 0
+    before = cost.get("weights") or {"steps": 0, "dense_trainings": 0.0}
+    trainings = cost["dense_trainings"] - before["dense_trainings"]
+    whole = round((cost["steps"] - before["steps"]) / trainings) if trainings else 0
     return {**row, "min_validation_loss": {**moment, "at_end": moment["step"] == whole}}
 
 

@@ -206,10 +206,8 @@ def print_summary(run: Run) -> None:
             (f"test {metric.name}", metric.with_unit(known_value(summary, "test"))),
             (f"validation {metric.name}", metric.with_unit(known_value(summary, "val"))),
             ("weights kept", f"{summary['kept']:,} of {summary['weights']:,} (density {summary['density']:.4g})"),
-            (
-                "cost",
-                f"{cost['dense_trainings']:.1f} dense trainings, {cost['steps']:,} steps, {duration(cost['seconds'])}",
-            ),
+            ("cost", _describe_cost(cost)),
+            *_describe_weights(cost),
             *_describe_compact(summary, metric),
         ],
     )
@@ -222,6 +220,20 @@ def print_summary(run: Run) -> None:
         soft_wrap=True,
         markup=False,
     )
+
+
+def _describe_cost(cost: Mapping[str, Any]) -> str:
+    return f"{cost['dense_trainings']:.1f} dense trainings, {cost['steps']:,} steps, {duration(cost['seconds'])}"
+
+
+def _describe_weights(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The part of the cost that lies behind the weights that the search started from, if a run of ours trained them."""
+    if "weights" not in cost:
+        return []
+    weights = cost["weights"]
+    if weights is None:
+        return [("cost of the weights", "not known, and not counted")]
+    return [("of that, the weights", f"{_describe_cost(weights)}: the run {weights['run']}")]
 
 
 def _describe_compact(summary: Mapping[str, Any], metric: Metric) -> list[tuple[str, str]]:

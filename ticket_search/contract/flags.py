@@ -71,7 +71,9 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     weights: str | None = Field(
         None,
         description="start from the weights in this checkpoint: a state dict or a safetensors file, or FILE#KEY where "
-        "one file holds several state dicts",
+        "one file holds several state dicts; or from the final weights of a finished run, given by its folder or its "
+        "ticket file: those that the ticket dropped start at zero, and what the run has cost counts in the cost of "
+        "this search",
     )
     data: str = Field(
         "digits", description="data set: a built-in name (`ticket data` lists them), or package.module:function"

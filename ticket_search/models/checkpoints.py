@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -33,15 +34,19 @@ def read_checkpoint(path: str) -> dict[str, Tensor]:
         raise RequestError(f"--weights {file}: {error}{hint}") from None
 
 
-def load_checkpoint(model: nn.Module, path: str) -> None:
-    """Load a checkpoint into a model, in place.
+def load_tensors(model: nn.Module, given: Mapping[str, Tensor], path: str) -> None:
+    """Load the tensors of a checkpoint or of a ticket, by plain name, into a model, in place.
+
+    Args:
+        model: what they are loaded into.
+        given: the tensors; each of the model's, in its shape.
+        path: where they come from, as `--weights` says it.
 
     Raises:
         RequestError: each tensor that is missing, one too many, of another shape, or that the model's cannot take.
     """
     state = unwrap(model).state_dict()
     there, first = plain_tensors(state), first_names(state)
-    given = read_checkpoint(path)
     tensors = {first.get(name, name): tensor for name, tensor in given.items()}
     problems = []
     for name, tensor in there.items():

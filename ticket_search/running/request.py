@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..contract.errors import Problems, RequestError, nearest_hint, unknown
@@ -15,7 +17,7 @@ from ..contract.method import Method
 from ..data.sources import source_names, without_version
 from ..methods import declared_methods, find_method, own_methods, usable_methods
 from ..models.names import is_factory, model_names
-from ..runs.names import MOVING
+from ..runs.names import CONFIG, MOVING
 from ..trust.mark import leave_of
 from .read_config import find_kind
 
@@ -81,6 +83,8 @@ def read_request(words: Sequence[str]) -> Request:
     typed: dict[str, Any] = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
     typed |= _density(launch, typed, problems)
     _check_seeds(launch, typed, problems)
+    if "weights" in typed:
+        typed["weights"] = find_weights(typed["weights"], launch.get("--runs", "runs"))
     from_file = values.keys() - typed.keys()
     values |= typed
     model, data = (str(values.pop(key, Config.model_fields[key].default)) for key in ("model", "data"))
@@ -186,6 +190,12 @@ def describe_functions(flags: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
     """The flags with the names of the loss and the metric where these are callables, and the callables."""
     functions = {name: flags[name] for name in ("loss", "metric") if callable(flags.get(name))}
     return {**flags, **{name: describe_function(each) for name, each in functions.items()}}, functions
+
+
+def find_weights(given: str, runs: str | os.PathLike[str]) -> str:
+    """What `--weights` says, or the path of the run that it names under `runs`, where it is no path itself."""
+    named = Path(runs) / given
+    return str(named) if not Path(given).exists() and (named / CONFIG).exists() else given
 
 
 def name_problems(model: Any, data: Any) -> list[str]:

@@ -27,7 +27,7 @@ from ..runs.experiment import (
     own_random_numbers,
     resolve,
 )
-from ..runs.folders import choose_folder, find_run
+from ..runs.folders import choose_folder, find_run, folder_of_ticket
 from ..runs.names import TICKET
 from ..runs.progress import Progress
 from ..runs.run import Run
@@ -37,7 +37,7 @@ from ..training.trial import check_model
 from ..trust.mark import digest_of, read_mark
 from .plan import plan_stages
 from .read_config import read_config
-from .request import ARRAYS, Request, check_request, describe_functions, name_problems, request_of
+from .request import ARRAYS, Request, check_request, describe_functions, find_weights, name_problems, request_of
 from .train import REPEATED
 
 
@@ -71,13 +71,15 @@ def search(
         progress: show a progress line on stderr.
         flags: the method's flags by field name (`batch_size=60`; `ticket search --method X --help`). `loss` and
             `metric` may be callables of (outputs, targets); a loss is given the network's whole output, a metric the
-            main one.
+            main one. `weights` may be a finished run.
 
     Raises:
         RequestError: every problem of the request at once; nothing is written.
         Interrupted: stopped by a signal; the run resumes.
     """
     flags, functions = describe_functions(flags)
+    if isinstance(flags.get("weights"), str | os.PathLike):
+        flags["weights"] = find_weights(os.fspath(flags["weights"]), runs)
     name_of_model = describe_model(model)
     request = check_request(method, model, data, flags, model_name=name_of_model, functions=functions)
     config, setup = prepare(request)
@@ -236,9 +238,7 @@ def leaves_of_ticket(path: Path, names: Mapping[str, Any]) -> tuple[dict[str, Le
         path: of the file. By itself a ticket gives no leave.
         names: what it names, by flag.
     """
-    place = path.resolve().parent
-    folder = place.parents[1] if place.parent.name == "levels" else place
-    return read_mark(folder, names)
+    return read_mark(folder_of_ticket(path), names)
 
 
 def prepare(request: Request, *, unchanged: bool = False) -> tuple[Config, Setup]:
@@ -310,5 +310,7 @@ def carry_out(run: Run) -> Run:
         with run.opened():
             run.expect_start(supermask.fingerprint(state_of(model)))
             ticket = setup.method.search(model, run)
-            run.finish(summarize(run, ticket, setup.make_model(config)))
+            # The checkpoint may be gone by now, and operations are counted without it.
+            network = setup.make_model(config.model_copy(update={"weights": None}))
+            run.finish(summarize(run, ticket, network))
     return run

@@ -1,3 +1,4 @@
+from . import earlier_run as earlier_run
 from . import experiment as experiment
 from . import first_layer as first_layer
 from . import folders as folders

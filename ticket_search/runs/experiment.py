@@ -31,8 +31,9 @@ from ..data.factories import find_factory, load_factory
 from ..data.samples import Samples
 from ..data.sources import read_samples
 from ..data.trees import to_lists
-from ..models.checkpoints import load_checkpoint
+from ..models.checkpoints import load_tensors
 from ..models.names import is_factory
+from .earlier_run import EarlierRun, read_weights
 
 
 @dataclass
@@ -40,8 +41,9 @@ class Setup:
     """A search's network and data. `build()` gives the network as it comes.
 
     `functions` are the loss and the metric that were given in Python, by those names. `draws` says how the newest
-    network was initialized, `parameters` how many numbers it has. `metric` and `objective` are set when the first batch
-    has shown what the task is (see `training.trial`).
+    network was initialized, `parameters` how many numbers it has, `earlier` which run of ours has trained the weights
+    that it starts from, if one has. `metric` and `objective` are set when the first batch has shown what the task is
+    (see `training.trial`).
     """
 
     method: Method
@@ -51,6 +53,7 @@ class Setup:
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     draws: dict[str, Draw] = field(default_factory=dict)
     parameters: int = 0
+    earlier: EarlierRun | None = None
     metric: Metric = ACCURACY
     objective: Any = None
 
@@ -66,7 +69,8 @@ class Setup:
             torch.manual_seed(seed)
             model = self.build()
         if config.weights:
-            load_checkpoint(model, config.weights)
+            tensors, self.earlier = read_weights(config.weights)
+            load_tensors(model, tensors, config.weights)
         if config.init != "keep" and self.method.traits.trains_weights:
             self.draws = supermask.initialize(model, config.init, seed)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -84,9 +88,10 @@ class Setup:
             raise RequestError(str(error)) from None
 
     def remarks(self, model: nn.Module, targets: Targets) -> list[str]:
-        """What to know of the network's tensors before work begins: left out, shared, frozen, never read."""
+        """What to know of the network's tensors before work begins: left out, shared, frozen, never read, zero."""
         example, _ = next(self.data.batches("validation", 2))
-        return choosing.remarks.sentences(supermask.remarks(model, targets, example))
+        found = choosing.remarks.sentences(supermask.remarks(model, targets, example))
+        return found + (self.earlier.remarks() if self.earlier else [])
 
 
 @contextlib.contextmanager

@@ -114,6 +114,12 @@ def find_run(name: str, runs: str | os.PathLike[str] = "runs") -> Path:
     raise RequestError(f"there is no run '{name}', neither here nor in {runs}{near}")
 
 
+def folder_of_ticket(ticket: Path) -> Path:
+    """The folder that would be that of a ticket file's run: the one that it lies in, or, of a level's, two above."""
+    place = ticket.resolve().parent
+    return place.parents[1] if place.parent.name == "levels" and place.name.isdecimal() else place
+
+
 def list_runs(runs: str | os.PathLike[str] = "runs") -> list[Path]:
     """The folders of all runs under `runs`, sorted by name."""
     return sorted(path.parent for path in Path(runs).glob(f"*/{CONFIG}"))

@@ -76,6 +76,10 @@ class Run:
         self._events = EventFile(path)
         self._rows: Any = None
 
+    def __fspath__(self) -> str:
+        """Its folder: wherever a run's path is taken, the run may be given."""
+        return str(self.path)
+
     @property
     def setup(self) -> Setup:
         """Model and data of the run while it is searched."""
@@ -155,6 +159,8 @@ class Run:
             )
         self._data_fingerprint = data
         if self._start is not None and self._start != fingerprint:
+            if self.config.weights:
+                raise RunError(f"--weights {self.config.weights} has others than when the run {self.path} was started")
             raise RunError(
                 f"the model of {self.path} is built with other weights than when the run was started: a model must "
                 "depend on its arguments and on PyTorch's random numbers only"

@@ -170,6 +170,7 @@ def make_ticket(
         "architecture": run.setup.architecture,
         "parameters": run.setup.parameters,
         "normalization": {"mean": list(data.mean), "std": list(data.std)},
+        **({"parent": run.setup.earlier.parent} if run.setup.earlier else {}),
         **meta,
     }
     read_back = supermask.unpack(supermask.pack(Ticket(masks, states, described)))
@@ -264,7 +265,8 @@ def summarize(run: Run, ticket: Ticket, model: nn.Module) -> dict[str, Any]:
     """What `summary.json` holds: what was run, what was measured, sizes, and the cost of the whole search.
 
     `cost.flops` counts the operations of the dense network: masks save none while training. `dense_trainings` is the
-    number of whole trainings that the search's steps would pay for.
+    number of whole trainings that the search's steps would pay for. Where the search started from the weights of a run
+    of ours, all of them count what that run has cost too, which is `cost.weights` (see `EarlierRun.add_to`).
     """
     config, data = run.config, run.setup.data
     per_epoch = whole_batches(data.train_size, config.batch_size)
@@ -272,6 +274,14 @@ def summarize(run: Run, ticket: Ticket, model: nn.Module) -> dict[str, Any]:
     seconds = round(run.seconds, 3)
     rows = [complete_row(row, run.metric) for row in run.rows]
     objective = find_objective(run.setup, config, model)
+    step, whole = forward_flops(model, data, objective) * PASSES_PER_STEP * batch, config.epochs * per_epoch
+    cost = {
+        "steps": run.steps_done,
+        "flops": step * run.steps_done,
+        "seconds": seconds,
+        "dense_trainings": run.steps_done / whole,
+    }
+    earlier = run.setup.earlier
     summary = {
         "name": run.path.name,
         "method": config.method,
@@ -283,12 +293,7 @@ def summarize(run: Run, ticket: Ticket, model: nn.Module) -> dict[str, Any]:
         "parameters": ticket.meta["parameters"],
         "weights": ticket.masks.size,
         "seconds": seconds,
-        "cost": {
-            "steps": run.steps_done,
-            "flops": forward_flops(model, data, objective) * PASSES_PER_STEP * batch * run.steps_done,
-            "seconds": seconds,
-            "dense_trainings": run.steps_done / (config.epochs * per_epoch),
-        },
+        "cost": earlier.add_to(cost, step * whole) if earlier else cost,
     }
     if run.setup.data_fingerprint:
         summary["data_fingerprint"] = run.setup.data_fingerprint
