@@ -63,8 +63,11 @@ class Labels:
 
     def join(self, ones: Tensor, others: Tensor, why: str = "") -> None:
         """Make one set of each pair; what would be joined to no channel is held."""
-        pairs = torch.stack([ones.reshape(-1), others.reshape(-1)], 1)
-        for one, other in sorted({(a, b) for a, b in pairs.tolist() if a != b}):
+        # Each pair once, as one number: feature maps of millions of entries hold few of them.
+        ones, others, count = ones.reshape(-1), others.reshape(-1), len(self.parents)
+        differ = ones != others
+        pairs = torch.unique(ones[differ] * count + others[differ])
+        for one, other in zip((pairs // count).tolist(), (pairs % count).tolist(), strict=True):
             if not one or not other:
                 self.held.setdefault(self.find(one or other), why)
                 continue
@@ -84,7 +87,7 @@ class Labels:
         self._mark(self.kept, labels, why)
 
     def _mark(self, reasons: dict[int, str], labels: Tensor, why: str) -> None:
-        for label in set(labels.reshape(-1).tolist()) - {0}:
+        for label in set(torch.unique(labels).tolist()) - {0}:
             reasons.setdefault(self.find(label), why)
 
 
