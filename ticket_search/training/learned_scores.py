@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 import supermask
-from supermask import Masks, Ticket
+from supermask import LearnedMask, Masks, Ticket
 from supermask.live.held import program_of
 from supermask.live.learned import Learned
 
@@ -53,12 +53,25 @@ class MaskWatch(Hook):
         self.masks = Masks(state["masks"])
 
 
-def learn_scores(model: nn.Module, config: Config) -> None:
-    """Prepare a model for a method of learned scores: `supermask.learn` with the configured flags."""
-    flags = config.model_dump()
+def learn_scores(model: nn.Module, config: Config, rule: LearnedMask | None = None) -> None:
+    """Prepare a model for a method of learned scores: `supermask.learn` with the configured flags.
+
+    Args:
+        model: the model, changed in place.
+        config: of the method; of `granularity`, `scaled`, `allocation` and `train_norms` what it has.
+        rule: how scores become masks; edge-popup's if not given.
+    """
+    flags: dict[str, Any] = {
+        "granularity": "weight",
+        "scaled": False,
+        "allocation": "layerwise",
+        "train_norms": False,
+    }
+    flags |= config.model_dump()
     supermask.learn(
         model,
         config.density,
+        program=rule,
         granularity=flags["granularity"],
         weights=config.init,
         scaled=flags["scaled"],
