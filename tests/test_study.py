@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ticket_search import RequestError, compare
 from ticket_search.contract.flags import find_study, studies
+from ticket_search.contract.metric import METRICS
 from ticket_search.sweeps.study import Published, compare_with_published, read_study
 
 SMALL = """
@@ -108,6 +111,11 @@ def test_published_numbers_beside_ours():
     }
     rows = compare_with_published(comparison, [Published(label=key, **point) for key, (point, _) in cases.items()])
     assert {row["label"]: row["agrees"] for row in rows} == {key: agrees for key, (_, agrees) in cases.items()}
+    losses = [replace(group, metric=METRICS["mse"]) for group in comparison.groups]
+    others = compare_with_published(
+        replace(comparison, groups=tuple(losses)), [Published(label="in", **cases["in"][0])]
+    )
+    assert others[0].ours is None, "an accuracy is beside accuracies only"
 
 
 def test_everything_that_is_wrong_with_a_study_at_once(tmp_path):

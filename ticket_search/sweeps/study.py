@@ -45,7 +45,7 @@ class _File(pydantic.BaseModel, extra="forbid"):
     paper: str
     question: str
     hours: float = pydantic.Field(gt=0)
-    delta: float = pydantic.Field(0.5, gt=0)
+    delta: float | None = pydantic.Field(None, gt=0)
     differs: tuple[str, ...] = ()
     statements: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()
@@ -56,7 +56,8 @@ class _File(pydantic.BaseModel, extra="forbid"):
 class Study:
     """What the file of a study says.
 
-    `hours` is its budget on two cores, `differs` says what is done otherwise than in the publication, `statements` what
+    `hours` is its budget on two cores, `delta` the margin of the verdict in the unit of the metric (half a percentage
+    point of accuracy where none is given, and none of another metric), `differs` says what is done otherwise than in the publication, `statements` what
     the publication says in words.
     """
 
@@ -65,7 +66,7 @@ class Study:
     paper: str
     question: str
     hours: float
-    delta: float
+    delta: float | None
     differs: tuple[str, ...]
     statements: tuple[str, ...]
     published: tuple[Published, ...]
@@ -79,6 +80,7 @@ def read_study(path: str | os.PathLike[str], code: Mapping[str, str | None] | No
         paper = "authors, title, year"
         question = "..."
         hours = 2.5                     # budget on two cores
+        delta = 0.5                     # the margin within which a ticket matches, in the unit of the metric
         statements = ["what the paper says, ..."]
         [[published]]                   # its numbers, drawn into the figure beside ours
         label = "figure 5"
@@ -157,7 +159,9 @@ def compare_with_published(comparison: Comparison, published: Sequence[Published
 
 
 def _candidates(group: Group, point: Published) -> Sequence[Row]:
-    """The rows of a group that a published number may be compared with."""
+    """The rows of a group that a published number may be compared with: accuracies, as it is one."""
+    if not group.metric.is_accuracy:
+        return []
     if point.control:
         elsewhere = point.data or group.data
         return [row for row in group.controls if row.control == point.control and row.data == elsewhere]
@@ -196,11 +200,12 @@ def write_study(study: Study, runs: Sequence[Path], output: str | os.PathLike[st
 
 
 def _page(study: Study, beside: Sequence[Beside], groups: Sequence[Group], tables: str) -> str:
+    measured = " and ".join(dict.fromkeys(group.metric.name for group in groups))
     parts = [f"# {study.title}", study.question, f"After {study.paper}."]
     parts.append(f"```\nticket study {study.name}\n```")
     if study.differs:
         parts.append("Not as in the publication:\n\n" + "\n".join(f"- {line}" for line in study.differs))
-    parts.append(f"![accuracy against density, and against search cost]({study.name}.png)")
+    parts.append(f"![{measured} against density, and against search cost]({study.name}.png)")
     if study.statements:
         parts.append("## What the publication says\n\n" + "\n".join(f"- {line}" for line in study.statements))
     if beside:
