@@ -170,6 +170,7 @@ def make_ticket(
         "architecture": run.setup.architecture,
         "parameters": run.setup.parameters,
         "normalization": {"mean": list(data.mean), "std": list(data.std)},
+        **run.setup.sample,
         **meta,
     }
     read_back = supermask.unpack(supermask.pack(Ticket(masks, states, described)))
