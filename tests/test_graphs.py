@@ -14,6 +14,7 @@ import supermask
 from supermask import Masks, Ticket, make_state
 from supermask.weights.architectures import find_architecture
 from ticket_search import RequestError, RunError
+from ticket_search.data.examples import floats, random_samples
 from ticket_search.deploy import onnx as graphs
 from ticket_search.deploy.export import GRAPHS, export
 from ticket_search.deploy.onnx import check, difference, onnx_session, to_onnx, to_torch_export
@@ -22,6 +23,7 @@ from ticket_search.models.names import model_names
 LIGHT = "lenet-300-100"
 NETWORKS = [name if name == LIGHT else pytest.param(name, marks=pytest.mark.slow) for name in model_names()]
 SHAPE = (1, 8, 8)
+SAMPLES = random_samples(floats(list(SHAPE)))
 
 
 @torch.no_grad()
@@ -60,8 +62,8 @@ def test_every_network_as_onnx_and_as_torch_export(name):
     with torch.no_grad():
         expected = model(x)
         assert expected.std(0).max() > 1e-3 * expected.abs().max()
-        assert difference(onnx_session(to_onnx(model, SHAPE))(x), expected) <= 1e-5
-        program = torch.export.load(io.BytesIO(to_torch_export(model, SHAPE)))
+        assert difference(onnx_session(to_onnx(model, SAMPLES))(x), expected) <= 1e-5
+        program = torch.export.load(io.BytesIO(to_torch_export(model, SAMPLES)))
         assert difference(program.module()(x), expected) <= 1e-5
 
 
@@ -116,10 +118,10 @@ def another() -> nn.Module:
 
 def test_a_file_with_other_outputs_is_refused():
     model = network("lenet-300-100")
-    check("onnx", model, model, SHAPE)
+    check("onnx", model, model, SAMPLES)
     for other in (lambda x: model(x) * 1.00003, lambda x: model(x) * float("nan")):
         with pytest.raises(RunError, match="differ from the network's"):
-            check("onnx", model, other, SHAPE)
+            check("onnx", model, other, SAMPLES)
 
 
 def test_what_cannot_be_traced_says_why():
@@ -132,14 +134,14 @@ def test_what_cannot_be_traced_says_why():
             return x.reshape(2, -1)
 
     with pytest.raises(RunError, match="--to torch-export: the network cannot be traced"):
-        to_torch_export(Deciding().eval(), SHAPE)
+        to_torch_export(Deciding().eval(), SAMPLES)
     with pytest.raises(RunError, match="--to onnx: the network cannot be traced"):
-        to_onnx(OneSize().eval(), SHAPE)
+        to_onnx(OneSize().eval(), SAMPLES)
     inside = nn.Sequential(nn.Flatten(), nn.Sequential(nn.ReLU(), Deciding()), nn.Linear(64, 5))
     with pytest.raises(RunError, match=r"--to torch-export: its module 1.1 \(Deciding\) cannot be traced"):
-        to_torch_export(inside.eval(), SHAPE)
+        to_torch_export(inside.eval(), SAMPLES)
     with pytest.raises(RunError, match="does not run at batch size 1: "):
-        check("onnx", nn.Flatten(), OneSize(), SHAPE)
+        check("onnx", nn.Flatten(), OneSize(), SAMPLES)
 
 
 @pytest.mark.slow
@@ -149,7 +151,7 @@ def test_what_onnx_cannot_hold_is_said():
             return torch.special.bessel_j0(x.flatten(1))
 
     with pytest.raises(RunError, match="--to onnx: ONNX cannot hold the network: .*bessel_j0"):
-        to_onnx(Odd().eval(), SHAPE)
+        to_onnx(Odd().eval(), SAMPLES)
 
 
 def test_samples_of_another_shape_are_said(tmp_path, ticket):
