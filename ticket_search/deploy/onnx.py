@@ -68,7 +68,8 @@ def to_onnx(model: nn.Module, examples: Examples) -> bytes:
             first = str(cause).strip().partition("\n")[0]
             raise RunError(f"--to onnx: ONNX cannot hold the network: {first}") from error
     example = examples(_TRACED)
-    inputs = _input_names(example)
+    args, named = _arguments(model, example)
+    inputs = _input_names(named or args)
     with torch.no_grad():
         outputs = flat_names(plain_outputs(call(model, example)), "output")
     _name_values(program.model.graph, inputs, _distinct(outputs, inputs, "_out"))
@@ -200,11 +201,11 @@ def difference(found: Any, expected: Any) -> float:
 
 def _trace(what: str, model: nn.Module, examples: Examples) -> torch.export.ExportedProgram:
     example = examples(_TRACED)
-    args, named = _arguments(example)
-    if unknown := [name for name in named if name not in inspect.signature(model.forward).parameters]:
+    args, named = _arguments(model, example)
+    if isinstance(example, Mapping) and (lost := [name for name in example if name not in named]):
         raise RunError(
-            f"--to {what}: the network cannot be traced, because its forward() has no argument of the name "
-            f"{', '.join(unknown)}, and takes all that it is given: expected forward({', '.join(named)})"
+            f"--to {what}: the network cannot be traced, because its forward() takes all that it is given and does not "
+            f"name {', '.join(lost)}: expected forward(self, {', '.join(example)})"
         )
     batch, shapes = torch.export.Dim("batch"), torch.export.ShapesCollection()
     for tensor in tensors_in(example):
@@ -230,10 +231,10 @@ def _trace(what: str, model: nn.Module, examples: Examples) -> torch.export.Expo
     raise RunError(f"--to {what}: {place} cannot be traced: {'; '.join(dict.fromkeys(problems))}")
 
 
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What `call` gives a network: arguments by place and by name."""
+def _arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What `call` gives a network, by place and by name: in the order of its own arguments, and without any others."""
     if isinstance(inputs, Mapping):
-        return (), dict(inputs)
+        return (), {name: inputs[name] for name in inspect.signature(model.forward).parameters if name in inputs}
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
 
 
