@@ -282,6 +282,31 @@ def test_a_variant_that_is_worse_by_the_metric_is_not_the_best(metric, better):
         assert judge([*masked, row("compacted", "eager", 3.0, accuracy=value)], SIZES, metric=metric).gain is gain
 
 
+class Named(nn.Module):
+    """Tokens and a mask by name; what it gives has names too."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.inner, self.head = nn.Embedding(20, 8), nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, ids, mask):
+        hidden = self.inner(self.tokens(ids)).relu() * mask.unsqueeze(-1)
+        return {"logits": self.head(hidden.mean(1)), "hidden": hidden}
+
+
+def test_a_network_of_tokens_and_a_mask_is_measured_on_samples_as_the_ticket_tells():
+    model = Named()
+    masks = supermask.prune(model, 0.3)
+    ids, mask = ({"dtype": "int64", "shape": [6], "range": [0, most]} for most in (19, 1))
+    made = Ticket(masks, {"final": make_state(model.state_dict(), masks)}, {"sample": {"ids": ids, "mask": mask}})
+    found = bench(made, model=Named, batch_sizes=[3, 30], engines=["eager"], seconds=0.01, progress=False)
+    assert [row.variant for row in found.rows if row.median_ms is None and row.variant != "sparse"] == []
+    assert found.sizes.macs == 6 * 8 * 16 + 16 * 3 and found.metric is None
+    del made.meta["sample"]["mask"]
+    with pytest.raises(RequestError, match=r"does not take samples of shape {'ids': \[6\]}: .*'mask'.*--data"):
+        bench(made, model=Named, progress=False)
+
+
 def test_another_metric_than_accuracy_is_named(ticket, tmp_path):
     """Of the network of a regression: the value is that of the run, and no accuracy is told."""
     (tmp_path / "my_task.py").write_text(
@@ -290,7 +315,7 @@ def test_another_metric_than_accuracy_is_named(ticket, tmp_path):
     )
     words = "--model my_task:build --data my_task:load --loss mse --metric mae --density 0.5 --epochs 1 --threads 1"
     assert ticket("search", "--method", "snip", "--name", "run", *words.split()).code == 0
-    flags = ("--engines", "eager", "--seconds", "0.01", "--batch-sizes", "2", "--input-shape", "6", "--threads", "1")
+    flags = ("--engines", "eager", "--seconds", "0.01", "--batch-sizes", "2", "--threads", "1")
     found = json.loads(ticket("bench", "run", *flags, "--json").out)
     assert found["metric"] == {"name": "mae", "direction": "lower", "unit": ""}
     value = json.loads((tmp_path / "runs/run/summary.json").read_text())["test_metric"]

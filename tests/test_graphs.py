@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ import supermask
 from supermask import Masks, Ticket, make_state
 from supermask.weights.architectures import find_architecture
 from ticket_search import RequestError, RunError
+from ticket_search.data.examples import floats, random_samples
+from ticket_search.data.trees import flat_names
 from ticket_search.deploy import onnx as graphs
 from ticket_search.deploy.export import GRAPHS, export
 from ticket_search.deploy.onnx import check, difference, onnx_session, to_onnx, to_torch_export
@@ -22,6 +25,8 @@ from ticket_search.models.names import model_names
 LIGHT = "lenet-300-100"
 NETWORKS = [name if name == LIGHT else pytest.param(name, marks=pytest.mark.slow) for name in model_names()]
 SHAPE = (1, 8, 8)
+SAMPLES = random_samples(floats(list(SHAPE)))
+TOKENS = random_samples({"dtype": "int64", "shape": [9], "range": [0, 4]})
 
 
 @torch.no_grad()
@@ -50,18 +55,19 @@ def disturbed(model: nn.Module) -> nn.Module:
 
 def network(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return disturbed(find_architecture(name)(SHAPE, 5))
+    return disturbed(find_architecture(name)((9,) if name == "gpt-tiny" else SHAPE, 5))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_as_onnx_and_as_torch_export(name):
     model = network(name)
-    x = torch.randn(7, *SHAPE)  # neither the batch traced nor one that the exporter checks
+    samples = TOKENS if name == "gpt-tiny" else SAMPLES
+    x = samples(7)  # neither the batch traced nor one that the exporter checks
     with torch.no_grad():
         expected = model(x)
         assert expected.std(0).max() > 1e-3 * expected.abs().max()
-        assert difference(onnx_session(to_onnx(model, SHAPE))(x), expected) <= 1e-5
-        program = torch.export.load(io.BytesIO(to_torch_export(model, SHAPE)))
+        assert difference(onnx_session(to_onnx(model, samples))(x), expected) <= 1e-5
+        program = torch.export.load(io.BytesIO(to_torch_export(model, samples)))
         assert difference(program.module()(x), expected) <= 1e-5
 
 
@@ -116,10 +122,10 @@ def another() -> nn.Module:
 
 def test_a_file_with_other_outputs_is_refused():
     model = network("lenet-300-100")
-    check("onnx", model, model, SHAPE)
+    check("onnx", model, model, SAMPLES)
     for other in (lambda x: model(x) * 1.00003, lambda x: model(x) * float("nan")):
         with pytest.raises(RunError, match="differ from the network's"):
-            check("onnx", model, other, SHAPE)
+            check("onnx", model, other, SAMPLES)
 
 
 def test_what_cannot_be_traced_says_why():
@@ -132,14 +138,97 @@ def test_what_cannot_be_traced_says_why():
             return x.reshape(2, -1)
 
     with pytest.raises(RunError, match="--to torch-export: the network cannot be traced"):
-        to_torch_export(Deciding().eval(), SHAPE)
+        to_torch_export(Deciding().eval(), SAMPLES)
     with pytest.raises(RunError, match="--to onnx: the network cannot be traced"):
-        to_onnx(OneSize().eval(), SHAPE)
+        to_onnx(OneSize().eval(), SAMPLES)
     inside = nn.Sequential(nn.Flatten(), nn.Sequential(nn.ReLU(), Deciding()), nn.Linear(64, 5))
     with pytest.raises(RunError, match=r"--to torch-export: its module 1.1 \(Deciding\) cannot be traced"):
-        to_torch_export(inside.eval(), SHAPE)
+        to_torch_export(inside.eval(), SAMPLES)
     with pytest.raises(RunError, match="does not run at batch size 1: "):
-        check("onnx", nn.Flatten(), OneSize(), SHAPE)
+        check("onnx", nn.Flatten(), OneSize(), SAMPLES)
+
+
+@dataclass
+class Given:
+    linear: torch.Tensor
+    pair: tuple[torch.Tensor, torch.Tensor]
+    x: torch.Tensor
+    cache: object = None
+
+
+class Tree(nn.Module):
+    """Floats, tokens and a mask; its outputs are called as values within the graph, and as an input."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.body, self.head = nn.Embedding(9, 4), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x, ids, mask):
+        hidden = self.body(x + self.tokens(ids).mean(1)).relu() * mask.unsqueeze(1)
+        found = self.head(hidden)
+        return Given(found, (found, hidden + 1), x, object())
+
+
+PARTS = [
+    {"dtype": "bool", "shape": []}, {"dtype": "int64", "shape": [5], "range": [2, 8]}, {"dtype": "float32", "shape": [4]},
+]  # fmt: skip
+BY_NAME = random_samples(dict(zip(("mask", "ids", "x"), PARTS, strict=True)))
+BY_PLACE = random_samples(PARTS[::-1])
+
+
+def test_a_graph_of_several_tensors_has_their_names():
+    onnx = pytest.importorskip("onnx")
+    model = disturbed(Tree())
+    data = to_onnx(model, BY_NAME)
+    graph = onnx.load_from_string(data).graph
+    assert [value.name for value in graph.input] == ["x", "ids", "mask"]
+    assert [value.name for value in graph.output] == ["linear", "pair", "pair_1", "x_out"]
+    assert {value.type.tensor_type.shape.dim[0].dim_param for value in (*graph.input, *graph.output)} == {"batch"}
+    x, ids, mask = (BY_NAME(7)[name] for name in ("x", "ids", "mask"))
+    expected = model(x, ids, mask)
+    for ours, theirs in zip(
+        onnx_session(data)({"ids": ids, "mask": mask, "x": x}), (expected.linear, *expected.pair, x), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    assert flat_names(BY_PLACE(1), "input") == ["input", "input_1", "input_2"]
+    assert flat_names({"pair": BY_PLACE(1)[:2], "deep": ({"x": x},)}, "input") == ["pair", "pair_1", "deep.x"]
+
+
+def test_a_program_takes_what_the_network_takes_and_gives_no_class_of_its_own():
+    model = disturbed(Tree())
+    program = torch.export.load(io.BytesIO(to_torch_export(model, BY_NAME))).module()
+    batch = BY_NAME(7)
+    found = program(**batch)
+    assert list(found) == ["linear", "pair", "x"] and type(found["pair"]) is tuple
+    torch.testing.assert_close(found["pair"], model(**batch).pair)
+    assert not model._forward_hooks
+
+
+def test_what_forward_does_not_name_is_said():
+    class Whole(Tree):
+        def forward(self, **batch):
+            return super().forward(**batch)
+
+    with pytest.raises(RunError, match=r"does not name mask, ids, x: expected forward\(self, mask, ids, x\)"):
+        to_onnx(Whole().eval(), BY_NAME)
+
+
+def test_a_sample_of_several_tensors_has_no_one_shape(tmp_path):
+    model = Tree()
+    masks = supermask.prune(model, 0.5)
+    states = {"final": make_state(model.state_dict(), masks)}
+    made, damaged = (
+        Ticket(masks, states, {"sample": form}) for form in (PARTS[::-1], [{"dtype": "int64", "shape": [5]}])
+    )
+    with pytest.raises(
+        RequestError, match="--input-shape 4 is the shape of one tensor, and a sample of this ticket is sev"
+    ):
+        export(made, "compact", tmp_path / "net", model=Tree, input_shape=(4,))
+    with pytest.raises(RequestError, match="the ticket says that a sample is .*, expected dtype, shape and"):
+        export(damaged, "compact", tmp_path / "net", model=Tree)
+    small = supermask.load_compact(export(made, "compact", tmp_path / "net", model=Tree), model=Tree())
+    batch = BY_PLACE(5)
+    torch.testing.assert_close(small(*batch).pair, made.apply_to(Tree()).eval()(*batch).pair)
 
 
 @pytest.mark.slow
@@ -149,7 +238,7 @@ def test_what_onnx_cannot_hold_is_said():
             return torch.special.bessel_j0(x.flatten(1))
 
     with pytest.raises(RunError, match="--to onnx: ONNX cannot hold the network: .*bessel_j0"):
-        to_onnx(Odd().eval(), SHAPE)
+        to_onnx(Odd().eval(), SAMPLES)
 
 
 def test_samples_of_another_shape_are_said(tmp_path, ticket):

@@ -12,6 +12,8 @@ import supermask
 from supermask import Ticket, make_state
 from supermask.tickets import foreign
 from ticket_search import RequestError, train
+from ticket_search.data.dataset import from_arrays
+from ticket_search.data.examples import random_samples, real_samples
 from ticket_search.deploy.export import FORMATS, export
 from ticket_search.models.lenet import lenet_300_100
 
@@ -67,6 +69,21 @@ def test_transfer_to_other_data_of_the_same_shape(tmp_path):
     assert arrays.summary["data"].startswith("arrays-")
     with pytest.raises(RequestError, match="does not fit"):
         train(run.path, data="digits", **flags)
+
+
+def test_a_ticket_tells_what_a_sample_is_where_the_network_does_not(found, quick):
+    assert "sample" not in found.ticket.meta
+    shape = {"dtype": "float32", "shape": [1, 8, 8]}
+    own = quick("dense", epochs=1, model=lambda: lenet_300_100((1, 8, 8), 10))
+    assert own.ticket.meta["sample"] == shape
+    x, y = np.arange(240).reshape(60, 4) % 7, np.arange(60) % 3
+    tokens = lambda: torch.nn.Sequential(torch.nn.Embedding(7, 4), torch.nn.Flatten(), torch.nn.Linear(16, 3))  # noqa: E731
+    run = quick("dense", epochs=1, model=tokens, data=(x, y), batch_size=20)
+    assert run.ticket.meta["sample"] == {"dtype": "int64", "shape": [4], "range": [0, 6]}
+    drawn = random_samples(run.ticket.meta["sample"])(500)
+    assert drawn.shape == (500, 4) and drawn.unique().tolist() == list(range(7))
+    few = from_arrays((x, y), 0)
+    assert torch.equal(real_samples(few)(9), few.validation_x[torch.arange(9) % len(few.validation_x)])
 
 
 def test_a_ticket_of_other_targets_than_the_default(quick, tmp_path):

@@ -57,11 +57,12 @@ def bench(
     # Only the metric needs data: where they or it are not to be had, it is not measured, unless it was asked for.
     code = running.ticket_code.find_code(found, path, ["model", *(["data", "metric"] if data else [])], **typed)
     measurable = set(code_in(vars(code)).values()) <= code.leaves.keys() and not code.data.startswith("arrays-")
+    samples = running.ticket_code.find_samples(found, code, data, data_dir) if measurable else None
     own = measurable and (names_code(code.data) or code.metric is not None)
     measured = deploy.bench.bench(
         found, file_bytes=path.stat().st_size, batch_sizes=sizes,
         engines=[word.strip() for word in engines.split(",")], threads=threads,
-        data=running.ticket_code.read_samples(found, code, data_dir) if own else data, data_dir=data_dir,
+        data=data if samples is None else samples, data_dir=data_dir,
         config=code if own else None,
         device=device, state=state, model=running.ticket_code.find_factory(code, model),
         input_shape=shape or None, seconds=seconds,

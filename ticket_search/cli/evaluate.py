@@ -45,7 +45,7 @@ def evaluate(
         running.ticket_code.read_samples(found, code, data_dir) if names_code(name) else name,
         data_dir,
         state,
-        network=None if factory is None else deploy.onnx.build_network(found, state, factory),
+        network=None if factory is None else deploy.networks.build_network(found, state, factory),
         config=code,
     )
     if as_json:

@@ -11,7 +11,7 @@ import supermask
 from .. import deploy, running
 from .terminal import harmless
 from .terminal import output as screen
-from .tickets import InputShape, Model, read_numbers, ticket_path
+from .tickets import Data, InputShape, Model, read_numbers, ticket_path
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,6 +35,8 @@ def export(
         bool, typer.Option("--compact", help="For onnx and torch-export: remove units without effect first.")
     ] = False,
     model: Model = None,
+    data: Data = None,
+    data_dir: Annotated[str | None, typer.Option(help="A folder that is searched for the data first.")] = None,
     input_shape: InputShape = "",
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
 ) -> None:
@@ -42,11 +44,14 @@ def export(
     shape = read_numbers("--input-shape", input_shape)
     source = ticket_path(ticket, runs)
     found = supermask.load(source)
-    code = running.ticket_code.find_code(found, source, ("model",) if to in deploy.export.BUILT else (), model=model)
-    # A file of tensors needs no network: there a model that was typed is a problem, which `export` tells.
-    own = running.ticket_code.find_factory(code, model) if to in deploy.export.BUILT else model
+    # A file of tensors needs neither network nor data: there what was typed of them is a problem, which `export` tells.
+    built = to in deploy.export.BUILT
+    needs = ["model", *(["data"] if data else [])] if built else []
+    code = running.ticket_code.find_code(found, source, needs, model=model, data=data)
+    own = running.ticket_code.find_factory(code, model) if built else model
+    samples = running.ticket_code.find_samples(found, code, data, data_dir) if built and not shape else data
     path = deploy.export.export(
-        found, to, output, state, compact=compact, model=own, input_shape=shape or None,
+        found, to, output, state, compact=compact, model=own, data=samples, input_shape=shape or None,
         say=lambda line: screen().print(harmless(line), highlight=False, soft_wrap=True, markup=False),
     )  # fmt: skip
     screen().print(f"wrote {path} ({path.stat().st_size:,} bytes)", highlight=False, soft_wrap=True)

@@ -47,7 +47,7 @@ OwnMetric = Annotated[
     str | None, typer.Option("--metric", help="package.module:function that the file may import as a metric.")
 ]
 InputShape = Annotated[
-    str, typer.Option("--input-shape", help="Shape of one sample, as 3,32,32, if the ticket does not give it.")
+    str, typer.Option("--input-shape", help="Shape of one sample, as 3,32,32, in place of that of the data.")
 ]
 
 

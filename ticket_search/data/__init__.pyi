@@ -3,6 +3,7 @@ from . import augmentation as augmentation
 from . import cifar as cifar
 from . import dataset as dataset
 from . import digits as digits
+from . import examples as examples
 from . import factories as factories
 from . import folder as folder
 from . import idx as idx

@@ -46,6 +46,20 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(keystr(path), leaf) for path, leaf in tree_flatten_with_path(tree)[0]]
 
 
+def flat_names(tree: Any, name: str, within: bool = False) -> list[str]:
+    """A name for each tensor of a tree: its key; else `name`, of the next ones of a tuple with `_1`, `_2` behind it.
+
+    Deeper ones have the names of all that they are in: `pair.left_1`. `within` is whether `name` is that of a part.
+    """
+    if isinstance(tree, Mapping):
+        parts = [(f"{name}.{key}" if within else str(key), part) for key, part in tree.items()]
+    elif isinstance(tree, (tuple, list)):
+        parts = [(f"{name}_{place}" if place else name, part) for place, part in enumerate(tree)]
+    else:
+        return [name]
+    return [found for each, part in parts for found in flat_names(part, each, True)]
+
+
 def shape_of_sample(tree: Any) -> Any:
     """The shape of one sample: a tuple for a tensor, else the tree of such tuples."""
     return tuple(tree.shape[1:]) if isinstance(tree, Tensor) else tree_map(lambda tensor: tuple(tensor.shape[1:]), tree)

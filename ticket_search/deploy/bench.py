@@ -13,17 +13,20 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from supermask import Ticket, accelerate, compact
+from supermask.choosing.gradients import call
 from supermask.shrinking.flow import flow
 from supermask.sparse.timing import time_in_turns
 
 from ..contract.errors import RequestError, unknown
 from ..contract.flags import Config
 from ..contract.metric import ACCURACY, Metric
+from ..data.examples import Examples
 from ..data.samples import Samples
-from ..data.sources import source_names, without_version
+from ..data.trees import move, part
 from ..runs.progress import Progress
 from ..training.evaluation import evaluate, objective_of_ticket, read_data_of
 from ..training.flops import flops_of
@@ -31,7 +34,8 @@ from ..training.objective import Objective
 from .bench_result import Bench, Row, Sizes
 from .bench_verdict import JUDGED, judge
 from .machine_load import measure_load
-from .onnx import Outputs, build_network, check_shape, difference, input_shape_of, onnx_session, quiet, to_onnx
+from .networks import build_network, built_in_data, check_examples, examples_of
+from .onnx import Outputs, difference, onnx_session, quiet, to_onnx
 
 VARIANTS = ("dense", "masked", "compacted", "sparse")
 ENGINES = ("eager", "compiled", "onnxruntime")
@@ -40,7 +44,7 @@ ENGINES = ("eager", "compiled", "onnxruntime")
 TOLERANCE = 1e-4
 _WARM = 3
 
-_Inputs = Mapping[int, Tensor]  # by batch size
+_Inputs = Mapping[int, Any]  # tensors or trees of them, by batch size
 _Nets = dict[str, dict[int, nn.Module]]  # by variant and batch size
 _Made = dict[tuple[str, str], dict[int, Outputs] | str]  # by variant and engine
 
@@ -75,13 +79,13 @@ def bench(
         engines: any of `eager`, `compiled` (torch.compile) and `onnxruntime` (on the CPU).
         threads: the threads of PyTorch and of onnxruntime; PyTorch's own number if not given.
         data: a built-in data set, or samples, to measure the metric on; the ticket's own if not given and if it is
-            built in.
+            built in. The network is run on its samples too, and without any on random ones that the ticket tells of.
         data_dir: a folder that is searched for the data first.
         config: what names the loss and the metric; if not given those of the ticket, where they are no code.
         device: `cpu` or `cuda`.
         state: `start` or `final`.
         model: what builds the network, where the ticket's is not known by name.
-        input_shape: the shape of one sample, where the ticket does not tell it.
+        input_shape: the shape of one sample, in place of what the ticket and the data tell.
         seconds: the time to measure each variant in each engine at each batch size, for 5 batches at least.
         progress: show the progress on stderr.
 
@@ -89,20 +93,19 @@ def bench(
         RequestError: everything that is wrong with the request.
     """
     _check_request(ticket, batch_sizes, engines, threads, device, state, seconds)
-    network, shape = build_network(ticket, state, model), input_shape_of(ticket, input_shape)
-    check_shape(network, shape)
-    chosen = data if data is not None else _own_data(ticket)
+    network, chosen = build_network(ticket, state, model), data if data is not None else built_in_data(ticket)
     samples = read_data_of(ticket, chosen, data_dir) if isinstance(chosen, str) else chosen
+    examples = examples_of(ticket, samples, input_shape)
+    check_examples(network, examples)
     samples = None if samples is None else samples.to(device)
     load = measure_load()
     with _threads(threads) as count, Progress(progress) as shown:
         if load.busy:
             shown.say(f"the machine is busy, so the times are uncertain: {load}")
-        example = _draw(2, shape)
-        inputs = {size: _draw(size, shape).to(device) for size in dict.fromkeys(batch_sizes)}
-        networks, reasons = _dense_variants(network, ticket, example)
-        sizes = _sizes(ticket, networks, example, file_bytes)
-        nets, made = _prepare_all(networks, reasons, engines, inputs, count, shown)
+        inputs = {size: move(examples(size), device) for size in dict.fromkeys(batch_sizes)}
+        networks, reasons = _dense_variants(network, ticket, examples(2))
+        sizes = _sizes(ticket, networks, examples(2), file_bytes)
+        nets, made = _prepare_all(networks, reasons, engines, inputs, examples, count, shown)
         metric, values = _evaluate_all(nets, samples, partial(objective_of_ticket, ticket, config=config))
         rows = _measure(made, inputs, seconds, partial(_timed, metric=metric, values=values), shown)
     busy, judged = str(load) if load.busy else None, min(inputs, key=lambda size: abs(size - JUDGED))
@@ -141,10 +144,6 @@ def _check_request(
         raise RequestError(problems)
 
 
-def _draw(size: int, shape: Sequence[int]) -> Tensor:
-    return torch.randn(size, *shape, generator=torch.Generator().manual_seed(0))
-
-
 def _measure(
     made: _Made, inputs: _Inputs, seconds: float, timed: Callable[[Row, Sequence[float]], Row], shown: Progress
 ) -> list[Row]:
@@ -154,7 +153,7 @@ def _measure(
         for size, x in inputs.items():
             runs = {cell: each[size] for cell, each in made.items() if not isinstance(each, str)}
             calls = {cell: partial(_call, run, x) for cell, run in runs.items()}
-            times = time_in_turns(calls, seconds, x.device, one_more=one_more)
+            times = time_in_turns(calls, seconds, _device_of(x), one_more=one_more)
             for cell, each in made.items():
                 row = Row(*cell, size, reason=each if isinstance(each, str) else None)
                 rows.append(timed(row, times[cell]) if cell in times else row)
@@ -174,8 +173,13 @@ def _evaluate_all(
 
 
 @torch.no_grad()
-def _call(run: Outputs, x: Tensor) -> Tensor:
+def _call(run: Outputs, x: Any) -> Any:
     return run(x)
+
+
+def _device_of(x: Any) -> torch.device:
+    device: torch.device = tree_leaves(x)[0].device
+    return device
 
 
 def _timed(row: Row, times: Sequence[float], metric: Metric | None, values: Mapping[str, float]) -> Row:
@@ -187,7 +191,7 @@ def _timed(row: Row, times: Sequence[float], metric: Metric | None, values: Mapp
     return replace(row, median_ms=median, q1=q1, q3=q3, samples_per_second=speed)
 
 
-def _dense_variants(network: nn.Module, ticket: Ticket, example: Tensor) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def _dense_variants(network: nn.Module, ticket: Ticket, example: Any) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The dense, masked and compacted network, and the reason where one is missing."""
     dense = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(0)
@@ -210,11 +214,12 @@ def _prepare_all(
     reasons: dict[str, str],
     engines: Sequence[str],
     inputs: _Inputs,
+    examples: Examples,
     threads: int,
     shown: Progress,
 ) -> tuple[_Nets, _Made]:
     """The networks of each variant by batch size, and what runs them in each engine, or the reason why nothing does."""
-    masked, device = networks["masked"], next(iter(inputs.values())).device
+    masked, device = networks["masked"], _device_of(next(iter(inputs.values())))
     nets = {variant: dict.fromkeys(inputs, net.to(device)) for variant, net in networks.items()}
     cells = [(variant, engine) for variant in VARIANTS for engine in engines]
     made: _Made = {}
@@ -227,7 +232,7 @@ def _prepare_all(
         for variant, engine in sorted(cells, key=lambda cell: cell[1] == "compiled"):
             expected = None if variant == "dense" else masked
             made[variant, engine] = reasons.get(variant) or _prepare(
-                variant, nets[variant], engine, inputs, expected, threads
+                variant, nets[variant], engine, inputs, examples, expected, threads
             )
             one_more()
     return nets, {cell: made[cell] for cell in cells}
@@ -247,6 +252,7 @@ def _prepare(
     nets: Mapping[int, nn.Module],
     engine: str,
     inputs: _Inputs,
+    examples: Examples,
     expected: nn.Module | None,
     threads: int,
 ) -> dict[int, Outputs] | str:
@@ -254,21 +260,20 @@ def _prepare(
     try:
         runs: dict[int, Outputs]
         if engine == "onnxruntime":
-            x = next(iter(inputs.values()))
             if variant == "sparse":
                 return "onnxruntime has no sparse layers"
-            if x.is_cuda:
+            if _device_of(next(iter(inputs.values()))).type == "cuda":
                 return "onnxruntime is measured on the CPU"
-            runs = dict.fromkeys(inputs, onnx_session(to_onnx(next(iter(nets.values())), x.shape[1:]), threads))
+            runs = dict.fromkeys(inputs, onnx_session(to_onnx(next(iter(nets.values())), examples), threads))
         elif engine == "eager":
-            runs = dict(nets)
+            runs = {size: partial(call, net) for size, net in nets.items()}
         else:
             runs = {size: _compiled(net) for size, net in nets.items()}
         with quiet(), torch.no_grad():
             for size, x in inputs.items():
                 for _ in range(_WARM):
                     found = runs[size](x)
-                if expected is not None and not (apart := difference(found, expected(x))) <= TOLERANCE:
+                if expected is not None and not (apart := difference(found, call(expected, x))) <= TOLERANCE:
                     return f"its outputs differ from the masked network's by {apart:.3g} of the largest output"
     except Exception as error:
         return _first_line(error)
@@ -276,8 +281,8 @@ def _prepare(
 
 
 def _compiled(net: nn.Module) -> Outputs:
-    def run(x: Tensor) -> Tensor:
-        return net(x)  # type: ignore[no-any-return]
+    def run(x: Any) -> Any:
+        return call(net, x)
 
     # A code object of its own: else each call would search through the compiled forms of the other networks.
     own = FunctionType(run.__code__.replace(), globals(), "run", None, run.__closure__)
@@ -288,7 +293,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(os.linesep)[0]}"
 
 
-def _sizes(ticket: Ticket, networks: Mapping[str, nn.Module], example: Tensor, file_bytes: int | None) -> Sizes:
+def _sizes(ticket: Ticket, networks: Mapping[str, nn.Module], example: Any, file_bytes: int | None) -> Sizes:
     masked, compacted = networks["masked"], networks.get("compacted")
     known: dict[str, Any] = {}
     try:
@@ -300,22 +305,17 @@ def _sizes(ticket: Ticket, networks: Mapping[str, nn.Module], example: Tensor, f
     if compacted is not None:
         known |= {
             "compacted_parameters": sum(parameter.numel() for parameter in compacted.parameters()),
-            "compacted_macs": flops_of(compacted, example[:1]) // 2, "compacted_bytes": _bytes(compacted),
+            "compacted_macs": flops_of(compacted, part(example, 0, 1)) // 2, "compacted_bytes": _bytes(compacted),
         }  # fmt: skip
     return Sizes(
         parameters=sum(parameter.numel() for parameter in masked.parameters()),
         weights=ticket.masks.size, kept=ticket.masks.kept, density=ticket.density,
-        macs=flops_of(masked, example[:1]) // 2, dense_bytes=_bytes(masked), ticket_bytes=file_bytes, **known,
+        macs=flops_of(masked, part(example, 0, 1)) // 2, dense_bytes=_bytes(masked), ticket_bytes=file_bytes, **known,
     )  # fmt: skip
 
 
 def _bytes(net: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
-
-
-def _own_data(ticket: Ticket) -> str | None:
-    name = ticket.meta.get("data")
-    return name if isinstance(name, str) and without_version(name) in source_names() else None
 
 
 @contextmanager

@@ -17,8 +17,12 @@ from supermask import Compaction, Ticket, TicketError, find_targets, pack_compac
 from supermask.tickets import foreign
 from supermask.tickets.file import write_atomically
 
-from ..contract.errors import RequestError, unknown
-from .onnx import build_network, check_shape, input_shape_of, require_onnx, to_onnx, to_torch_export
+from ..contract.errors import Problems, RequestError, unknown
+from ..data.examples import Examples
+from ..data.samples import Samples
+from ..training.evaluation import read_data_of
+from .networks import build_network, check_examples, examples_of
+from .onnx import require_onnx, to_onnx, to_torch_export
 
 
 def _to_safetensors(ticket: Ticket, state: str) -> bytes:
@@ -68,7 +72,7 @@ FORMATS: dict[str, Callable[[Ticket, str], bytes]] = {
 
 
 # Formats of the network itself, which run without this package.
-GRAPHS: dict[str, Callable[[nn.Module, Sequence[int]], bytes]] = {"onnx": to_onnx, "torch-export": to_torch_export}
+GRAPHS: dict[str, Callable[[nn.Module, Examples], bytes]] = {"onnx": to_onnx, "torch-export": to_torch_export}
 # Formats for which the network has to be built.
 BUILT = (*GRAPHS, "compact")
 
@@ -81,6 +85,7 @@ def export(
     *,
     compact: bool = False,
     model: str | Callable[..., nn.Module] | None = None,
+    data: str | Samples | None = None,
     input_shape: Sequence[int] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
@@ -97,7 +102,9 @@ def export(
         state: `start` or `final`.
         compact: for `onnx` and `torch-export`: first remove the units that have no effect (see `supermask.compact`).
         model: for `onnx`, `torch-export` and `compact`: what builds the network, where it is not known by name.
-        input_shape: for the same formats: the shape of one sample, where the ticket does not tell it.
+        data: for the same formats: a built-in data set, or samples, that the network is run on, to trace it and to
+            check the file. If not given, random numbers of the shape, the type and the range that the ticket tells.
+        input_shape: for the same formats: the shape of one sample, in place of what the ticket and the data tell.
         say: is given a line on what was removed to make the network smaller, and one for each layer that was not cut.
 
     Raises:
@@ -108,9 +115,9 @@ def export(
     problems = []
     if to not in FORMATS and to not in BUILT:
         problems.append(unknown("format", to, [*FORMATS, *BUILT]))
-    if to in FORMATS and (model is not None or input_shape is not None):
+    if to in FORMATS and not (model is None and data is None and input_shape is None):
         problems.append(
-            f"--model and --input-shape go with --to {', '.join(BUILT)}, not {to}, which holds tensors only"
+            f"--model, --data and --input-shape go with --to {', '.join(BUILT)}, not {to}, which holds tensors only"
         )
     if compact and to not in GRAPHS:
         problems.append(f"--compact goes with --to {' and '.join(GRAPHS)}, not {to}")
@@ -129,14 +136,14 @@ def export(
         raise RequestError(problems)
     try:
         if to in FORMATS:
-            data = FORMATS[to](ticket, state)
+            content = FORMATS[to](ticket, state)
         else:
-            data = _build(ticket, to, state, compact, model, input_shape, say)
+            content = _build(ticket, to, state, compact, model, data, input_shape, say)
     except (TicketError, RequestError):
         raise
     except ValueError as error:
         raise RequestError(f"--to {to}: {error}") from None
-    write_atomically(output, data)
+    write_atomically(output, content)
     return Path(output)
 
 
@@ -146,31 +153,26 @@ def _build(
     state: str,
     smaller: bool,
     model: str | Callable[..., nn.Module] | None,
+    data: str | Samples | None,
     input_shape: Sequence[int] | None,
     say: Callable[[str], None],
 ) -> bytes:
-    problems: list[str] = []
-    network, shape = None, tuple[int, ...]()
-    try:
-        network = build_network(ticket, state, model)
-    except RequestError as error:
-        problems += error.problems
-    try:
-        shape = input_shape_of(ticket, input_shape)
-    except RequestError as error:
-        problems += error.problems
-    if network is None or problems:
-        raise RequestError(problems)
-    check_shape(network, shape)
+    problems = Problems()
+    samples = problems.attempt(lambda: read_data_of(ticket, data) if isinstance(data, str) else data)
+    network = problems.attempt(lambda: build_network(ticket, state, model))
+    examples = problems.attempt(lambda: examples_of(ticket, samples, input_shape))
+    problems.raise_if_any()
+    assert network is not None and examples is not None, "what was not made is a problem"
+    check_examples(network, examples)
     if to != "compact" and not smaller:
-        return GRAPHS[to](network, shape)
-    found = shrink(network, ticket.masks, torch.ones(2, *shape))
+        return GRAPHS[to](network, examples)
+    found = shrink(network, ticket.masks, examples(2))
     for line in describe_compaction(found, network):
         say(line)
     if to == "compact":
         # A network that the caller has built is not the one that the ticket names: it is given again to load the file.
         return pack_compaction(found, {} if model is not None else ticket.meta.get("architecture", {}))
-    return GRAPHS[to](found.model, shape)
+    return GRAPHS[to](found.model, examples)
 
 
 def describe_compaction(found: Compaction, dense: nn.Module) -> list[str]:

@@ -8,7 +8,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from typing import Any
@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supermask import Ticket
+from supermask.choosing.gradients import call, tensors_in
+from supermask.shrinking.trials import relative_difference
 
 from ..contract.errors import RequestError, RunError
-from ..contract.leave import leave_here
-from ..runs.experiment import describe_model, find_model
+from ..data.examples import Examples
+from ..data.trees import flat_names
+from ..training.outputs import plain_outputs
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # The largest difference to the network's outputs, over the largest output: sums in another order stay far below it in
@@ -28,72 +30,8 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-5
 _TRACED, _CHECKED = 2, (1, 2, 5)
 
-Outputs = Callable[[Tensor], Tensor]
-
-
-def build_network(
-    ticket: Ticket, state: str = "final", model: str | Callable[..., nn.Module] | None = None
-) -> nn.Module:
-    """A ticket's network, masks applied, in evaluation mode.
-
-    Args:
-        ticket: the ticket.
-        state: `start` or `final`.
-        model: what builds a network that is not known by name: a function, or `package.module:function`, which is
-            imported. It gets those of the ticket's arguments that it takes.
-
-    Raises:
-        RequestError: the architecture is not known by name, cannot be built, or does not fit the ticket.
-    """
-    if model is None:
-        try:
-            return ticket.model(state)
-        except ValueError as error:
-            raise RequestError(
-                f"{error}; or name a function that builds it by --model package.module:function"
-            ) from None
-    factory = find_model(model, leave_here(model))
-    takes = inspect.signature(factory).parameters
-    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
-    given = {key: value for key, value in _arguments(ticket).items() if takes_all or key in takes}
-    try:
-        return ticket.apply_to(factory(**given), state).eval()
-    except Exception as error:
-        raise RequestError(f"--model {describe_model(model)}: {type(error).__name__}: {error}") from error
-
-
-def input_shape_of(ticket: Ticket, asked: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The shape of one sample: the one that is asked for, or else the one that the ticket's network was built for.
-
-    Raises:
-        RequestError: there is neither, or the network takes several inputs.
-    """
-    shape = asked or _arguments(ticket).get("input_shape")
-    if not shape:
-        raise RequestError("the ticket does not tell the shape of a sample; give it by --input-shape, as 3,32,32")
-    if isinstance(shape, Mapping) or not all(isinstance(size, int) for size in shape):
-        raise RequestError(f"the ticket's network takes several inputs, of shapes {shape}: expected one of one tensor")
-    return tuple(map(int, shape))
-
-
-@torch.no_grad()
-def check_shape(network: nn.Module, shape: Sequence[int]) -> None:
-    """Check that a network takes samples of a shape.
-
-    Raises:
-        RequestError: it does not.
-    """
-    try:
-        network(torch.zeros(2, *shape))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise RequestError(f"the network does not take samples of shape {list(shape)}: {first}") from error
-
-
-def _arguments(ticket: Ticket) -> Mapping[str, Any]:
-    architecture = ticket.meta.get("architecture")
-    found = architecture.get("arguments", {}) if isinstance(architecture, Mapping) else {}
-    return found if isinstance(found, Mapping) else {}
+# What runs a network on a batch: a tensor, or a tree of tensors.
+Outputs = Callable[[Any], Any]
 
 
 def require_onnx() -> None:
@@ -106,8 +44,12 @@ def require_onnx() -> None:
         raise RequestError(f'ONNX needs {", ".join(missing)}: pip install "supermask[onnx]"')
 
 
-def to_onnx(model: nn.Module, input_shape: Sequence[int]) -> bytes:
-    """A network as one ONNX file, with an input `input` of any batch size and an output `output`.
+def to_onnx(model: nn.Module, examples: Examples) -> bytes:
+    """A network as one ONNX file, for batches of any size.
+
+    Inputs and outputs are called as the keys of a dictionary or the fields of a dataclass. A tensor is `input` or
+    `output`, the next ones of a tuple `input_1`, `output_1` and so on. An output with the name of an input has `_out`
+    behind it.
 
     Raises:
         RequestError: a package is missing.
@@ -115,27 +57,59 @@ def to_onnx(model: nn.Module, input_shape: Sequence[int]) -> bytes:
             of the largest.
     """
     require_onnx()
-    traced = _trace("onnx", model, input_shape)
+    traced = _trace("onnx", model, examples)
     with quiet():
         try:
-            program: Any = torch.onnx.export(
-                traced, input_names=["input"], output_names=["output"], dynamo=True, external_data=False, verbose=False
-            )
+            program: Any = torch.onnx.export(traced, dynamo=True, external_data=False, verbose=False)
         except Exception as error:  # the passes of the exporter raise anything; the first cause tells what was wrong
             cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             first = str(cause).strip().partition("\n")[0]
             raise RunError(f"--to onnx: ONNX cannot hold the network: {first}") from error
+    example = examples(_TRACED)
+    args, named = _arguments(model, example)
+    inputs = _input_names(named or args)
+    with torch.no_grad():
+        outputs = flat_names(plain_outputs(call(model, example)), "output")
+    _name_values(program.model.graph, inputs, _distinct(outputs, inputs, "_out"))
     model_proto = program.model_proto
     _name_batch(model_proto)
     data: bytes = model_proto.SerializeToString()
-    check("onnx", model, onnx_session(data), input_shape)
+    check("onnx", model, onnx_session(data), examples)
     return data
 
 
+def _input_names(inputs: Any) -> list[str]:
+    return _distinct(flat_names(inputs, "input"), (), "_in")
+
+
+def _distinct(names: Iterable[str], taken: Iterable[str], behind: str) -> list[str]:
+    """Names that are not taken, and of which no two are alike."""
+    found, known = [], set(taken)
+    for name in names:
+        while name in known:
+            name += behind
+        known.add(name)
+        found.append(name)
+    return found
+
+
+def _name_values(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Name what goes in and out of a graph, and anew what has one of these names within."""
+    ends = [*graph.inputs, *graph.outputs]
+    inside = [*graph.initializers.values(), *(value for node in graph.all_nodes() for value in node.outputs)]
+    known = {*inputs, *outputs, *(value.name for value in inside)}
+    for value in inside:
+        if value.name in inputs or value.name in outputs:
+            (value.name,) = _distinct([value.name], known, "_inside")
+            known.add(value.name)
+    for value, name in zip(ends, [*inputs, *outputs], strict=True):
+        value.name = name
+
+
 def _name_batch(proto: Any) -> None:
-    """Give the first axis of the input, whatever tracing called it, the name `batch` wherever it stands."""
+    """Give the first axis of the inputs, whatever tracing called it, the name `batch` wherever it stands."""
     traced = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         for size in value.type.tensor_type.shape.dim:
@@ -143,26 +117,30 @@ def _name_batch(proto: Any) -> None:
                 size.dim_param = re.sub(rf"\b{re.escape(traced)}\b", "batch", size.dim_param)
 
 
-def to_torch_export(model: nn.Module, input_shape: Sequence[int]) -> bytes:
+def to_torch_export(model: nn.Module, examples: Examples) -> bytes:
     """A network as `torch.export.save` writes it (`.pt2`), for any batch size.
 
-    `torch.export.load(path).module()(x)` runs it.
+    `torch.export.load(path).module()(x)` runs it, with the arguments of the network. It gives tensors in tuples and
+    dictionaries, whatever class the network gives them in.
 
     Raises:
         RunError: as `to_onnx`.
     """
-    program = _trace("torch-export", model, input_shape)
+    program = _trace("torch-export", model, examples)
     with quiet():
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         data = buffer.getvalue()
         loaded = torch.export.load(io.BytesIO(data)).module()
-    check("torch-export", model, loaded, input_shape)
+    check("torch-export", model, partial(call, loaded), examples)
     return data
 
 
 def onnx_session(data: bytes, threads: int = 0) -> Outputs:
-    """A function that runs an ONNX file on the CPU; with `threads` 0, onnxruntime chooses their number."""
+    """A function that runs an ONNX file on the CPU and gives its outputs in a tuple.
+
+    With `threads` 0, onnxruntime chooses their number.
+    """
     require_onnx()
     import onnxruntime
 
@@ -172,25 +150,24 @@ def onnx_session(data: bytes, threads: int = 0) -> Outputs:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    (name,) = (given.name for given in session.get_inputs())
 
-    def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+    def run(inputs: Any) -> tuple[Tensor, ...]:
+        given = {name: x.numpy() for name, x in zip(_input_names(inputs), tensors_in(inputs), strict=True)}
+        return tuple(torch.from_numpy(found) for found in session.run(None, given))
 
     return run
 
 
 @torch.no_grad()
-def check(what: str, model: nn.Module, other: Outputs, input_shape: Sequence[int]) -> None:
-    """Compare two networks on random inputs of several batch sizes.
+def check(what: str, model: nn.Module, other: Outputs, examples: Examples) -> None:
+    """Compare two networks at several batch sizes.
 
     Raises:
         RunError: the outputs differ by more than 1e-5 of the largest output, or the other network does not run.
     """
-    generator = torch.Generator().manual_seed(0)
     for size in _CHECKED:
-        x = torch.randn(size, *input_shape, generator=generator)
-        expected = model(x)
+        x = examples(size)
+        expected = call(model, x)
         try:
             apart = difference(other(x), expected)
         except Exception as error:
@@ -205,31 +182,63 @@ def check(what: str, model: nn.Module, other: Outputs, input_shape: Sequence[int
             )
 
 
-def difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference of two outputs, over the largest expected one."""
-    found, expected = found.detach(), expected.detach()
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
+def difference(found: Any, expected: Any) -> float:
+    """The largest difference of outputs, over the largest of the expected tensor: see `relative_difference`.
+
+    NaN where an expected tensor has no finite number, which proves nothing.
+
+    Raises:
+        ValueError: outputs of other shapes.
+    """
+    ours, theirs = ([tensor.detach() for tensor in tensors_in(outputs)] for outputs in (found, expected))
+    shapes = [[list(tensor.shape) for tensor in tensors] for tensors in (ours, theirs)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"it gives outputs of shapes {shapes[0]}, expected {shapes[1]}")
+    if any(tensor.numel() and not bool(torch.isfinite(tensor).any()) for tensor in theirs):
+        return float("nan")
+    return relative_difference(theirs, ours)
 
 
-def _trace(what: str, model: nn.Module, input_shape: Sequence[int]) -> torch.export.ExportedProgram:
-    example = torch.randn(_TRACED, *input_shape, generator=torch.Generator().manual_seed(0))
+def _trace(what: str, model: nn.Module, examples: Examples) -> torch.export.ExportedProgram:
+    example = examples(_TRACED)
+    args, named = _arguments(model, example)
+    if isinstance(example, Mapping) and (lost := [name for name in example if name not in named]):
+        raise RunError(
+            f"--to {what}: the network cannot be traced, because its forward() takes all that it is given and does not "
+            f"name {', '.join(lost)}: expected forward(self, {', '.join(example)})"
+        )
+    batch, shapes = torch.export.Dim("batch"), torch.export.ShapesCollection()
+    for tensor in tensors_in(example):
+        shapes[tensor] = {0: batch}
     problems = []
-    # Tracing that is not strict works for more networks; strict tracing leaves the batch size free where code asks for
-    # `len(x)`.
-    for strict in (False, True):
-        with quiet():
-            try:
-                shapes = ({0: torch.export.Dim("batch")},)
-                return torch.export.export(model, (example,), dynamic_shapes=shapes, strict=strict)
-            except Exception as error:
-                first = str(error).strip().partition("\n")[0]
-                problems.append(f"{type(error).__name__}: {first}")
+    # A class of its own, as of a dataclass, is nothing that a file can hold.
+    plain = model.register_forward_hook(lambda _module, _inputs, outputs: plain_outputs(outputs))
+    try:
+        # Tracing that is not strict works for more networks; strict tracing leaves the batch size free where code asks
+        # for `len(x)`.
+        for strict in (False, True):
+            with quiet():
+                try:
+                    dynamic = shapes.dynamic_shapes(model, args, named)
+                    return torch.export.export(model, args, named, dynamic_shapes=dynamic, strict=strict)
+                except Exception as error:
+                    first = str(error).strip().partition("\n")[0]
+                    problems.append(f"{type(error).__name__}: {first}")
+    finally:
+        plain.remove()
     where = _culprit(model, example)
     place = f"its module {where} ({type(model.get_submodule(where)).__name__})" if where else "the network"
     raise RunError(f"--to {what}: {place} cannot be traced: {'; '.join(dict.fromkeys(problems))}")
 
 
-def _culprit(model: nn.Module, example: Tensor) -> str:
+def _arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What `call` gives a network, by place and by name: in the order of its own arguments, and without any others."""
+    if isinstance(inputs, Mapping):
+        return (), {name: inputs[name] for name in inspect.signature(model.forward).parameters if name in inputs}
+    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
+
+
+def _culprit(model: nn.Module, example: Any) -> str:
     """The name of the innermost module that cannot be traced with its inputs of a forward pass; "" if there is none."""
     given: dict[str, tuple[Any, Any]] = {}
 
@@ -243,7 +252,7 @@ def _culprit(model: nn.Module, example: Tensor) -> str:
     ]
     try:
         with torch.no_grad():
-            model(example)
+            call(model, example)
     finally:
         for handle in handles:
             handle.remove()

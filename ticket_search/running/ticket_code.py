@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,25 @@ def find_factory(config: Config, typed: str | None) -> Callable[..., nn.Module] 
         RequestError: it cannot be imported.
     """
     return find_model(config.model, config.leaves) if typed is not None or names_code(config.model) else None
+
+
+def find_samples(ticket: Ticket, config: Config, typed: str | None, data_dir: str | None = None) -> Samples | None:
+    """The data that were typed, or else those that a run of one's own remembers the function of.
+
+    None where there are none, and where those that were not typed are not to be had, of which a warning tells.
+
+    Raises:
+        RequestError: the data that were typed cannot be had or do not fit.
+    """
+    if typed is None and not (names_code(config.data) and config.data in config.leaves):
+        return None
+    try:
+        return read_samples(ticket, config, data_dir)
+    except RequestError as error:
+        if typed is not None:
+            raise
+        warnings.warn(f"the run's own data are not to be had, so they are not used: {error}", stacklevel=2)
+        return None
 
 
 def read_samples(ticket: Ticket, config: Config, data_dir: str | None = None) -> Samples:

@@ -10,6 +10,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from ..contract.method import Method
 from ..contract.metric import ACCURACY, Metric
 from ..data.augmentation import Augmentation
 from ..data.dataset import Data, from_arrays
+from ..data.examples import floats, form_of
 from ..data.factories import find_factory, load_factory
 from ..data.samples import Samples
 from ..data.sources import read_samples
@@ -61,6 +63,14 @@ class Setup:
     def data_fingerprint(self) -> str:
         """That of the data, where a function of one's own gives them, which may give others the next time."""
         return str(getattr(self.data, "fingerprint", "")) if ":" in self.data.name else ""
+
+    @cached_property
+    def sample(self) -> dict[str, Any]:
+        """What a ticket records of the samples: their form, where it is not that of floats of a shape that the network
+        was built for.
+        """
+        form = form_of(self.data)
+        return {} if form == floats(self.architecture["arguments"].get("input_shape")) else {"sample": form}
 
     def make_model(self, config: Config) -> nn.Module:
         """The network at initialization, on the configured device. The same seed gives the same weights."""

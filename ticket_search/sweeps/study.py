@@ -57,8 +57,8 @@ class Study:
     """What the file of a study says.
 
     `hours` is its budget on two cores, `delta` the margin of the verdict in the unit of the metric (half a percentage
-    point of accuracy where none is given, and none of another metric), `differs` says what is done otherwise than in the publication, `statements` what
-    the publication says in words.
+    point of accuracy where none is given, and none of another metric), `differs` says what is done otherwise than in
+    the publication, `statements` what the publication says in words.
     """
 
     name: str

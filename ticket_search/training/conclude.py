@@ -171,6 +171,7 @@ def make_ticket(
         "parameters": run.setup.parameters,
         "normalization": {"mean": list(data.mean), "std": list(data.std)},
         **({"parent": run.setup.earlier.parent} if run.setup.earlier else {}),
+        **run.setup.sample,
         **meta,
     }
     read_back = supermask.unpack(supermask.pack(Ticket(masks, states, described)))

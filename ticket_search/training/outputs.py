@@ -58,6 +58,25 @@ def own_loss(outputs: Any) -> Tensor:
     return widen(loss)
 
 
+def plain_outputs(outputs: Any) -> Any:
+    """The tensors that a network gives, in tuples and dictionaries alone, in the order of `supermask`'s `tensors_in`.
+
+    What is none, as a cache within other outputs, is left out. None where there is no tensor.
+    """
+    found = _plain(outputs)
+    return _plain(_named(outputs)) if found is None else found
+
+
+def _plain(outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, (tuple, list)):
+        return tuple(part for each in outputs if (part := _plain(each)) is not None) or None
+    if isinstance(outputs, Mapping) or dataclasses.is_dataclass(outputs):
+        return {name: part for name, each in _named(outputs).items() if (part := _plain(each)) is not None} or None
+    return None
+
+
 def _named(outputs: Any) -> dict[str, Any]:
     """The outputs by name; nothing where they have no names."""
     if isinstance(outputs, Mapping):
