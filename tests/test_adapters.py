@@ -321,8 +321,10 @@ def test_scales_of_activations_need_no_mask():
     assert_held(merged, masks)
 
 
-@pytest.mark.parametrize("steps", [4, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("make", [gpt2, llama])
+@pytest.mark.parametrize(
+    ("make", "steps"),
+    [(gpt2, 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((llama, 4), (gpt2, 200), (llama, 200)))],
+)
 def test_the_trainer_with_everything_on(make, steps, tmp_path):
     """bf16, gradient checkpointing and accumulation: after the merge exactly the zeros of the masks."""
     model, masks = masked(make)

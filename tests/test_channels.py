@@ -217,7 +217,9 @@ def gap(net: nn.Module, masks: supermask.Masks, small: nn.Module, shape: tuple[i
     return worst
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if place % 2 else ()) for place, kind in enumerate(KINDS)]
+)
 def test_what_looks_at_several_channels_stays_and_the_rest_shrinks(kind):
     torch.manual_seed(0)
     middle, width, layers, expected = KINDS[kind]

@@ -120,6 +120,7 @@ def test_masks_put_on_after_the_model_was_compiled():
     assert len(graphs) == 2
 
 
+@pytest.mark.slow
 def test_masks_learned_over_frozen_weights_that_were_compiled_before():
     model, batch = perceptron().requires_grad_(False), batches(1)[0]
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

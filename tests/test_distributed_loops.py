@@ -179,6 +179,7 @@ def assert_dropped(weights: dict[str, torch.Tensor], masks: dict[str, torch.Tens
         assert weights[name][mask].any()
 
 
+@pytest.mark.slow
 def test_replicas_equal_one_process_on_the_joined_batch(ranks, alone):
     for found in (rank["replicated"] for rank in ranks):
         assert_dropped(found["weights"], found["masks"])

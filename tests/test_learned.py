@@ -74,10 +74,10 @@ NETWORKS = {
     "attention": (Attention, lambda: torch.randn(5, 3, 8)),
 }
 each_rule = pytest.mark.parametrize("rule", RULES)
-# What compiles takes seconds: a rule that ranks scores and one that draws.
+# What compiles takes seconds.
 some_rules = pytest.mark.parametrize(
     "rule",
-    [pytest.param(rule, marks=() if rule in ("edge-popup", "bernoulli") else pytest.mark.slow) for rule in RULES],
+    [pytest.param(rule, marks=() if rule == "edge-popup" else pytest.mark.slow) for rule in RULES],
 )
 each_network = pytest.mark.parametrize("network", NETWORKS)
 
