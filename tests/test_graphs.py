@@ -18,7 +18,7 @@ from ticket_search import RequestError, RunError
 from ticket_search.data.examples import floats, random_samples
 from ticket_search.data.trees import flat_names
 from ticket_search.deploy import onnx as graphs
-from ticket_search.deploy.export import GRAPHS, export
+from ticket_search.deploy.export import export
 from ticket_search.deploy.onnx import check, difference, onnx_session, to_onnx, to_torch_export
 from ticket_search.models.names import model_names
 
