@@ -10,7 +10,8 @@ import torch
 
 import supermask
 from supermask import LearnedMask, straight_through
-from supermask.live import EdgePopup
+from supermask.live import Biprop as OurBiprop
+from supermask.live import EdgePopup, IteRand
 from supermask.masks.random_numbers import normal, uniform
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
@@ -214,6 +215,8 @@ RULES = {
     "signed": (Signed, {"weights": "kaiming-normal"}),
     "redrawing": (Redrawing, {"density": 0.5}),
     "tasks": (Tasks, {"density": 0.5}),
+    "iterand of ours": (IteRand, {"density": 0.5}),
+    "biprop of ours": (OurBiprop, {"density": 0.3, "weights": "kaiming-normal"}),
 }
 
 

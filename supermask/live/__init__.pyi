@@ -1,6 +1,8 @@
 from . import adapters as adapters
+from . import biprop as biprop
 from . import edge_popup as edge_popup
 from . import held as held
+from . import iterand as iterand
 from . import layers as layers
 from . import learned as learned
 from . import learning as learning
@@ -11,6 +13,7 @@ from . import recomputation as recomputation
 from . import rule as rule
 from . import zeroing as zeroing
 from .adapters import masked_adapters as masked_adapters
+from .biprop import Biprop as Biprop
 from .edge_popup import EdgePopup as EdgePopup
 from .held import Hold as Hold
 from .held import Model as Model
@@ -21,6 +24,8 @@ from .held import detach as detach
 from .held import hold as hold
 from .held import mask_gradients as mask_gradients
 from .held import masks_of as masks_of
+from .iterand import IteRand as IteRand
+from .iterand import redraw as redraw
 from .layers import Layer as Layer
 from .layers import Layers as Layers
 from .learned import Learned as Learned

@@ -35,6 +35,8 @@ class Learned(Program):
         self.trained = {name: p.requires_grad for name, p in model.named_parameters()}
         self.fingerprint = ""
         self.draws: dict[str, Draw] = {}
+        # The law of each weight that was drawn: of one that has been drawn anew too, whose `draws` is gone.
+        self.laws: dict[str, Draw] = {}
         self.clamps = type(rule).clamp is not LearnedMask.clamp
         self.step_name = _free_name(model, "supermask_step")
         # The training pass that began last, and the one whose outputs a backward pass has reached last.

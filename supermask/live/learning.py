@@ -11,14 +11,16 @@ from ..masks.masks import mismatches
 from ..masks.targets import MASKED_BY_DEFAULT, Targets, find_named, find_targets, literal_globs, unwrap
 from ..selection.top_k import count_kept
 from ..weights.inits import WEIGHT_INITS, density_scale, initialize
+from .biprop import Biprop
 from .edge_popup import EdgePopup
+from .iterand import IteRand
 from .layers import Layers
 from .learned import Learned
 from .program import program_of
 from .rule import LearnedMask
 
 RANKINGS = ("layerwise", "global")
-RULES: Mapping[str, type[LearnedMask]] = {"edge-popup": EdgePopup}
+RULES: Mapping[str, type[LearnedMask]] = {"biprop": Biprop, "edge-popup": EdgePopup, "iterand": IteRand}
 
 
 def learn(
@@ -57,7 +59,7 @@ def learn(
         model: any module; no layer is replaced and no name changes.
         density: fraction of the maskable weights to use, in (0, 1]. It follows from N:M, where it need not be given;
             rules that are not exact may do without.
-        program: the rule; a `LearnedMask`, or the name of one that is built in: `edge-popup`.
+        program: the rule; a `LearnedMask`, or the name of one that is built in: `biprop`, `edge-popup`, `iterand`.
         granularity: `weight`, or N:M as `2:4`: of every M consecutive inputs of an output those N with the largest |s|.
         weights: the init of the frozen weights (see `draw`), or `keep` for the model's own weights as they are.
         scaled: multiply drawn weights by sqrt(1/density), which keeps a layer's variance under the mask.
@@ -102,6 +104,7 @@ def learn(
             dense = [name for name in _weights_of(model) if name not in targets]
             scale = density_scale(density) if scaled and density is not None else 1.0
             learned.draws = initialize(model, weights, seed, scale, unscaled=literal_globs(dense))
+            learned.laws = {name: draw for name, draw in learned.draws.items() if name in targets}
         if rule.frozen:
             _freeze(model, train_norms)
         learned.start(mask_seed)

@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from supermask import selection
-
 from .. import training
-from ..contract.errors import RequestError
 from ..contract.flags import Init, ShapedConfig
 from ..contract.method import Stage, Traits
-from ..training.at_init import group_problems
+from ..training.random_weights import plan_scores
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,20 +62,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     Raises:
         RequestError: a density that leaves a tensor without weights, a target that is no weight, or one without groups.
     """
-    problems = []
-    flat = [name for name, target in targets.items() if target.parameter.dim() < 2]
-    if flat:
-        problems.append(f"--include takes {', '.join(flat)} too: scores need the fan-in of a weight; exclude them")
-    weights = {name: target for name, target in targets.items() if name not in flat}
-    problems += group_problems(config, weights)
-    empty = [name for name, target in targets.items() if selection.top_k.count_kept(config.density, target.size) == 0]
-    if config.allocation == "layerwise" and empty:
-        problems.append(f"--density {config.density:g} keeps none of {', '.join(empty)}: raise it or --exclude them")
-    if selection.top_k.count_kept(config.density, targets.size) == 0:
-        problems.append(f"--density {config.density:g} keeps none of the {targets.size:,} weights")
-    if problems:
-        raise RequestError(problems)
-    return [Stage("training", config.density, config.epochs * steps_per_epoch)]
+    return plan_scores(config, targets, steps_per_epoch)
 
 
 def search(model: nn.Module, run: Run) -> Ticket:

@@ -1,0 +1,193 @@
+"""The rules of learned masks over random weights, each beside its formula written out slowly."""
+
+from __future__ import annotations
+
+import copy
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import supermask
+from supermask.live import program_of
+from supermask.selection.top_k import count_kept
+from ticket_search import RequestError
+from ticket_search import search as search_anywhere
+from ticket_search.methods import find_method
+
+
+@pytest.fixture
+def search(tmp_path):
+    """A search of a few steps."""
+    return partial(search_anywhere, runs=tmp_path, progress=False, threads=1, epochs=2)
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def effective_of(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """What the layers read in a pass in training mode, their gradients kept."""
+    program, seen = program_of(model), []
+    end = program.end
+
+    def look() -> None:
+        for (module, attribute), *_ in program.owners.values():
+            seen.append(module._parameters[attribute])
+            seen[-1].retain_grad()
+        end()
+
+    program.end = look
+    try:
+        model(x).square().sum().backward()
+    finally:
+        program.end = end
+    return seen
+
+
+def keep(keys: np.ndarray, count: int) -> np.ndarray:
+    """A mask of the largest keys, by a sort."""
+    mask = np.zeros(keys.size, dtype=bool)
+    mask[np.argsort(-keys.ravel(), kind="stable")[:count]] = True
+    return mask.reshape(keys.shape)
+
+
+# --- IteRand
+
+
+def test_iterand_ranks_raw_scores_and_its_gradient_has_no_sign():
+    model, x = net(), torch.randn(4, 7)
+    supermask.learn(model, 0.3, program="iterand", seed=1)
+    made = effective_of(model, x)
+    for (name, learned), weight in zip(supermask.learned_of(model).items(), made, strict=True):
+        scores, frozen = learned["scores"].detach().numpy(), model.get_parameter(name).detach().numpy()
+        mask = keep(scores, count_kept(0.3, scores.size))
+        assert not np.array_equal(mask, keep(np.abs(scores), mask.sum())), "by absolute value others would be kept"
+        assert np.array_equal(weight.detach().numpy(), frozen * mask)
+        assert np.array_equal(learned["scores"].grad.numpy(), weight.grad.numpy() * frozen)
+        bound = math.sqrt(6 / scores.shape[1])
+        assert 0.7 * bound < np.abs(scores).max() < bound
+
+
+def test_a_negative_score_is_kept_only_where_too_few_are_larger():
+    model = net()
+    supermask.learn(model, 0.3, program="iterand")
+    (scores, *_) = (learned["scores"] for learned in supermask.learned_of(model).values())
+    with torch.no_grad():
+        scores.fill_(-3.0)
+        scores.view(-1)[:20] = torch.arange(20) / 100.0 - 0.05
+    mask = supermask.masks_of(model)["0.weight"].view(-1)
+    assert mask.nonzero().view(-1).tolist() == list(range(20 - count_kept(0.3, 35), 20))
+
+
+@pytest.mark.parametrize("init", ["signed-constant", "kaiming-normal"])
+def test_dropped_weights_are_drawn_anew_by_the_law_of_the_init(init):
+    model = nn.Sequential(nn.Linear(200, 300))
+    supermask.learn(model, 0.5, program="iterand", weights=init, seed=3)
+    before, mask = model[0].weight.detach().clone(), supermask.masks_of(model)["0.weight"]
+    supermask.redraw(model, 0.25, seed=5)
+    after = model[0].weight.detach()
+    assert torch.equal(after[mask], before[mask]), "what is kept stays"
+    changed = (after != before)[~mask].float().mean()
+    # Of constants only the sign can change, and half of the signs are drawn as they were.
+    assert changed == pytest.approx(0.25 if init == "kaiming-normal" else 0.125, abs=0.01)
+    fresh = after[(after != before)]
+    assert fresh.mean() == pytest.approx(0, abs=0.01)
+    assert fresh.std() == pytest.approx((2 / 200) ** 0.5 * 2**0.5, rel=0.05), "scaled by the density, as at first"
+    if init == "signed-constant":
+        assert torch.equal(after.abs(), before.abs())
+    supermask.check(model)
+    again = copy.deepcopy(model)
+    supermask.redraw(again, 0.25, seed=5)
+    assert torch.equal(again[0].weight, after), "the same seed draws the same"
+    supermask.redraw(again, 0.25, seed=6)
+    assert not torch.equal(again[0].weight, after)
+    supermask.redraw(model, 0, seed=7)
+    assert torch.equal(model[0].weight, after)
+
+
+def test_what_cannot_be_drawn_anew():
+    model = net()
+    with pytest.raises(ValueError, match="carries no learned masks"):
+        supermask.redraw(model, 0.1, seed=0)
+    supermask.learn(model, 0.5, weights="keep", program="iterand")
+    with pytest.raises(ValueError, match=r"0\.weight, 2\.weight would be drawn anew is not known"):
+        supermask.redraw(model, 0.1, seed=0)
+    with pytest.raises(ValueError, match=r"from 0 to 1, got 1\.5"):
+        supermask.redraw(model, 1.5, seed=0)
+
+
+def test_iterand_redraws_as_often_as_in_the_paper_and_never_with_a_share_of_0(search, monkeypatch):
+    calls, redraw = [], supermask.redraw
+    monkeypatch.setattr(supermask, "redraw", lambda model, *given: (calls.append(given), redraw(model, *given)))
+    run = search("iterand", redraw_every="7it")
+    total = run.summary["cost"]["steps"]
+    assert len(calls) == total // 7
+    assert len({seed for _, seed in calls}) == len(calls), "another seed every time"
+    assert run.summary["redrawn"] == {"every": 7, "share": 0.1}
+    every = find_method("iterand").plan.__globals__["steps_between"]
+    config = find_method("iterand").Config
+    assert every(config(epochs=100), 390) == 300, "the paper's"
+    assert every(config(epochs=1), 11) == 1
+    calls.clear()
+    still = search("iterand", redraw_share=0)
+    assert calls == []
+    assert not len(still.ticket.states["final"].signs)
+    busy = search("iterand", redraw_share=1, redraw_every="2it", lr=1.0)
+    assert len(busy.ticket.states["final"].signs), "only the signs are stored of constants drawn anew"
+    assert not len(busy.ticket.states["final"].stored)
+    with pytest.raises(RequestError, match="--init keep: weights that come with the model have no law"):
+        search("iterand", init="keep")
+    with pytest.raises(RequestError, match="expected at most the 20 steps"):
+        search("iterand", redraw_every="1000it")
+
+
+# --- biprop
+
+
+@pytest.mark.parametrize("allocation", ["layerwise", "global"])
+@pytest.mark.parametrize("density", [0.3, 0.29, 0.5, 0.1])
+def test_biprop_by_hand(allocation, density):
+    model, x = net(), torch.randn(4, 7)
+    supermask.learn(model, density, program="biprop", weights="kaiming-normal", allocation=allocation, seed=2)
+    made = effective_of(model, x)
+    learned = supermask.learned_of(model)
+    scores = {name: tensors["scores"].detach().numpy() for name, tensors in learned.items()}
+    joint = np.concatenate([np.abs(part).ravel() for part in scores.values()])
+    everything = keep(joint, count_kept(density, joint.size))
+    start = 0
+    for (name, tensors), weight in zip(learned.items(), made, strict=True):
+        s, w = scores[name], model.get_parameter(name).detach().numpy()
+        mask = keep(np.abs(s), count_kept(density, s.size))
+        divisor = max(1, int(density * s.size))
+        if allocation == "global":
+            mask = everything[start : start + s.size].reshape(s.shape)
+            divisor = mask.sum()
+        start += s.size
+        gain = np.abs(w[mask]).sum() / divisor
+        np.testing.assert_allclose(weight.detach().numpy(), np.sign(w) * mask * gain, rtol=1e-6)
+        # The gain is not in the gradient.
+        np.testing.assert_allclose(tensors["scores"].grad.numpy(), weight.grad.numpy() * w * np.sign(s), rtol=1e-6)
+    sizes = [part.size for part in scores.values()]
+    if density == 0.3:
+        assert [int(density * n) for n in sizes] != [count_kept(density, n) for n in sizes], "no whole numbers here"
+
+
+def test_a_ticket_of_signs_stores_none_of_constants(search):
+    run = search("biprop", init="signed-constant", density=0.3)
+    final = run.ticket.states["final"]
+    values = [tensor[run.ticket.masks[name]].abs() for name, tensor in final_weights(run).items()]
+    assert all(bool((part == part[0]).all()) for part in values), "one size for each layer"
+    assert len(final.gains), "the size of most is a product with the constant in float32: nothing else is stored"
+    assert {*final.gains} & {*final.stored} == set()
+    drawn = search("biprop", density=0.3)
+    assert set(drawn.ticket.states["final"].stored) == set(run.ticket.masks)
+
+
+def final_weights(run) -> dict[str, torch.Tensor]:
+    state = run.ticket.state_dict("final")
+    return {name: state[name] for name in run.ticket.masks}
