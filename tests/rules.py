@@ -10,6 +10,7 @@ import torch
 
 import supermask
 from supermask import LearnedMask, straight_through
+from supermask.live import Bernoulli as OurBernoulli
 from supermask.live import Biprop as OurBiprop
 from supermask.live import EdgePopup, IteRand
 from supermask.masks.random_numbers import normal, uniform
@@ -216,6 +217,7 @@ RULES = {
     "redrawing": (Redrawing, {"density": 0.5}),
     "tasks": (Tasks, {"density": 0.5}),
     "iterand of ours": (IteRand, {"density": 0.5}),
+    "bernoulli of ours": (OurBernoulli, {"weights": "xavier-normal"}),
     "biprop of ours": (OurBiprop, {"density": 0.3, "weights": "kaiming-normal"}),
 }
 

@@ -191,3 +191,81 @@ def test_a_ticket_of_signs_stores_none_of_constants(search):
 def final_weights(run) -> dict[str, torch.Tensor]:
     state = run.ticket.state_dict("final")
     return {name: state[name] for name in run.ticket.masks}
+
+
+# --- Bernoulli
+
+
+def test_bernoulli_by_hand_where_logits_are_not_0():
+    """The rescaling and its gradient, in float64, beside a sum that is written out entry by entry."""
+    model, x = net().double(), torch.randn(4, 7, dtype=torch.float64)
+    supermask.learn(model, program="bernoulli", weights="xavier-normal", seed=4)
+    program = program_of(model)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for layer in program.layers:
+            layer["logits"].copy_(torch.randn(layer.shape, generator=generator, dtype=torch.float64) * 2)
+    masks = [layer.uniform().numpy() < layer["logits"].detach().sigmoid().numpy() for layer in program.layers]
+    made = effective_of(model, x)
+    for layer, mask, weight in zip(program.layers, masks, made, strict=True):
+        w, upstream = layer.weight.detach().numpy(), weight.grad.numpy()
+        ones = mask.sum()
+        assert 0 < ones < mask.size
+        np.testing.assert_allclose(weight.detach().numpy(), w * mask * mask.size / ones, rtol=1e-12)
+        p = 1 / (1 + np.exp(-layer["logits"].detach().numpy()))
+        expected = np.empty_like(w)
+        for i in np.ndindex(*w.shape):
+            # d/d mask_i of sum_j upstream_j w_j mask_j size / sum_k mask_k, then d mask_i / d logit_i = p (1 - p).
+            own = upstream[i] * w[i] * mask.size / ones
+            others = sum(upstream[j] * w[j] * mask[j] for j in np.ndindex(*w.shape)) * mask.size / ones**2
+            expected[i] = (own - others) * p[i] * (1 - p[i])
+        np.testing.assert_allclose(layer["logits"].grad.numpy(), expected, rtol=1e-9, atol=1e-14)
+
+
+def test_a_layer_that_draws_nothing_is_no_nan_and_is_refused():
+    model = net()
+    supermask.learn(model, program="bernoulli")
+    with torch.no_grad():
+        supermask.learned_of(model)["0.weight"]["logits"].fill_(-60)
+    model(torch.randn(4, 7)).sum().backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+    with pytest.raises(ValueError, match="0.weight keeps 0 of 35 weights"):
+        supermask.check(model)
+
+
+def test_bernoulli_draws_with_its_probability_and_can_be_thresholded():
+    model = nn.Sequential(nn.Linear(300, 400))
+    supermask.learn(model, program="bernoulli", seed=2)
+    logits = supermask.learned_of(model)["0.weight"]["logits"]
+    with torch.no_grad():
+        logits.fill_(-1.0)
+        logits[:200] = 1.0
+    drawn = [supermask.masks_of(model)["0.weight"]]
+    for _ in range(2):
+        model(torch.zeros(1, 300))
+        drawn.append(supermask.masks_of(model)["0.weight"])
+    for mask in drawn:
+        assert mask[:200].float().mean() == pytest.approx(torch.tensor(1.0).sigmoid().item(), abs=0.01)
+        assert mask[200:].float().mean() == pytest.approx(torch.tensor(-1.0).sigmoid().item(), abs=0.01)
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+    program_of(model).rule.thresholded = True
+    assert torch.equal(supermask.masks_of(model)["0.weight"], logits > 0)
+
+
+def test_the_density_is_as_it_comes_or_steered_and_else_that_is_said(search, capsys):
+    free = search("bernoulli", steer=0)
+    assert free.summary["density"] == pytest.approx(0.5, abs=0.02), "every logit starts at 0"
+    far = search("bernoulli", density=0.2, epochs=1, steer=1e-6, progress=True)
+    assert "more than 2 % away from the 0.2 asked: raise --steer" in " ".join(capsys.readouterr().err.split())
+    near = search("bernoulli", density=0.3, epochs=20, progress=True)
+    assert near.summary["density"] == pytest.approx(0.3, rel=0.02)
+    assert "away from" not in capsys.readouterr().err
+    assert far.summary["density"] > 0.4
+    samples = near.summary["samples"]
+    assert samples["number"] == 10
+    assert samples["density_mean"] == pytest.approx(0.3, rel=0.02)
+    assert 0 < samples["density_std"] < 0.005
+    assert abs(samples["test_metric_mean"] - near.summary["test_metric"]) < 6 * samples["test_metric_std"] + 1
+    assert 0 < near.summary["above_half"]["density"] < 1
+    with pytest.raises(RequestError, match="--density goes with --steer above 0"):
+        search("bernoulli", density=0.3, steer=0)

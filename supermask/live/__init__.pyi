@@ -1,4 +1,5 @@
 from . import adapters as adapters
+from . import bernoulli as bernoulli
 from . import biprop as biprop
 from . import edge_popup as edge_popup
 from . import held as held
@@ -13,6 +14,7 @@ from . import recomputation as recomputation
 from . import rule as rule
 from . import zeroing as zeroing
 from .adapters import masked_adapters as masked_adapters
+from .bernoulli import Bernoulli as Bernoulli
 from .biprop import Biprop as Biprop
 from .edge_popup import EdgePopup as EdgePopup
 from .held import Hold as Hold
