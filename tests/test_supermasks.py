@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from functools import partial
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import supermask
 from supermask.live import program_of
@@ -269,3 +271,76 @@ def test_the_density_is_as_it_comes_or_steered_and_else_that_is_said(search, cap
     assert 0 < near.summary["above_half"]["density"] < 1
     with pytest.raises(RequestError, match="--density goes with --steer above 0"):
         search("bernoulli", density=0.3, steer=0)
+
+
+# --- edge-popup whose density falls
+
+
+@pytest.mark.parametrize("allocation", ["layerwise", "global"])
+@pytest.mark.parametrize("fall", ["cubic", "linear"])
+def test_the_density_of_each_step_falls_to_the_one_asked(search, monkeypatch, fall, allocation):
+    kept, optimizers = [], []
+    handle = register_optimizer_step_post_hook(lambda *_: optimizers.append(1))
+    change = supermask.change_density
+
+    def watch(model, density):
+        change(model, density)
+        kept.append((density, supermask.masks_of(model)))
+
+    monkeypatch.setattr(supermask, "change_density", watch)
+    run = search("edge-popup", fall=fall, density=0.1, fall_until="13it", fall_from=0.9, allocation=allocation)
+    handle.remove()
+    assert len(kept) == 14 < len(optimizers)
+    for step, (density, masks) in enumerate(kept):
+        left = 1 - step / 13
+        expected = 0.1 + 0.8 * (left**3 if fall == "cubic" else left)
+        assert density == pytest.approx(expected, abs=1e-12)
+        if allocation == "layerwise":
+            assert masks.kept_per_tensor == {n: count_kept(density, m.numel()) for n, m in masks.items()}
+        assert abs(masks.kept - density * masks.size) <= (1 if allocation == "global" else len(masks))
+    assert kept[-1][0] == 0.1
+    assert all(a > b for (a, _), (b, _) in itertools.pairwise(kept))
+    assert run.ticket.masks.kept == count_kept(0.1, run.ticket.masks.size)
+    for chosen in ("min_validation_loss", "best_validation"):
+        assert run.summary[chosen]["step"] > 13, "only networks of the density asked are compared"
+    assert run.ticket.meta["config"]["fall"] == fall
+
+
+def test_a_fall_is_stopped_and_resumed_in_the_middle(tmp_path):
+    from method_tests import Searches, stopped_and_resumed_is_never_stopped
+
+    stopped_and_resumed_is_never_stopped("edge-popup", Searches(tmp_path, fall="cubic", density=0.2, fall_until="17it"))
+
+
+def test_what_does_not_fall_records_nothing_of_it(search):
+    plain = search("edge-popup")
+    assert not [name for name in plain.ticket.meta["config"] if name.startswith("fall")]
+    refused = {
+        "--fall-from goes with --fall cubic or linear": {"fall_from": 0.9},
+        "--fall cubic: --granularity 2:4 has one density": {"fall": "cubic", "granularity": "2:4"},
+        "leave out --compile": {"fall": "cubic", "compile": True},
+        "--fall-from 0.4: expected at least the --density of 0.5": {"fall": "linear", "fall_from": 0.4},
+        "--fall-until 9ep: expected a step before the training's": {"fall": "linear", "fall_until": "9ep"},
+    }
+    for words, flags in refused.items():
+        with pytest.raises(RequestError) as told:
+            search("edge-popup", **flags)
+        assert words in str(told.value)
+
+
+def test_a_density_that_cannot_change():
+    model = net()
+    with pytest.raises(ValueError, match="carries no masks"):
+        supermask.change_density(model, 0.5)
+    supermask.learn(model, program="bernoulli")
+    with pytest.raises(ValueError, match="no density that could change"):
+        supermask.change_density(model, 0.5)
+    model = net()
+    supermask.learn(model, 0.5)
+    for density, words in ((0.01, r"none of the weights of 0.weight \(35\), 2.weight"), (1.5, r"\(0, 1\]")):
+        with pytest.raises(ValueError, match=words):
+            supermask.change_density(model, density)
+    supermask.check(model)
+    supermask.change_density(model, 0.2)
+    supermask.check(model)
+    assert supermask.masks_of(model).kept == 7 + 3

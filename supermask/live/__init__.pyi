@@ -31,6 +31,7 @@ from .iterand import redraw as redraw
 from .layers import Layer as Layer
 from .layers import Layers as Layers
 from .learned import Learned as Learned
+from .learning import change_density as change_density
 from .learning import learn as learn
 from .learning import learned_of as learned_of
 from .learning import replace_weights as replace_weights

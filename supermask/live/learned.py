@@ -44,6 +44,11 @@ class Learned(Program):
         # With which effective weights a backward pass fills in what checkpoints have not kept, and which pass that is.
         self.again: tuple[tuple[int, int], list[Tensor]] | None = None
 
+    def ask(self, density: float) -> None:
+        """Ask for another density from now on (see `supermask.change_density`)."""
+        self.layers.ask(density)
+        self.density = density
+
     def install(self) -> None:
         """Put the hooks on; where the rule counts steps, the count goes into the state dict and comes from it."""
         super().install()

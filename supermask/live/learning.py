@@ -205,6 +205,35 @@ def replace_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     program.replace(tensors)
 
 
+def change_density(model: nn.Module, density: float) -> None:
+    """Ask learned masks for another density from the next pass on, as to let it fall in the course of training.
+
+        for step in range(steps):
+            supermask.change_density(model, supermask.choosing.schedules.cubic(step / steps, 0.1))
+
+    Args:
+        model: after `supermask.learn` with a density.
+        density: fraction of the maskable weights to use, in (0, 1].
+
+    Raises:
+        ValueError: a model without learned masks, masks that no density was asked of or that N:M gives theirs, a
+            density outside (0, 1], or one that keeps no weight of a tensor.
+    """
+    program = _learned(model)
+    layers = program.layers
+    if layers.pattern is not None or layers.density is None:
+        raise ValueError(
+            "these masks have no density that could change: expected supermask.learn(model, density), without N:M"
+        )
+    count_kept(density, 1)
+    if program.rule.exact:
+        sizes = {layer.name: layer.size for layer in layers}
+        empty = [f"{name} ({size})" for name, size in sizes.items() if count_kept(density, size) == 0]
+        if empty and layers.allocation == "layerwise":
+            raise ValueError(f"density {density} keeps none of the weights of {', '.join(empty)}: raise it")
+    program.ask(density)
+
+
 def _learned(model: nn.Module) -> Learned:
     program = program_of(model)
     if isinstance(program, Learned):

@@ -127,6 +127,10 @@ class Hook:
     def on_epoch(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
         """After an epoch's last step."""
 
+    def is_choice(self, step: int) -> bool:
+        """Whether the network after so many steps may be the one that validation chooses: not while it is denser."""
+        return True
+
     def done(self) -> bool:
         """Whether to stop before the configured end."""
         return False

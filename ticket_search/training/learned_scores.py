@@ -42,6 +42,10 @@ class MaskWatch(Hook):
         """What the method does before a step."""
         self.own.before_forward(step)
 
+    def is_choice(self, step: int) -> bool:
+        """As the method says."""
+        return self.own.is_choice(step)
+
     def extra_loss(self) -> Tensor | None:
         """The method's penalty."""
         return self.own.extra_loss()
