@@ -344,3 +344,137 @@ def test_a_density_that_cannot_change():
     supermask.change_density(model, 0.2)
     supermask.check(model)
     assert supermask.masks_of(model).kept == 7 + 3
+
+
+# --- Gem-Miner
+
+
+def test_flags_are_for_good_and_the_unflagged_return():
+    model, x = net(), torch.randn(4, 7)
+    supermask.learn(model, program="gem-miner", scaled=False, seed=6)
+    layers = program_of(model).layers
+    p = [layer["p"].detach().clone() for layer in layers]
+    supermask.live.gem_miner.flag_lowest(layers, 20)
+    everything = torch.cat([part.view(-1) for part in p])
+    cut = everything.sort().values[20]
+    for layer, part in zip(layers, p, strict=True):
+        assert torch.equal(layer["alive"], part >= cut)
+    made = effective_of(model, x)
+    for layer, part, weight in zip(layers, p, made, strict=True):
+        kept = (part > 0.5) & layer["alive"]
+        assert torch.equal(weight.detach(), layer.weight * kept)
+        expected = weight.grad * layer.weight.detach() * layer["alive"]
+        assert torch.equal(layer["p"].grad, expected), "0 under a flag, straight through elsewhere"
+        assert bool((layer["p"].grad[layer["alive"] & ~kept] != 0).any()), "what is rounded down still learns"
+    with torch.no_grad():
+        for layer in layers:
+            layer["p"].fill_(2.0)
+    assert supermask.masks_of(model).kept == 30, "a flagged weight stays away whatever its p"
+    assert all(bool((layer["p"] == 1).all()) for layer in layers), "clamped before it is read"
+    supermask.live.gem_miner.flag_lowest(layers, 10)
+    assert supermask.masks_of(model).kept == 20, "exactly so many, of equal ones too"
+    with torch.no_grad():
+        for layer in layers:
+            layer["p"].zero_()
+    assert supermask.masks_of(model).kept == 0
+    supermask.live.gem_miner.return_unflagged(layers)
+    assert supermask.masks_of(model).kept == 20
+    assert supermask.live.gem_miner.unflagged_density(layers) == 20 / 50
+    with pytest.raises(ValueError, match="expected to flag off 0 to 20 weights, as many as are left, got 21"):
+        supermask.live.gem_miner.flag_lowest(layers, 21)
+
+
+def test_half_is_rounded_down():
+    model = net()
+    supermask.learn(model, program="gem-miner")
+    with torch.no_grad():
+        for layer in program_of(model).layers:
+            layer["p"].fill_(0.5)
+    assert supermask.masks_of(model).kept == 0
+
+
+def test_both_densities_are_reported_and_returning_meets_the_one_asked(search, monkeypatch):
+    flagged, flag_lowest = [], supermask.live.gem_miner.flag_lowest
+    monkeypatch.setattr(
+        supermask.live.gem_miner, "flag_lowest", lambda layers, n: (flagged.append(n), flag_lowest(layers, n))
+    )
+    run = search("gem-miner", density=0.7, epochs=7, flag_every=2)
+    size = run.summary["weights"]
+    left = size
+    for count in flagged:
+        assert count == math.ceil((1 - 0.7 ** (1 / 3)) * left)
+        left -= count
+    assert len(flagged) == 3, "after epochs 2, 4 and 6 of 7"
+    assert run.summary["unflagged_density"] == left / size == pytest.approx(0.7, abs=3 / size + 1e-12)
+    assert run.summary["density"] < run.summary["unflagged_density"]
+    assert run.summary["flagged_every"] == 2
+    assert run.summary["min_validation_loss"]["step"] > 60 - 1
+    whole = search("gem-miner", density=0.7, epochs=7, flag_every=2, return_unflagged=True)
+    assert whole.summary["kept"] == left
+    assert whole.summary["best_validation"]["step"] == whole.summary["cost"]["steps"]
+    assert whole.summary["best_validation"]["test_metric"] == whole.summary["test_metric"]
+    with pytest.raises(RequestError, match="--epochs 1: no epoch is left to flag weights off in"):
+        search("gem-miner", density=0.2, epochs=1)
+
+
+def test_the_penalty_goes_by_density_and_is_the_sum_of_squares():
+    config = find_method("gem-miner").Config
+    for density, expected in ((0.0059, 1e-4), (0.0144, 1e-4), (0.0372, 3e-5), (0.5, 1e-8), (0.9, 1e-8)):
+        assert config(density=density).strength == pytest.approx(expected)
+    assert 1e-8 < config(density=0.1).strength < 3e-5
+    assert config(density=0.1, penalty=0.0).strength == 0
+    assert [config(epochs=epochs).every for epochs in (2, 30, 150)] == [1, 1, 5]
+    model = net()
+    supermask.learn(model, program="gem-miner")
+    layers = program_of(model).layers
+    hook = find_method("gem-miner").search.__globals__["Flags"](layers, config(penalty=0.25), 10)
+    by_hand = sum(float(value) ** 2 for layer in layers for value in layer["p"].detach().view(-1))
+    assert hook.extra_loss().item() == pytest.approx(0.25 * by_hand)
+
+
+# --- signed
+
+
+@pytest.mark.parametrize("asked", [{"program": "signed", "density": 0.3}, {"threshold": 0.4}])
+def test_signed_by_hand_and_no_score_is_without_a_gradient(asked):
+    model, x = net(), torch.randn(4, 7)
+    threshold = asked.pop("threshold", None)
+    if threshold is not None:
+        asked = {"program": supermask.live.Signed(threshold, gain=1.5)}
+    supermask.learn(model, **asked, scaled=False, seed=3)
+    made = effective_of(model, x)
+    for layer, weight in zip(program_of(model).layers, made, strict=True):
+        m, w = layer["scores"].detach().numpy(), layer.weight.detach().numpy() * (1.5 if threshold else 1.0)
+        tau = threshold if threshold else np.sort(np.abs(m).ravel())[::-1][count_kept(0.3, m.size)]
+        expected = np.array([[0 if abs(v) <= tau else math.copysign(1, v) for v in row] for row in m])
+        assert {-1, 0, 1} == set(expected.ravel())
+        np.testing.assert_allclose(weight.detach().numpy(), w * expected, rtol=1e-6)
+        np.testing.assert_allclose(layer["scores"].grad.numpy(), weight.grad.numpy() * w, rtol=1e-6)
+        there = weight.grad.numpy() != 0
+        assert np.array_equal(layer["scores"].grad.numpy() != 0, there), "below the threshold too"
+        assert (there & (expected == 0)).any()
+        bound = math.sqrt(6 / sum(m.shape))
+        assert 0.7 * bound < np.abs(m).max() < bound
+
+
+def test_signed_meets_a_density_or_a_threshold_gives_one(search):
+    run = search("signed", density=0.3)
+    assert run.ticket.masks.kept_per_tensor == {n: count_kept(0.3, m.numel()) for n, m in run.ticket.masks.items()}
+    final = run.ticket.states["final"]
+    assert set(final.signs) == set(run.ticket.masks), "flips are stored, a bit each"
+    assert set(final.gains) | set(final.stored) == set(run.ticket.masks)
+    free = search("signed", threshold=0.02)
+    assert 0.3 < free.summary["density"] < 1
+    groups = search("signed", granularity="2:4", exclude="fc2,fc3")
+    assert groups.ticket.density == 0.5
+    refused = {
+        "--granularity goes with a searched threshold": {"granularity": "2:4"},
+        "--density goes with a searched threshold": {"density": 0.3},
+        "--allocation goes with": {"allocation": "global"},
+    }
+    for words, flags in refused.items():
+        with pytest.raises(RequestError) as told:
+            search("signed", threshold=0.1, **flags)
+        assert words in str(told.value)
+    with pytest.raises(ValueError, match="expected a threshold of at least 0"):
+        supermask.live.Signed(-1.0)

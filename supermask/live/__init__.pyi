@@ -2,6 +2,7 @@ from . import adapters as adapters
 from . import bernoulli as bernoulli
 from . import biprop as biprop
 from . import edge_popup as edge_popup
+from . import gem_miner as gem_miner
 from . import held as held
 from . import iterand as iterand
 from . import layers as layers
@@ -12,11 +13,13 @@ from . import noise as noise
 from . import program as program
 from . import recomputation as recomputation
 from . import rule as rule
+from . import signed as signed
 from . import zeroing as zeroing
 from .adapters import masked_adapters as masked_adapters
 from .bernoulli import Bernoulli as Bernoulli
 from .biprop import Biprop as Biprop
 from .edge_popup import EdgePopup as EdgePopup
+from .gem_miner import GemMiner as GemMiner
 from .held import Hold as Hold
 from .held import Model as Model
 from .held import bake as bake
@@ -39,3 +42,4 @@ from .program import Program as Program
 from .program import program_of as program_of
 from .rule import LearnedMask as LearnedMask
 from .rule import straight_through as straight_through
+from .signed import Signed as Signed

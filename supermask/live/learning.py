@@ -14,18 +14,22 @@ from ..weights.inits import WEIGHT_INITS, density_scale, initialize
 from .bernoulli import Bernoulli
 from .biprop import Biprop
 from .edge_popup import EdgePopup
+from .gem_miner import GemMiner
 from .iterand import IteRand
 from .layers import Layers
 from .learned import Learned
 from .program import program_of
 from .rule import LearnedMask
+from .signed import Signed
 
 RANKINGS = ("layerwise", "global")
 RULES: Mapping[str, type[LearnedMask]] = {
     "bernoulli": Bernoulli,
     "biprop": Biprop,
     "edge-popup": EdgePopup,
+    "gem-miner": GemMiner,
     "iterand": IteRand,
+    "signed": Signed,
 }
 
 
@@ -65,8 +69,8 @@ def learn(
         model: any module; no layer is replaced and no name changes.
         density: fraction of the maskable weights to use, in (0, 1]. It follows from N:M, where it need not be given;
             rules that are not exact may do without.
-        program: the rule; a `LearnedMask`, or the name of one that is built in: `bernoulli`, `biprop`, `edge-popup` or
-            `iterand`.
+        program: the rule; a `LearnedMask`, or the name of one that is built in: `bernoulli`, `biprop`, `edge-popup`,
+            `gem-miner`, `iterand` or `signed`.
         granularity: `weight`, or N:M as `2:4`: of every M consecutive inputs of an output those N with the largest |s|.
         weights: the init of the frozen weights (see `draw`), or `keep` for the model's own weights as they are.
         scaled: multiply drawn weights by sqrt(1/density), which keeps a layer's variance under the mask.
