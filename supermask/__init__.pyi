@@ -33,6 +33,8 @@ from .live.held import check as check
 from .live.held import detach as detach
 from .live.held import hold as hold
 from .live.held import masks_of as masks_of
+from .live.iterand import redraw as redraw
+from .live.learning import change_density as change_density
 from .live.learning import learn as learn
 from .live.learning import learned_of as learned_of
 from .live.learning import replace_weights as replace_weights

@@ -23,7 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import supermask
 from supermask.live.held import Hold, program_of
 from supermask.selection.top_k import count_kept
-from ticket_search import Interrupted, RequestError, Run, RunError, resume, search
+from ticket_search import Interrupted, RequestError, Run, RunError, resume, search, train
 from ticket_search.data import sources
 from ticket_search.methods import find_method
 from ticket_search.runs.progress import Progress
@@ -95,6 +95,7 @@ def checks_of(name: str) -> list[Callable[[str, Searches], None]]:
         the_test_data_choose_nothing,
         *([] if traits.dense else [extreme_densities_are_met_or_refused]),
         *([masks_only_shrink_and_rewound_weights_are_the_stored_ones] if traits.nested else []),
+        *([] if traits.trains_weights else [untrained_weights_are_the_same_in_both_states]),
         *([untrained_weights_are_those_of_the_seed] if traits.weights == "frozen" else []),
     ]
 
@@ -201,6 +202,19 @@ def untrained_weights_are_those_of_the_seed(name: str, searches: Searches) -> No
     final = ticket.state_dict("final")
     for n, mask in ticket.masks.items():
         assert torch.equal(final[n], torch.where(mask, weights[n], 0.0))
+
+
+def untrained_weights_are_the_same_in_both_states(name: str, searches: Searches) -> None:
+    """So that what survives can be trained from either: `ticket train RUN`."""
+    run = searches.finished(name)
+    start, final = (run.ticket.state_dict(state) for state in ("start", "final"))
+    assert all(torch.equal(start[n], final[n]) and final[n][mask].any() for n, mask in run.ticket.masks.items())
+    trained = train(run, runs=run.path.parent / "trained", epochs=1, optimizer="adam", lr=1e-3, progress=False)
+    assert trained.ticket.masks == run.ticket.masks
+    for n, mask in trained.ticket.masks.items():
+        weights = trained.ticket.state_dict("final")[n]
+        assert not weights[~mask].any()
+        assert not torch.equal(weights, final[n])
 
 
 def the_ticket_gives_the_accuracy_that_was_reported(name: str, searches: Searches) -> None:

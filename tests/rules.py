@@ -10,7 +10,10 @@ import torch
 
 import supermask
 from supermask import LearnedMask, straight_through
-from supermask.live import EdgePopup
+from supermask.live import Bernoulli as OurBernoulli
+from supermask.live import Biprop as OurBiprop
+from supermask.live import EdgePopup, GemMiner, IteRand
+from supermask.live import Signed as OurSigned
 from supermask.masks.random_numbers import normal, uniform
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
@@ -214,6 +217,12 @@ RULES = {
     "signed": (Signed, {"weights": "kaiming-normal"}),
     "redrawing": (Redrawing, {"density": 0.5}),
     "tasks": (Tasks, {"density": 0.5}),
+    "iterand of ours": (IteRand, {"density": 0.5}),
+    "bernoulli of ours": (OurBernoulli, {"weights": "xavier-normal"}),
+    "gem-miner of ours": (GemMiner, {"scaled": False}),
+    "signed of ours": (OurSigned, {"density": 0.3, "weights": "kaiming-normal"}),
+    "signed by a threshold": (lambda: OurSigned(0.1, 1.2), {}),
+    "biprop of ours": (OurBiprop, {"density": 0.3, "weights": "kaiming-normal"}),
 }
 
 

@@ -1,6 +1,10 @@
 from . import adapters as adapters
+from . import bernoulli as bernoulli
+from . import biprop as biprop
 from . import edge_popup as edge_popup
+from . import gem_miner as gem_miner
 from . import held as held
+from . import iterand as iterand
 from . import layers as layers
 from . import learned as learned
 from . import learning as learning
@@ -9,9 +13,13 @@ from . import noise as noise
 from . import program as program
 from . import recomputation as recomputation
 from . import rule as rule
+from . import signed as signed
 from . import zeroing as zeroing
 from .adapters import masked_adapters as masked_adapters
+from .bernoulli import Bernoulli as Bernoulli
+from .biprop import Biprop as Biprop
 from .edge_popup import EdgePopup as EdgePopup
+from .gem_miner import GemMiner as GemMiner
 from .held import Hold as Hold
 from .held import Model as Model
 from .held import bake as bake
@@ -21,9 +29,12 @@ from .held import detach as detach
 from .held import hold as hold
 from .held import mask_gradients as mask_gradients
 from .held import masks_of as masks_of
+from .iterand import IteRand as IteRand
+from .iterand import redraw as redraw
 from .layers import Layer as Layer
 from .layers import Layers as Layers
 from .learned import Learned as Learned
+from .learning import change_density as change_density
 from .learning import learn as learn
 from .learning import learned_of as learned_of
 from .learning import replace_weights as replace_weights
@@ -31,3 +42,4 @@ from .program import Program as Program
 from .program import program_of as program_of
 from .rule import LearnedMask as LearnedMask
 from .rule import straight_through as straight_through
+from .signed import Signed as Signed

@@ -118,18 +118,10 @@ class Layers(Sequence[Layer]):
     def __init__(
         self, targets: Targets, density: float | None, allocation: str, groups: NM | None, seed: int, counted: bool
     ) -> None:
-        self.density, self.allocation, self.pattern = density, allocation, groups
-        self.total = None if density is None else count_kept(density, targets.size)
-        self._layers: list[Layer] = []
-        for name, target in targets.items():
-            count = None if density is None else count_kept(density, target.size)
-            self._layers.append(Layer(target, count, make_key(seed, f"noise/{name}"), self))
-        self._chooser: Chooser | GroupChooser | None = None
-        if groups is not None:
-            self._chooser = GroupChooser(groups, targets)
-        elif self.total is not None:
-            counts = [layer.count or 0 for layer in self._layers]
-            self._chooser = Chooser(self.total if allocation == "global" else counts)
+        self.allocation, self.pattern = allocation, groups
+        self._layers = [Layer(target, None, make_key(seed, f"noise/{name}"), self) for name, target in targets.items()]
+        self._chooser: Chooser | GroupChooser | None = None if groups is None else GroupChooser(groups, targets)
+        self.ask(density)
         # How many training passes have begun, on the CPU: to know it, nobody waits for an accelerator. Never changed in
         # place: a compiled backward pass computes anew from it what it needs.
         self.passes = torch.zeros((), dtype=torch.int64, device="cpu")
@@ -175,6 +167,20 @@ class Layers(Sequence[Layer]):
         if self._chooser is None:
             raise ValueError("this learned mask keeps as many as a density asks for: learn(model, density, ...)")
         return self._chooser.choose_by([key.detach() for key in keys]) if signed else self._chooser.choose(keys)
+
+    def ask(self, density: float | None) -> None:
+        """Ask for another density from now on; what N:M keeps stays as it is."""
+        self.density = density
+        self.total = None if density is None else count_kept(density, sum(layer.size for layer in self._layers))
+        for layer in self._layers:
+            layer.count = None if density is None else count_kept(density, layer.size)
+        if self.pattern is not None or self.total is None:
+            return
+        counts = self.total if self.allocation == "global" else [layer.count or 0 for layer in self._layers]
+        if isinstance(self._chooser, Chooser):
+            self._chooser.recount(counts)
+        else:
+            self._chooser = Chooser(counts)
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:

@@ -35,12 +35,19 @@ class Learned(Program):
         self.trained = {name: p.requires_grad for name, p in model.named_parameters()}
         self.fingerprint = ""
         self.draws: dict[str, Draw] = {}
+        # The law of each weight that was drawn: of one that has been drawn anew too, whose `draws` is gone.
+        self.laws: dict[str, Draw] = {}
         self.clamps = type(rule).clamp is not LearnedMask.clamp
         self.step_name = _free_name(model, "supermask_step")
         # The training pass that began last, and the one whose outputs a backward pass has reached last.
         self.begun = self.reached = 0
         # With which effective weights a backward pass fills in what checkpoints have not kept, and which pass that is.
         self.again: tuple[tuple[int, int], list[Tensor]] | None = None
+
+    def ask(self, density: float) -> None:
+        """Ask for another density from now on (see `supermask.change_density`)."""
+        self.layers.ask(density)
+        self.density = density
 
     def install(self) -> None:
         """Put the hooks on; where the rule counts steps, the count goes into the state dict and comes from it."""

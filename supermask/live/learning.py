@@ -11,14 +11,26 @@ from ..masks.masks import mismatches
 from ..masks.targets import MASKED_BY_DEFAULT, Targets, find_named, find_targets, literal_globs, unwrap
 from ..selection.top_k import count_kept
 from ..weights.inits import WEIGHT_INITS, density_scale, initialize
+from .bernoulli import Bernoulli
+from .biprop import Biprop
 from .edge_popup import EdgePopup
+from .gem_miner import GemMiner
+from .iterand import IteRand
 from .layers import Layers
 from .learned import Learned
 from .program import program_of
 from .rule import LearnedMask
+from .signed import Signed
 
 RANKINGS = ("layerwise", "global")
-RULES: Mapping[str, type[LearnedMask]] = {"edge-popup": EdgePopup}
+RULES: Mapping[str, type[LearnedMask]] = {
+    "bernoulli": Bernoulli,
+    "biprop": Biprop,
+    "edge-popup": EdgePopup,
+    "gem-miner": GemMiner,
+    "iterand": IteRand,
+    "signed": Signed,
+}
 
 
 def learn(
@@ -57,7 +69,8 @@ def learn(
         model: any module; no layer is replaced and no name changes.
         density: fraction of the maskable weights to use, in (0, 1]. It follows from N:M, where it need not be given;
             rules that are not exact may do without.
-        program: the rule; a `LearnedMask`, or the name of one that is built in: `edge-popup`.
+        program: the rule; a `LearnedMask`, or the name of one that is built in: `bernoulli`, `biprop`, `edge-popup`,
+            `gem-miner`, `iterand` or `signed`.
         granularity: `weight`, or N:M as `2:4`: of every M consecutive inputs of an output those N with the largest |s|.
         weights: the init of the frozen weights (see `draw`), or `keep` for the model's own weights as they are.
         scaled: multiply drawn weights by sqrt(1/density), which keeps a layer's variance under the mask.
@@ -102,6 +115,7 @@ def learn(
             dense = [name for name in _weights_of(model) if name not in targets]
             scale = density_scale(density) if scaled and density is not None else 1.0
             learned.draws = initialize(model, weights, seed, scale, unscaled=literal_globs(dense))
+            learned.laws = {name: draw for name, draw in learned.draws.items() if name in targets}
         if rule.frozen:
             _freeze(model, train_norms)
         learned.start(mask_seed)
@@ -193,6 +207,35 @@ def replace_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError("the weights cannot be replaced: " + "; ".join(problems))
     program.settle()
     program.replace(tensors)
+
+
+def change_density(model: nn.Module, density: float) -> None:
+    """Ask learned masks for another density from the next pass on, as to let it fall in the course of training.
+
+        for step in range(steps):
+            supermask.change_density(model, supermask.choosing.schedules.cubic(step / steps, 0.1))
+
+    Args:
+        model: after `supermask.learn` with a density.
+        density: fraction of the maskable weights to use, in (0, 1].
+
+    Raises:
+        ValueError: a model without learned masks, masks that no density was asked of or that N:M gives theirs, a
+            density outside (0, 1], or one that keeps no weight of a tensor.
+    """
+    program = _learned(model)
+    layers = program.layers
+    if layers.pattern is not None or layers.density is None:
+        raise ValueError(
+            "these masks have no density that could change: expected supermask.learn(model, density), without N:M"
+        )
+    count_kept(density, 1)
+    if program.rule.exact:
+        sizes = {layer.name: layer.size for layer in layers}
+        empty = [f"{name} ({size})" for name, size in sizes.items() if count_kept(density, size) == 0]
+        if empty and layers.allocation == "layerwise":
+            raise ValueError(f"density {density} keeps none of the weights of {', '.join(empty)}: raise it")
+    program.ask(density)
 
 
 def _learned(model: nn.Module) -> Learned:

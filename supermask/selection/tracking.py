@@ -165,6 +165,12 @@ class Chooser:
         self.counts = state["counts"]
         self._start()
 
+    def recount(self, counts: Sequence[int] | int) -> None:
+        """Keep as many from now on; what is remembered of the thresholds goes on, for counts move by little."""
+        self.counts = counts
+        for tracker, k in zip(self.trackers, [counts] if isinstance(counts, int) else counts, strict=True):
+            tracker.k = k
+
     def choose_from_nothing(self, scores: Sequence[Tensor]) -> list[Tensor]:
         """What `choose` is: `top_k` of the absolute values."""
         return self.choose_by([score.detach().abs() for score in scores])

@@ -31,7 +31,8 @@ class Traits:
     dense: the method keeps every weight, whatever density is asked.
     weights: what happens to the weights under the masks. `trained`; `frozen`: drawn once and never changed, so that the
         ticket's start and final states differ in masks and statistics only; `redrawn`: never trained, but the search
-        draws dropped ones anew.
+        draws dropped ones anew; `computed`: never trained, and the network runs on what a rule makes of them, as their
+        signs times a gain. Of all that are not trained the ticket's two states have the same weights.
     changes_masks: the masks change in the course of the training that gives the ticket its weights, so that no control
         can be trained as the ticket was.
     """
@@ -39,7 +40,7 @@ class Traits:
     exact_density: bool = True
     nested: bool = False
     dense: bool = False
-    weights: Literal["trained", "frozen", "redrawn"] = "trained"
+    weights: Literal["trained", "frozen", "redrawn", "computed"] = "trained"
     changes_masks: bool = False
 
     @property
@@ -125,6 +126,10 @@ class Hook:
 
     def on_epoch(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
         """After an epoch's last step."""
+
+    def is_choice(self, step: int) -> bool:
+        """Whether the network after so many steps may be the one that validation chooses: not while it is denser."""
+        return True
 
     def done(self) -> bool:
         """Whether to stop before the configured end."""

@@ -40,6 +40,8 @@ def conclude(
     level: int | None = None,
     scalars: Mapping[str, float] | None = None,
     exact: bool = False,
+    final: Mapping[str, Tensor] | None = None,
+    gains: Mapping[str, float] | None = None,
     **meta: Any,
 ) -> dict[str, Any]:
     """The end of a training: its ticket saved and measured, its numbers logged. What a stage of a run returns.
@@ -54,11 +56,14 @@ def conclude(
         level: of a search with several trainings.
         scalars: to be logged beside the metric on the test split; if not given, the densities.
         exact: leave the weights as they are, whatever type was asked for: the search goes on from them.
+        final: the state dict at the end; if not given, the model's own.
+        gains: factors of drawn tensors (see `supermask.make_state`).
         meta: more for the ticket to record.
     """
     at = {} if level is None else {"level": level}
     drawn = run.setup.draws if draws is None else draws
-    ticket = make_ticket(run, masks, start, state_of(model), drawn, exact, **at, **meta)
+    end = state_of(model) if final is None else final
+    ticket = make_ticket(run, masks, start, end, drawn, exact, gains, **at, **meta)
     if level is None:
         run.save_ticket(ticket)
     else:
@@ -136,6 +141,7 @@ def make_ticket(
     final: Mapping[str, Tensor],
     draws: Mapping[str, Draw],
     exact: bool = False,
+    gains: Mapping[str, float] | None = None,
     **meta: Any,
 ) -> Ticket:
     """Build a ticket and measure it: both states, as read back from the ticket's own bytes, in fp32 on the test split.
@@ -147,13 +153,14 @@ def make_ticket(
         final: the state dict at the end.
         draws: how tensors of `start` were drawn.
         exact: do not round the weights to the configured type.
+        gains: factors of drawn tensors.
         meta: more to record.
     """
     masks = masks.to("cpu")
     data, config = run.setup.data, run.config
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}["fp32" if exact else config.dtype]
     states = {
-        state: supermask.make_state(tensors, masks, draws, dtype=dtype)
+        state: supermask.make_state(tensors, masks, draws, gains, dtype)
         for state, tensors in (("start", start), ("final", final))
     }
     recorded = to_plain(config)

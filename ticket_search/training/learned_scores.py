@@ -1,31 +1,58 @@
-"""What the methods share that train scores over frozen weights."""
+"""What the methods share that learn masks over weights that do not train."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import supermask
 from supermask import LearnedMask, Masks, Ticket
 from supermask.live.held import program_of
 from supermask.live.learned import Learned
+from supermask.weights.fitting import state_of
 
 from ..contract.errors import RunError
 from ..contract.flags import Config
 from ..contract.method import Hook
 from ..runs.run import Run
 from ..runs.tensorboard import densities
-from .conclude import train_once
+from .conclude import conclude
+from .loop import train_network
 
 
 class MaskWatch(Hook):
-    """Hook that logs densities, churn and scores once an epoch, and refuses a network that its masks have cut."""
+    """Hook that logs densities, churn and scores once an epoch, and refuses a network that its masks have cut.
 
-    def __init__(self, run: Run, model: nn.Module) -> None:
-        self.run = run
+    What a method does in each step besides is a hook of its own, which comes first.
+    """
+
+    def __init__(self, run: Run, model: nn.Module, own: Hook | None = None) -> None:
+        self.run, self.own = run, own or Hook()
         self.masks = supermask.masks_of(model)
+
+    def groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Those of the method."""
+        return self.own.groups(model)
+
+    def before_forward(self, step: int) -> None:
+        """What the method does before a step."""
+        self.own.before_forward(step)
+
+    def is_choice(self, step: int) -> bool:
+        """As the method says."""
+        return self.own.is_choice(step)
+
+    def extra_loss(self) -> Tensor | None:
+        """The method's penalty."""
+        return self.own.extra_loss()
+
+    def on_step(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
+        """What the method does after a step."""
+        self.own.on_step(step, model, optimizer)
 
     def on_epoch(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
         """Log densities, the share of mask entries that changed, and the scores.
@@ -33,33 +60,45 @@ class MaskWatch(Hook):
         Raises:
             RunError: a tensor keeps none of its weights.
         """
+        self.own.on_epoch(step, model, optimizer)
         try:
             supermask.check(model)
         except ValueError as error:
             raise RunError(f"{error} (at step {step})") from None
-        program = program_of(model)
-        assert isinstance(program, Learned)
+        program = learned_program(model)
         masks = program.masks()
         self.run.log(step, {"mask/changed": masks.changed(self.masks), **densities(masks)})
         self.run.log_histograms(step, {f"scores/{name}": program.score(name) for name in masks})
         self.masks = masks
 
     def state_dict(self) -> dict[str, Any]:
-        """The masks of the last epoch."""
-        return {"masks": dict(self.masks)}
+        """The masks of the last epoch, and the method's state where it has one."""
+        own = self.own.state_dict()
+        return {"masks": dict(self.masks), **({"own": own} if own else {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The masks of the last epoch before a stop."""
         self.masks = Masks(state["masks"])
+        self.own.load_state_dict(state.get("own", {}))
 
 
-def learn_scores(model: nn.Module, config: Config, rule: LearnedMask | None = None) -> None:
+def learned_program(model: nn.Module) -> Learned:
+    """The learned masks of a model that `learn_scores` has prepared."""
+    program = program_of(model)
+    assert isinstance(program, Learned)
+    return program
+
+
+def learn_scores(
+    model: nn.Module, config: Config, rule: LearnedMask | None = None, density: float | None = None
+) -> None:
     """Prepare a model for a method of learned scores: `supermask.learn` with the configured flags.
 
     Args:
         model: the model, changed in place.
         config: of the method; of `granularity`, `scaled`, `allocation` and `train_norms` what it has.
         rule: how scores become masks; edge-popup's if not given.
+        density: for rules that are not exact; if not given the configured one.
     """
     flags: dict[str, Any] = {
         "granularity": "weight",
@@ -70,7 +109,7 @@ def learn_scores(model: nn.Module, config: Config, rule: LearnedMask | None = No
     flags |= config.model_dump()
     supermask.learn(
         model,
-        config.density,
+        (config.density if density is None else density) if rule is None or rule.exact else density,
         program=rule,
         granularity=flags["granularity"],
         weights=config.init,
@@ -84,17 +123,61 @@ def learn_scores(model: nn.Module, config: Config, rule: LearnedMask | None = No
     )
 
 
-def train_scores(model: nn.Module, run: Run) -> Ticket:
-    """Train the scores of a model that `supermask.learn` has prepared; its weights stay frozen, which is checked."""
-    program = program_of(model)
-    assert isinstance(program, Learned)
-    # The densities are logged with the last epoch.
-    return train_once(
-        model,
-        run,
-        hook=MaskWatch(run, model),
-        draws=program.draws,
-        scalars={},
-        row={"frozen_fingerprint": program.fingerprint},
-        frozen_fingerprint=program.fingerprint,
-    )
+def train_scores(
+    model: nn.Module,
+    run: Run,
+    hook: Hook | None = None,
+    measure: Callable[[], dict[str, Any]] | None = None,
+) -> Ticket:
+    """Train the scores of a model that `supermask.learn` has prepared; its weights do not train, which is checked.
+
+    The ticket's final state is what an evaluation sees. Its start has the same weights, with the statistics and norms
+    of the beginning: those that the masks were learned for, where the search has drawn weights anew or a rule makes
+    others of them.
+
+    Args:
+        model: after `learn_scores`.
+        run: of which this is the only training.
+        hook: what the method does in each step.
+        measure: called when the training is done, for more to report.
+    """
+    program = learned_program(model)
+    draws, start = dict(program.draws), state_of(model)
+
+    def work() -> dict[str, Any]:
+        trained = train_network(model, run, hook=MaskWatch(run, model, hook))
+        supermask.check(model)
+        masks = supermask.masks_of(model)
+        final = state_of(supermask.bake(model))
+        row = {**(measure() if measure else {}), "frozen_fingerprint": program.fingerprint}
+        found = conclude(
+            run,
+            model,
+            masks,
+            {**start, **{name: final[name] for name in masks}},
+            trained,
+            draws=draws,
+            scalars={},  # the densities are logged with the last epoch
+            final=final,
+            gains=_gains(final, program.weights(), masks),
+            frozen_fingerprint=program.fingerprint,
+        )
+        return {**found, "row": {**found["row"], **row}}
+
+    run.rows.append(run.stage("training", work)["row"])
+    return run.ticket
+
+
+def _gains(final: Mapping[str, Tensor], frozen: Mapping[str, Tensor], masks: Masks) -> dict[str, float]:
+    """For each tensor the factor that makes its kept weights of the frozen ones, where there is one but for signs."""
+    gains: dict[str, float] = {}
+    for name, mask in masks.items():
+        made, weight = final[name][mask].abs(), frozen[name][mask].abs()
+        if made.numel() == 0 or made.dtype != torch.float32 or torch.equal(made, weight) or not bool(weight[0]):
+            continue
+        ratio = made[0] / weight[0]
+        # The quotient is rounded: of the numbers beside it one may give the products.
+        near = [ratio, *(torch.nextafter(ratio, torch.full_like(ratio, end)) for end in (0.0, torch.inf))]
+        found = [float(gain) for gain in near if torch.equal(weight * gain, made)]
+        gains |= {name: found[0]} if found else {}
+    return gains

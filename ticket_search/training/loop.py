@@ -222,8 +222,9 @@ class _Loop:
         }
         self.run.log(self.step - self.start, values)
         self.run.progress.numbers(values)
-        self._remember("min_validation_loss", validation, -validation.loss)
-        self._remember("best_validation", validation, metric.merit(validation.value))
+        if self.hook.is_choice(self.step):
+            self._remember("min_validation_loss", validation, -validation.loss)
+            self._remember("best_validation", validation, metric.merit(validation.value))
         self.final = validation
         self.logged_step, self.logged_seconds = self.step, self.seconds
 
