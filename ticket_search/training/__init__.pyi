@@ -1,4 +1,5 @@
 from . import at_init as at_init
+from . import by_inputs as by_inputs
 from . import conclude as conclude
 from . import evaluation as evaluation
 from . import flops as flops
