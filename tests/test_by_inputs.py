@@ -53,7 +53,33 @@ def slow_wanda(weight, x, kept, groups=None):
     return mask, weight * mask
 
 
-SLOW = {"wanda": slow_wanda}
+def slow_sparsegpt(weight, x, kept, groups=None, block=128, damping=0.01):
+    """Column by column, with an inverse taken anew for what is left: what the Cholesky factor is short for."""
+    weight, (rows, columns) = weight.clone(), weight.shape
+    hessian = 2 * sum(torch.outer(row, row) for row in x)
+    hessian += damping * hessian.diagonal().mean() * torch.eye(columns, dtype=x.dtype)
+    mask = torch.zeros(rows, columns, dtype=torch.bool)
+    step = groups[1] if groups else block
+    for j in range(columns):
+        inverse = torch.linalg.inv(hessian[j:, j:])
+        if j % step == 0:
+            last = min(j + step, columns)
+            # The weights of a block are compared before any of them is corrected for another, by the costs that each
+            # will have when its turn comes.
+            costs = torch.stack(
+                [weight[:, k] ** 2 / torch.linalg.inv(hessian[k:, k:])[0, 0] for k in range(j, last)], 1
+            )
+            for o in range(rows):
+                here = groups[0] if groups else (2 * kept * last + columns) // (2 * columns) - int(mask[o].sum())
+                best = sorted(range(last - j), key=lambda k: -float(costs[o, k]))[:here]
+                mask[o, [j + k for k in best]] = True
+        for o in range(rows):
+            if not mask[o, j]:
+                weight[o, j:] -= weight[o, j] / inverse[0, 0] * inverse[0]
+    return mask, weight * mask
+
+
+SLOW = {"wanda": slow_wanda, "sparsegpt": slow_sparsegpt}
 
 
 def test_every_score_is_compared_with_a_slow_one():
@@ -87,6 +113,86 @@ def test_every_row_keeps_what_the_density_asks(score, density):
         assert masks[name].sum(1).unique().tolist() == [count_kept(density, columns)]
     by_layer = supermask.prune(model, {"0": 0.25, "output": 1.0}, score, batches=samples(300))
     assert by_layer["0.weight"].sum(1).unique().tolist() == [75] and by_layer["2.weight"].all()
+
+
+@pytest.mark.parametrize("block", [5, 8, 128])
+@pytest.mark.parametrize("granularity", ["weight", "2:4", "5:8"])
+def test_kept_weights_are_corrected_in_place(granularity, block):
+    model, batches = perceptron(24, 16, 5), samples(24, 6)
+    groups = None if granularity == "weight" else tuple(map(int, granularity.split(":")))
+    density = 0.3 if groups is None else groups[0] / groups[1]
+    twin = copy.deepcopy(model)
+    masks = supermask.prune_and_correct(model, density, granularity, batches=batches, block=block)
+    x = torch.cat(batches)
+    for layer in (0, 2):
+        weight = twin[layer].weight.detach()
+        mask, expected = slow_sparsegpt(weight, x, count_kept(density, weight.shape[1]), groups, block)
+        assert torch.equal(masks[f"{layer}.weight"], mask)
+        torch.testing.assert_close(model[layer].weight.detach(), expected)
+        assert not model[layer].weight.detach()[~mask].any() and not torch.equal(expected, weight * mask)
+        x = torch.tanh(x @ model[layer].weight.detach().T + model[layer].bias.detach())
+    supermask.hold(model, masks)
+    supermask.check(model)
+
+
+def planted(seed: int):
+    """A layer, and correlated inputs some of which are large: there small weights count."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(32, 32, generator=generator, dtype=torch.float64) / 8 + torch.eye(32, dtype=torch.float64)
+    x = torch.randn(400, 32, generator=generator, dtype=torch.float64) @ mix
+    x[:, torch.randperm(32, generator=generator)[:4]] *= 10
+    layer = nn.Linear(32, 24, bias=False).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(24, 32, generator=generator))
+    return layer, x
+
+
+@pytest.mark.parametrize("granularity", ["weight", "2:4"])
+def test_with_outliers_among_the_inputs_the_outputs_change_less(granularity):
+    for seed in range(20):
+        layer, x = planted(seed)
+        errors = []
+        for score in ("sparsegpt", "wanda", "magnitude"):
+            pruned = copy.deepcopy(layer)
+            if score == "sparsegpt":
+                supermask.prune_and_correct(pruned, 0.5, granularity, batches=[x])
+            else:
+                masks = supermask.prune(layer, 0.5, score, granularity=granularity, batches=[x])
+                with torch.no_grad():
+                    pruned.weight.mul_(masks["weight"])
+            errors.append(float((pruned(x) - layer(x)).detach().square().mean()))
+        assert errors[0] < errors[1] < errors[2], seed
+
+
+def test_inputs_that_are_always_0_are_dropped_first():
+    x = torch.cat(samples())
+    x[:, [2, 7, 8]] = 0
+    model = nn.Linear(12, 6).double()
+    masks = supermask.prune_and_correct(model, 0.5, batches=[x])
+    assert not masks["weight"][:, [2, 7, 8]].any()
+    dead = nn.Linear(12, 6).double()
+    supermask.prune_and_correct(dead, 0.5, batches=[torch.zeros_like(x)])
+    assert not dead.weight.any()
+
+
+def test_low_precision_is_computed_in_single():
+    layer, x = planted(0)
+    low = copy.deepcopy(layer).bfloat16()
+    layer.load_state_dict(low.state_dict())
+    masks = supermask.prune_and_correct(low, 0.5, batches=[x.bfloat16()])
+    other = supermask.prune_and_correct(layer.float(), 0.5, batches=[x.bfloat16().float()])
+    assert masks == other and torch.equal(low.weight, layer.weight.bfloat16())
+
+
+def test_a_hessian_without_an_inverse_is_told():
+    x = torch.ones(3, 12) * 1e4
+    with pytest.raises(ValueError, match=r"the Hessian of 12 columns has no inverse in torch.float32: expected more"):
+        supermask.prune_and_correct(nn.Linear(12, 3), 0.5, batches=[x], damping=1e-12)
+
+
+def test_a_damping_or_a_block_that_is_none():
+    with pytest.raises(ValueError, match="damping and block above 0, got damping=0, block=-1"):
+        supermask.prune_and_correct(perceptron(), 0.5, batches=samples(), damping=0, block=-1)
 
 
 # --- any layer that multiplies inputs by weights

@@ -9,4 +9,5 @@ from . import pruning as pruning
 from . import remarks as remarks
 from . import schedules as schedules
 from . import scores as scores
+from . import sparsegpt as sparsegpt
 from . import wanda as wanda

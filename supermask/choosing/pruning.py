@@ -20,10 +20,11 @@ from .gradients import Evidence, Loss, Replay, undisturbed
 from .granularity import NM, Channel, Filter, Granularity, Units, find_granularity
 from .schedules import Schedule, densities_over
 from .scores import ROUNDS, Score, find_score
+from .sparsegpt import SPARSEGPT
 from .wanda import WANDA
 
 # Scores that look at what each layer is given.
-BY_INPUTS: Mapping[str, Rule] = {WANDA.name: WANDA}
+BY_INPUTS: Mapping[str, Rule] = {WANDA.name: WANDA, SPARSEGPT.name: SPARSEGPT}
 _MISFITS = "the previous masks do not fit the targets"
 
 
@@ -59,8 +60,9 @@ def prune(
         density: fraction of the maskable units to keep, in (0, 1], met to the unit, ties included. Or densities by
             glob, kind of layer or `output` (see `by_glob`), which are an allocation themselves.
         score: `magnitude`, `l2`, `random`, `snip`, `grasp`, `synflow`, `taylor`, `movement`, `bn-scale`, or a function
-            `(model, targets, evidence) -> {name: tensor}`, higher is kept. `wanda` ranks the weights of each output
-            by themselves, layer after layer (see `by_inputs`). A tensor whose scores are all infinite
+            `(model, targets, evidence) -> {name: tensor}`, higher is kept. `wanda` and `sparsegpt` rank the weights of
+            each output by themselves, layer after layer (see `by_inputs`); the weights that SparseGPT corrects are
+            those of `prune_and_correct`. A tensor whose scores are all infinite
             stays dense, as one without a batch norm behind it under `bn-scale`: it gets no mask and counts in no
             density.
         allocation: `global` (all units ranked together; the default), `layerwise` (the same density in each tensor; the
@@ -76,7 +78,7 @@ def prune(
         floor: the fraction of its units that every tensor keeps at least, and at least one; with 0 a tensor may lose
             all of its units.
         batches: for scores that look at gradients: any iterable of (inputs, targets); one is in memory at a time, but
-            for several rounds an iterator is read into a list. For `wanda` targets may be missing.
+            for several rounds an iterator is read into a list. For `wanda` and `sparsegpt` targets may be missing.
         loss: `loss(outputs, targets)` for them, cross-entropy if not given.
         example_input: what the model takes: for `synflow`, `bn-scale` and coupled filters.
         rounds: score and drop again and again, down to the density: their number or the density of each. 100 for
