@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from supermask import selection
+from supermask import live, selection
 
 from .. import training
 from ..contract.errors import RequestError
@@ -44,6 +44,11 @@ class Config(ShapedConfig):
     allocation: Literal["layerwise", "global"] = Field(
         "layerwise", description="rank the scores of each layer by themselves, or those of all layers together"
     )
+    scores: Literal["random", "magnitude"] = Field(
+        "random",
+        description="what the scores begin as: seeded noise, or the magnitudes of the weights, as of trained ones that "
+        "--init keep leaves",
+    )
     train_norms: bool = Field(False, description="train the scale and shift of normalization layers too")
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
@@ -51,6 +56,8 @@ class Config(ShapedConfig):
         found = super().problems(given)
         if self.init == "keep" and "scaled" in given:
             found.append("--scaled goes with weights that are drawn, not with --init keep")
+        if self.scores == "magnitude" and self.init in ("signed-constant", "unsigned-constant"):
+            found.append(f"--scores magnitude ranks the weights, and --init {self.init} gives all of a tensor the same")
         if self.granularity != "weight" and self.group_density is None:
             found.append(f"--granularity {self.granularity}: expected weight, or N:M with N below M, as 2:4")
         return found
@@ -83,5 +90,8 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
 
 def search(model: nn.Module, run: Run) -> Ticket:
     """Learn which of the frozen weights of `model` to use."""
-    training.learned_scores.learn_scores(model, run.config)
+    config = run.config
+    assert isinstance(config, Config)
+    rule = live.EdgePopup(config.scores)
+    training.learned_scores.learn_scores(model, run.config, rule)
     return training.learned_scores.train_scores(model, run)
