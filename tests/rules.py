@@ -11,6 +11,7 @@ import torch
 import supermask
 from supermask import LearnedMask, straight_through
 from supermask.live import EdgePopup
+from supermask.live.gates import Categorical, GumbelSigmoid, HardConcrete
 from supermask.masks.random_numbers import normal, uniform
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
@@ -213,6 +214,10 @@ RULES = {
     "clamped": (Clamped, {"scaled": False}),
     "signed": (Signed, {"weights": "kaiming-normal"}),
     "redrawing": (Redrawing, {"density": 0.5}),
+    "hard-concrete": (HardConcrete, {"density": 0.5, "weights": "keep"}),
+    "gumbel-sigmoid": (GumbelSigmoid, {"density": 0.4, "weights": "keep"}),
+    "gumbel-sigmoid, 2:4": (GumbelSigmoid, {"granularity": "2:4", "weights": "keep"}),
+    "categorical, 2:4": (Categorical, {"granularity": "2:4", "weights": "keep"}),
     "tasks": (Tasks, {"density": 0.5}),
 }
 

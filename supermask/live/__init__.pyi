@@ -1,5 +1,6 @@
 from . import adapters as adapters
 from . import edge_popup as edge_popup
+from . import gates as gates
 from . import held as held
 from . import layers as layers
 from . import learned as learned

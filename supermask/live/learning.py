@@ -12,13 +12,14 @@ from ..masks.targets import MASKED_BY_DEFAULT, Targets, find_named, find_targets
 from ..selection.top_k import count_kept
 from ..weights.inits import WEIGHT_INITS, density_scale, initialize
 from .edge_popup import EdgePopup
+from .gates import GATES
 from .layers import Layers
 from .learned import Learned
 from .program import program_of
 from .rule import LearnedMask
 
 RANKINGS = ("layerwise", "global")
-RULES: Mapping[str, type[LearnedMask]] = {"edge-popup": EdgePopup}
+RULES: Mapping[str, type[LearnedMask]] = {"edge-popup": EdgePopup, **GATES}
 
 
 def learn(
@@ -57,7 +58,8 @@ def learn(
         model: any module; no layer is replaced and no name changes.
         density: fraction of the maskable weights to use, in (0, 1]. It follows from N:M, where it need not be given;
             rules that are not exact may do without.
-        program: the rule; a `LearnedMask`, or the name of one that is built in: `edge-popup`.
+        program: the rule; a `LearnedMask`, or the name of one that is built in: `edge-popup`,
+            `hard-concrete`, `gumbel-sigmoid`, `categorical` (see `gates`).
         granularity: `weight`, or N:M as `2:4`: of every M consecutive inputs of an output those N with the largest |s|.
         weights: the init of the frozen weights (see `draw`), or `keep` for the model's own weights as they are.
         scaled: multiply drawn weights by sqrt(1/density), which keeps a layer's variance under the mask.
