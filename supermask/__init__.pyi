@@ -27,6 +27,7 @@ from .choosing.pruning import prune as prune
 from .choosing.remarks import remarks as remarks
 from .choosing.schedules import densities_over as densities_over
 from .choosing.scores import Movement as Movement
+from .choosing.sparsegpt import prune_and_correct as prune_and_correct
 from .live.adapters import masked_adapters as masked_adapters
 from .live.held import bake as bake
 from .live.held import check as check

@@ -14,6 +14,7 @@ from supermask.live import Bernoulli as OurBernoulli
 from supermask.live import Biprop as OurBiprop
 from supermask.live import EdgePopup, GemMiner, IteRand
 from supermask.live import Signed as OurSigned
+from supermask.live.gates import Categorical, GumbelSigmoid, HardConcrete
 from supermask.masks.random_numbers import normal, uniform
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
@@ -216,6 +217,10 @@ RULES = {
     "clamped": (Clamped, {"scaled": False}),
     "signed": (Signed, {"weights": "kaiming-normal"}),
     "redrawing": (Redrawing, {"density": 0.5}),
+    "hard-concrete": (HardConcrete, {"density": 0.5, "weights": "keep"}),
+    "gumbel-sigmoid": (GumbelSigmoid, {"density": 0.4, "weights": "keep"}),
+    "gumbel-sigmoid, 2:4": (GumbelSigmoid, {"granularity": "2:4", "weights": "keep"}),
+    "categorical, 2:4": (Categorical, {"granularity": "2:4", "weights": "keep"}),
     "tasks": (Tasks, {"density": 0.5}),
     "iterand of ours": (IteRand, {"density": 0.5}),
     "bernoulli of ours": (OurBernoulli, {"weights": "xavier-normal"}),

@@ -279,3 +279,18 @@ def test_networks_of_torchvision_unmodified(name, ranking):
         assert masks.kept_per_tensor == {n: count_kept(0.5, t.size) for n, t in targets.items()}
     else:
         assert masks.kept == count_kept(0.5, targets.size)
+
+
+def test_scores_that_begin_as_magnitudes_choose_what_magnitude_pruning_keeps():
+    for asked in ({"density": 0.3}, {"density": 0.3, "allocation": "global"}, {"density": 0.5, "granularity": "2:4"}):
+        model = torch.nn.Sequential(torch.nn.Linear(12, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+        expected = supermask.prune(model, **{"allocation": "layerwise", **asked})
+        supermask.learn(model, program=supermask.live.EdgePopup("magnitude"), weights="keep", **asked)
+        assert supermask.masks_of(model) == expected
+    from ticket_search.methods.edge_popup import Config
+
+    (problem,) = Config(scores="magnitude").problems()
+    assert problem.startswith("--scores magnitude ranks the weights, and --init signed-constant gives all")
+    assert Config(scores="magnitude", init="keep").problems() == []
+    with pytest.raises(ValueError, match="scores begin as random or magnitude, got scores='zeros'"):
+        supermask.live.EdgePopup("zeros")

@@ -1,4 +1,5 @@
 from . import allocation as allocation
+from . import calibration as calibration
 from . import channels as channels
 from . import coupling as coupling
 from . import gradients as gradients
@@ -8,3 +9,5 @@ from . import pruning as pruning
 from . import remarks as remarks
 from . import schedules as schedules
 from . import scores as scores
+from . import sparsegpt as sparsegpt
+from . import wanda as wanda

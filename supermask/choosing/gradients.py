@@ -87,7 +87,7 @@ def gradients(
     found = False
     for batch in batches:
         found = True
-        samples, value = _loss_of(model, _to(batch, next(iter(parameters.values())).device), loss)
+        samples, value = _loss_of(model, move_to(batch, next(iter(parameters.values())).device), loss)
         if not value.requires_grad:
             raise ValueError("the loss of a batch depends on no weight: expected one that can be differentiated")
         grads = torch.autograd.grad(
@@ -237,14 +237,15 @@ def _loss_of(model: nn.Module, batch: Any, loss: Loss | None) -> tuple[int, Tens
     return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim()), 1), value.reshape(())
 
 
-def _to(batch: Any, device: torch.device) -> Any:
+def move_to(batch: Any, device: torch.device) -> Any:
+    """A batch of any form with its tensors on a device."""
     if isinstance(batch, Tensor):
         return batch.to(device)
     if isinstance(batch, Batch):
-        return Batch(_to(batch.inputs, device), _to(batch.targets, device))
+        return Batch(move_to(batch.inputs, device), move_to(batch.targets, device))
     if isinstance(batch, Mapping):
-        return {key: _to(part, device) for key, part in batch.items()}
-    return type(batch)(_to(part, device) for part in batch) if type(batch) in (tuple, list) else batch
+        return {key: move_to(part, device) for key, part in batch.items()}
+    return type(batch)(move_to(part, device) for part in batch) if type(batch) in (tuple, list) else batch
 
 
 def _form(value: Any) -> str:

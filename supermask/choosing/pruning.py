@@ -14,12 +14,17 @@ from ..masks.targets import LeftOut, Targets, find_targets, learned_names, liter
 from ..selection.top_k import count_kept
 from ..weights.fitting import merge_tied
 from .allocation import Allocation, by_glob, find_allocation, with_floor
+from .calibration import Rule, prune_in_order, put_back
 from .coupling import Coupled, couple
 from .gradients import Evidence, Loss, Replay, undisturbed
 from .granularity import NM, Channel, Filter, Granularity, Units, find_granularity
 from .schedules import Schedule, densities_over
 from .scores import ROUNDS, Score, find_score
+from .sparsegpt import SPARSEGPT
+from .wanda import WANDA
 
+# Scores that look at what each layer is given.
+BY_INPUTS: Mapping[str, Rule] = {WANDA.name: WANDA, SPARSEGPT.name: SPARSEGPT}
 _MISFITS = "the previous masks do not fit the targets"
 
 
@@ -55,7 +60,9 @@ def prune(
         density: fraction of the maskable units to keep, in (0, 1], met to the unit, ties included. Or densities by
             glob, kind of layer or `output` (see `by_glob`), which are an allocation themselves.
         score: `magnitude`, `l2`, `random`, `snip`, `grasp`, `synflow`, `taylor`, `movement`, `bn-scale`, or a function
-            `(model, targets, evidence) -> {name: tensor}`, higher is kept. A tensor whose scores are all infinite
+            `(model, targets, evidence) -> {name: tensor}`, higher is kept. `wanda` and `sparsegpt` rank the weights of
+            each output by themselves, layer after layer (see `by_inputs`); the weights that SparseGPT corrects are
+            those of `prune_and_correct`. A tensor whose scores are all infinite
             stays dense, as one without a batch norm behind it under `bn-scale`: it gets no mask and counts in no
             density.
         allocation: `global` (all units ranked together; the default), `layerwise` (the same density in each tensor; the
@@ -71,7 +78,7 @@ def prune(
         floor: the fraction of its units that every tensor keeps at least, and at least one; with 0 a tensor may lose
             all of its units.
         batches: for scores that look at gradients: any iterable of (inputs, targets); one is in memory at a time, but
-            for several rounds an iterator is read into a list.
+            for several rounds an iterator is read into a list. For `wanda` and `sparsegpt` targets may be missing.
         loss: `loss(outputs, targets)` for them, cross-entropy if not given.
         example_input: what the model takes: for `synflow`, `bn-scale` and coupled filters.
         rounds: score and drop again and again, down to the density: their number or the density of each. 100 for
@@ -87,6 +94,11 @@ def prune(
     model = unwrap(model)
     if learned_names(model):
         raise ValueError("the model's masks are being learned: supermask.bake(model) first")
+    if isinstance(score, str) and score in BY_INPUTS:
+        asked = {"allocation": allocation, "previous": previous, "floor": floor or None, "rounds": rounds}
+        return by_inputs(
+            model, density, score, granularity, batches=batches, include=include, exclude=exclude, seed=seed, **asked
+        )
     _check_density(density, floor, allocation)
     if previous is not None:
         previous = merge_tied(previous if isinstance(previous, Masks) else Masks(previous), model)
@@ -111,6 +123,36 @@ def prune(
         masks = _choose(scores, targets, shape, allocate, goal, masks, last=left == 0)
     assert masks is not None
     return masks
+
+
+def by_inputs(
+    model: nn.Module,
+    density: float | Mapping[str, float],
+    score: str,
+    granularity: str | Granularity = "weight",
+    *,
+    batches: Iterable[Any] | None,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    seed: int = 0,
+    **others: Any,
+) -> Masks:
+    """`prune` by a score that looks at inputs; see `calibration.prune_in_order`.
+
+    Layer after layer: each is scored by the inputs that it has once those before it are pruned, and each output keeps
+    the same number of its weights, or N of every M. Afterwards the model is as it was.
+
+    Raises:
+        ValueError: what `prune_in_order` refuses, or others of the arguments of `prune` that go with no such score.
+    """
+    if given := [name for name, value in others.items() if value is not None]:
+        raise ValueError(
+            f"'{score}' prunes once and keeps the same number of every output's weights: leave {', '.join(given)} out"
+        )
+    with put_back(find_targets(model, include, exclude)):
+        return prune_in_order(
+            model, density, BY_INPUTS[score], granularity, batches=batches, include=include, exclude=exclude, seed=seed
+        )
 
 
 def allocation_for(shape: Granularity, allocation: str | Allocation | None, floor: float = 0.0) -> Allocation:

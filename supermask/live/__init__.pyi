@@ -2,6 +2,7 @@ from . import adapters as adapters
 from . import bernoulli as bernoulli
 from . import biprop as biprop
 from . import edge_popup as edge_popup
+from . import gates as gates
 from . import gem_miner as gem_miner
 from . import held as held
 from . import iterand as iterand

@@ -7,8 +7,8 @@ choice: ds = dL/dW_effective * w * sign(s).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,8 +21,30 @@ from .zeroing import masked
 class EdgePopup(LearnedMask):
     """Each layer's `scores`, in the weight's shape: the largest |s| are kept, as many as the density asks.
 
+    The scores begin at random (see `draw_scores`), or as the magnitudes of the weights: the first mask is then that of
+    magnitude pruning, which is made for weights that are trained already (Zhang et al., Lottery Jackpots Exist in
+    Pre-trained Models, 2021).
+
     Where a subclass lets the weights train, the gradient of those that are kept is dL/dW_effective.
     """
+
+    scores: str = "random"
+
+    def __init__(self, scores: Literal["random", "magnitude"] = "random") -> None:
+        """Take what the scores begin as.
+
+        Raises:
+            ValueError: neither `random` nor `magnitude`.
+        """
+        if scores not in ("random", "magnitude"):
+            raise ValueError(f"scores begin as random or magnitude, got scores={scores!r}")
+        self.scores = scores
+
+    def start(self, layers: Layers, seed: int) -> Sequence[Mapping[str, Tensor]]:
+        """`scores` in the weight's shape."""
+        if self.scores == "magnitude":
+            return [{"scores": layer.weight.detach().abs()} for layer in layers]
+        return super().start(layers, seed)
 
     def choose(self, layers: Layers) -> list[Tensor]:
         """The masks of the largest |s|, layer by layer, of all together, or N of every M."""

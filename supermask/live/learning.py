@@ -14,6 +14,7 @@ from ..weights.inits import WEIGHT_INITS, density_scale, initialize
 from .bernoulli import Bernoulli
 from .biprop import Biprop
 from .edge_popup import EdgePopup
+from .gates import GATES
 from .gem_miner import GemMiner
 from .iterand import IteRand
 from .layers import Layers
@@ -30,6 +31,7 @@ RULES: Mapping[str, type[LearnedMask]] = {
     "gem-miner": GemMiner,
     "iterand": IteRand,
     "signed": Signed,
+    **GATES,
 }
 
 
@@ -70,7 +72,8 @@ def learn(
         density: fraction of the maskable weights to use, in (0, 1]. It follows from N:M, where it need not be given;
             rules that are not exact may do without.
         program: the rule; a `LearnedMask`, or the name of one that is built in: `bernoulli`, `biprop`, `edge-popup`,
-            `gem-miner`, `iterand` or `signed`.
+            `gem-miner`, `iterand` or `signed`, over random weights; `hard-concrete`, `gumbel-sigmoid` or `categorical`
+            (see `gates`), over trained ones.
         granularity: `weight`, or N:M as `2:4`: of every M consecutive inputs of an output those N with the largest |s|.
         weights: the init of the frozen weights (see `draw`), or `keep` for the model's own weights as they are.
         scaled: multiply drawn weights by sqrt(1/density), which keeps a layer's variance under the mask.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 import supermask
-from supermask import choosing
+from supermask import choosing, live
 
 from .. import training
 from ..contract.errors import RequestError
@@ -46,6 +46,11 @@ class Config(ShapedConfig):
     allocation: Literal["layerwise", "global"] = Field(
         "layerwise", description="rank the scores of each layer by themselves, or those of all layers together"
     )
+    scores: Literal["random", "magnitude"] = Field(
+        "random",
+        description="what the scores begin as: seeded noise, or the magnitudes of the weights, as of trained ones that "
+        "--init keep leaves",
+    )
     train_norms: bool = Field(False, description="train the scale and shift of normalization layers too")
     fall: Literal["none", "cubic", "linear"] = Field(
         "none",
@@ -63,6 +68,8 @@ class Config(ShapedConfig):
         found = super().problems(given)
         if self.init == "keep" and "scaled" in given:
             found.append("--scaled goes with weights that are drawn, not with --init keep")
+        if self.scores == "magnitude" and self.init in ("signed-constant", "unsigned-constant"):
+            found.append(f"--scores magnitude ranks the weights, and --init {self.init} gives all of a tensor the same")
         if self.granularity != "weight" and self.group_density is None:
             found.append(f"--granularity {self.granularity}: expected weight, or N:M with N below M, as 2:4")
         if self.fall == "none":
@@ -109,7 +116,7 @@ def search(model: nn.Module, run: Run) -> Ticket:
     """Learn which of the frozen weights of `model` to use."""
     config = run.config
     assert isinstance(config, Config)
-    training.learned_scores.learn_scores(model, config)
+    training.learned_scores.learn_scores(model, config, live.EdgePopup(config.scores))
     until = config.falls_until(whole_batches(run.data.train_size, config.batch_size))
     return training.learned_scores.train_scores(model, run, Fall(model, config, until))
 
