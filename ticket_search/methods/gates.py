@@ -34,6 +34,7 @@ class Config(ShapedConfig):
 
     draws_masks: ClassVar[bool] = True
     method: str = "gates"
+    epochs: int = Field(60, ge=1, description="number of epochs of training gates and weights")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="optimizer that updates the weights")
     lr: Positive = Field(1.2e-3, description="learning rate of the weights after warmup, which the schedule may lower")
     allocation: Literal["layerwise", "global"] = Field(
@@ -47,7 +48,7 @@ class Config(ShapedConfig):
     begin: Literal["magnitude", "random"] = Field(
         "magnitude", description="what the gates begin from: the magnitudes of the weights, or seeded noise"
     )
-    gate_lr: Positive = Field(0.05, description="learning rate of the gates after warmup")
+    gate_lr: Positive = Field(0.1, description="learning rate of the gates after warmup")
     penalty: NotNegative = Field(
         10.0, description="strength of the penalty that steers the expected density to the one asked"
     )
