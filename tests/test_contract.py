@@ -342,7 +342,7 @@ def drawn_globally(work: Callable[[], Any]) -> list[str]:
 @pytest.mark.parametrize("name", method_names())
 def test_no_method_draws_from_the_global_stream(name, tmp_path):
     method = find_method(name)
-    flags = {"density": 1.0 if method.traits.dense else 0.5, "epochs": 1, "optimizer": "adam", "momentum": 0.9}
+    flags = {"density": 1.0 if method.traits.dense else 0.5, "epochs": 2, "optimizer": "adam", "momentum": 0.9}
     run = start(method, tmp_path / "run", **flags)
     model, built = run.setup.make_model(run.config), run.setup.build()
     # A network that is built draws its own first weights, from a seed that is set for it.
