@@ -163,7 +163,7 @@ BAD = {
     "name": (["--name", "a/b"], ["--name 'a/b': expected the name of a folder"]),
     "everything at once": (
         ["--method", "imp", "--model", "lnet", "--data", "x", "--density", "2", "--sparsity", "0.5", "--epochs", "-1", "--scaled", "--foo", "1"],
-        ["unknown model", "unknown data set", "--density 2:", "give one of them", "--epochs -1", "--scaled is a flag of edge-popup", "unknown flag --foo"],
+        ["unknown model", "unknown data set", "--density 2:", "give one of them", "--epochs -1", "--scaled is a flag of biprop, edge-popup", "unknown flag --foo"],
     ),
 }  # fmt: skip
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import supermask
 
 from ..contract.errors import RequestError
+from ..contract.flags import public_fields
 from ..contract.metric import ACCURACY, METRICS, Metric, metric_of, value_of
+from ..contract.recorded import always_recorded
 from ..running.read_config import find_kind
 from ..runs.earlier_run import trainings_up_to
 from ..runs.folders import inspect_folder
@@ -134,7 +137,9 @@ def _read_run(folder: Path) -> Member:
     init = drawn.get("init_seed", drawn.get("seed", 0))
     return Member(
         name=str(folder),
-        recipe={key: value for key, value in config.items() if key not in _NOT_COMPARED},
+        recipe={
+            key: value for key, value in (_defaults(config["method"]) | config).items() if key not in _NOT_COMPARED
+        },
         seed=seed,
         seeds=(init, config.get("order_seed", seed), config.get("mask_seed", seed)),
         rows=[_mark_end(row, cost) for row in summary.get("levels") or [summary]],
@@ -144,6 +149,22 @@ def _read_run(folder: Path) -> Member:
         weights=weights,
         metric=metric_of(summary),
     )
+
+
+@cache
+def _defaults(method: str) -> dict[str, Any]:
+    """The flags that a record names only where they have another value; of a method that is not there none."""
+    try:
+        kind = find_kind(method).Config
+    except RequestError:
+        return {}
+    always, fields = always_recorded(method), public_fields(kind)
+    defaults = {
+        key: field.get_default() for key, field in fields.items() if key not in always and not field.is_required()
+    }
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items() if value is not None
+    }
 
 
 def _mark_end(row: dict[str, Any], cost: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,8 @@ def _check_duration(text: str) -> str:
     return text
 
 
-def _split(value: Any) -> Any:
+def split_words(value: Any) -> Any:
+    """Words between commas, and a list, as a tuple; anything else as it is."""
     if isinstance(value, str):
         return tuple(word for word in value.split(",") if word)
     return tuple(value) if isinstance(value, list) else value
@@ -39,8 +40,8 @@ def _split(value: Any) -> Any:
 Duration = Annotated[
     str, BeforeValidator(lambda value: str(value) if value == 0 else value), AfterValidator(_check_duration)
 ]
-Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Epochs = Annotated[tuple[pydantic.PositiveInt, ...], BeforeValidator(_split)]
+Words = Annotated[tuple[str, ...], BeforeValidator(split_words)]
+Epochs = Annotated[tuple[pydantic.PositiveInt, ...], BeforeValidator(split_words)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -1,27 +1,29 @@
 """Iterative magnitude pruning: train, drop the smallest weights, rewind the rest, repeat.
 
 Frankle & Carbin, The Lottery Ticket Hypothesis, 2018; rewinding to a later step: Frankle et al., Linear Mode
-Connectivity and the Lottery Ticket Hypothesis, 2020.
+Connectivity and the Lottery Ticket Hypothesis, 2020; rewinding of the learning rate alone, and fine-tuning: Renda,
+Frankle & Carbin, Comparing Rewinding and Fine-tuning in Neural Network Pruning, 2020.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Set
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 import supermask
 from supermask import choosing, selection, weights
 
 from .. import runs, training
 from ..contract.errors import RequestError
-from ..contract.flags import Duration, ShapedConfig, groups_of, is_zero, steps_of
+from ..contract.flags import Duration, Positive, ShapedConfig, flag, groups_of, is_zero, split_words, steps_of
 from ..contract.method import Stage, Traits
 from ..data.samples import whole_batches
-from ..training.at_init import group_problems
+from ..training.at_init import NO_RATE, fine_tuning, group_problems
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from ..runs.run import Run
 
 Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Densities = Annotated[
+    tuple[Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)], ...], BeforeValidator(split_words)
+]
 
 
 class Config(ShapedConfig):
@@ -47,6 +52,10 @@ class Config(ShapedConfig):
         description="rank all weights together (global), those of each tensor, or of each module (weight and bias)",
     )
     fraction: float = Field(0.2, gt=0, lt=1, description="fraction of the remaining weights that each level drops")
+    levels: Densities = Field(
+        (),
+        description="densities of the levels, each met exactly, as 0.5,0.1,0.05, in place of --density and --fraction",
+    )
     conv_fraction: Rate | None = Field(
         None, description="fraction of the remaining weights of convolutions that each level drops (layerwise)"
     )
@@ -56,6 +65,17 @@ class Config(ShapedConfig):
     rewind: Duration = Field("0", description="training step whose weights each level goes back to, as 0, 500it or 2ep")
     rewind_optimizer: Literal["fresh", "restore"] = Field(
         "fresh", description="the optimizer's moments after rewinding: fresh, or those of the step that was rewound to"
+    )
+    then: Literal["rewind", "lr-rewind", "fine-tune"] = Field(
+        "rewind",
+        description="after each pruning: rewind weights and learning rate, or the rate only, or fine-tune at a "
+        "constant rate",
+    )
+    retrain_epochs: int | None = Field(
+        None, ge=1, description="epochs of fine-tuning; those of the training if not given"
+    )
+    retrain_lr: Positive | None = Field(
+        None, description="learning rate of fine-tuning; the last rate of the training if not given"
     )
     data_order: Literal["fresh", "same"] = Field(
         "fresh", description="order of the batches of each level: drawn anew, or that of the first training again"
@@ -67,9 +87,17 @@ class Config(ShapedConfig):
         follows = isinstance(values, dict) and groups_of(values.get("granularity"))
         return {"allocation": "layerwise", **values} if follows else values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _density_of_levels(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "density" in values:
+            return values
+        words = split_words(values.get("levels") or ())
+        return {**values, "density": words[-1]} if isinstance(words, (list, tuple)) and words else values
+
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """Per-layer rates need layerwise ranking, and some training must be left after the rewind point."""
-        found = super().problems(given)
+        found = super().problems(given) + self._level_problems(given) + self._retraining_problems(given)
         rates = {"--conv-fraction": self.conv_fraction, "--output-fraction": self.output_fraction}
         own = [name for name, value in rates.items() if value is not None]
         if self.allocation == "global":
@@ -82,6 +110,39 @@ class Config(ShapedConfig):
             found.append(f"--rewind {self.rewind}: expected less than the {self.epochs} epochs of a training")
         if self.rewind_optimizer == "restore" and is_zero(self.rewind):
             found.append("--rewind-optimizer restore needs --rewind after step 0: before it there are no moments")
+        return found
+
+    def _level_problems(self, given: Set[str]) -> list[str]:
+        """Densities of levels fall, and nothing else says what they are."""
+        if not self.levels:
+            return []
+        told = ",".join(f"{density:g}" for density in self.levels)
+        found = [
+            f"{flag(name)} and --levels {told}: the levels say what is dropped, give one of them"
+            for name in ("fraction", "conv_fraction", "output_fraction")
+            if name in given
+        ]
+        if self.density != self.levels[-1]:
+            found.append(f"--density {self.density:g} and --levels {told}: the last level is the density, leave it out")
+        if any(after >= before for before, after in itertools.pairwise(self.levels)):
+            found.append(f"--levels {told}: expected each density below the one before")
+        if self.granularity != "weight":
+            found.append(f"--levels {told} goes with --granularity weight, not {self.granularity}")
+        return found
+
+    def _retraining_problems(self, given: Set[str]) -> list[str]:
+        """Rewinding has a step, fine-tuning a rate and a length."""
+        found = []
+        if self.then == "fine-tune":
+            if "rewind" in given and not is_zero(self.rewind):
+                found.append("--rewind goes with --then rewind or lr-rewind")
+            if self.schedule == "cosine" and self.retrain_lr is None:
+                found.append(NO_RATE)
+        else:
+            own = {"--retrain-epochs": self.retrain_epochs, "--retrain-lr": self.retrain_lr}
+            found += [f"{name} goes with --then fine-tune" for name, value in own.items() if value is not None]
+        if self.then != "rewind" and self.rewind_optimizer == "restore":
+            found.append(f"--rewind-optimizer restore goes with --then rewind, not {self.then}")
         return found
 
 
@@ -137,6 +198,8 @@ def level_counts(config: Config, targets: Targets) -> list[dict[str, int]]:
         if problems := group_problems(config, targets):
             raise RequestError(problems)
         return [{name: target.size // group * kept for name, target in targets.items()} for kept, group in groups]
+    if config.levels:
+        return _counts_of_levels(config, targets)
     rate = rates(config, targets)
     sizes = {name: target.size for name, target in targets.items()}
     total = selection.top_k.count_kept(config.density, targets.size)
@@ -167,6 +230,27 @@ def level_counts(config: Config, targets: Targets) -> list[dict[str, int]]:
     return counts
 
 
+def _counts_of_levels(config: Config, targets: Targets) -> list[dict[str, int]]:
+    """Weights kept in each tensor at the densities asked: of each tensor where those are ranked, else of all together.
+
+    Raises:
+        RequestError: a density that keeps nothing.
+    """
+    sizes = {name: target.size for name, target in targets.items()}
+    counts: list[dict[str, int]] = []
+    for density in config.levels:
+        if config.allocation == "layerwise":
+            kept = {name: selection.top_k.count_kept(density, size) for name, size in sizes.items()}
+        else:
+            shares = {name: size * density for name, size in sizes.items()}
+            total = selection.top_k.count_kept(density, targets.size)
+            kept = choosing.allocation.largest_remainder(shares, total, counts[-1] if counts else sizes)
+        if sum(kept.values()) == 0:
+            raise RequestError(f"--levels: the density {density:g} keeps none of the {targets.size:,} weights")
+        counts.append(kept)
+    return counts
+
+
 def patterns(config: Config) -> list[tuple[int, int]]:
     """N and M at every level after the dense one, each below the last by about --fraction: 3:4 and 2:4, as a rule."""
     groups = groups_of(config.granularity)
@@ -190,8 +274,9 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     rewind = steps_of(config.rewind, steps_per_epoch)
     if rewind >= whole:
         raise RequestError(f"--rewind {config.rewind}: expected less than the {whole} steps of a training")
+    again = (config.retrain_epochs or config.epochs) * steps_per_epoch if config.then == "fine-tune" else whole - rewind
     return [Stage("level-00", 1.0, whole)] + [
-        Stage(f"level-{level:02d}", sum(counts.values()) / targets.size, whole - rewind)
+        Stage(f"level-{level:02d}", sum(counts.values()) / targets.size, again)
         for level, counts in enumerate(level_counts(config, targets), start=1)
     ]
 
@@ -209,7 +294,10 @@ def search(model: nn.Module, run: Run) -> Ticket:
     # What the first level started from, not what the model is now: a resumed run built it anew.
     initial = run.load_level(0).state_dict("start")
     for level, counts in enumerate(levels, start=1):
-        start = run.load_rewind_point().state_dict() if first["rewound_to"] else initial
+        if config.then != "rewind":
+            start = run.load_level(level - 1).state_dict("final")
+        else:
+            start = run.load_rewind_point().state_dict() if first["rewound_to"] else initial
         work = partial(_train_level, model, config, run, level, counts, start, first, exact=level < len(levels))
         run.rows.append(run.stage(f"level-{level:02d}", work)["row"])
     ticket = run.load_level(len(levels))
@@ -224,7 +312,7 @@ def _train_dense(
     hook = training.rewinding.RewindPoint(rewind)
     masks = training.conclude.keep_all(model, config)
     trained = training.loop.train_network(model, run, hook=hook, order=_order(config, 0))
-    if hook.tensors:
+    if hook.tensors and config.then == "rewind":
         states = {"start": supermask.make_state(initial, masks, run.setup.draws)}
         states["final"] = supermask.make_state(hook.tensors, masks)
         run.save_rewind_point(supermask.Ticket(masks, states, {"step": rewind}))
@@ -249,16 +337,22 @@ def _train_level(
     masks = _prune(before.apply_to(model), config, before.masks, counts, pattern)
     weights.fitting.set_state(model, start)
     supermask.hold(model, masks)
-    moments = training.rewinding.mask_moments(first["optimizer"], model, masks) if first["optimizer"] else None
-    trained = training.loop.train_network(
-        model, run, start=first["rewound_to"], order=_order(config, level), optimizer_state=moments
-    )
+    if config.then == "fine-tune":
+        per_epoch = whole_batches(run.data.train_size, config.batch_size)
+        tuned = fine_tuning(config, config.retrain_epochs or config.epochs, config.retrain_lr, per_epoch)
+        trained = training.loop.train_network(model, run, config=tuned, order=_order(config, level))
+    else:
+        moments = training.rewinding.mask_moments(first["optimizer"], model, masks) if first["optimizer"] else None
+        trained = training.loop.train_network(
+            model, run, start=first["rewound_to"], order=_order(config, level), optimizer_state=moments
+        )
     supermask.check(model)
     scalars = {"mask/changed": masks.changed(before.masks), **runs.tensorboard.densities(masks)}
-    rewound = {"rewound_to": first["rewound_to"]} if first["rewound_to"] else {}
+    rewound = {"rewound_to": first["rewound_to"]} if first["rewound_to"] and config.then != "fine-tune" else {}
     result = training.conclude.conclude(
         run, model, masks, start, trained, level=level, scalars=scalars, exact=exact, **rewound
     )
+    result["row"] |= {"retrained": True} if config.then != "rewind" else {}
     supermask.detach(model)
     return result
 

@@ -134,7 +134,7 @@ def search(model: nn.Module, run: Run) -> Ticket:
         supermask.check(model)
         rewound: dict[str, Any] = {"rewound_to": rewind} if rewind and config.then != "fine-tune" else {}
         result = training.conclude.conclude(run, model, masks, start, trained, level=1, **rewound)
-        result["row"] |= {"retrained": True} if config.then == "fine-tune" else {}
+        result["row"] |= {"retrained": True} if config.then != "rewind" else {}
         return result
 
     run.rows.append(run.stage("level-01", retrain)["row"])
