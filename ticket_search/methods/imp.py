@@ -23,7 +23,7 @@ from ..contract.errors import RequestError
 from ..contract.flags import Duration, Positive, ShapedConfig, flag, groups_of, is_zero, split_words, steps_of
 from ..contract.method import Stage, Traits
 from ..data.samples import whole_batches
-from ..training.at_init import NO_RATE, fine_tuning, group_problems
+from ..training.at_init import fine_tuning, group_problems, retraining_problems
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -131,16 +131,8 @@ class Config(ShapedConfig):
         return found
 
     def _retraining_problems(self, given: Set[str]) -> list[str]:
-        """Rewinding has a step, fine-tuning a rate and a length."""
-        found = []
-        if self.then == "fine-tune":
-            if "rewind" in given and not is_zero(self.rewind):
-                found.append("--rewind goes with --then rewind or lr-rewind")
-            if self.schedule == "cosine" and self.retrain_lr is None:
-                found.append(NO_RATE)
-        else:
-            own = {"--retrain-epochs": self.retrain_epochs, "--retrain-lr": self.retrain_lr}
-            found += [f"{name} goes with --then fine-tune" for name, value in own.items() if value is not None]
+        """What fine-tuning has and rewinding has not, and moments only where weights go back to them."""
+        found = retraining_problems(self, given)
         if self.then != "rewind" and self.rewind_optimizer == "restore":
             found.append(f"--rewind-optimizer restore goes with --then rewind, not {self.then}")
         return found

@@ -16,20 +16,20 @@ from supermask import weights
 from .. import training
 from ..contract.declared import LOOKS_AT_DATA, OWN_SCORES, ScoreName, looks_at_data
 from ..contract.errors import RequestError
-from ..contract.flags import Duration, Positive, is_zero, steps_of
+from ..contract.flags import Duration, Positive, steps_of
 from ..contract.method import Stage
 from ..data.samples import whole_batches
+from ..training.at_init import TRAITS as TRAITS
 from ..training.at_init import (
-    NO_RATE,
     PruningConfig,
     check_pruning,
     choose_masks,
     example_of,
     fine_tuning,
+    retraining_problems,
     score_batches,
     warn_of_collapse,
 )
-from ..training.at_init import TRAITS as TRAITS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,15 +64,7 @@ class Config(PruningConfig):
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """Rewinding has a step, fine-tuning a rate and a length."""
-        found = super().problems(given)
-        if self.then == "fine-tune":
-            if "rewind" in given and not is_zero(self.rewind):
-                found.append("--rewind goes with --then rewind or lr-rewind")
-            if self.schedule == "cosine" and self.retrain_lr is None:
-                found.append(NO_RATE)
-        else:
-            own = {"--retrain-epochs": self.retrain_epochs, "--retrain-lr": self.retrain_lr}
-            found += [f"{name} goes with --then fine-tune" for name, value in own.items() if value is not None]
+        found = super().problems(given) + retraining_problems(self, given)
         if "samples_per_class" in given and not looks_at_data(self.score):
             found.append(f"--samples-per-class goes with --score {', '.join(LOOKS_AT_DATA)}")
         if "mask_seed" in given and not looks_at_data(self.score) and self.score != "random":

@@ -14,7 +14,7 @@ from .. import runs, training
 from ..contract.declared import OWN_SCORES
 from ..contract.errors import RequestError, RunError
 from ..contract.flags import Config as SharedConfig
-from ..contract.flags import ShapedConfig
+from ..contract.flags import ShapedConfig, is_zero
 from ..contract.method import Stage, Traits
 
 if TYPE_CHECKING:
@@ -187,6 +187,19 @@ def choose_masks(model: nn.Module, config: PruningConfig, score: str, run: Run, 
             )
     except ValueError as error:
         raise RunError(f"{config.method}: {error}") from None
+
+
+def retraining_problems(config: Any, given: Set[str]) -> list[str]:
+    """What does not go together of `--then` and its flags: rewinding has a step, fine-tuning a rate and a length."""
+    if config.then != "fine-tune":
+        own = {"--retrain-epochs": config.retrain_epochs, "--retrain-lr": config.retrain_lr}
+        return [f"{name} goes with --then fine-tune" for name, value in own.items() if value is not None]
+    found = []
+    if "rewind" in given and not is_zero(config.rewind):
+        found.append("--rewind goes with --then rewind or lr-rewind")
+    if config.schedule == "cosine" and config.retrain_lr is None:
+        found.append(NO_RATE)
+    return found
 
 
 def fine_tuning(config: SharedConfig, epochs: int, lr: float | None, steps_per_epoch: int) -> SharedConfig:
