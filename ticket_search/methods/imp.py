@@ -1,8 +1,10 @@
 """Iterative magnitude pruning: train, drop the smallest weights, rewind the rest, repeat.
 
 Frankle & Carbin, The Lottery Ticket Hypothesis, 2018; rewinding to a later step: Frankle et al., Linear Mode
-Connectivity and the Lottery Ticket Hypothesis, 2020; rewinding of the learning rate alone, and fine-tuning: Renda,
-Frankle & Carbin, Comparing Rewinding and Fine-tuning in Neural Network Pruning, 2020.
+Connectivity and the Lottery Ticket Hypothesis, 2020.
+
+Rewinding of the learning rate alone, and fine-tuning: Renda, Frankle & Carbin, Comparing Rewinding and Fine-tuning in
+Neural Network Pruning, 2020.
 """
 
 from __future__ import annotations
