@@ -62,9 +62,8 @@ def prune(
         score: `magnitude`, `l2`, `random`, `snip`, `grasp`, `synflow`, `taylor`, `movement`, `bn-scale`, or a function
             `(model, targets, evidence) -> {name: tensor}`, higher is kept. `wanda` and `sparsegpt` rank the weights of
             each output by themselves, layer after layer (see `by_inputs`); the weights that SparseGPT corrects are
-            those of `prune_and_correct`. A tensor whose scores are all infinite
-            stays dense, as one without a batch norm behind it under `bn-scale`: it gets no mask and counts in no
-            density.
+            those of `prune_and_correct`. A tensor whose scores are all infinite stays dense, as one without a batch
+            norm behind it under `bn-scale`: it gets no mask and counts in no density.
         allocation: `global` (all units ranked together; the default), `layerwise` (the same density in each tensor; the
             default of filters, channels and N:M), `erk`, `er`, `balanced`, or a function
             `(unit scores, density, targets) -> {name: number}`.

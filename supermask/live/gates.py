@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -80,13 +81,13 @@ class _Gates(LearnedMask):
         """The gates of an evaluation, of which the mask keeps some open: wholly."""
         return mask
 
+    @abstractmethod
     def gate(self, logits: Tensor, u: Tensor) -> Tensor:
-        """The soft gates for uniform numbers u in (0, 1)."""
-        raise NotImplementedError
+        """The soft gates, of the logits' shape, for uniform numbers u in (0, 1)."""
 
+    @abstractmethod
     def expected(self, logits: Tensor) -> Tensor:
         """The probability of each gate to be open in a training pass; its mean is the density that is expected."""
-        raise NotImplementedError
 
 
 class HardConcrete(_Gates):
@@ -206,17 +207,18 @@ class Categorical(LearnedMask):
 
     def choose(self, layers: Layers) -> list[Tensor]:
         """The likeliest pattern of each group; of equal ones the first."""
-        patterns = self.patterns.to(layers[0].weight.device) > 0
-        return [self._lay_out(layer, patterns[layer["logits"].argmax(1)]) for layer in layers]
+        return [self._likeliest(layer) for layer in layers]
 
     def effective(self, layers: Layers) -> Sequence[Tensor]:
         """In training the weight times its group's mixture of patterns; in evaluation what the mask keeps."""
         made = []
-        for layer, mask in zip(layers, self.choose(layers), strict=True):
+        for layer in layers:
             if layer.training:
                 shares = self.shares(layer["logits"], layer.uniform(layer["logits"].shape), layers.step)
                 gate = self._lay_out(layer, shares @ self.patterns.to(shares))
-            made.append(layer.weight * (gate if layer.training else mask))
+            else:
+                gate = self._likeliest(layer)
+            made.append(layer.weight * gate)
         return made
 
     def shares(self, logits: Tensor, u: Tensor, step: Tensor) -> Tensor:
@@ -226,6 +228,10 @@ class Categorical(LearnedMask):
             (first + (last - first) * done).to(u.device) for first, last in (self.temperatures, self.scales)
         )
         return ((scale * logits - (-u.log()).log()) / temperature).softmax(1)
+
+    def _likeliest(self, layer: Layer) -> Tensor:
+        patterns = self.patterns.to(layer.weight.device) > 0
+        return self._lay_out(layer, patterns[layer["logits"].argmax(1)])
 
     def _groups(self, layer: Layer, mask: Tensor) -> Tensor:
         return mask.movedim(1 - layer.output_axis, -1).reshape(-1, self.patterns.shape[1])

@@ -14,10 +14,9 @@ from pydantic import Field
 from supermask import live
 
 from .. import training
-from ..contract.errors import RequestError
 from ..contract.flags import Init, NotNegative, Positive
 from ..contract.method import Hook, Stage, Traits
-from ..training.random_weights import RandomWeightsConfig, flat_problems
+from ..training.random_weights import RandomWeightsConfig, plan_as_it_comes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -68,9 +67,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     Raises:
         RequestError: a target that is no weight.
     """
-    if problems := flat_problems(targets):
-        raise RequestError(problems)
-    return [Stage("training", config.density, config.epochs * steps_per_epoch)]
+    return plan_as_it_comes(config, targets, steps_per_epoch)
 
 
 def search(model: nn.Module, run: Run) -> Ticket:

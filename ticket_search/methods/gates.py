@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from supermask import selection
-
 from .. import training
 from ..contract.errors import RequestError
 from ..contract.flags import NotNegative, Positive, ShapedConfig
 from ..contract.method import Stage, Traits
 from ..data.samples import whole_batches
-from ..training.at_init import group_problems
+from ..training.at_init import density_problems, group_problems
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,13 +73,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     Raises:
         RequestError: a density that leaves a tensor without weights, or a target without groups of N:M.
     """
-    problems = group_problems(config, targets)
-    empty = [name for name, target in targets.items() if selection.top_k.count_kept(config.density, target.size) == 0]
-    if config.allocation == "layerwise" and empty:
-        problems.append(f"--density {config.density:g} keeps none of {', '.join(empty)}: raise it or --exclude them")
-    if selection.top_k.count_kept(config.density, targets.size) == 0:
-        problems.append(f"--density {config.density:g} keeps none of the {targets.size:,} weights")
-    if problems:
+    if problems := group_problems(config, targets) + density_problems(config, targets):
         raise RequestError(problems)
     return [Stage("training", config.density, config.epochs * steps_per_epoch)]
 

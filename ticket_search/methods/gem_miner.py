@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from supermask import live, selection
+from supermask import live
 
 from .. import training
-from ..contract.errors import RequestError
 from ..contract.flags import NotNegative
 from ..contract.method import Hook, Stage, Traits
 from ..data.samples import whole_batches
-from ..training.random_weights import RandomWeightsConfig, flat_problems
+from ..training.random_weights import RandomWeightsConfig, plan_scores
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -102,12 +101,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     Raises:
         RequestError: a target that is no weight, or a density that keeps none.
     """
-    problems = flat_problems(targets)
-    if selection.top_k.count_kept(config.density, targets.size) == 0:
-        problems.append(f"--density {config.density:g} keeps none of the {targets.size:,} weights")
-    if problems:
-        raise RequestError(problems)
-    return [Stage("training", config.density, config.epochs * steps_per_epoch)]
+    return plan_scores(config, targets, steps_per_epoch)
 
 
 def search(model: nn.Module, run: Run) -> Ticket:

@@ -14,10 +14,9 @@ from pydantic import Field
 from supermask import live
 
 from .. import training
-from ..contract.errors import RequestError
 from ..contract.flags import NotNegative, Positive, flag
 from ..contract.method import Stage, Traits
-from ..training.random_weights import ScoresConfig, flat_problems, plan_scores
+from ..training.random_weights import ScoresConfig, plan_as_it_comes, plan_scores
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,11 +71,8 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     Raises:
         RequestError: a density that leaves a tensor without weights, a target that is no weight, or one without groups.
     """
-    if config.threshold is None:
-        return plan_scores(config, targets, steps_per_epoch)
-    if problems := flat_problems(targets):
-        raise RequestError(problems)
-    return [Stage("training", config.density, config.epochs * steps_per_epoch)]
+    plan_one = plan_scores if config.threshold is None else plan_as_it_comes
+    return plan_one(config, targets, steps_per_epoch)
 
 
 def search(model: nn.Module, run: Run) -> Ticket:

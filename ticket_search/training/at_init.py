@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 import supermask
-from supermask import choosing, shrinking, weights
+from supermask import choosing, selection, shrinking, weights
 
 from .. import runs, training
 from ..contract.declared import OWN_SCORES
@@ -108,6 +108,18 @@ def check_pruning(config: PruningConfig, targets: Targets) -> None:
     if not any(counts.values()):
         number, what = sum(unit.numel() for unit in units.values()), config.granularity
         raise RequestError(f"--density {config.density:g} keeps none of the {number:,} units ({what})")
+
+
+def density_problems(config: SharedConfig, targets: Mapping[str, Target]) -> list[str]:
+    """What a density keeps nothing of: tensors where each is ranked by itself (`allocation`), or all of them."""
+    counts = {name: selection.top_k.count_kept(config.density, target.size) for name, target in targets.items()}
+    total, problems = sum(target.size for target in targets.values()), []
+    empty = [name for name, count in counts.items() if count == 0]
+    if getattr(config, "allocation", "global") == "layerwise" and empty:
+        problems.append(f"--density {config.density:g} keeps none of {', '.join(empty)}: raise it or --exclude them")
+    if selection.top_k.count_kept(config.density, total) == 0:
+        problems.append(f"--density {config.density:g} keeps none of the {total:,} weights")
+    return problems
 
 
 def group_problems(config: ShapedConfig, targets: Mapping[str, Target]) -> list[str]:

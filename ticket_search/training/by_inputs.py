@@ -36,6 +36,12 @@ class Config(ShapedConfig):
     density: float = Field(
         0.5, gt=0, le=1, allow_inf_nan=False, description="fraction of the weights of each output that is kept"
     )
+    epochs: int = Field(
+        12,
+        ge=1,
+        description="number of epochs of the dense training; with --weights there is none, and they only say at which "
+        "rate its schedule would have ended",
+    )
     batch_size: int = Field(60, ge=1, description="number of samples in a training step")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="optimizer that updates the weights")
     lr: Positive = Field(1.2e-3, description="learning rate after warmup, which the schedule may lower")

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from supermask import selection
-
 from ..contract.errors import RequestError
 from ..contract.flags import Config as SharedConfig
 from ..contract.flags import Init, ShapedConfig
 from ..contract.method import Stage
-from .at_init import group_problems
+from .at_init import density_problems, group_problems
 
 if TYPE_CHECKING:
     from supermask import Targets
@@ -64,12 +62,19 @@ def plan_scores(config: SharedConfig, targets: Targets, steps_per_epoch: int) ->
     weights = {name: target for name, target in targets.items() if target.parameter.dim() >= 2}
     if isinstance(config, ShapedConfig):
         problems += group_problems(config, weights)
-    empty = [name for name, target in targets.items() if selection.top_k.count_kept(config.density, target.size) == 0]
-    if getattr(config, "allocation", "global") == "layerwise" and empty:
-        problems.append(f"--density {config.density:g} keeps none of {', '.join(empty)}: raise it or --exclude them")
-    if selection.top_k.count_kept(config.density, targets.size) == 0:
-        problems.append(f"--density {config.density:g} keeps none of the {targets.size:,} weights")
+    problems += density_problems(config, targets)
     if problems:
+        raise RequestError(problems)
+    return [Stage("training", config.density, config.epochs * steps_per_epoch)]
+
+
+def plan_as_it_comes(config: SharedConfig, targets: Targets, steps_per_epoch: int) -> list[Stage]:
+    """One training, whose density is not asked or is met on average only, so that none keeps too little.
+
+    Raises:
+        RequestError: a target that is no weight.
+    """
+    if problems := flat_problems(targets):
         raise RequestError(problems)
     return [Stage("training", config.density, config.epochs * steps_per_epoch)]
 
