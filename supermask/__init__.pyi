@@ -39,6 +39,7 @@ from .live.learning import change_density as change_density
 from .live.learning import learn as learn
 from .live.learning import learned_of as learned_of
 from .live.learning import replace_weights as replace_weights
+from .live.regrowth import regrow as regrow
 from .live.rule import LearnedMask as LearnedMask
 from .live.rule import straight_through as straight_through
 from .masks.masks import Masks as Masks

@@ -13,6 +13,7 @@ from . import link as link
 from . import noise as noise
 from . import program as program
 from . import recomputation as recomputation
+from . import regrowth as regrowth
 from . import rule as rule
 from . import signed as signed
 from . import zeroing as zeroing
@@ -41,6 +42,8 @@ from .learning import learned_of as learned_of
 from .learning import replace_weights as replace_weights
 from .program import Program as Program
 from .program import program_of as program_of
+from .regrowth import drop_and_grow as drop_and_grow
+from .regrowth import regrow as regrow
 from .rule import LearnedMask as LearnedMask
 from .rule import straight_through as straight_through
 from .signed import Signed as Signed

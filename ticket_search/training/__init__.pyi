@@ -1,6 +1,7 @@
 from . import at_init as at_init
 from . import by_inputs as by_inputs
 from . import conclude as conclude
+from . import dynamic_sparse as dynamic_sparse
 from . import evaluation as evaluation
 from . import flops as flops
 from . import learned_gates as learned_gates
