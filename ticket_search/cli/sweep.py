@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -19,6 +21,7 @@ from .tickets import OwnData, OwnLoss, OwnMetric, OwnModel
 
 if TYPE_CHECKING:
     from ..sweeps.sweep import SweepPlan, SweepResult
+    from ..sweeps.trials import Chosen
 
 
 def add_to(app: typer.Typer) -> None:
@@ -45,10 +48,12 @@ def sweep(
 
     The tables of the file hold flags by field name. [base] has the flags of every run: config = "RECIPE" gives their
     first values, and [base.imp] is for runs of one method only. [grid] has lists of values, and every combination of
-    them is run. Each [[runs]] is a single run beside the grid. Above the tables stand seeds = "0-4" for every run,
-    controls = ["reinit", "shuffle"] to make after each run, control_levels = [3, 5] for the levels of the controls, and
-    controls_on = "DATA" for another data set to train the controls on as well. Functions of one's own that the file
-    names are imported where --model, --data, --loss or --metric says so, with commas between several.
+    them is run. Each [[runs]] is a single run beside the grid. [choose] has lists of candidates, as lr = [0.01, 0.1]
+    (in [choose.imp] for one method): each is tried at the first seed, and the best on validation is what all seeds run
+    with; [choose.at] density = 0.1 tries them at that density for all densities. Above the tables stand seeds = "0-4"
+    for every run, controls = ["reinit", "shuffle"] to make after each run, control_levels = [3, 5] for the levels of
+    the controls, and controls_on = "DATA" for another data set to train the controls on as well. Functions of one's own
+    that the file names are imported where --model, --data, --loss or --metric says so, with commas between several.
     """
     asked = read_sweep(file, threads, {"model": model, "data": data, "loss": loss, "metric": metric})
     carry_out_sweep(asked, runs, jobs, dry_run, as_json)
@@ -60,23 +65,31 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
     Returns:
         The folders of the finished runs; none for a dry run.
     """
+    choices: list[Chosen] = []
     try:
         plan = sweeps.sweep.plan_sweep(asked, runs, jobs)
         if plan.warning:
             errors().print(plan.warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        trials = sweeps.trials.trials_of(asked)
+        first = None if trials is None else sweeps.sweep.plan_sweep(trials, runs, jobs)
         if dry_run or not as_json:
-            print_plan(plan, dry_run, as_json)
+            print_plan(plan, dry_run, as_json, first)
         if dry_run:
             return []
+        if first is not None:
+            _stop_if_interrupted(first, sweeps.sweep.run_plan(first))
+            choices = sweeps.trials.read_trials(asked, runs)
+            if not as_json:
+                print_choices(choices)
+            plan = sweeps.sweep.plan_sweep(sweeps.trials.settle(asked, choices, runs), runs, jobs)
         result = sweeps.sweep.run_plan(plan)
     except KeyboardInterrupt:
         _say_stopped()
-    if result.interrupted:
-        _say_failures(plan, result)
-        _say_stopped()
+    _stop_if_interrupted(plan, result)
     if as_json:
         summaries = [read_record(folder, SUMMARY) | {"path": str(folder)} for folder in result.finished]
-        print_json({"runs": summaries} | ({"failures": result.failures} if asked.name else {}))
+        chosen = {"choices": [asdict(choice) | {"run": str(choice.run)} for choice in choices]} if choices else {}
+        print_json({"runs": summaries} | chosen | ({"failures": result.failures} if asked.name else {}))
     else:
         print_result(plan, result)
     if result.failures:
@@ -85,27 +98,52 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
     return result.finished
 
 
-def print_plan(plan: SweepPlan, dry_run: bool, as_json: bool) -> None:
-    """Print what a sweep would do."""
+def print_plan(plan: SweepPlan, dry_run: bool, as_json: bool, first: SweepPlan | None = None) -> None:
+    """Print what a sweep would do; `first` is what it would try before that, to choose on validation."""
     if as_json:
         runs = [
             {"name": run.folder.name, "path": str(run.folder), "state": run.state, "steps": run.steps}
             for run in plan.runs
         ]
         configurations = [vars(row) for row in plan.rows]
-        total = {"steps": plan.steps, "seconds": plan.seconds, "jobs": plan.jobs, "hours": plan.hours}
+        total: dict[str, Any] = {"steps": plan.steps, "seconds": plan.seconds, "jobs": plan.jobs, "hours": plan.hours}
+        if first is not None:
+            total |= {"trials": {"runs": len(first.runs), "steps": first.steps, "seconds": first.seconds}}
         print_json({"sweep": plan.sweep.name, "configurations": configurations, "runs": runs, **total})
         return
     if plan.sweep.about:
         output().print(plan.sweep.about, markup=False, highlight=False, soft_wrap=True)
+    if first is not None:
+        line = (
+            f"[choose]: {len(first.runs)} trials at the first seed come first, {first.steps:,} steps, about "
+            f"{duration(first.seconds)}; the best of each on validation are runs of the sweep."
+        )
+        output().print(line, markup=False, highlight=False, soft_wrap=True)
     rows = [(row.configuration, row.runs, row.done, row.steps, duration(row.seconds)) for row in plan.rows]
     print_table(("configuration", "runs", "done", "steps", "time"), rows)
     done = sum(row.done for row in plan.rows)
     parts = [f"{len(plan.runs)} runs, {done} of them done: {plan.steps:,} steps, about {duration(plan.seconds)}"]
     parts += [f"about {duration(3600 * plan.hours)} with {plan.jobs} jobs"] if plan.jobs > 1 else []
-    controls = f", and the controls {', '.join(plan.sweep.controls)} after each run" if plan.sweep.controls else ""
+    which = (
+        "each run"
+        if not plan.sweep.controls_for
+        else f"{sum(bool(plan.sweep.controls_of(run.config)) for run in plan.runs)} of them"
+    )
+    controls = f", and the controls {', '.join(plan.sweep.controls)} after {which}" if plan.sweep.controls else ""
     end = " Nothing was written." if dry_run else ""
     output().print(f"{', '.join(parts)}{controls}.{end}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_choices(choices: Sequence[Chosen]) -> None:
+    """Print what was tried, and what validation says of it."""
+    rows = []
+    for choice in choices:
+        for place, candidate in enumerate(choice.candidates):
+            told = ", ".join(f"{key} {value}" for key, value in candidate.values.items())
+            value = "failed" if candidate.validation is None else f"{candidate.validation:.4g}"
+            label = "" if place else choice.configuration
+            rows.append((label, told, value, "chosen" if place == choice.best else ""))
+    print_table(("tried", "candidate", "validation", ""), rows)
 
 
 def print_result(plan: SweepPlan, result: SweepResult) -> None:
@@ -128,6 +166,12 @@ def print_result(plan: SweepPlan, result: SweepResult) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _stop_if_interrupted(plan: SweepPlan, result: SweepResult) -> None:
+    if result.interrupted:
+        _say_failures(plan, result)
+        _say_stopped()
 
 
 def _say_failures(plan: SweepPlan, result: SweepResult) -> None:

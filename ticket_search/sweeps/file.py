@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import pydantic
 
@@ -27,28 +27,69 @@ from ..running.request import (
     parse_seeds,
 )
 from ..runs.names import default_name
+from .choice import Choice, read_choice
 
 # The flags that the default name of a run tells already.
 _NAMED = ("method", "model", "data", "density", "seed")
 
 
+class Prediction(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """What is expected of a sweep before it is run: that some runs are better than others, or not worse.
+
+    text: in words. better, than: flags by which the runs of the two are known, as {method = "imp"}; the runs may be
+        those of another sweep of the same study. densities: at which it is said; at all that both have if none is
+        given. by: `above`, the paired mean difference and its whole interval are above 0; `not below`, the interval is
+        above minus the margin.
+    """
+
+    text: str
+    better: dict[str, Any]
+    than: dict[str, Any]
+    densities: tuple[float, ...] = ()
+    by: Literal["above", "not below"] = "above"
+
+
 class _File(pydantic.BaseModel, extra="forbid"):
     about: str = ""
+    predictions: tuple[Prediction, ...] = ()
     seeds: Any = None
     controls: tuple[str, ...] = ()
     control_levels: tuple[pydantic.PositiveInt, ...] = ()
     controls_on: str = ""
+    controls_for: tuple[dict[str, Any], ...] = ()
     base: dict[str, Any] = {}
-    grid: dict[str, Any] = {}
+    grid: dict[str, Any] | list[dict[str, Any]] = {}
     runs: list[dict[str, Any]] = []
+    choose: dict[str, Any] = {}
+
+    @property
+    def grids(self) -> list[dict[str, Any]]:
+        """The grids: that of [grid], or each [[grid]]."""
+        return self.grid if isinstance(self.grid, list) else [self.grid] if self.grid else []
+
+
+@dataclass(frozen=True)
+class Option:
+    """A candidate of [choose] for a run: the flags that it sets, by field name, and the run as it is with them."""
+
+    values: tuple[tuple[str, Any], ...]
+    run: SweepRun
 
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep: its checked configuration, and what is added to its default name."""
+    """One run of a sweep: its checked configuration, and what is added to its default name.
+
+    options: where [choose] has candidates for it, the run with each of them.
+    group: the runs that take the same candidate share this.
+    decides: whether it is this run that is tried with each candidate, for all of its group.
+    """
 
     config: Config
     suffix: str = ""
+    options: tuple[Option, ...] = ()
+    group: str = ""
+    decides: bool = False
 
     @property
     def name(self) -> str:
@@ -70,7 +111,9 @@ class Sweep:
     controls: the kinds of controls that are made after each run that has a mask.
     control_levels: the levels that are controlled, of a run that has them; if there are none here, its last.
     controls_on: other data on which the controls, the ticket itself and the dense network are trained too.
+    controls_for: flags of the runs that are controlled, as {method = "imp", density = 0.1}; all runs if there are none.
     about: what the sweep is for.
+    predictions: what was expected of it.
     """
 
     name: str
@@ -78,7 +121,20 @@ class Sweep:
     controls: tuple[str, ...] = ()
     control_levels: tuple[int, ...] = ()
     controls_on: str = ""
+    controls_for: tuple[Mapping[str, Any], ...] = ()
     about: str = ""
+    predictions: tuple[Prediction, ...] = ()
+
+    def controls_of(self, config: Config) -> tuple[str, ...]:
+        """The kinds of controls that are made after a run."""
+        wanted = not self.controls_for or any(fits(config, flags) for flags in self.controls_for)
+        return self.controls if wanted else ()
+
+
+def fits(config: Config, flags: Mapping[str, Any]) -> bool:
+    """Whether a run has these flags, by field name."""
+    plain = config.model_dump(mode="json")
+    return all(key in plain and plain[key] == value for key, value in flags.items())
 
 
 def read_sweep(
@@ -90,15 +146,22 @@ def read_sweep(
         controls = ["reinit", "shuffle"]
         control_levels = [3, 5]
         controls_on = "mnist1d-fresh"   # the controls are trained on these data too
+        controls_for = [{method = "imp"}]   # the controls of these runs only
         [base]                          # flags of every run by field name; config = "RECIPE" gives them first values
         epochs = 5
         [base.imp]                      # of this method only
         rewind = "100it"
-        [grid]                          # every combination
+        [grid]                          # every combination; [[grid]], again and again, where there are several
         method = ["imp", "snip"]
         density = [0.1, 0.2]
         [[runs]]                        # beside the grid: flags laid over those of [base]
         method = "dense"
+        [choose]                        # of candidates, the best on validation at the first seed
+        lr = [0.01, 0.1, 1.0]
+        [choose.snip]                   # of this method only
+        lr = [1e-4, 1e-3]
+        [choose.at]                     # tried at this density for all of them; if not given, at each by itself
+        density = 0.1
 
     Args:
         path: the file. The sweep's folder has its name.
@@ -132,27 +195,89 @@ def make_sweep(
     words = {key: text.split(",") for key, text in (code or {}).items() if text}
     problems.add(*(unknown("flag", key, FLAGS) for key in words if key not in FLAGS))
     own = _expand(file)
+    choice = read_choice(file.choose, problems)
     said = [file.base, *own, *(table for table in file.base.values() if isinstance(table, dict))]
     file.base |= {key: given[0] for key, given in words.items() if not any(key in flags for flags in said)}
-    configs = _check_runs([_join(file.base, flags, threads, problems) for flags in own], own, problems)
+    asked = [_join(file.base, flags, threads, problems) for flags in own]
+    spread = [choice.spread(run.method, flags) for run, flags in zip(asked, own, strict=True)]
+    each = [flags for candidates in spread for flags in candidates]
+    configs = _check_runs([_join(file.base, flags, threads, problems) for flags in each], each, problems)
     seeds = _seeds(file, own, problems)
-    runs = [
-        SweepRun(_with_seed(config, seed), suffix)
-        for config, suffix in zip(configs, _suffixes(own), strict=True)
-        if config is not None
-        for seed in seeds or (config.seed,)
-    ]
-    problems.add(*_repeated(runs))
     leaves = leave_here(*(word for given in words.values() for word in given))
-    problems.add(*_refused_code([run.config for run in runs], file.controls_on, path, leaves))
-    runs = [replace(run, config=run.config.allowing(leaves)) for run in runs]
+    problems.add(*_refused_code([config for config in configs if config], file.controls_on, path, leaves))
+    allowed = [config and config.allowing(leaves) for config in configs]
+    runs = _make_runs(own, spread, allowed, seeds, choice, problems)
+    problems.add(*_repeated(runs))
+    folder = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    sweep = Sweep(
+        folder, tuple(runs), file.controls, file.control_levels, file.controls_on, file.controls_for, file.about,
+        file.predictions,
+    )  # fmt: skip
     if file.controls:
         problems.add(
-            *(f"controls: {run.name} {why}" for run in runs for why in control_problems(run.config, file.controls))
+            *(
+                f"controls: {run.name} {why}"
+                for run in runs
+                for why in control_problems(run.config, sweep.controls_of(run.config))
+            ),
+            *(
+                f"controls_for {flags}: no run has these flags"
+                for flags in file.controls_for
+                if runs and not any(fits(run.config, flags) for run in runs)
+            ),
         )
     problems.raise_if_any()
-    folder = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-    return Sweep(folder, tuple(runs), file.controls, file.control_levels, file.controls_on, file.about)
+    return sweep
+
+
+def _make_runs(
+    own: Sequence[Mapping[str, Any]],
+    spread: Sequence[Sequence[Mapping[str, Any]]],
+    configs: Sequence[Config | None],
+    seeds: Sequence[int],
+    choice: Choice,
+    problems: Problems,
+) -> list[SweepRun]:
+    """The runs: for each of `own` and each seed one, whose options are its `spread` over the candidates.
+
+    Args:
+        own: the flags that each run has for itself.
+        spread: for each of these the same with each candidate, or itself alone.
+        configs: checked, of all of `spread` one after another.
+        seeds: of each run, or none where it has its own.
+        choice: what is chosen.
+        problems: what is added to.
+    """
+    suffixes = iter(_suffixes([flags for candidates in spread for flags in candidates]))
+    checked, runs = iter(configs), []
+    for flags, candidates in zip(own, spread, strict=True):
+        made = [(option, next(checked), next(suffixes)) for option in candidates]
+        usable = [(option, config, suffix) for option, config, suffix in made if config is not None]
+        for seed in seeds or ((usable[0][1].seed,) if usable else ()):
+            options = tuple(
+                Option(choice.values_in(option), SweepRun(_with_seed(config, seed), suffix))
+                for option, config, suffix in usable
+            )
+            first = options[0].run
+            runs.append(replace(first, options=options, group=choice.group_of(flags)) if len(made) > 1 else first)
+    return _let_decide(runs, choice, problems)
+
+
+def _let_decide(runs: Sequence[SweepRun], choice: Choice, problems: Problems) -> list[SweepRun]:
+    """The runs with the deciding one of each group marked: the first that is at what [choose.at] says."""
+    deciding: dict[str, int] = {}
+    for place, run in enumerate(runs):
+        if run.options and choice.is_at(run.config):
+            deciding.setdefault(run.group, place)
+    for group in dict.fromkeys(run.group for run in runs if run.options and run.group not in deciding):
+        places = [place for place, run in enumerate(runs) if run.group == group]
+        deciding[group] = places[0]
+        if len({repr(to_plain(_with_seed(runs[place].config, 0))) for place in places}) > 1:
+            problems.add(
+                f"[choose.at] {choice.told_at}: none of the runs {runs[places[0]].configuration}, ... is there"
+            )
+    marked = set(deciding.values())
+    return [replace(run, decides=place in marked) for place, run in enumerate(runs)]
 
 
 def _refused_code(
@@ -222,24 +347,27 @@ def _table_problems(file: _File) -> list[str]:
             found += [f"[base.{name}] {key}: it belongs in [base]" for key in ("method", "config") if key in table]
     found += [
         f"grid.{key} {values!r}: expected a list of values, as {key} = [{_text(values)}]"
-        for key, values in file.grid.items()
+        for grid in file.grids
+        for key, values in grid.items()
         if not isinstance(values, list) or not values
     ]
     controls = get_args(find_kind("train").Config.model_fields["control"].annotation)
     kinds = [*(kind for kind in controls if kind != "none"), "small-dense"]
     found += [unknown("control", kind, kinds) for kind in file.controls if kind not in kinds]
     found += [] if file.controls_on == "" else name_problems(None, file.controls_on)
-    for key in ("control_levels", "controls_on"):
+    for key in ("control_levels", "controls_on", "controls_for"):
         if getattr(file, key) and not file.controls:
             found.append(f"{key} goes with controls")
     return found
 
 
 def _expand(file: _File) -> list[dict[str, Any]]:
-    """The flags that each run has for itself: those of the combinations of the grid, then those of the listed runs."""
-    lists = {key: values if isinstance(values, list) else [values] for key, values in file.grid.items() if values != []}
-    grid = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
-    return (grid if file.grid or not file.runs else []) + file.runs
+    """The flags that each run has for itself: those of the combinations of the grids, then those of the listed runs."""
+    combined: list[dict[str, Any]] = []
+    for grid in file.grids or ([] if file.runs else [{}]):
+        lists = {key: values if isinstance(values, list) else [values] for key, values in grid.items() if values != []}
+        combined += [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+    return combined + file.runs
 
 
 @dataclass(frozen=True)
@@ -329,7 +457,8 @@ def _repeated(runs: Sequence[SweepRun]) -> list[str]:
     """A sentence for each run that is there twice, and for different runs that would lie in the same folder."""
     configs: dict[str, str] = {}
     found = []
-    for run in runs:
+    options = [option.run for run in runs for option in run.options]
+    for run in [*options, *(run for run in runs if not run.options)]:
         config, name = repr(to_plain(run.config)), run.name
         if config in configs:
             also = "" if configs[config] == name else f", as {configs[config]} too"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ..contract.errors import Problems, RequestError
+from ..contract.errors import Problems, RequestError, RunError
 from ..contract.flags import Config, to_plain
 from ..data.samples import Samples
 from ..data.trees import to_lists
@@ -25,6 +25,7 @@ from .file import SweepRun
 from .file import read_sweep as read_sweep
 from .local_engine import Job, run_jobs
 from .progress import Board, SweepProgress
+from .trials import read_trials, settle, trials_of
 
 Value = TypeVar("Value")
 
@@ -108,6 +109,7 @@ def run_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 1
 
     The folders of the runs are `runs/NAME OF THE SWEEP/NAME OF THE RUN`. A run that fails leaves `failure.txt` in its
     folder, and the others go on. A signal stops the sweep with the states of its runs saved: the same call goes on.
+    What the file lets validation choose is tried first, in `runs/NAME OF THE SWEEP-choice`.
 
     Args:
         sweep: what `read_sweep` has read.
@@ -117,9 +119,15 @@ def run_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 1
 
     Raises:
         RequestError: every problem of every run at once; nothing is written.
-        RunError: the processes cannot start.
+        RunError: the processes cannot start, or every candidate of a choice has failed.
     """
-    return run_plan(plan_sweep(sweep, runs, jobs), progress)
+    plan = plan_sweep(sweep, runs, jobs)
+    if (trials := trials_of(sweep)) is not None:
+        tried = run_plan(plan_sweep(trials, runs, jobs), progress)
+        if tried.interrupted:
+            return SweepResult([], tried.failures, interrupted=True)
+        plan = plan_sweep(settle(sweep, read_trials(sweep, runs), runs), runs, jobs)
+    return run_plan(plan, progress)
 
 
 def plan_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 1) -> SweepPlan:
@@ -252,6 +260,9 @@ def _time_step(config: Config, setup: Setup, name: str, timed: dict[str, float])
             plan = make_plan(config, setup)
         except RequestError:
             raise
+        except RunError:
+            # A loss that is no number within the first steps: the run will say so, and the others go on.
+            return 0.0
         except Exception as error:
             raise RequestError(f"{name}: a step of training raises {type(error).__name__}: {error}") from error
         timed[key] = plan.seconds / max(1, sum(stage.steps for stage in plan.stages))
@@ -261,11 +272,13 @@ def _time_step(config: Config, setup: Setup, name: str, timed: dict[str, float])
 def run_plan(plan: SweepPlan, progress: bool = True) -> SweepResult:
     """Carry out what was planned (see `run_sweep`)."""
     asked = plan.sweep
-    todo = [run for run in plan.runs if run.state != "finished" or asked.controls]
+    todo = [run for run in plan.runs if run.state != "finished" or asked.controls_of(run.config)]
     jobs = [
-        Job(place, str(run.folder), run.config, asked.controls, asked.control_levels, asked.controls_on)
+        Job(
+            place, str(run.folder), run.config, asked.controls_of(run.config), asked.control_levels, asked.controls_on
+        )
         for place, run in enumerate(todo)
-    ]
+    ]  # fmt: skip
     board = Board(len(jobs))
     steps = [0 if run.state == "finished" else run.steps for run in todo]
     shows = SweepProgress([run.folder.name for run in todo], steps, board, progress)

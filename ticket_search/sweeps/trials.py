@@ -1,0 +1,92 @@
+"""What a sweep chooses on validation: the trials of its candidates, what they say, and the sweep with the best."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..contract.errors import RunError
+from ..contract.metric import metric_of, value_of
+from ..runs.names import SUMMARY
+from ..runs.records import read_record
+from .file import Sweep
+
+
+def trials_of(sweep: Sweep) -> Sweep | None:
+    """The runs by which a sweep chooses: the deciding run of each group with each candidate. None without a choice."""
+    found = tuple(option.run for run in sweep.runs if run.decides for option in run.options)
+    return Sweep(f"{sweep.name}-choice", found) if found else None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What was tried: the flags by field name, and what validation says in the metric's unit, None where it failed."""
+
+    values: dict[str, Any]
+    validation: float | None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The candidates of a group of runs, and the one that is best on validation, of equal ones the first.
+
+    run: the folder of the trial that was best. configuration: that of the run with which they were tried.
+    """
+
+    group: str
+    configuration: str
+    candidates: tuple[Candidate, ...]
+    best: int
+    run: Path
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The flags that are chosen."""
+        return self.candidates[self.best].values
+
+
+def read_trials(sweep: Sweep, runs: str | os.PathLike[str] = "runs") -> list[Chosen]:
+    """What the finished trials of a sweep say.
+
+    Raises:
+        RunError: every candidate of a group has failed.
+    """
+    place, found = Path(runs) / f"{sweep.name}-choice", []
+    for run in (run for run in sweep.runs if run.decides):
+        merits, candidates = [], []
+        for option in run.options:
+            folder = place / option.run.name
+            summary = read_record(folder, SUMMARY) if (folder / SUMMARY).exists() else None
+            value = value_of(summary, "val") if summary else None
+            merits.append(-math.inf if summary is None or value is None else metric_of(summary).merit(value))
+            candidates.append(Candidate(dict(option.values), value))
+        best = merits.index(max(merits))
+        if merits[best] == -math.inf:
+            raise RunError(
+                f"{run.configuration}: every candidate of [choose] has failed; why is in failure.txt of each folder of "
+                f"{place}"
+            )
+        label = run.configuration.removesuffix(run.suffix)
+        found.append(Chosen(run.group, label, tuple(candidates), best, place / run.options[best].run.name))
+    return found
+
+
+def settle(sweep: Sweep, choices: Sequence[Chosen], runs: str | os.PathLike[str] = "runs") -> Sweep:
+    """A sweep with what was chosen. The best trials are runs of it, so their folders are copied: none is done again."""
+    best = {choice.group: choice.best for choice in choices}
+    place = Path(runs) / sweep.name
+    for choice in choices:
+        if not (place / choice.run.name).exists():
+            place.mkdir(parents=True, exist_ok=True)
+            # Renamed when it is whole: a copy that was cut short must not look like a run.
+            unfinished = place / f".{choice.run.name}"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.copytree(choice.run, unfinished)
+            unfinished.rename(place / choice.run.name)
+    settled = (run.options[best[run.group]].run if run.options else run for run in sweep.runs)
+    return replace(sweep, runs=tuple(settled))
