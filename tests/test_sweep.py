@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ticket_search import RequestError, search
+from ticket_search import RequestError, RunError, search
 from ticket_search.running.request import parse_seeds, read_request
 from ticket_search.sweeps.progress import CONTROLS, RUNNING, Board, BoardProgress, SweepProgress
 from ticket_search.sweeps.sweep import plan_sweep, read_sweep, run_sweep
+from ticket_search.sweeps.trials import read_trials, trials_of
 
 
 @pytest.fixture
@@ -307,6 +308,122 @@ def test_a_sweep_gives_the_bytes_of_single_searches_and_redoes_nothing(sweep_fil
     assert other.code == 2
     assert other.err.count("is another one (--epochs 1 there, 2 here): choose another --runs") == 6
     assert {file: file.stat().st_mtime_ns for file in Path("runs").rglob("*")} == before
+
+
+CHOICE = """
+seeds = [3, 0]
+[base]
+epochs = 1
+evaluate_every = "10it"
+model_args = "width=0.1"
+optimizer = "sgd"
+[[grid]]
+method = ["snip", "edge-popup"]
+density = [0.5, 0.25]
+[[grid]]
+method = ["imp"]
+levels = [[0.6, 0.4]]
+[[runs]]
+method = "dense"
+lr = 0.02
+[choose]
+lr = [1e-6, 0.1, 1e10]
+[choose.imp]
+lr = [0.1, 1e-6]
+batch_size = [60, 100]
+[choose.at]
+density = 0.25
+"""
+
+
+def test_what_is_chosen_and_by_which_runs(sweep_file):
+    sweep = read_sweep(sweep_file(CHOICE))
+    told = [
+        (run.config.method, run.config.density, run.config.seed, len(run.options), run.decides) for run in sweep.runs
+    ]
+    assert told == [
+        ("snip", 0.5, 3, 3, False), ("snip", 0.5, 0, 3, False), ("snip", 0.25, 3, 3, True), ("snip", 0.25, 0, 3, False),
+        ("edge-popup", 0.5, 3, 3, False), ("edge-popup", 0.5, 0, 3, False),
+        ("edge-popup", 0.25, 3, 3, True), ("edge-popup", 0.25, 0, 3, False),
+        ("imp", 0.4, 3, 4, True), ("imp", 0.4, 0, 4, False), ("dense", 1.0, 3, 0, False), ("dense", 1.0, 0, 0, False),
+    ]  # fmt: skip
+    assert [dict(option.values) for option in sweep.runs[0].options] == [{"lr": lr} for lr in (1e-6, 0.1, 1e10)]
+    assert [dict(option.values) for option in sweep.runs[8].options] == [
+        {"lr": 0.1, "batch_size": 60}, {"lr": 0.1, "batch_size": 100},
+        {"lr": 1e-6, "batch_size": 60}, {"lr": 1e-6, "batch_size": 100},
+    ]  # fmt: skip
+    for run in sweep.runs:
+        for option in run.options:
+            assert {key: getattr(option.run.config, key) for key, _ in option.values} == dict(option.values)
+            assert option.run.config.seed == run.config.seed
+    trials = trials_of(sweep)
+    assert (trials.name, len(trials.runs), trials.controls) == ("mine-choice", 10, ())
+    assert trials_of(read_sweep(sweep_file(SMALL))) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[choose]\nlr = 0.1", "choose.lr 0.1: expected a list of two or more different values"),
+        ("[choose]\nlr = [0.1]", "choose.lr [0.1]: expected a list of two or more different values"),
+        ("[choose.denze]\nlr = [0.1, 0.2]", "[choose.denze]: unknown method 'denze'; did you mean 'dense'?"),
+        ("[choose]\nat = 3\nlr = [0.1, 0.2]", "choose.at 3: expected a table of flags"),
+        ("[choose.at]\ndensity = 0.1", "[choose.at] goes with candidates in [choose]"),
+        ("[choose]\nseed = [1, 2]", "choose.seed: the choice is made at the first seed"),
+        ("[choose]\nlr = [0.1, -1.0]", "--lr -1.0: expected"),
+        ("[choose]\nrate = [0.1, 1.0]", "unknown flag --rate"),
+        ("[choose]\nlr = [0.1, 1.0]\n[choose.at]\ndensity = 0.3\n[grid]\ndensity = [0.1, 0.2]", "[choose.at] density = 0.3: none of the runs"),
+        ("controls_for = [{method = 'imp'}]", "controls_for goes with controls"),
+        ("controls = ['shuffle']\ncontrols_for = [{method = 'imp'}]", "controls_for {'method': 'imp'}: no run has these flags"),
+        ("[[grid]]\nlr = 3", "grid.lr 3: expected a list of values, as lr = [3]"),
+        ("[[predictions]]\ntext = 'x'", "predictions.0.better"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_choice(text, problem, sweep_file):
+    assert any(found.startswith(problem) for found in problems_of(sweep_file(text))), problems_of(sweep_file(text))
+
+
+def test_only_some_runs_are_controlled(sweep_file):
+    text = "controls = ['shuffle']\ncontrols_for = [{method = 'snip', density = 0.2}, {method = 'imp'}]\n"
+    sweep = read_sweep(
+        sweep_file(text + "[[grid]]\nmethod = ['snip', 'gradual']\ndensity = [0.1, 0.2]\n[[runs]]\nmethod = 'imp'")
+    )
+    assert [sweep.controls_of(run.config) for run in sweep.runs] == [(), ("shuffle",), (), (), ("shuffle",)]
+
+
+def test_the_best_on_validation_is_run_with_every_seed_and_nothing_is_done_twice(sweep_file, ticket, forked):
+    path = sweep_file(
+        "seeds = [3, 0]\n[base]\nepochs = 1\nmodel_args = 'width=0.1'\noptimizer = 'sgd'\nmethod = 'snip'\n"
+        "[choose]\nlr = [1e-6, 0.1, 1e10]"
+    )
+    done = ticket("sweep", str(path), "--jobs", "2", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    (choice,) = found["choices"]
+    said = [
+        json.loads(Path(f"runs/mine-choice/snip-lenet-300-100-digits-d0.1-s3-lr-{rate}/summary.json").read_text())
+        for rate in (1e-6, 0.1)
+    ]
+    assert [candidate["values"]["lr"] for candidate in choice["candidates"]] == [1e-6, 0.1, 1e10]
+    assert [candidate["validation"] for candidate in choice["candidates"]] == [
+        *(row["val_metric"] for row in said),
+        None,
+    ]
+    assert said[0]["val_metric"] < said[1]["val_metric"]
+    assert choice["best"] == 1
+    assert sorted(row["name"] for row in found["runs"]) == [
+        f"snip-lenet-300-100-digits-d0.1-s{seed}-lr-0.1" for seed in (0, 3)
+    ]
+    tried, run = Path(choice["run"]), Path("runs/mine") / Path(choice["run"]).name
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == {
+        file.name: file.read_bytes() for file in tried.iterdir()
+    }, "what was tried is not run again"
+
+
+def test_a_choice_of_nothing_that_works_is_an_error(sweep_file):
+    sweep = read_sweep(sweep_file("[base]\nmethod = 'dense'\n[choose]\nlr = [1e10, 1e11]"))
+    with pytest.raises(RunError, match=r"dense-lenet-300-100-digits-d1: every candidate of \[choose\] has failed"):
+        read_trials(sweep)
 
 
 MODELS = """

@@ -218,7 +218,8 @@ def make_sweep(
             *(
                 f"controls: {run.name} {why}"
                 for run in runs
-                for why in control_problems(run.config, sweep.controls_of(run.config))
+                if (kinds := sweep.controls_of(run.config))
+                for why in control_problems(run.config, kinds)
             ),
             *(
                 f"controls_for {flags}: no run has these flags"
