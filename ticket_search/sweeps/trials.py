@@ -59,6 +59,7 @@ def read_trials(sweep: Sweep, runs: str | os.PathLike[str] = "runs") -> list[Cho
     place, found = Path(runs) / f"{sweep.name}-choice", []
     for run in (run for run in sweep.runs if run.decides):
         merits, candidates = [], []
+        label = run.configuration.removesuffix(run.suffix)
         for option in run.options:
             folder = place / option.run.name
             summary = read_record(folder, SUMMARY) if (folder / SUMMARY).exists() else None
@@ -68,10 +69,9 @@ def read_trials(sweep: Sweep, runs: str | os.PathLike[str] = "runs") -> list[Cho
         best = merits.index(max(merits))
         if merits[best] == -math.inf:
             raise RunError(
-                f"{run.configuration}: every candidate of [choose] has failed; why is in failure.txt of each folder of "
+                f"{label}: every candidate of [choose] has failed; why is in failure.txt of each folder of "
                 f"{place}"
             )
-        label = run.configuration.removesuffix(run.suffix)
         found.append(Chosen(run.group, label, tuple(candidates), best, place / run.options[best].run.name))
     return found
 
