@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import argparse
 import re
 import shutil
@@ -517,6 +518,25 @@ def test_a_search_starts_from_the_final_weights_of_a_run(chain):
     assert third.ticket.meta["parent"] == {"fingerprint": final, "state": "final", "density": 0.25}
     assert "parent" not in base.ticket.meta and "weights" not in third.ticket.meta["config"]
     assert "weights" not in base.summary["cost"]
+
+
+def test_each_seed_starts_from_a_run_of_its_own_and_they_are_one_group(tmp_path, ticket):
+    short = {"epochs": 1, "batch_size": 64, "runs": tmp_path, **SMALL}
+    bases = [search("dense", name=f"base-s{seed}", seed=seed, **short) for seed in (0, 1)]
+    for runs, given in ((tmp_path, "base-s{seed}"), (tmp_path / "others", f"{tmp_path}/base-s{{seed}}")):
+        own = [search("snip", weights=given, seed=seed, density=0.3, **{**short, "runs": runs}) for seed in (0, 1)]
+        for run, base in zip(own, bases, strict=True):
+            start = run.ticket.state_dict("start")
+            for name, mask in run.ticket.masks.items():
+                assert torch.equal(start[name][mask], base.ticket.state_dict("final")[name][mask])
+            assert run.summary["cost"]["weights"]["run"] == base.path.name
+            assert run.config.weights.endswith("base-s{seed}")
+    compared = ticket("compare", *(str(run.path) for run in own), "--json")
+    assert compared.code == 0, compared.err
+    (group,) = json.loads(compared.out)["groups"]
+    assert group["seeds"] == [0, 1]
+    with pytest.raises(RequestError, match="base-s7"):
+        search("snip", weights=f"{tmp_path}/base-s{{seed}}", seed=7, density=0.3, **short)
 
 
 def test_scores_at_initialization_are_of_the_final_weights_too(runs, ticket):

@@ -201,8 +201,22 @@ def test_one_shot_by_the_scale_of_batch_norms(tmp_path):
         search("one-shot", runs=tmp_path, density=0.5, **flags)
 
 
+def test_one_shot_without_retraining_keeps_the_trained_weights(tmp_path):
+    flags = {"then": "fine-tune", "retrain_epochs": 0, "density": 0.2, "schedule": "cosine", **QUICK}
+    run = search("one-shot", runs=tmp_path, **flags)
+    dense, pruned = run.load_level(0), run.ticket
+    assert pruned.masks == supermask.prune(dense.model("final"), 0.2)
+    for name, tensor in dense.state_dict("final").items():
+        assert torch.equal(pruned.state_dict("final")[name], tensor * pruned.masks.get(name, torch.ones(())))
+    assert run.summary["cost"]["steps"] == 42, "those of the dense training"
+
+
 def test_one_shot_flags_that_do_not_go_together():
     for flags, message in [
+        (
+            {"then": "fine-tune", "retrain_epochs": 0, "retrain_lr": 0.1},
+            "--retrain-lr goes with --retrain-epochs above",
+        ),
         ({"then": "fine-tune", "rewind": "10it"}, "--rewind goes with"),
         ({"retrain_lr": 0.1}, "--retrain-lr goes with --then fine-tune"),
         ({"samples_per_class": 5}, "--samples-per-class goes with --score"),

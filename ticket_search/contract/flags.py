@@ -74,7 +74,7 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
         description="start from the weights in this checkpoint: a state dict or a safetensors file, or FILE#KEY where "
         "one file holds several state dicts; or from the final weights of a finished run, given by its folder or its "
         "ticket file: those that the ticket dropped start at zero, and what the run has cost counts in the cost of "
-        "this search",
+        "this search; {seed} in it stands for the run's own seed, as in runs/dense-s{seed}",
     )
     data: str = Field(
         "digits", description="data set: a built-in name (`ticket data` lists them), or package.module:function"
@@ -195,6 +195,11 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
         """The seeds of init, data order and masks, each `seed` unless it was given."""
         given = {"init": self.init_seed, "order": self.order_seed, "mask": self.mask_seed}
         return {name: self.seed if seed is None else seed for name, seed in given.items()}
+
+    @property
+    def weights_given(self) -> str | None:
+        """What `weights` says for this run's seed."""
+        return None if self.weights is None else self.weights.replace("{seed}", str(self.seed))
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """What is wrong with the combination of flags; methods add to it.

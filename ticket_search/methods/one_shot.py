@@ -56,7 +56,10 @@ class Config(PruningConfig):
     )
     rewind: Duration = Field("0", description="training step to rewind to, as 0, 500it or 2ep")
     retrain_epochs: int | None = Field(
-        None, ge=1, description="epochs of fine-tuning; those of the training if not given"
+        None,
+        ge=0,
+        description="epochs of fine-tuning; those of the training if not given; with 0 the weights stay as they were "
+        "when they were pruned",
     )
     retrain_lr: Positive | None = Field(
         None, description="learning rate of fine-tuning; the last rate of the training if not given"
@@ -84,8 +87,13 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     whole, rewind = config.epochs * steps_per_epoch, steps_of(config.rewind, steps_per_epoch)
     if rewind >= whole:
         raise RequestError(f"--rewind {config.rewind}: expected less than the {whole} steps of a training")
-    again = (config.retrain_epochs or config.epochs) * steps_per_epoch if config.then == "fine-tune" else whole - rewind
+    again = _retraining(config) * steps_per_epoch if config.then == "fine-tune" else whole - rewind
     return [Stage("level-00", 1.0, whole), Stage("level-01", config.density, again)]
+
+
+def _retraining(config: Config) -> int:
+    """The epochs of fine-tuning."""
+    return config.epochs if config.retrain_epochs is None else config.retrain_epochs
 
 
 def search(model: nn.Module, run: Run) -> Ticket:
@@ -119,7 +127,7 @@ def search(model: nn.Module, run: Run) -> Ticket:
         weights.fitting.set_state(model, start)
         supermask.hold(model, masks)
         if config.then == "fine-tune":
-            again = fine_tuning(config, config.retrain_epochs or config.epochs, config.retrain_lr, per_epoch)
+            again = fine_tuning(config, _retraining(config), config.retrain_lr, per_epoch)
             trained = training.loop.train_network(model, run, config=again, order="order/1")
         else:
             trained = training.loop.train_network(model, run, start=rewind, order="order/1")

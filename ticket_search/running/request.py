@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections import Counter
@@ -194,8 +195,12 @@ def describe_functions(flags: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
 
 def find_weights(given: str, runs: str | os.PathLike[str]) -> str:
     """What `--weights` says, or the path of the run that it names under `runs`, where it is no path itself."""
-    named = Path(runs) / given
-    return str(named) if not Path(given).exists() and (named / CONFIG).exists() else given
+    named = str(Path(runs) / given)
+    if "{seed}" not in given:
+        return named if not Path(given).exists() and Path(named, CONFIG).exists() else given
+    # A run of some seed says whose names these are; whether each seed has one is seen when its weights are read.
+    some = [glob.escape(place).replace("{seed}", "*") for place in (given, f"{named}/{CONFIG}")]
+    return named if not glob.glob(some[0]) and glob.glob(some[1]) else given
 
 
 def name_problems(model: Any, data: Any) -> list[str]:

@@ -78,9 +78,9 @@ class Setup:
         with own_random_numbers():
             torch.manual_seed(seed)
             model = self.build()
-        if config.weights:
-            tensors, self.earlier = read_weights(config.weights)
-            load_tensors(model, tensors, config.weights)
+        if given := config.weights_given:
+            tensors, self.earlier = read_weights(given)
+            load_tensors(model, tensors, given)
         if config.init != "keep" and self.method.traits.trains_weights:
             self.draws = supermask.initialize(model, config.init, seed)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())

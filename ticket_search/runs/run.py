@@ -160,7 +160,8 @@ class Run:
         self._data_fingerprint = data
         if self._start is not None and self._start != fingerprint:
             if self.config.weights:
-                raise RunError(f"--weights {self.config.weights} has others than when the run {self.path} was started")
+                given = self.config.weights_given
+                raise RunError(f"--weights {given} has others than when the run {self.path} was started")
             raise RunError(
                 f"the model of {self.path} is built with other weights than when the run was started: a model must "
                 "depend on its arguments and on PyTorch's random numbers only"

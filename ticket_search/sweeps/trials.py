@@ -69,8 +69,7 @@ def read_trials(sweep: Sweep, runs: str | os.PathLike[str] = "runs") -> list[Cho
         best = merits.index(max(merits))
         if merits[best] == -math.inf:
             raise RunError(
-                f"{label}: every candidate of [choose] has failed; why is in failure.txt of each folder of "
-                f"{place}"
+                f"{label}: every candidate of [choose] has failed; why is in failure.txt of each folder of {place}"
             )
         found.append(Chosen(run.group, label, tuple(candidates), best, place / run.options[best].run.name))
     return found

@@ -209,7 +209,9 @@ def retraining_problems(config: Any, given: Set[str]) -> list[str]:
     found = []
     if "rewind" in given and not is_zero(config.rewind):
         found.append("--rewind goes with --then rewind or lr-rewind")
-    if config.schedule == "cosine" and config.retrain_lr is None:
+    if config.retrain_lr is not None and config.retrain_epochs == 0:
+        found.append("--retrain-lr goes with --retrain-epochs above 0")
+    if config.schedule == "cosine" and config.retrain_lr is None and config.retrain_epochs != 0:
         found.append(NO_RATE)
     return found
 
