@@ -1,6 +1,7 @@
 from . import bench_plot as bench_plot
 from . import comparison as comparison
 from . import curves as curves
+from . import dot_plot as dot_plot
 from . import findings as findings
 from . import geometry as geometry
 from . import html as html

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scipy.special import chdtri, nctdtr, stdtr, stdtrit
 
@@ -49,7 +50,7 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - half, mean + half
 
 
-def difference(ones: Mapping[Hashable, float], others: Mapping[Hashable, float]) -> Difference | None:
+def difference(ones: Mapping[Any, float], others: Mapping[Any, float]) -> Difference | None:
     """The mean of `ones - others` over the keys (seeds) that both have; None where they share none."""
     gaps = [ones[key] - others[key] for key in ones if key in others]
     if not gaps:

@@ -4,4 +4,6 @@ from . import local_engine as local_engine
 from . import progress as progress
 from . import study as study
 from . import sweep as sweep
+from . import table as table
+from . import table_page as table_page
 from . import trials as trials

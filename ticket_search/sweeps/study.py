@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from .. import analysis
 from ..contract.errors import Problems, describe_expected, unknown
 from ..contract.flags import read_toml
 from ..contract.keyed import Keyed
-from .file import Sweep, make_sweep
+from .file import Sweep, make_sweep, read_sweep
 
 if TYPE_CHECKING:
     from ..analysis.findings import Comparison, Group, Row
@@ -49,12 +50,18 @@ class _File(pydantic.BaseModel, extra="forbid"):
     differs: tuple[str, ...] = ()
     statements: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()
-    sweep: dict[str, Any]
+    claims: dict[str, str] = {}
+    densities: tuple[float, ...] = ()
+    sweep: dict[str, Any] | None = None
+    sweeps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Study:
     """What the file of a study says.
+
+    It has one `sweep`, or joins several, `parts` by their names, in a table of methods at some `densities`; `claims` is
+    what the papers say of a method.
 
     `hours` is its budget on two cores, `delta` the margin of the verdict in the unit of the metric (half a percentage
     point of accuracy where none is given, and none of another metric), `differs` says what is done otherwise than in
@@ -70,7 +77,10 @@ class Study:
     differs: tuple[str, ...]
     statements: tuple[str, ...]
     published: tuple[Published, ...]
-    sweep: Sweep
+    claims: Mapping[str, str]
+    densities: tuple[float, ...]
+    sweep: Sweep | None = None
+    parts: Mapping[str, Sweep] = field(default_factory=dict)
 
 
 def read_study(path: str | os.PathLike[str], code: Mapping[str, str | None] | None = None) -> Study:
@@ -90,11 +100,18 @@ def read_study(path: str | os.PathLike[str], code: Mapping[str, str | None] | No
         [sweep]                         # as in the file of `ticket sweep`
         seeds = "0-2"
 
+    A study that joins several sweeps in one table names their files, beside its own, in place of [sweep]:
+
+        sweeps = ["mine/trained.toml", "mine/frozen.toml"]
+        densities = [0.1, 0.02]         # a table for each
+        [claims]
+        imp = "what the paper says"
+
     Raises:
         RequestError: every problem of the file and of its runs at once.
     """
     table, problems = read_toml(Path(path)), Problems()
-    file, runs = None, table.get("sweep")
+    file, runs, parts = None, table.get("sweep"), dict[str, Sweep]()
     try:
         file = _File.model_validate(table)
     except pydantic.ValidationError as error:
@@ -104,10 +121,16 @@ def read_study(path: str | os.PathLike[str], code: Mapping[str, str | None] | No
         if isinstance(runs, dict)
         else None
     )
+    if file is not None and (file.sweep is None) == (not file.sweeps):
+        problems.add("expected either [sweep], or sweeps = [...] with the files of several")
+    for name in file.sweeps if file is not None else ():
+        beside = Path(path).parent / name
+        part = problems.attempt(partial(read_sweep, beside, code=code))
+        parts |= {} if part is None else {beside.stem: replace(part, name=f"{Path(path).stem}-{beside.stem}")}
     problems.raise_if_any()
-    assert file is not None and sweep is not None, "a study that cannot be read has problems"
-    values = {name: getattr(file, name) for name in _File.model_fields if name != "sweep"}
-    return Study(name=sweep.name, sweep=sweep, **values)
+    assert file is not None, "a study that cannot be read has problems"
+    values = {name: getattr(file, name) for name in _File.model_fields if name not in ("sweep", "sweeps")}
+    return Study(name=Path(path).stem if sweep is None else sweep.name, sweep=sweep, parts=parts, **values)
 
 
 def _sentence(item: Any) -> str:
@@ -175,8 +198,15 @@ def _apart(one: float, other: float) -> float:
 
 
 def page_files(study: Study, output: str | os.PathLike[str]) -> list[Path]:
-    """The files of a study's page."""
+    """The files of a study's page, without those of the measurements that a table of methods is made of."""
+    if study.parts:
+        return [Path(output) / f"{study.name}.{suffix}" for suffix in ("md", "png")]
     return [Path(output) / f"{study.name}.{suffix}" for suffix in ("md", "png", "html", "csv")]
+
+
+def part_file(study: Study, part: str, output: str | os.PathLike[str]) -> Path:
+    """The CSV with the measurements of one of the sweeps that a study joins."""
+    return Path(output) / f"{study.name}-{part}.csv"
 
 
 def write_study(study: Study, runs: Sequence[Path], output: str | os.PathLike[str]) -> list[Path]:

@@ -1,0 +1,352 @@
+"""A table of methods: one line of CSV for each seed, density and control of several sweeps, and the page made of them.
+
+The page depends on the CSV files only, so that sweeps which were run at different times and places are joined by it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import supermask
+from supermask.shrinking.flow import flow
+
+from ..analysis.intervals import Difference, confidence_interval, difference
+from ..analysis.read_runs import Member, read_members
+from ..contract.errors import RequestError
+from ..contract.flags import public_fields
+from ..contract.metric import known_value
+from ..methods import find_method
+from ..runs.names import TICKET
+from .file import Prediction, Sweep
+from .trials import trials_of
+
+# A method that is not below another may be worse by so much, in the metric's unit.
+MARGIN = 0.5
+# Flags that a label does not name: the table has columns for them, or they are the same in all rows.
+_UNNAMED = frozenset({"density", "levels", "lr", "seed", "epochs", "batch_size", "weights", "threads", "device"})
+
+
+@dataclass(frozen=True)
+class Line:
+    """A measurement.
+
+    role: `run`; `control` of one; or `trial`, by which a flag was chosen.
+    label: the method, and its flags that are not default. control: its kind, of a control.
+    asked: the density that was asked for. kept of weights: what the ticket keeps; effective: those of the kept weights
+        that lie on a path from the input to the output.
+    value, validation: the metric on test and on validation data.
+    trainings: the cost up to here, in trainings of the dense network. seconds: of the whole run, on one core.
+    file_bytes: of the ticket. sampled: of masks that are drawn, what ten samples gave, as JSON.
+    flags: the flags that are not default, as JSON.
+    """
+
+    sweep: str
+    role: str
+    label: str
+    method: str
+    control: str
+    asked: float
+    seed: int
+    kept: int
+    weights: int
+    effective: int | None
+    value: float
+    validation: float | None
+    trainings: float | None
+    seconds: float | None
+    file_bytes: int | None
+    lr: float
+    sampled: str
+    flags: str
+
+
+def lines_of(name: str, sweep: Sweep, folders: Iterable[Path], runs: Path) -> list[Line]:
+    """The lines of a sweep: those of its runs and their controls, and those of the trials by which it chose.
+
+    Args:
+        name: of the sweep in the table.
+        sweep: as it was read, with its candidates.
+        folders: of its finished runs.
+        runs: the folder of all runs.
+    """
+    trials = trials_of(sweep)
+    tried = [runs / trials.name / run.name for run in trials.runs] if trials else []
+    found = [line for folder in folders for line in _lines_of_run(name, folder, "run")]
+    return found + [
+        line for folder in tried if (folder / TICKET).exists() for line in _lines_of_run(name, folder, "trial")
+    ]
+
+
+def _lines_of_run(sweep: str, folder: Path, role: str) -> Iterator[Line]:
+    members, left_out = read_members([folder])
+    if not members:
+        raise RequestError(left_out)
+    member = members[0]
+    changed = _changed_flags(member.recipe)
+    make = partial(
+        Line, sweep, label=_label(member.method, changed), method=member.method, seed=member.seed,
+        lr=float(member.recipe["lr"]), flags=json.dumps(changed, sort_keys=True),
+    )  # fmt: skip
+    chosen = member.rows if role == "run" else member.rows[-1:]
+    for place, row in enumerate(chosen, start=len(member.rows) - len(chosen)):
+        if row["density"] == 1 and member.starts_dense:
+            continue  # the dense network has lines of its own
+        ticket = folder / TICKET
+        if len(member.rows) > 1:
+            ticket = folder / "levels" / f"{row['level']:02d}" / TICKET
+        weights, effective = _sizes_of(ticket)
+        yield make(
+            role, control="", asked=_asked(member, place), kept=row["kept"], weights=weights, effective=effective,
+            value=known_value(row, "test"), validation=known_value(row, "val"), trainings=member.cost(place),
+            seconds=member.seconds, file_bytes=ticket.stat().st_size,
+            sampled=json.dumps(row["samples"]) if "samples" in row else "",
+        )  # fmt: skip
+    for row in member.controls if role == "run" else []:
+        place = next((place for place, own in enumerate(member.rows) if own.get("level") == row.get("level")), -1)
+        kept = member.rows[place]["kept"]
+        yield make(
+            "control", control=str(row["control"]), asked=_asked(member, place), kept=kept,
+            weights=round(kept / member.rows[place]["density"]), effective=None, value=known_value(row, "test"),
+            validation=None, trainings=None, seconds=row.get("seconds"), file_bytes=None, sampled="",
+        )  # fmt: skip
+
+
+def _asked(member: Member, place: int) -> float:
+    """The density that was asked for where a measurement stands: of levels that no flag names, what they keep."""
+    row = member.rows[place]
+    if levels := member.recipe.get("levels"):
+        return float(levels[row["level"] - 1])
+    last = place in (-1, len(member.rows) - 1)
+    return float(member.recipe.get("density", 1.0)) if last else round(row["density"], 6)
+
+
+def _sizes_of(path: Path) -> tuple[int, int | None]:
+    """The number of maskable weights, and that of the kept ones on a path; None where paths are not defined."""
+    ticket = supermask.load(path)
+    shape = ticket.meta["architecture"]["arguments"].get("input_shape")
+    if shape is None:
+        return ticket.masks.size, None
+    try:
+        return ticket.masks.size, flow(ticket.model("final"), ticket.masks, torch.zeros(1, *shape)).effective.kept
+    except ValueError:
+        return ticket.masks.size, None
+
+
+def _changed_flags(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a run that are not those of its method by default."""
+    defaults = {key: field.get_default() for key, field in public_fields(find_method(recipe["method"]).Config).items()}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
+    return {key: value for key, value in recipe.items() if key in plain and value != plain[key]}
+
+
+def _label(method: str, changed: Mapping[str, Any]) -> str:
+    """The method, and what is special about it: its own flags, and how weights are drawn."""
+    shared = public_fields(find_method("dense").Config)
+    told = [
+        f"{key.replace('_', ' ')} {'yes' if value is True else 'no' if value is False else value}"
+        for key, value in changed.items()
+        if key not in _UNNAMED and (key not in shared or key == "init")
+    ]
+    return ", ".join([method, *told])
+
+
+def write_csv(lines: Sequence[Line]) -> str:
+    """The lines as CSV, with a header, in an order that does not depend on that of the runs."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [field.name for field in fields(Line)], lineterminator="\n")
+    writer.writeheader()
+    order = sorted(lines, key=lambda line: (line.role, line.label, line.control, -line.asked, line.seed, line.lr))
+    for line in order:
+        writer.writerow({key: "" if value is None else value for key, value in asdict(line).items()})
+    return text.getvalue()
+
+
+def read_csv(path: Path) -> list[Line]:
+    """The lines of a file that `write_csv` has written.
+
+    Raises:
+        RequestError: it is another file.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} cannot be read: {error}") from None
+    kinds = {"int": int, "float": float, "str": str}
+    found = []
+    for number, row in enumerate(rows, start=2):
+        values: dict[str, Any] = {}
+        try:
+            for field in fields(Line):
+                kind, optional = str(field.type).removesuffix(" | None"), str(field.type).endswith("None")
+                values[field.name] = None if optional and row[field.name] == "" else kinds[kind](row[field.name])
+        except (KeyError, ValueError) as error:
+            raise RequestError(f"{path}: line {number} is no line of a table of methods: {error}") from None
+        found.append(Line(**values))
+    return found
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table: a configuration at a density, or one of its controls, over its seeds."""
+
+    lines: tuple[Line, ...]
+
+    @property
+    def label(self) -> str:
+        """The configuration, and which control it is."""
+        first = self.lines[0]
+        return f"{first.label}: {first.control}" if first.control else first.label
+
+    @property
+    def values(self) -> dict[int, float]:
+        """The metric on test data by seed."""
+        return {line.seed: line.value for line in self.lines}
+
+    @property
+    def mean(self) -> float:
+        """The mean over seeds."""
+        return statistics.fmean(self.values.values())
+
+
+def entries_at(lines: Sequence[Line], density: float) -> list[Entry]:
+    """The rows of the table at a density, the best first."""
+    groups: dict[tuple[str, str, str], list[Line]] = {}
+    for line in lines:
+        if line.role != "trial" and math.isclose(line.asked, density):
+            groups.setdefault((line.sweep, line.label, line.control), []).append(line)
+    return sorted((Entry(tuple(group)) for group in groups.values()), key=lambda entry: -entry.mean)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of a prediction at a density; `found` is None where one of the two was not run."""
+
+    prediction: Prediction
+    density: float
+    found: Difference | None
+    holds: bool | None
+
+
+def judge(lines: Sequence[Line], prediction: Prediction, densities: Iterable[float]) -> list[Judgement]:
+    """What came of a prediction, at each of its densities or, if it names none, at all of the table.
+
+    Raises:
+        RequestError: flags that several configurations have at a density.
+    """
+    judged = []
+    for density in prediction.densities or densities:
+        better, than = (_pick(lines, flags, density) for flags in (prediction.better, prediction.than))
+        found = difference(better, than) if better and than else None
+        holds = None
+        if found is not None and found.interval is not None:
+            low = found.interval[0]
+            holds = found.mean > 0 and low > 0 if prediction.by == "above" else low > -MARGIN
+        judged.append(Judgement(prediction, density, found, holds))
+    return judged
+
+
+def _pick(lines: Sequence[Line], flags: Mapping[str, Any], density: float) -> dict[int, float]:
+    """The values by seed of the one configuration that has these flags at a density."""
+    fitting = [line for line in lines if line.role == "run" and math.isclose(line.asked, density) and _has(line, flags)]
+    labels = dict.fromkeys((line.sweep, line.label) for line in fitting)
+    if len(labels) > 1:
+        told = "; ".join(label for _, label in labels)
+        raise RequestError(f"the flags {dict(flags)} of a prediction fit several configurations: {told}")
+    return {line.seed: line.value for line in fitting}
+
+
+def _has(line: Line, flags: Mapping[str, Any]) -> bool:
+    if "sweep" in flags and flags["sweep"] != line.sweep:
+        return False
+    defaults = {key: field.get_default() for key, field in public_fields(find_method(line.method).Config).items()}
+    own = {**defaults, **json.loads(line.flags), "method": line.method, "sweep": line.sweep}
+    return all(key in own and own[key] == value for key, value in flags.items())
+
+
+def dense_values(lines: Sequence[Line]) -> dict[int, float]:
+    """The metric of the dense network by seed."""
+    return {line.seed: line.value for line in lines if line.role == "run" and find_method(line.method).traits.dense}
+
+
+def table_at(lines: Sequence[Line], density: float, claims: Mapping[str, str]) -> str:
+    """The table at a density as Markdown. `claims` is what the papers say, by method."""
+    dense = dense_values(lines)
+    rows = [
+        "| method | seeds | test accuracy % | 95 % interval | minus dense (pp) | interval | cost (dense trainings) | "
+        "core-min | ticket kB | density | effective | lr | the paper's claim |",
+        "|:---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|:---|",
+    ]
+    for entry in entries_at(lines, density):
+        first, gap = entry.lines[0], difference(entry.values, dense)
+        low_high = confidence_interval(list(entry.values.values()))
+        rates = dict.fromkeys(f"{line.lr:g}" for line in entry.lines)
+        cells = (
+            entry.label, len(entry.lines), f"{entry.mean:.2f}", _range(low_high),
+            "" if gap is None else f"{gap.mean:+.2f}", "" if gap is None else _range(gap.interval, "+"),
+            _mean([line.trainings for line in entry.lines], ".1f"),
+            _mean([None if line.seconds is None else line.seconds / 60 for line in entry.lines], ".1f"),
+            _mean([None if line.file_bytes is None else line.file_bytes / 1000 for line in entry.lines], ".1f"),
+            _density_cell([line.kept / line.weights for line in entry.lines]),
+            _mean([None if line.effective is None else line.effective / line.weights for line in entry.lines], ".4f"),
+            " ".join(rates), "" if first.control else claims.get(first.method, ""),
+        )  # fmt: skip
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(rows)
+
+
+def _density_cell(values: Sequence[float]) -> str:
+    """The density kept; where seeds differ, as of sampled masks, the mean and the range."""
+    low, high = min(values), max(values)
+    shown = f"{statistics.fmean(values):.4f}"
+    return shown if f"{low:.4f}" == f"{high:.4f}" else f"{shown} ({low:.4f} to {high:.4f})"
+
+
+def _mean(values: Sequence[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.fmean(known):{form}}" if len(known) == len(values) else ""
+
+
+def _range(interval: tuple[float, float] | None, sign: str = "") -> str:
+    return "" if interval is None else f"{interval[0]:{sign}.2f} to {interval[1]:{sign}.2f}"
+
+
+def predictions_as_text(judged: Sequence[Judgement]) -> str:
+    """What came of the predictions, as Markdown."""
+    rows = [
+        "| predicted before the runs | density | difference (pp) | 95 % interval | came true |",
+        "|:---|---:|---:|---:|:---|",
+    ]
+    for one in judged:
+        gap = one.found
+        cells = (
+            one.prediction.text, f"{one.density:g}", "" if gap is None else f"{gap.mean:+.2f}",
+            "" if gap is None else _range(gap.interval, "+"),
+            "not run" if one.holds is None else "yes" if one.holds else "**no**",
+        )  # fmt: skip
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def choices_as_text(lines: Sequence[Line]) -> str:
+    """What was tried to choose a learning rate, and what validation said, as Markdown."""
+    groups: dict[tuple[str, str, float, int], list[Line]] = {}
+    for line in lines:
+        if line.role == "trial":
+            groups.setdefault((line.sweep, line.label, line.asked, line.seed), []).append(line)
+    rows = ["| method | tried at density | validation % at each learning rate | chosen |", "|:---|---:|:---|---:|"]
+    for (_, label, asked, _), tried in sorted(groups.items()):
+        best = max(tried, key=lambda line: line.validation or -math.inf)
+        told = ", ".join(f"{line.lr:g}: {line.validation:.2f}" for line in sorted(tried, key=lambda line: line.lr))
+        rows.append(f"| {label} | {asked:g} | {told} | {best.lr:g} |")
+    return "\n".join(rows)

@@ -1,0 +1,79 @@
+"""The page of a study that joins several sweeps in one table of methods: its measurements, tables and picture."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..analysis.dot_plot import Dot, plot_dots
+from ..analysis.intervals import confidence_interval
+from ..contract.errors import RequestError
+from . import table
+from .study import Study, page_files, part_file
+
+
+def write_part(study: Study, part: str, folders: Sequence[Path], runs: Path, output: str | os.PathLike[str]) -> Path:
+    """Write the measurements of one of the sweeps that a study joins: `NAME-PART.csv` in a folder."""
+    path = part_file(study, part, output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(table.write_csv(table.lines_of(part, study.parts[part], folders, runs)), encoding="utf-8")
+    return path
+
+
+def write_table(study: Study, output: str | os.PathLike[str]) -> list[Path]:
+    """Write the page of a study that joins sweeps, NAME.md and NAME.png, from the measurements that are there.
+
+    Raises:
+        RequestError: there are none, or a prediction names no single configuration.
+    """
+    there = {part: part_file(study, part, output) for part in study.parts}
+    lines = [line for path in there.values() if path.exists() for line in table.read_csv(path)]
+    if not lines:
+        raise RequestError(f"there are no measurements: {', '.join(map(str, there.values()))}")
+    page, picture = page_files(study, output)
+    dense = table.dense_values(lines)
+    panels = {
+        f"density {density:g}": [
+            Dot(entry.label, entry.mean, confidence_interval(list(entry.values.values())), entry.lines[0].sweep)
+            for entry in table.entries_at(lines, density)
+        ]
+        for density in study.densities
+    }
+    line = ("the dense network", statistics.fmean(dense.values())) if dense else None
+    plot_dots(panels, picture, "test accuracy (%), mean and 95 % interval over seeds", line, overwrite=True)
+    missing = [part for part, path in there.items() if not path.exists()]
+    page.write_text(_table_page(study, lines, missing), encoding="utf-8")
+    return [page, picture]
+
+
+def _table_page(study: Study, lines: Sequence[table.Line], missing: Sequence[str]) -> str:
+    dense = list(table.dense_values(lines).values())
+    predictions = [prediction for part in study.parts.values() for prediction in part.predictions]
+    judged = [one for each in predictions for one in table.judge(lines, each, study.densities)]
+    parts = [f"# {study.title}", study.question, f"```\nticket study {study.name}\n```"]
+    if missing:
+        parts.append(f"Not measured yet: {', '.join(missing)} (`ticket study {study.name} --sweep {missing[0]}`).")
+    parts.append(f"![test accuracy of every method at each density]({study.name}.png)")
+    if study.differs:
+        parts.append("\n".join(f"- {line}" for line in study.differs))
+    if judged:
+        parts.append(
+            "## What was predicted\n\n*Above*: the paired mean difference over seeds and its whole 95 % interval are "
+            f"above 0. *Not below*: the interval is above -{table.MARGIN:g} pp. No correction for their number.\n\n"
+            + table.predictions_as_text(judged)
+        )
+    if dense:
+        interval = confidence_interval(dense)
+        told = "" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f})"
+        parts.append(f"The dense network: {statistics.fmean(dense):.2f} %{told} over {len(dense)} seeds.")
+    for density in study.densities:
+        parts.append(f"## Density {density:g}\n\n{table.table_at(lines, density, study.claims)}")
+    parts.append(
+        "## How the learning rates were chosen\n\nOn validation, at the first seed; the other seeds take what was "
+        f"chosen.\n\n{table.choices_as_text(lines)}"
+    )
+    if study.statements:
+        parts.append("## What the papers say\n\n" + "\n".join(f"- {line}" for line in study.statements))
+    return "\n\n".join(parts) + "\n"
