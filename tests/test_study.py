@@ -60,7 +60,8 @@ def test_every_study_that_ships_is_whole(name):
     study = read_study(find_study(name))
     assert study.name == name
     assert study.statements and study.question.endswith("?")
-    seeds = {run.config.seed for run in study.sweep.runs}
+    sweeps = study.parts.values() if study.parts else [study.sweep]
+    seeds = {run.config.seed for sweep in sweeps for run in sweep.runs}
     assert len(seeds) > 1 or any("one seed" in line.lower() for line in study.differs)
     assert study.hours <= 24
 

@@ -254,7 +254,9 @@ def _make_runs(
     for flags, candidates in zip(own, spread, strict=True):
         made = [(option, next(checked), next(suffixes)) for option in candidates]
         usable = [(option, config, suffix) for option, config, suffix in made if config is not None]
-        for seed in seeds or ((usable[0][1].seed,) if usable else ()):
+        if not usable:
+            continue
+        for seed in seeds or (usable[0][1].seed,):
             options = tuple(
                 Option(choice.values_in(option), SweepRun(_with_seed(config, seed), suffix))
                 for option, config, suffix in usable

@@ -179,9 +179,12 @@ def read_csv(path: Path) -> list[Line]:
         RequestError: it is another file.
     """
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
-    except (OSError, UnicodeDecodeError) as error:
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), restval="")
+        rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RequestError(f"{path} cannot be read: {error}") from None
+    if missing := [field.name for field in fields(Line) if field.name not in (reader.fieldnames or ())]:
+        raise RequestError(f"{path} is no table of methods: it lacks the columns {', '.join(missing)}")
     kinds = {"int": int, "float": float, "str": str}
     found = []
     for number, row in enumerate(rows, start=2):
@@ -190,8 +193,8 @@ def read_csv(path: Path) -> list[Line]:
             for field in fields(Line):
                 kind, optional = str(field.type).removesuffix(" | None"), str(field.type).endswith("None")
                 values[field.name] = None if optional and row[field.name] == "" else kinds[kind](row[field.name])
-        except (KeyError, ValueError) as error:
-            raise RequestError(f"{path}: line {number} is no line of a table of methods: {error}") from None
+        except ValueError as error:
+            raise RequestError(f"{path}: line {number} cannot be read: {error}") from None
         found.append(Line(**values))
     return found
 
