@@ -412,9 +412,11 @@ def test_the_best_on_validation_is_run_with_every_seed_and_nothing_is_done_twice
     assert said[0]["val_metric"] < said[1]["val_metric"]
     assert choice["best"] == 1
     assert sorted(row["name"] for row in found["runs"]) == [
-        f"snip-lenet-300-100-digits-d0.1-s{seed}-lr-0.1" for seed in (0, 3)
+        "snip-lenet-300-100-digits-d0.1-s0",
+        "snip-lenet-300-100-digits-d0.1-s3-lr-0.1",
     ]
-    tried, run = Path(choice["run"]), Path("runs/mine") / Path(choice["run"]).name
+    tried, run = Path(choice["folder"]), Path("runs/mine/snip-lenet-300-100-digits-d0.1-s3")
+    assert tried.name == "snip-lenet-300-100-digits-d0.1-s3-lr-0.1"
     assert {file.name: file.read_bytes() for file in run.iterdir()} == {
         file.name: file.read_bytes() for file in tried.iterdir()
     }, "what was tried is not run again"

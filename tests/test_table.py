@@ -167,7 +167,8 @@ def test_sweeps_are_joined_from_their_measurements(ticket, tmp_path, monkeypatch
     ]  # fmt: skip
     for line in own:
         if line.role == "run":
-            name = f"{line.method}-lenet-300-100-digits-d{0.3 if line.method == 'snip' else 1}-s{line.seed}-lr-0.1"
+            name = f"{line.method}-lenet-300-100-digits-d{0.3 if line.method == 'snip' else 1}-s{line.seed}"
+            name += "-lr-0.1" if line.method == "dense" else ""
             summary = json.loads(Path(f"runs/mine-one/{name}/summary.json").read_text())
             assert (line.value, line.validation, line.kept) == tuple(
                 summary[key] for key in ("test_metric", "val_metric", "kept")

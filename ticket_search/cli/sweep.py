@@ -88,7 +88,7 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
     _stop_if_interrupted(plan, result)
     if as_json:
         summaries = [read_record(folder, SUMMARY) | {"path": str(folder)} for folder in result.finished]
-        chosen = {"choices": [asdict(choice) | {"run": str(choice.run)} for choice in choices]} if choices else {}
+        chosen = {"choices": [asdict(choice) | {"folder": str(choice.folder)} for choice in choices]} if choices else {}
         print_json({"runs": summaries} | chosen | ({"failures": result.failures} if asked.name else {}))
     else:
         print_result(plan, result)

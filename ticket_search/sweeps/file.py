@@ -80,7 +80,7 @@ class Option:
 class SweepRun:
     """One run of a sweep: its checked configuration, and what is added to its default name.
 
-    options: where [choose] has candidates for it, the run with each of them.
+    options: where [choose] has candidates for it, the run with each of them; their names say which.
     group: the runs that take the same candidate share this.
     decides: whether it is this run that is tried with each candidate, for all of its group.
     """
@@ -251,7 +251,7 @@ def _make_runs(
     """
     suffixes = iter(_suffixes([flags for candidates in spread for flags in candidates]))
     checked, runs = iter(configs), []
-    for flags, candidates in zip(own, spread, strict=True):
+    for flags, candidates, short in zip(own, spread, _suffixes(own), strict=True):
         made = [(option, next(checked), next(suffixes)) for option in candidates]
         usable = [(option, config, suffix) for option, config, suffix in made if config is not None]
         if not usable:
@@ -262,7 +262,10 @@ def _make_runs(
                 for option, config, suffix in usable
             )
             first = options[0].run
-            runs.append(replace(first, options=options, group=choice.group_of(flags)) if len(made) > 1 else first)
+            if len(made) > 1:
+                # What is chosen is not in the name of the run: others may start from it before that is known.
+                first = replace(first, suffix=short, options=options, group=choice.group_of(flags))
+            runs.append(first)
     return _let_decide(runs, choice, problems)
 
 

@@ -15,6 +15,7 @@ from ..data.samples import Samples
 from ..data.trees import to_lists
 from ..methods import find_method
 from ..running.plan import make_plan, plan_stages
+from ..running.request import find_weights
 from ..running.search import check_code
 from ..runs.experiment import Setup, exact_arithmetic, find_model, load_data, make_setup, own_random_numbers, resolve
 from ..runs.folders import State, inspect_folder
@@ -149,7 +150,7 @@ def plan_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 
     groups: dict[str, list[PlannedRun]] = {}
     names: dict[str, str] = {}
     for run in sweep.runs:
-        found = problems.attempt(partial(_find_folder, run, place, numbered=not sweep.name))
+        found = problems.attempt(partial(_find_folder, run, place, runs, numbered=not sweep.name))
         if found is None:
             continue
         key = repr({**to_plain(found.config), "seed": None})
@@ -187,13 +188,15 @@ def _count_left(runs: Iterable[PlannedRun]) -> int:
     return sum(run.state != "finished" for run in runs)
 
 
-def _find_folder(run: SweepRun, place: Path, numbered: bool) -> PlannedRun:
+def _find_folder(run: SweepRun, place: Path, runs: str | os.PathLike[str], numbered: bool) -> PlannedRun:
     """A run with its folder. If `numbered`, a folder that is taken is passed over for one with the next number.
 
     Raises:
         RequestError: the folder is taken by another run, or by what is no run.
     """
-    config = resolve(run.config)
+    given = run.config.weights
+    named = run.config if given is None else run.config.model_copy(update={"weights": find_weights(given, runs)})
+    config = resolve(named)
     number = 1
     while True:
         found = inspect_folder(place / (run.name if number == 1 else f"{run.name}-{number}"), config)

@@ -35,14 +35,16 @@ class Candidate:
 class Chosen:
     """The candidates of a group of runs, and the one that is best on validation, of equal ones the first.
 
-    run: the folder of the trial that was best. configuration: that of the run with which they were tried.
+    name: of the run with which they were tried. configuration: the same without its seed.
+    folder: of the trial that was best.
     """
 
     group: str
+    name: str
     configuration: str
     candidates: tuple[Candidate, ...]
     best: int
-    run: Path
+    folder: Path
 
     @property
     def values(self) -> dict[str, Any]:
@@ -59,7 +61,6 @@ def read_trials(sweep: Sweep, runs: str | os.PathLike[str] = "runs") -> list[Cho
     place, found = Path(runs) / f"{sweep.name}-choice", []
     for run in (run for run in sweep.runs if run.decides):
         merits, candidates = [], []
-        label = run.configuration.removesuffix(run.suffix)
         for option in run.options:
             folder = place / option.run.name
             summary = read_record(folder, SUMMARY) if (folder / SUMMARY).exists() else None
@@ -69,9 +70,11 @@ def read_trials(sweep: Sweep, runs: str | os.PathLike[str] = "runs") -> list[Cho
         best = merits.index(max(merits))
         if merits[best] == -math.inf:
             raise RunError(
-                f"{label}: every candidate of [choose] has failed; why is in failure.txt of each folder of {place}"
+                f"{run.configuration}: every candidate of [choose] has failed; why is in failure.txt of each folder of "
+                f"{place}"
             )
-        found.append(Chosen(run.group, label, tuple(candidates), best, place / run.options[best].run.name))
+        folder = place / run.options[best].run.name
+        found.append(Chosen(run.group, run.name, run.configuration, tuple(candidates), best, folder))
     return found
 
 
@@ -80,12 +83,14 @@ def settle(sweep: Sweep, choices: Sequence[Chosen], runs: str | os.PathLike[str]
     best = {choice.group: choice.best for choice in choices}
     place = Path(runs) / sweep.name
     for choice in choices:
-        if not (place / choice.run.name).exists():
+        if not (place / choice.name).exists():
             place.mkdir(parents=True, exist_ok=True)
             # Renamed when it is whole: a copy that was cut short must not look like a run.
-            unfinished = place / f".{choice.run.name}"
+            unfinished = place / f".{choice.name}"
             shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(choice.run, unfinished)
-            unfinished.rename(place / choice.run.name)
-    settled = (run.options[best[run.group]].run if run.options else run for run in sweep.runs)
+            shutil.copytree(choice.folder, unfinished)
+            unfinished.rename(place / choice.name)
+    settled = (
+        replace(run.options[best[run.group]].run, suffix=run.suffix) if run.options else run for run in sweep.runs
+    )
     return replace(sweep, runs=tuple(settled))
