@@ -208,6 +208,7 @@ def print_summary(run: Run) -> None:
             ("weights kept", f"{summary['kept']:,} of {summary['weights']:,} (density {summary['density']:.4g})"),
             ("cost", _describe_cost(cost)),
             *_describe_weights(cost),
+            *_describe_drawing(summary),
             *_describe_compact(summary, metric),
         ],
     )
@@ -234,6 +235,15 @@ def _describe_weights(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
     if weights is None:
         return [("cost of the weights", "not known, and not counted")]
     return [("of that, the weights", f"{_describe_cost(weights)}: the run {weights['run']}")]
+
+
+def _describe_drawing(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """When the masks that a training stops for were drawn, and whether they had settled by then."""
+    if "drawn_at_epoch" not in summary:
+        return []
+    found = "had settled" if summary["settled"] else "had not settled"
+    distance = f" (largest distance {summary['mask_distance']:.1%})" if "mask_distance" in summary else ""
+    return [("ticket drawn", f"at epoch {summary['drawn_at_epoch']:.3g}, when the masks {found}{distance}")]
 
 
 def _describe_compact(summary: Mapping[str, Any], metric: Metric) -> list[tuple[str, str]]:
