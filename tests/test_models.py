@@ -12,6 +12,7 @@ from ticket_search.models.names import model_names
 # Maskable weights as published: on 28x28 grey pixels for the perceptron, on 40 numbers for MNIST-1D, else on CIFAR-10.
 WEIGHTS = {
     "lenet-300-100": 266_200,
+    "lenet-300-100-bn": 266_200,
     "conv2": 4_300_992,
     "conv4": 2_425_024,
     "conv6": 2_261_184,

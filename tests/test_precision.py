@@ -140,7 +140,7 @@ def test_every_method_searches_in_float64(method, tmp_path):
     usual = search(method, runs=tmp_path / "fp32", **same)
     assert run.ticket.masks.overlap(usual.ticket.masks) > 0.95
     for name, tensor in usual.ticket.state_dict("start").items():
-        torch.testing.assert_close(start[name].float(), tensor, rtol=0, atol=1e-6 if name in run.ticket.masks else 1)
+        torch.testing.assert_close(start[name].to(tensor), tensor, rtol=0, atol=1e-6 if name in run.ticket.masks else 1)
     assert run.summary["val_loss"] == pytest.approx(usual.summary["val_loss"], rel=0.05)
 
 

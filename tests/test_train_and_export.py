@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from test_data_formats import write_set
 import supermask
 from supermask import Ticket, make_state
 from supermask.tickets import foreign
-from ticket_search import RequestError, train
+from ticket_search import RequestError, controls, train
 from ticket_search.data.dataset import from_arrays
 from ticket_search.data.examples import random_samples, real_samples
 from ticket_search.deploy.export import FORMATS, export
@@ -69,6 +70,107 @@ def test_transfer_to_other_data_of_the_same_shape(tmp_path):
     assert arrays.summary["data"].startswith("arrays-")
     with pytest.raises(RequestError, match="does not fit"):
         train(run.path, data="digits", **flags)
+
+
+def five_classes(shape: tuple[int, ...] = (1, 8, 8)):
+    x = np.random.default_rng(0).normal(size=(200, *shape)).astype("float32")
+    return x, np.arange(200) % 5
+
+
+def test_another_number_of_classes_wants_a_fresh_output_layer(found, tmp_path):
+    flags = {"runs": tmp_path, "progress": False, "threads": 1, "epochs": 1, "data": five_classes()}
+    with pytest.raises(RequestError) as error:
+        train(found.path, **flags)
+    (problem,) = error.value.problems
+    assert problem.startswith("the ticket was found on digits, 10 classes, arrays-")
+    assert "has 5: --head fresh draws the output layer fc3 anew, without a mask" in problem
+    run = train(found.path, head="fresh", **flags)
+    masks, start, final = run.ticket.masks, run.ticket.state_dict("start"), run.ticket.state_dict()
+    before = found.ticket.state_dict("start")
+    assert masks == {name: mask for name, mask in found.ticket.masks.items() if name != "fc3.weight"}
+    assert {name for name in start if start[name].shape != before[name].shape} == {"fc3.weight", "fc3.bias"}
+    assert all(torch.equal(start[name], before[name]) for name in start if not name.startswith("fc3"))
+    assert torch.equal(start["fc3.weight"], supermask.draw("kaiming-normal", (5, 100), 0, "fc3.weight"))
+    assert not start["fc3.bias"].any() and final["fc3.weight"].all() and final["fc3.bias"].all()
+    assert all(not final[name][~mask].any() for name, mask in masks.items())
+    assert (run.summary["found_by"], run.summary["found_on"]) == ("imp", "digits")
+    assert run.summary["data"].startswith("arrays-")
+    assert run.ticket.model()(torch.zeros(2, 1, 8, 8)).shape == (2, 5)
+    other = train(found.path, head="fresh", init_seed=3, **flags)
+    assert not torch.equal(other.ticket.state_dict("start")["fc3.weight"], start["fc3.weight"])
+
+
+def test_an_output_layer_without_a_mask_is_told_of_too(quick, tmp_path):
+    run = quick("snip", density=0.2, exclude=["fc3"], epochs=1)
+    flags = {"runs": tmp_path / "other", "progress": False, "threads": 1, "data": five_classes()}
+    with pytest.raises(RequestError, match="10 classes, arrays-.* has 5: --head fresh"):
+        train(run, **flags)
+    assert train(run, head="fresh", **flags).ticket.masks == run.ticket.masks
+
+
+def test_samples_of_another_shape_are_refused(found, tmp_path):
+    flags = {"runs": tmp_path, "progress": False, "data": five_classes((1, 8, 16))}
+    for head in ("ticket", "fresh"):
+        with pytest.raises(RequestError) as error:
+            train(found.path, head=head, **flags)
+        (problem,) = error.value.problems
+        assert re.fullmatch(
+            r"the ticket does not fit (arrays-\w+): it was found on digits, samples of shape \[1, 8, 8\], and those of "
+            r"\1 have shape \[1, 8, 16\]",
+            problem,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["imp", "early-bird"])
+def test_controls_on_data_of_other_classes(quick, method):
+    few = {"fraction": 0.5} if method == "imp" else {"granularity": "weight"}
+    run = (
+        quick(method, density=0.3, epochs=2, rewind="3it", **few) if method == "imp" else quick(method, epochs=2, **few)
+    )
+    with pytest.raises(RequestError, match="--head fresh draws the output layer fc3 anew"):
+        controls(run.path, elsewhere=five_classes(), progress=False)
+    kinds = ["ticket", "dense", "reinit", "shuffle"] if method == "imp" else ["ticket", "reinit", "shuffle"]
+    rows = {
+        row["control"]: row for row in controls(run.path, kinds, elsewhere=five_classes(), head="fresh", progress=False)
+    }
+    tickets = {kind: supermask.load(run.path / row["path"] / "ticket.safetensors") for kind, row in rows.items()}
+    assert all("fc3.weight" not in each.masks for each in tickets.values())
+    kept = int(sum(run.ticket.masks[name].sum() for name in ("fc1.weight", "fc2.weight")))
+    starts = {kind: each.state_dict("start") for kind, each in tickets.items()}
+    for kind in kinds:
+        assert rows[kind]["kept"] == (kept if kind != "dense" else tickets[kind].masks.size)
+        assert torch.equal(starts[kind]["fc3.weight"], starts["ticket"]["fc3.weight"]) == (kind != "reinit")
+    assert tickets["reinit"].masks == tickets["ticket"].masks != tickets["shuffle"].masks
+    point = run.load_rewind_point().state_dict()
+    mask = tickets["shuffle"].masks["fc1.weight"]
+    assert torch.equal(starts["shuffle"]["fc1.weight"], torch.where(mask, point["fc1.weight"], 0.0))
+    if method == "early-bird":
+        with pytest.raises(RequestError, match="no dense network to train on other data"):
+            controls(run.path, ["dense"], elsewhere=five_classes(), head="fresh", progress=False)
+
+
+def test_head_goes_with_other_data(found):
+    with pytest.raises(RequestError, match="--head fresh: expected fresh, on other data, or ticket"):
+        controls(found.path, head="fresh", progress=False)
+
+
+@pytest.mark.parametrize("method", ["early-bird", "imp"])
+def test_transfer_from_the_shell_says_where_from_and_where_to(ticket, small_mnist1d, method):
+    few = ["--fraction", "0.5", "--density", "0.3"] if method == "imp" else []
+    answer = ticket("search", "--method", method, "--data", "mnist1d", "--epochs", "2", "--name", "first", *few)
+    assert answer.code == 0, answer.err
+    moved = ticket("train", "first", "--data", "mnist1d-fresh", "--name", "second")
+    assert moved.code == 0, moved.err
+    assert f"found by {method} on mnist1d, trained here on mnist1d-fresh" in moved.out
+    shown = ticket("controls", "first", "--on", "mnist1d-fresh", "--controls", "ticket,reinit", "--json")
+    rows = {row["control"]: row for row in json.loads(shown.out)["rows"]}
+    assert {row["data"] for row in rows.values()} == {"mnist1d-fresh"}
+    second = supermask.load("runs/second/ticket.safetensors")
+    assert rows["ticket"]["test_accuracy"] == second.meta["accuracy"]["final"]["test"]
+    refused = ticket("train", "first", "--data", "digits")
+    assert refused.code == 2
+    assert "it was found on mnist1d, samples of shape [40], and those of digits have shape [1, 8, 8]" in refused.err
 
 
 def test_a_ticket_tells_what_a_sample_is_where_the_network_does_not(found, quick):

@@ -173,7 +173,19 @@ def bn_scale(model: nn.Module, targets: Targets, evidence: Evidence) -> Scores:
     """
     if evidence.example_input is None:
         raise ValueError("the score 'bn-scale' needs example_input=..., to find the norm behind each filter")
-    behind = norms_behind(model, targets, evidence.example_input)
+    scores = share_scales(targets, norms_behind(model, targets, evidence.example_input))
+    if not any(bool(torch.isfinite(score).any()) for score in scores.values()):
+        raise ValueError(f"bn-scale: no batch norm stands behind {', '.join(targets)}: take another score")
+    return scores
+
+
+def share_scales(targets: Targets, behind: Mapping[str, Tensor]) -> Scores:
+    """Of each target |scale| of the norm behind it, shared out over the weights of each filter; infinity without one.
+
+    Args:
+        targets: the tensors.
+        behind: the scales of the norms, by the target's name (see `coupling.norms_behind`).
+    """
     scores = {}
     for name, target in targets.items():
         weight = target.parameter.detach()
@@ -185,8 +197,6 @@ def bn_scale(model: nn.Module, targets: Targets, evidence: Evidence) -> Scores:
         if target.output_axis == 1:  # (inputs, outputs / groups, *kernel)
             each = each.reshape(target.groups, -1).repeat_interleave(len(weight) // target.groups, 0)
         scores[name] = each.reshape(*each.shape, *[1] * (weight.dim() - each.dim())).expand_as(weight)
-    if not any(bool(torch.isfinite(score).any()) for score in scores.values()):
-        raise ValueError(f"bn-scale: no batch norm stands behind {', '.join(targets)}: take another score")
     return scores
 
 

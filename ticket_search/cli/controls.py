@@ -33,6 +33,9 @@ def controls(
         str, typer.Option("--levels", help="Levels to make controls for, as 3,7; the last if not given.")
     ] = "",
     elsewhere: Annotated[str, typer.Option("--on", help="The name of another data set to train the controls on.")] = "",
+    head: Annotated[
+        str, typer.Option("--head", help="On other data: fresh draws the output layer anew, for other classes.")
+    ] = "ticket",
     survivors: Annotated[bool, typer.Option("--survivors", help="Train the frozen weights that were kept.")] = False,
     model: Model = None,
     data: Data = None,
@@ -53,7 +56,7 @@ def controls(
             chosen or None,
             [int(word) for word in words] or None,
             model=model, data=data, loss=loss, metric=metric, elsewhere=elsewhere or None,
-            survivors=survivors,
+            head=head, survivors=survivors,
         )  # fmt: skip
     except KeyboardInterrupt:
         errors().print("\nstopped; the same command continues", markup=False, highlight=False)

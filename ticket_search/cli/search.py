@@ -206,8 +206,10 @@ def print_summary(run: Run) -> None:
             (f"test {metric.name}", metric.with_unit(known_value(summary, "test"))),
             (f"validation {metric.name}", metric.with_unit(known_value(summary, "val"))),
             ("weights kept", f"{summary['kept']:,} of {summary['weights']:,} (density {summary['density']:.4g})"),
+            *_describe_origin(summary),
             ("cost", _describe_cost(cost)),
             *_describe_weights(cost),
+            *_describe_drawing(summary),
             *_describe_compact(summary, metric),
         ],
     )
@@ -234,6 +236,23 @@ def _describe_weights(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
     if weights is None:
         return [("cost of the weights", "not known, and not counted")]
     return [("of that, the weights", f"{_describe_cost(weights)}: the run {weights['run']}")]
+
+
+def _describe_origin(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where a ticket that was trained again comes from, and on what it is trained here."""
+    if "found_on" not in summary:
+        return []
+    here = "the same data" if summary["found_on"] == summary["data"] else summary["data"]
+    return [("the ticket", f"found by {summary['found_by']} on {summary['found_on']}, trained here on {here}")]
+
+
+def _describe_drawing(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """When the masks that a training stops for were drawn, and whether they had settled by then."""
+    if "drawn_at_epoch" not in summary:
+        return []
+    found = "had settled" if summary["settled"] else "had not settled"
+    distance = f" (largest distance {summary['mask_distance']:.1%})" if "mask_distance" in summary else ""
+    return [("ticket drawn", f"at epoch {summary['drawn_at_epoch']:.3g}, when the masks {found}{distance}")]
 
 
 def _describe_compact(summary: Mapping[str, Any], metric: Metric) -> list[tuple[str, str]]:

@@ -17,13 +17,14 @@ from rich.table import Table
 
 def output() -> Console:
     """The console on standard output, 200 columns wide where the output goes to a file or a pipe."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+    # Names hold colons, and `data:five:` is no emoji.
+    console = Console(emoji=False)
+    return console if console.is_terminal else Console(width=200, emoji=False)
 
 
 def errors() -> Console:
     """The console on standard error."""
-    return Console(stderr=True)
+    return Console(stderr=True, emoji=False)
 
 
 @contextmanager

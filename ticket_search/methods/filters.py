@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -24,17 +23,17 @@ from ..contract.flags import Positive, Words
 from ..contract.method import Stage, Traits
 from ..contract.metric import complete_row, known_value
 from ..data.samples import whole_batches
-from ..training.at_init import NO_RATE, example_of, fine_tuning
+from ..training.at_init import NO_RATE, fine_tuning
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from supermask import Masks, Targets, Ticket
-    from supermask.choosing.coupling import Coupled
     from supermask.choosing.gradients import Evidence
 
     from ..data.samples import Samples
     from ..runs.run import Run
+    from ..training.filters import Filters
 
 TRAITS = Traits(exact_density=False)
 _OF_WEIGHTS = ("magnitude", "l2")
@@ -114,20 +113,6 @@ class Config(SharedConfig):
         return self.retrain_epochs or math.ceil(self.epochs / 4)
 
 
-@dataclass(frozen=True)
-class Filters:
-    """The channels of a network that can be dropped, by the first tensor that writes them."""
-
-    shape: Coupled
-    targets: Targets
-    example: Tensor
-
-    @property
-    def channels(self) -> dict[str, int]:
-        """How many there are in each layer."""
-        return {key: group.channels for key, group in self.shape.groups.items()}
-
-
 def _is_density(word: str) -> bool:
     glob, _, value = word.rpartition("=")
     try:
@@ -162,29 +147,12 @@ def check(model: nn.Module, data: Samples, config: Config) -> None:
 
 
 def find_filters(model: nn.Module, data: Samples, config: Config) -> Filters:
-    """The channels of the network that can be dropped.
+    """The channels of the network that can be dropped, by the configured score.
 
     Raises:
         RequestError: there are none; why is said of each layer.
     """
-
-    example = example_of(data)
-    try:
-        targets = supermask.find_targets(model, config.include or None, config.exclude or None)
-        shape = choosing.coupling.couple(model, targets, example)
-        if config.score == "bn-scale":  # what has no batch norm behind it has no such score, and stays whole
-            normed = choosing.coupling.norms_behind(model, targets, example)
-            left = {name: "no batch norm stands behind it" for name in targets if name not in normed}
-            shape.left_whole = left | shape.left_whole
-            shape.groups = {key: group for key, group in shape.groups.items() if not left.keys() & group.rows.keys()}
-    except ValueError as error:
-        raise RequestError(f"filters: {error}") from None
-    if not shape.groups:
-        told = "; ".join(f"{name}: {why}" for name, why in shape.left_whole.items())
-        raise RequestError(
-            f"filters: the network has no filters or hidden units that can be dropped as a whole: {told}"
-        )
-    return Filters(shape, targets, example)
+    return training.filters.find_filters(model, data, config, normed=config.score == "bn-scale")
 
 
 def count_filters(config: Config, filters: Filters) -> dict[str, int]:

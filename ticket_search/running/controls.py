@@ -54,6 +54,7 @@ def controls(
     loss: str | Callable[..., Any] | None = None,
     metric: str | Callable[..., Any] | None = None,
     elsewhere: Any = None,
+    head: str = "ticket",
     survivors: bool = False,
     leaves: Leaves | None = None,
     runs: str | os.PathLike[str] = "runs",
@@ -80,6 +81,7 @@ def controls(
         loss: the callable, where the run was started with one that is not remembered, or its name.
         metric: the same of the metric.
         elsewhere: other data to train on.
+        head: `fresh`: train on them with an output layer that is drawn anew, as for another number of classes.
         survivors: train the weights that a search over frozen weights has kept.
         leaves: which names may be imported; where it is None, those that are given here and those of the run's mark.
         runs: the folder of all runs.
@@ -96,7 +98,7 @@ def controls(
     request = request_of(read_config(folder), model, data, loss, metric)
     granted = leave_here(elsewhere) if leaves is None else leaves
     opened = Run(folder, request.config.allowing(granted))
-    asked = _check(opened, kinds, levels, elsewhere, survivors)
+    asked = _check(opened, kinds, levels, elsewhere, survivors, head)
     given = _Given(model, data, request.functions)
     _check_names(request, opened, elsewhere)
     _check_data(opened, data)
@@ -111,7 +113,7 @@ def controls(
                 continue
             if asked.trained:
                 there = given if elsewhere is None else dataclasses.replace(given, data=elsewhere)
-                row = _train(opened, kind, level, there, "" if elsewhere is None else where, progress)
+                row = _train(opened, kind, level, there, "" if elsewhere is None else where, progress, head)
             else:
                 made = made or _set_up(opened, given)
                 row = _evaluate(opened, kind, made)
@@ -173,7 +175,7 @@ class _Asked:
 
 
 def _check(
-    run: Run, kinds: Sequence[str] | None, levels: Sequence[int] | None, elsewhere: Any, survivors: bool
+    run: Run, kinds: Sequence[str] | None, levels: Sequence[int] | None, elsewhere: Any, survivors: bool, head: str
 ) -> _Asked:
     if not run.finished:
         raise RequestError(f"the run {run.path} is not finished; `ticket resume {run.path}` goes on")
@@ -189,13 +191,19 @@ def _check(
             "other data goes with tickets that are trained: the ticket of a method that freezes the weights is trained "
             "with --survivors only"
         )
+    if head != "ticket" and (elsewhere is None or head != "fresh"):
+        problems.add(f"--head {head}: expected fresh, on other data, or ticket")
     known = ELSEWHERE if elsewhere is not None else SURVIVORS if survivors else TRAINED if trained else EVALUATED
-    whole_units = shape_of(run.config) != "weight"
+    whole_units, no_dense = shape_of(run.config) != "weight", not run.levels
     default = [
         kind
         for kind in known
-        if (elsewhere is not None or survivors or kind in DEFAULT) and not (whole_units and kind in MOVING)
+        if (elsewhere is not None or survivors or kind in DEFAULT)
+        and not (whole_units and kind in MOVING)
+        and not (no_dense and kind == "dense")
     ]
+    if kinds and "dense" in kinds and "dense" in known and no_dense:
+        problems.add(f"{run.path} has no dense network to train on other data: its search has no level 0")
     chosen = list(dict.fromkeys(kinds)) if kinds else default
     problems.add(*(f"{run.path} {problem}" for problem in control_problems(run.config, chosen)))
     problems.add(*(unknown("control", kind, known) for kind in chosen if kind not in known))
@@ -211,7 +219,9 @@ def _check(
     return _Asked(chosen, list(dict.fromkeys(levels)) if levels else [there[-1] if there else None], trained)
 
 
-def _train(run: Run, kind: str, level: int | None, given: _Given, elsewhere: str, progress: bool) -> dict[str, Any]:
+def _train(
+    run: Run, kind: str, level: int | None, given: _Given, elsewhere: str, progress: bool, head: str
+) -> dict[str, Any]:
     """Train a control, in a folder of its own inside the run's folder."""
     place = kind if level is None else f"{kind}-level-{level:02d}"
     if elsewhere:
@@ -230,10 +240,12 @@ def _train(run: Run, kind: str, level: int | None, given: _Given, elsewhere: str
         return _row(Run(folder, read_config(folder)), run)
     if kind == "dense":
         ticket = run.path / "levels" / "00" / TICKET
-        if not ticket.exists():
-            raise RequestError(f"{run.path} has no dense network to train on other data: its search has no level 0")
     flags: dict[str, Any] = {"seed": config.seed, "threads": config.threads, "device": config.device}
-    flags |= {"order_seed": config.seeds["order"], "control": "none" if kind in ("ticket", "dense") else kind}
+    flags |= {
+        "head": head,
+        "order_seed": config.seeds["order"],
+        "control": "none" if kind in ("ticket", "dense") else kind,
+    }
     flags |= {key: getattr(config, key) for key in ("data_dir", "compile", "loss", "metric", "dtype", "workers")}
     if kind == "reinit":
         flags["init_seed"] = config.seeds["init"] + _OTHER_SEED

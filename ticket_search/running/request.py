@@ -88,7 +88,8 @@ def read_request(words: Sequence[str]) -> Request:
         typed["weights"] = find_weights(typed["weights"], launch.get("--runs", "runs"))
     from_file = values.keys() - typed.keys()
     values |= typed
-    model, data = (str(values.pop(key, Config.model_fields[key].default)) for key in ("model", "data"))
+    data = str(values.pop("data", Config.model_fields["data"].default))
+    model = str(values.pop("model", default_model(method)))
     # A name that is typed may be imported; one that only a recipe names may not.
     leaves = leave_here(*(typed.get(key) for key in FLAGS))
     origin = f"the recipe {launch.get('--config')}, which is a file that anyone may have written"
@@ -159,6 +160,12 @@ def check_request(
     for name, function in callables.items():
         leaves = {**leaves, **leave_of(function, name)}
     return Request(chosen, config.allowing(leaves, origin), model, data, asked, launch or {}, functions or {})
+
+
+def default_model(method: str) -> str:
+    """The network of a method where none is named: its own, as one with batch norm, or that of all of them."""
+    chosen = Problems().attempt(lambda: find_kind(method))
+    return str((chosen.Config if chosen else Config).model_fields["model"].default)
 
 
 def request_of(

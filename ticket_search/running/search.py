@@ -37,13 +37,22 @@ from ..training.trial import check_model
 from ..trust.mark import digest_of, read_mark
 from .plan import plan_stages
 from .read_config import read_config
-from .request import ARRAYS, Request, check_request, describe_functions, find_weights, name_problems, request_of
+from .request import (
+    ARRAYS,
+    Request,
+    check_request,
+    default_model,
+    describe_functions,
+    find_weights,
+    name_problems,
+    request_of,
+)
 from .train import REPEATED
 
 
 def search(
     method: str,
-    model: str | Callable[..., nn.Module] = "lenet-300-100",
+    model: str | Callable[..., nn.Module] | None = None,
     data: Any = "digits",
     *,
     runs: str | os.PathLike[str] = "runs",
@@ -63,7 +72,8 @@ def search(
     Args:
         method: `dense`, `imp`, `edge-popup`, ... (`ticket methods`).
         model: a name, or a callable that builds a new module; it gets `input_shape` and `classes` if it takes them.
-            The weights of a callable's module are kept for methods that train weights, unless `init` is given.
+            If not given, `lenet-300-100`, or the method's own default. The weights of a callable's module are kept for
+            methods that train weights, unless `init` is given.
         data: a name, or `(x, y)` or `{"train": (x, y), "test": (x, y)}` of arrays or tensors, dictionaries of arrays
             with `labels`, Datasets, DataLoaders or data sets of Hugging Face (see `data.dataset.from_arrays`).
         runs: the folder of all runs.
@@ -80,6 +90,7 @@ def search(
     flags, functions = describe_functions(flags)
     if isinstance(flags.get("weights"), str | os.PathLike):
         flags["weights"] = find_weights(os.fspath(flags["weights"]), runs)
+    model = default_model(method) if model is None else model
     name_of_model = describe_model(model)
     request = check_request(method, model, data, flags, model_name=name_of_model, functions=functions)
     config, setup = prepare(request)

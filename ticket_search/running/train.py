@@ -5,16 +5,17 @@ Frankle & Carbin, The Lottery Ticket Hypothesis, 2018.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 import supermask
-from supermask import choosing, selection
+from supermask import choosing, selection, weights
 
-from .. import training
+from .. import data, training
 from ..contract.errors import RequestError
 from ..contract.flags import Config as SharedConfig
 from ..contract.flags import flag
@@ -22,10 +23,11 @@ from ..contract.method import Stage, Traits
 from ..data.samples import whole_batches
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from supermask import Masks, Targets, Ticket
 
+    from ..data.samples import Samples
     from ..runs.run import Run
 
 
@@ -43,6 +45,11 @@ class Config(SharedConfig):
         "none",
         description="train a control instead of the ticket: its mask shuffled within each layer, its weights drawn "
         "anew (reinit), a random mask of the same density in each layer, or of ERK densities",
+    )
+    head: Literal["ticket", "fresh"] = Field(
+        "ticket",
+        description="output layer: that of the ticket, or one that is drawn anew and carries no mask (fresh), as for "
+        "data of another number of classes",
     )
     whole: str = Field("", description="ticket file of the dense network at the step that a rewound ticket starts from")
 
@@ -71,25 +78,96 @@ REPEATED = (
 
 
 def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
-    """One training.
+    """One training."""
+    whole = config.epochs * steps_per_epoch
+    return [Stage("training", config.density, whole - start_step(supermask.load(config.ticket), config, whole))]
+
+
+def check(model: nn.Module, samples: Samples, config: Config) -> None:
+    """Check that the network for these data is the ticket's, but for an output layer that is drawn anew.
 
     Raises:
-        RequestError: a network that the ticket's masks do not fit.
+        RequestError: it is not, or a control that cannot be made.
     """
-
     parent = supermask.load(config.ticket)
-    masks = parent.masks
-    # The others, of biases and norms, are checked where the ticket is put onto the network.
-    given = {name: tuple(mask.shape) for name, mask in masks.counted().items()}
-    problems = supermask.masks.mismatches(
-        given, {name: tuple(target.parameter.shape) for name, target in targets.items()}
+    if problem := _misfit(parent, model, samples, config):
+        raise RequestError(problem)
+    _find_start(copy.deepcopy(model), config)
+
+
+def _misfit(ticket: Ticket, model: nn.Module, samples: Samples, config: Config) -> str:
+    """Why the ticket's tensors are not those of a network, in one sentence; "" if they are."""
+    fit = ticket.fit(model, config.state)
+    head = _head_of(model)
+    there = {name: tuple(tensor.shape) for name, tensor in weights.fitting.plain_state(model).items()}
+    strange = [name for name in there if name not in fit.matched.values() and name not in head]
+    lost = [name for name in ticket.states[config.state].names if name not in fit.matched and name not in head]
+    found_on, known = ticket.meta.get("data", "other data"), ticket.meta.get("architecture", {}).get("arguments", {})
+    if strange or lost:
+        shape = data.trees.to_lists(samples.input_shape)
+        if "input_shape" in known and known["input_shape"] != shape:
+            return (
+                f"the ticket does not fit {config.data}: it was found on {found_on}, samples of shape "
+                f"{known['input_shape']}, and those of {config.data} have shape {shape}"
+            )
+        return f"the ticket does not fit {config.model} for {config.data}: {'; '.join(fit.problems)}"
+    if fit or config.head == "fresh":
+        return "" if head or config.head != "fresh" else "--head fresh: the network has no output layer of its own"
+    classes = (
+        f"{known['classes']} classes, {config.data} has {samples.classes}" if "classes" in known else fit.problems[0]
     )
-    if problems:
-        raise RequestError(f"the ticket does not fit {config.model} for {config.data}: {'; '.join(problems)}")
-    if config.control != "none":
-        make_control(parent, config, targets)
-    whole = config.epochs * steps_per_epoch
-    return [Stage("training", config.density, whole - start_step(parent, config, whole))]
+    return (
+        f"the ticket was found on {found_on}, {classes}: --head fresh draws the output layer "
+        f"{next(iter(head)).rpartition('.')[0]} anew, without a mask, and keeps the rest of the ticket"
+    )
+
+
+def _head_of(model: nn.Module) -> list[str]:
+    """The tensors of the last linear layer; none where it is shared with another layer, as with an embedding."""
+    everything = supermask.find_targets(model, include="*")
+    name = everything.output
+    if name is None or len(everything[name].owners) > 1:
+        return []
+    layer = everything[name].owners[0][0]
+    return [other for other, target in everything.items() if target.owners[0][0] is layer]
+
+
+def _find_start(model: nn.Module, config: Config) -> Ticket:
+    """What is trained: the ticket, or a control of it, with the output layer that is asked for.
+
+    The output layer of `model` is drawn anew where a fresh one is asked for.
+
+    Raises:
+        RequestError: a control that cannot be made.
+    """
+    ticket, head = supermask.load(config.ticket), list[str]()
+    whole = supermask.load(config.whole) if config.whole else None
+    if config.head == "fresh":
+        head = _head_of(model)
+        init = ticket.meta.get("config", {}).get("init", "keep")
+        # As the search drew it; where it kept the weights that it was given, as the network is built.
+        draws = {} if init == "keep" else supermask.initialize(model, init, config.seeds["init"])
+        fresh = {name: tensor for name, tensor in weights.fitting.state_of(model).items() if name in head}
+        ticket = _replace_head(ticket, fresh, draws)
+        whole = None if whole is None else _replace_head(whole, fresh, draws)
+    if config.control == "none":
+        return ticket
+    named = supermask.masks.targets.literal_globs(ticket.masks.counted())
+    return make_control(ticket, config, supermask.find_targets(model, include=named), whole, head)
+
+
+def _replace_head(ticket: Ticket, fresh: dict[str, Tensor], draws: dict[str, supermask.Draw]) -> Ticket:
+    """A ticket with other tensors of the output layer, which carry no mask."""
+    kept = {name: mask for name, mask in ticket.masks.items() if name not in fresh}
+    masks = supermask.Masks(kept, ticket.masks.uncounted)
+    drawn = {name: draw for name, draw in draws.items() if name in fresh}
+    states = {
+        name: supermask.make_state(
+            {**ticket.state_dict(name), **fresh}, masks, {**state.drawn, **drawn}, gains=state.gains
+        )
+        for name, state in ticket.states.items()
+    }
+    return supermask.Ticket(masks, states, ticket.meta)
 
 
 def start_step(ticket: Ticket, config: Config, whole: int) -> int:
@@ -102,31 +180,32 @@ def start_step(ticket: Ticket, config: Config, whole: int) -> int:
     return step if step < whole else 0
 
 
-def make_control(ticket: Ticket, config: Config, targets: Targets) -> Ticket:
+def make_control(
+    ticket: Ticket, config: Config, targets: Targets, whole: Ticket | None = None, fresh: Sequence[str] = ()
+) -> Ticket:
     """A ticket of the same size that differs in one thing: where it keeps weights, or which weights it starts from.
 
     `shuffle` permutes the mask within each tensor, `random` keeps the same total at random, the same share of each
     tensor, and `random-erk` shares in proportion to dimensions (see `allocation.erk`). All start from the ticket's own
-    weights, which must therefore be known under the dropped ones too: drawn, not stored, or those of `config.whole`.
-    `reinit` draws the weights anew.
+    weights, which must therefore be known under the dropped ones too: drawn, not stored, or those of `whole`, the dense
+    network that the ticket was rewound to. `reinit` draws the weights anew, but for `fresh` ones, which are it already.
 
     Raises:
         RequestError: a ticket whose weights were not drawn, or a seed that would draw its own weights again.
     """
     masks, origin = ticket.masks, ticket.states["start"]
-    if config.whole:
-        whole = supermask.load(config.whole)
+    if whole is not None:
         origin = whole.states["start"]
     draws = dict(origin.drawn)
     tensors = {name: draw.tensor(name) for name, draw in draws.items()} | dict(origin.stored)
-    if config.whole and config.control != "reinit":
+    if whole is not None and config.control != "reinit":
         tensors = whole.state_dict("final")
     if config.control == "reinit" and (lost := [name for name in masks.counted() if name not in draws]):
         raise RequestError(
             f"--control reinit: the weights of {', '.join(lost)} come from elsewhere (a checkpoint, the model itself), "
             "so how fresh ones would be drawn is not known: a search that starts from scratch has this control"
         )
-    lost = [name for name in masks if name not in draws and not (config.whole and name in tensors)]
+    lost = [name for name in masks if name not in draws and not (whole is not None and name in tensors)]
     if lost:
         raise RequestError(
             f"--control {config.control} needs the weights under the dropped ones; the ticket stores those it keeps of "
@@ -135,7 +214,8 @@ def make_control(ticket: Ticket, config: Config, targets: Targets) -> Ticket:
     if config.control == "reinit":
         seed = config.seeds["init"]
         # What carries no mask too: biases and norms alone are no draw.
-        random_draws = {name: draw for name, draw in draws.items() if draw.init not in ("zeros", "ones")}
+        constant = ("zeros", "ones")
+        random_draws = {n: draw for n, draw in draws.items() if draw.init not in constant and n not in fresh}
         if any(draw.seed == seed for draw in random_draws.values()):
             raise RequestError(
                 f"--control reinit: seed {seed} draws the ticket's own weights: give another --init-seed"
@@ -181,8 +261,7 @@ def search(model: nn.Module, run: Run) -> Ticket:
     config = run.config
     assert isinstance(config, Config)
     parent = supermask.load(config.ticket)
-    targets = run.setup.targets(config, model)
-    ticket = parent if config.control == "none" else make_control(parent, config, targets)
+    ticket = _find_start(model, config)
     ticket.apply_to(model, config.state)
     supermask.hold(model, ticket.masks)
     return training.conclude.train_once(
@@ -193,6 +272,7 @@ def search(model: nn.Module, run: Run) -> Ticket:
         begin=start_step(parent, config, config.epochs * whole_batches(run.data.train_size, config.batch_size)),
         order=_order(parent, config),
         draws=ticket.states["start"].drawn if "start" in ticket.states else {},
+        row={"found_by": config.found_by, "found_on": str(parent.meta.get("data", ""))},
         parent={"fingerprint": parent.states[config.state].fingerprint, "state": config.state},
     )
 

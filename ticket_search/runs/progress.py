@@ -29,7 +29,7 @@ class Progress:
     """A progress bar on a terminal, a line now and then elsewhere, nothing where `shown` is False."""
 
     def __init__(self, shown: bool = True) -> None:
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, emoji=False)
         self.shown = shown
         self.metric = ACCURACY
         self.total = 0

@@ -23,6 +23,7 @@ from ..running.request import (
     Request,
     check_request,
     control_problems,
+    default_model,
     name_problems,
     parse_seeds,
 )
@@ -420,7 +421,8 @@ def _check_runs(asked: Sequence[_Asked], own: Sequence[Mapping[str, Any]], probl
 
 def _check_run(run: _Asked) -> Request:
     values = dict(run.values)
-    model, data = (str(values.pop(key, Config.model_fields[key].default)) for key in ("model", "data"))
+    data = str(values.pop("data", Config.model_fields["data"].default))
+    model = str(values.pop("model", default_model(run.method)))
     return check_request(run.method, model, data, values, given=run.given, from_file=values, leaves={})
 
 

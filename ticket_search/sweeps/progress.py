@@ -77,7 +77,7 @@ class SweepProgress:
     """What a sweep shows: a line for each run that ends and, on a terminal, the runs under way and the time left."""
 
     def __init__(self, names: Sequence[str], steps: Sequence[int], board: Board, shown: bool = True) -> None:
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, emoji=False)
         self.shown = shown
         self._names, self._steps, self._board = names, steps, board
         self._ended: dict[str, int] = {}

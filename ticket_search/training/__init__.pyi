@@ -3,6 +3,7 @@ from . import by_inputs as by_inputs
 from . import conclude as conclude
 from . import dynamic_sparse as dynamic_sparse
 from . import evaluation as evaluation
+from . import filters as filters
 from . import flops as flops
 from . import learned_gates as learned_gates
 from . import learned_scores as learned_scores
