@@ -26,7 +26,7 @@ from ticket_search.sweeps.table import (
 )
 
 ONE = Line(
-    sweep="a", role="run", label="snip", method="snip", control="", asked=0.1, seed=0, kept=100, weights=1000,
+    sweep="a", role="run", model="lenet-300-100", epochs=3, label="snip", method="snip", control="", asked=0.1, seed=0, kept=100, weights=1000,
     effective=90, value=80.0, validation=81.5, trainings=1.0, seconds=30.0, file_bytes=2500, lr=0.01, sampled="", flags="{}",
 )  # fmt: skip
 
@@ -59,7 +59,7 @@ def test_what_is_written_is_what_is_read_whatever_the_order(lines, tmp_path):
 def test_another_file_is_no_table(text, tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(text)
-    with pytest.raises(RequestError, match=r"a\.csv is no table of methods: it lacks the columns sweep, role, label"):
+    with pytest.raises(RequestError, match=r"a\.csv is no table of methods: it lacks the columns sweep, role, model"):
         read_csv(path)
 
 
@@ -80,8 +80,16 @@ def test_rows_of_the_table_are_means_over_seeds_and_differences_in_pairs(lines):
     low, high = stats.t.interval(0.95, 2, statistics.fmean(gaps), stats.sem(gaps))
     row = next(row for row in table_at(lines, 0.1, {"snip": "good"}).splitlines() if row.startswith("| snip |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:6] == ["snip", "3", "82.17", cells[3], f"{statistics.fmean(gaps):+.2f}", f"{low:+.2f} to {high:+.2f}"]
-    assert cells[6:] == ["1.0", "0.5", "2.5", "0.1000", "0.0900", "0.01", "good"]
+    assert cells[:7] == [
+        "snip",
+        "3",
+        "3",
+        "82.17",
+        cells[4],
+        f"{statistics.fmean(gaps):+.2f}",
+        f"{low:+.2f} to {high:+.2f}",
+    ]
+    assert cells[7:] == ["1.0", "0.5", "2.5", "0.1000", "0.0900", "0.01", "good"]
     assert dense_values(lines) == {0: 90.0, 1: 91.0, 2: 92.0}
 
 

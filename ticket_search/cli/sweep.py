@@ -66,12 +66,13 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
         The folders of the finished runs; none for a dry run.
     """
     choices: list[Chosen] = []
+    timed: dict[str, float] = {}
     try:
-        plan = sweeps.sweep.plan_sweep(asked, runs, jobs)
+        plan = sweeps.sweep.plan_sweep(asked, runs, jobs, timed)
         if plan.warning:
             errors().print(plan.warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
         trials = sweeps.trials.trials_of(asked)
-        first = None if trials is None else sweeps.sweep.plan_sweep(trials, runs, jobs)
+        first = None if trials is None else sweeps.sweep.plan_sweep(trials, runs, jobs, timed)
         if dry_run or not as_json:
             print_plan(plan, dry_run, as_json, first)
         if dry_run:
@@ -81,7 +82,7 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
             choices = sweeps.trials.read_trials(asked, runs)
             if not as_json:
                 print_choices(choices)
-            plan = sweeps.sweep.plan_sweep(sweeps.trials.settle(asked, choices, runs), runs, jobs)
+            plan = sweeps.sweep.plan_sweep(sweeps.trials.settle(asked, choices, runs), runs, jobs, timed)
         result = sweeps.sweep.run_plan(plan)
     except KeyboardInterrupt:
         _say_stopped()

@@ -54,14 +54,15 @@ class _File(pydantic.BaseModel, extra="forbid"):
     densities: tuple[float, ...] = ()
     sweep: dict[str, Any] | None = None
     sweeps: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Study:
     """What the file of a study says.
 
-    It has one `sweep`, or joins several, `parts` by their names, in a table of methods at some `densities`; `claims` is
-    what the papers say of a method.
+    It has one `sweep`, or joins several, `parts` by their names, in a table of methods at some `densities`; those named
+    in `beside` have tables of their own. `claims` is what the papers say of a method.
 
     `hours` is its budget on two cores, `delta` the margin of the verdict in the unit of the metric (half a percentage
     point of accuracy where none is given, and none of another metric), `differs` says what is done otherwise than in
@@ -81,6 +82,7 @@ class Study:
     densities: tuple[float, ...]
     sweep: Sweep | None = None
     parts: Mapping[str, Sweep] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
 
 def read_study(path: str | os.PathLike[str], code: Mapping[str, str | None] | None = None) -> Study:
@@ -104,6 +106,7 @@ def read_study(path: str | os.PathLike[str], code: Mapping[str, str | None] | No
 
         sweeps = ["mine/trained.toml", "mine/frozen.toml"]
         densities = [0.1, 0.02]         # a table for each
+        beside = ["mine/other-networks.toml"]   # with tables of their own
         [claims]
         imp = "what the paper says"
 
@@ -123,14 +126,16 @@ def read_study(path: str | os.PathLike[str], code: Mapping[str, str | None] | No
     )
     if file is not None and (file.sweep is None) == (not file.sweeps):
         problems.add("expected either [sweep], or sweeps = [...] with the files of several")
-    for name in file.sweeps if file is not None else ():
-        beside = Path(path).parent / name
-        part = problems.attempt(partial(read_sweep, beside, code=code))
-        parts |= {} if part is None else {beside.stem: replace(part, name=f"{Path(path).stem}-{beside.stem}")}
+    for name in (*file.sweeps, *file.beside) if file is not None else ():
+        place = Path(path).parent / name
+        part = problems.attempt(partial(read_sweep, place, code=code))
+        parts |= {} if part is None else {place.stem: replace(part, name=f"{Path(path).stem}-{place.stem}")}
     problems.raise_if_any()
     assert file is not None, "a study that cannot be read has problems"
-    values = {name: getattr(file, name) for name in _File.model_fields if name not in ("sweep", "sweeps")}
-    return Study(name=Path(path).stem if sweep is None else sweep.name, sweep=sweep, parts=parts, **values)
+    values = {name: getattr(file, name) for name in _File.model_fields if name not in ("sweep", "sweeps", "beside")}
+    beside = tuple(Path(name).stem for name in file.beside)
+    name = Path(path).stem if sweep is None else sweep.name
+    return Study(name=name, sweep=sweep, parts=parts, beside=beside, **values)
 
 
 def _sentence(item: Any) -> str:

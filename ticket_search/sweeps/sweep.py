@@ -122,19 +122,28 @@ def run_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 1
         RequestError: every problem of every run at once; nothing is written.
         RunError: the processes cannot start, or every candidate of a choice has failed.
     """
-    plan = plan_sweep(sweep, runs, jobs)
+    timed: dict[str, float] = {}
+    plan = plan_sweep(sweep, runs, jobs, timed)
     if (trials := trials_of(sweep)) is not None:
-        tried = run_plan(plan_sweep(trials, runs, jobs), progress)
+        tried = run_plan(plan_sweep(trials, runs, jobs, timed), progress)
         if tried.interrupted:
             return SweepResult([], tried.failures, interrupted=True)
-        plan = plan_sweep(settle(sweep, read_trials(sweep, runs), runs), runs, jobs)
+        plan = plan_sweep(settle(sweep, read_trials(sweep, runs), runs), runs, jobs, timed)
     return run_plan(plan, progress)
 
 
-def plan_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 1) -> SweepPlan:
+def plan_sweep(
+    sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 1, timed: dict[str, float] | None = None
+) -> SweepPlan:
     """What a sweep would do: the folder and the steps of each run, and the time, from a few timed steps.
 
     Nothing is written.
+
+    Args:
+        sweep: what `read_sweep` has read.
+        runs: the folder of all runs.
+        jobs: how many runs go on at the same time.
+        timed: the seconds of steps that were timed before, which are not timed again; what is timed now is added.
 
     Raises:
         RequestError: every problem of every run at once, among them a folder that holds another run.
@@ -159,7 +168,7 @@ def plan_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 
     # The first run stands for those of all seeds. A group whose runs are all finished has nothing left to count.
     firsts = {key: group[0].config for key, group in groups.items() if _count_left(group)}
     loaded: dict[str, Samples] = {}
-    timed: dict[str, float] = {}
+    timed = {} if timed is None else timed
     counted = _try_all(firsts, lambda key: _count_steps(firsts[key], loaded, sweep.controls_on), problems)
     seconds = _try_all(counted, lambda key: _time_step(firsts[key], counted[key][0], names[key], timed), problems)
     rows: list[PlanRow] = []

@@ -42,6 +42,7 @@ class Line:
     """A measurement.
 
     role: `run`; `control` of one; or `trial`, by which a flag was chosen.
+    model: the network. epochs: of each training.
     label: the method, and its flags that are not default. control: its kind, of a control.
     asked: the density that was asked for. kept of weights: what the ticket keeps; effective: those of the kept weights
         that lie on a path from the input to the output.
@@ -53,6 +54,8 @@ class Line:
 
     sweep: str
     role: str
+    model: str
+    epochs: int
     label: str
     method: str
     control: str
@@ -95,8 +98,9 @@ def _lines_of_run(sweep: str, folder: Path, role: str) -> Iterator[Line]:
     member = members[0]
     changed = _changed_flags(member.recipe)
     make = partial(
-        Line, sweep, label=_label(member.method, changed), method=member.method, seed=member.seed,
-        lr=float(member.recipe["lr"]), flags=json.dumps(changed, sort_keys=True),
+        Line, sweep, model=str(member.recipe["model"]), epochs=int(member.recipe["epochs"]), method=member.method,
+        label=_label(member.method, changed), seed=member.seed, lr=float(member.recipe["lr"]),
+        flags=json.dumps(changed, sort_keys=True),
     )  # fmt: skip
     chosen = member.rows if role == "run" else member.rows[-1:]
     for place, row in enumerate(chosen, start=len(member.rows) - len(chosen)):
@@ -166,7 +170,9 @@ def write_csv(lines: Sequence[Line]) -> str:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, [field.name for field in fields(Line)], lineterminator="\n")
     writer.writeheader()
-    order = sorted(lines, key=lambda line: (line.role, line.label, line.control, -line.asked, line.seed, line.lr))
+    order = sorted(
+        lines, key=lambda line: (line.role, line.model, line.label, line.control, -line.asked, line.seed, line.lr)
+    )
     for line in order:
         writer.writerow({key: "" if value is None else value for key, value in asdict(line).items()})
     return text.getvalue()
@@ -286,16 +292,16 @@ def table_at(lines: Sequence[Line], density: float, claims: Mapping[str, str]) -
     """The table at a density as Markdown. `claims` is what the papers say, by method."""
     dense = dense_values(lines)
     rows = [
-        "| method | seeds | test accuracy % | 95 % interval | minus dense (pp) | interval | cost (dense trainings) | "
-        "core-min | ticket kB | density | effective | lr | the paper's claim |",
-        "|:---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|:---|",
+        "| method | epochs | seeds | test accuracy % | 95 % interval | minus dense (pp) | interval | "
+        "cost (dense trainings) | core-min | ticket kB | density | effective | lr | the paper's claim |",
+        "|:---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|:---|",
     ]
     for entry in entries_at(lines, density):
         first, gap = entry.lines[0], difference(entry.values, dense)
         low_high = confidence_interval(list(entry.values.values()))
         rates = dict.fromkeys(f"{line.lr:g}" for line in entry.lines)
         cells = (
-            entry.label, len(entry.lines), f"{entry.mean:.2f}", _range(low_high),
+            entry.label, first.epochs, len(entry.lines), f"{entry.mean:.2f}", _range(low_high),
             "" if gap is None else f"{gap.mean:+.2f}", "" if gap is None else _range(gap.interval, "+"),
             _mean([line.trainings for line in entry.lines], ".1f"),
             _mean([None if line.seconds is None else line.seconds / 60 for line in entry.lines], ".1f"),

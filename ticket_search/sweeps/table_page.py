@@ -33,6 +33,9 @@ def write_table(study: Study, output: str | os.PathLike[str]) -> list[Path]:
     if not lines:
         raise RequestError(f"there are no measurements: {', '.join(map(str, there.values()))}")
     page, picture = page_files(study, output)
+    missing = [part for part, path in there.items() if not path.exists()]
+    page.write_text(_table_page(study, lines, missing), encoding="utf-8")
+    lines = [line for line in lines if line.sweep not in study.beside]
     dense = table.dense_values(lines)
     panels = {
         f"density {density:g}": [
@@ -43,12 +46,11 @@ def write_table(study: Study, output: str | os.PathLike[str]) -> list[Path]:
     }
     line = ("the dense network", statistics.fmean(dense.values())) if dense else None
     plot_dots(panels, picture, "test accuracy (%), mean and 95 % interval over seeds", line, overwrite=True)
-    missing = [part for part, path in there.items() if not path.exists()]
-    page.write_text(_table_page(study, lines, missing), encoding="utf-8")
     return [page, picture]
 
 
-def _table_page(study: Study, lines: Sequence[table.Line], missing: Sequence[str]) -> str:
+def _table_page(study: Study, measured: Sequence[table.Line], missing: Sequence[str]) -> str:
+    lines = [line for line in measured if line.sweep not in study.beside]
     dense = list(table.dense_values(lines).values())
     predictions = [prediction for part in study.parts.values() for prediction in part.predictions]
     judged = [one for each in predictions for one in table.judge(lines, each, study.densities)]
@@ -70,10 +72,22 @@ def _table_page(study: Study, lines: Sequence[table.Line], missing: Sequence[str
         parts.append(f"The dense network: {statistics.fmean(dense):.2f} %{told} over {len(dense)} seeds.")
     for density in study.densities:
         parts.append(f"## Density {density:g}\n\n{table.table_at(lines, density, study.claims)}")
+    parts += [_own_tables(study, part, measured) for part in study.beside if part not in missing]
     parts.append(
         "## How the learning rates were chosen\n\nOn validation, at the first seed; the other seeds take what was "
-        f"chosen.\n\n{table.choices_as_text(lines)}"
+        f"chosen.\n\n{table.choices_as_text(measured)}"
     )
     if study.statements:
         parts.append("## What the papers say\n\n" + "\n".join(f"- {line}" for line in study.statements))
     return "\n\n".join(parts) + "\n"
+
+
+def _own_tables(study: Study, part: str, measured: Sequence[table.Line]) -> str:
+    """The tables of a sweep beside the others: of each of its networks, at each of its densities."""
+    own = [line for line in measured if line.sweep == part and line.role != "trial"]
+    parts = [f"## {study.parts[part].about}"]
+    for model in dict.fromkeys(line.model for line in own):
+        lines = [line for line in own if line.model == model]
+        for density in sorted({line.asked for line in lines}, reverse=True):
+            parts.append(f"{model}, density {density:g}:\n\n{table.table_at(lines, density, {})}")
+    return "\n\n".join(parts)
