@@ -9,9 +9,10 @@ ROWS: what it must be, and what we would like.
 
 Method: seeded normal inputs of 28x28 (MNIST's shape) and random labels, on the device before anything is timed. A step
 is zero_grad, forward, cross-entropy, backward and one step of fused SGD (momentum 0.9, weight decay 1e-4); the dense
-network trains all its parameters, edge-popup its scores at density 0.5, `hold` what a mask of 20 % keeps. All of them
-are the same modules from the same constructor. Dense network and masks take turns, step by step, so that both see the
-same machine; a median is over all the turns, and the best of 5 medians counts. Compiled rows compile both. Warm-up, and
+network trains all its parameters, edge-popup its scores at density 0.5, `hold` what a mask of 20 % keeps, and
+`gates-2:4` its weights and six logits for each four of them, in layers whose inputs come in fours. All of them are the
+same modules from the same constructor. Dense network and masks take turns, step by step, so that both see the same
+machine; a median is over all the turns, and the best of 5 medians counts. Compiled rows compile both. Warm-up, and
 with it all compilation, comes first and is not timed. On a GPU each turn is several steps and ends with a
 synchronization. Memory is the peak of a process of its own beyond what it held before the network was built (on Linux,
 or on a GPU). For context, `lenet-sorting` is edge-popup as it was first published: a sort of every layer's
@@ -75,6 +76,8 @@ ROWS = {
     "resnet20-bf16": Kind("resnet20", bf16=True, must=1.20, goal=1.10),
     "lenet-hold": Kind("lenet", "hold", must=1.12, goal=1.05),
     "conv4-memory": Kind("conv4", memory=True, must=1.5, goal=1.3),
+    "conv4-gates-2:4": Kind("conv4", "gates-2:4", must=1.10, goal=1.05),
+    "lenet-gates-2:4": Kind("lenet", "gates-2:4"),
     "lenet-sorting": Kind("lenet", "sorting"),
 }
 GPU_ROWS = {
@@ -120,6 +123,10 @@ def prepare(kind: Kind, masks: str, device: str) -> tuple[nn.Module, Arithmetic]
         model.to(memory_format=torch.channels_last)
     if masks == "edge-popup":
         supermask.learn(model, 0.5)
+    elif masks == "gates-2:4":
+        targets = supermask.find_targets(model)
+        odd = [name for name, target in targets.items() if target.parameter.shape[1] % 4]
+        supermask.learn(model, program="categorical", granularity="2:4", weights="keep", exclude=odd or None)
     elif masks == "hold":
         supermask.hold(model, supermask.prune(model, 0.2))
     elif masks == "sorting":

@@ -189,9 +189,14 @@ def test_steps_are_measured_side_by_side(benchmarks, tmp_path, capsys, monkeypat
 def test_the_dense_network_of_a_step_is_the_one_with_masks(benchmarks):
     from step import ROWS, Kind, Sorting, prepare
 
-    for masks in ("none", "edge-popup", "hold", "sorting"):
+    for masks in ("none", "edge-popup", "hold", "sorting", "gates-2:4"):
         model, _ = prepare(Kind("lenet"), masks, "cpu")
         assert sum(p.numel() for n, p in model.named_parameters() if not n.endswith("_scores")) >= 266_200
+    assert all((mask.unflatten(-1, (-1, 4)).sum(-1) == 2).all() for mask in supermask.masks_of(model).values()), (
+        "two of each four inputs"
+    )
+    conv4, _ = prepare(Kind("conv4"), "gates-2:4", "cpu")
+    assert len(supermask.masks_of(conv4)) == len(supermask.find_targets(conv4)) - 1, "the first layer has one input"
     frozen = torch.randn(4, 5)
     numbers = torch.arange(20.0).view(4, 5)
     # The ten largest of |n - 5.25|.
