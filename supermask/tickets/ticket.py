@@ -388,8 +388,9 @@ class Ticket:
 
     def _state(self, name: str) -> State:
         if self.parts:
+            first, *_ = self.parts
             raise TicketError(
-                f"the ticket is of {len(self.parts)} tasks: choose one, as ticket.task('{self.tasks[0]}'); there are "
+                f"the ticket is of {len(self.parts)} tasks: choose one, as ticket.task('{first}'); there are "
                 f"{', '.join(self.parts)}"
             )
         if name not in self.states:

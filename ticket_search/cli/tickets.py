@@ -9,7 +9,7 @@ import typer
 
 import supermask
 
-from ..contract.errors import RequestError
+from ..contract.errors import RequestError, several_tasks
 from ..runs.folders import find_run
 from ..runs.names import TICKET
 
@@ -81,10 +81,7 @@ def of_task(ticket: Ticket, task: str | None) -> Ticket:
     if task is not None:
         return ticket.task(task)
     if ticket.tasks:
-        raise RequestError(
-            f"the ticket is of {len(ticket.tasks)} tasks: choose one, as --task {ticket.tasks[0]}; there are "
-            f"{', '.join(ticket.tasks)}"
-        )
+        raise RequestError(several_tasks(ticket.tasks))
     return ticket
 
 

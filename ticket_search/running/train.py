@@ -20,6 +20,7 @@ from ..contract.flags import Config as SharedConfig
 from ..contract.flags import flag
 from ..contract.method import Stage, Traits
 from ..data.samples import whole_batches
+from ..data.tasks import through_task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,6 +45,7 @@ class Config(SharedConfig):
         description="train a control instead of the ticket: its mask shuffled within each layer, its weights drawn "
         "anew (reinit), a random mask of the same density in each layer, or of ERK densities",
     )
+    task: str | None = Field(None, description="which task of a ticket of several")
     whole: str = Field("", description="ticket file of the dense network at the step that a rewound ticket starts from")
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
@@ -77,7 +79,7 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
         RequestError: a network that the ticket's masks do not fit.
     """
 
-    parent = supermask.load(config.ticket)
+    parent = read_parent(config)
     masks = parent.masks
     # The others, of biases and norms, are checked where the ticket is put onto the network.
     given = {name: tuple(mask.shape) for name, mask in masks.counted().items()}
@@ -90,6 +92,16 @@ def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
         make_control(parent, config, targets)
     whole = config.epochs * steps_per_epoch
     return [Stage("training", config.density, whole - start_step(parent, config, whole))]
+
+
+def read_parent(config: Config) -> Ticket:
+    """The ticket that is trained: of several tasks that of the one that was chosen.
+
+    Raises:
+        TicketError: the file is no whole ticket, or has no such task.
+    """
+    ticket = supermask.load(config.ticket)
+    return ticket if config.task is None else ticket.task(config.task)
 
 
 def start_step(ticket: Ticket, config: Config, whole: int) -> int:
@@ -180,21 +192,25 @@ def search(model: nn.Module, run: Run) -> Ticket:
     """Train the ticket's network with its masks held."""
     config = run.config
     assert isinstance(config, Config)
-    parent = supermask.load(config.ticket)
+    parent = read_parent(config)
     targets = run.setup.targets(config, model)
     ticket = parent if config.control == "none" else make_control(parent, config, targets)
     ticket.apply_to(model, config.state)
     supermask.hold(model, ticket.masks)
-    return training.conclude.train_once(
-        model,
-        run,
-        ticket.masks,
-        start=ticket.state_dict(config.state),
-        begin=start_step(parent, config, config.epochs * whole_batches(run.data.train_size, config.batch_size)),
-        order=_order(parent, config),
-        draws=ticket.states["start"].drawn if "start" in ticket.states else {},
-        parent={"fingerprint": parent.states[config.state].fingerprint, "state": config.state},
-    )
+    # As the ticket's task sees them, where it is of one of several.
+    of_task = {"task": parent.meta["task"]} if "task" in parent.meta else {}
+    with run.setup.using(through_task(parent.meta, run.data)):
+        return training.conclude.train_once(
+            model,
+            run,
+            ticket.masks,
+            start=ticket.state_dict(config.state),
+            begin=start_step(parent, config, config.epochs * whole_batches(run.data.train_size, config.batch_size)),
+            order=_order(parent, config),
+            draws=ticket.states["start"].drawn if "start" in ticket.states else {},
+            parent={"fingerprint": parent.states[config.state].fingerprint, "state": config.state},
+            **of_task,
+        )
 
 
 def _order(ticket: Ticket, config: Config) -> str:
