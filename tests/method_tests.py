@@ -33,7 +33,7 @@ from ticket_search.training.evaluation import evaluate_ticket
 
 DENSITY = 0.3
 # What makes a search short, of the methods that have the flag: two levels below the dense network, a few rounds.
-FEW = {"fraction": 0.45, "rounds": 5, "tasks": "permuted:2"}
+FEW = {"fraction": 0.45, "rounds": 5, "tasks": "permuted:2", "decisions": 5}
 
 
 class Searches:

@@ -71,7 +71,7 @@ class Superposition:
         if carries_masks(model):
             raise ValueError("the model carries masks: supermask.detach(model) takes them off")
         if len(masks) < 2:
-            raise ValueError(f"{len(masks)} tasks: a superposition is of two at least")
+            raise ValueError(f"a superposition is of two tasks at least, got {len(masks)}")
         self.model, self.tasks = model.eval(), tuple(masks)
         self._net = unwrap(model)
         self._own = {task: dict((own or {}).get(task, {})) for task in masks}

@@ -195,6 +195,19 @@ def print_summary(run: Run) -> None:
                 for row in levels
             ],
         )
+    if tasks := summary.get("tasks"):
+        print_table(
+            ("task", "density", "kept", test, validation),
+            [
+                (
+                    row["task"],
+                    f"{row['density']:.4f}",
+                    row["kept"],
+                    *(metric.show(value_of(row, split)) for split in ("test", "val")),
+                )
+                for row in tasks
+            ],
+        )
     if empty := summary.get("empty_layers"):
         errors().print(
             f"warning: the mask keeps no weight of {', '.join(empty)}, so no signal passes there", style="yellow"
@@ -208,6 +221,7 @@ def print_summary(run: Run) -> None:
             ("weights kept", f"{summary['kept']:,} of {summary['weights']:,} (density {summary['density']:.4g})"),
             ("cost", _describe_cost(cost)),
             *_describe_weights(cost),
+            *_describe_inference(summary),
             *_describe_compact(summary, metric),
         ],
     )
@@ -234,6 +248,17 @@ def _describe_weights(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
     if weights is None:
         return [("cost of the weights", "not known, and not counted")]
     return [("of that, the weights", f"{_describe_cost(weights)}: the run {weights['run']}")]
+
+
+def _describe_inference(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How often a task is inferred right, for each number of images that decide together, and by what."""
+    return [
+        (
+            f"task inferred from {row['images']} image{'s' if row['images'] > 1 else ''} by {row['by']}",
+            f"{row['right']:.2f} % of {row['decisions']:,} decisions" if "right" in row else f"not: {row['reason']}",
+        )
+        for row in summary.get("inference", ())
+    ]
 
 
 def _describe_compact(summary: Mapping[str, Any], metric: Metric) -> list[tuple[str, str]]:

@@ -59,7 +59,7 @@ def conclude(
         exact: leave the weights as they are, whatever type was asked for: the search goes on from them.
         final: the state dict at the end; if not given, the model's own.
         gains: factors of drawn tensors (see `supermask.make_state`).
-        keep: what is done with the ticket, in place of saving it in the run's folder.
+        keep: what is done with the ticket, in place of saving it in the run's folder; no pictures are drawn of it.
         meta: more for the ticket to record.
     """
     at = {} if level is None else {"level": level}
@@ -75,7 +75,9 @@ def conclude(
     row = {**at, **describe_training(run, model, trained, ticket)}
     logged = densities(masks) if scalars is None else scalars
     run.log(trained.steps, {f"{run.metric.name}/test": row["test_metric"], **logged})
-    run.log_masks(trained.steps, model, masks)
+    if keep is None:
+        # Not of each of many tasks: drawing a picture takes longer than to train a small one.
+        run.log_masks(trained.steps, model, masks)
     return {"steps": trained.steps, "row": row}
 
 
