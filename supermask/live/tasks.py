@@ -96,6 +96,11 @@ class Superposition:
         """What the network of the task that it has been switched to gives."""
         return self.model(*inputs, **named)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each masked weight."""
+        return {name: tuple(weight.shape) for name, weight in self._backbone.items()}
+
     def _live(self, name: str) -> Tensor:
         """A tensor of the model, as it is now."""
         module, attribute = self._places[name]
