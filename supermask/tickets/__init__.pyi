@@ -11,4 +11,5 @@ from . import lazy as lazy
 from . import reader as reader
 from . import tasks as tasks
 from . import ticket as ticket
+from . import union as union
 from . import writer as writer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..weights.fitting import Fit, first_names, fit, merge_tied, plain_tensors, 
 from ..weights.inits import Draw, fingerprint
 from ..weights.plain import why_not_masked, why_not_plain, zero_where
 from .differences import Difference, compare_masks, compare_plain, compare_tensors
+from .union import UnionMasks
 
 STATES = ("start", "final")
 
@@ -73,43 +74,6 @@ class Part:
     states: Mapping[str, State]
     meta: Mapping[str, Any] = field(default_factory=dict)
     order: tuple[str, ...] = ()
-
-
-class _Union(Masks):
-    """What any of several masks keeps, put together when it is read."""
-
-    def __init__(self, masks: Iterable[Masks]) -> None:
-        super().__init__({})
-        self._parts: dict[str, list[Masks]] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        for each in masks:
-            self._shapes |= each.shapes
-            self.uncounted |= each.uncounted
-            for name in each:
-                self._parts.setdefault(name, []).append(each)
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._masks:
-            first, *others = self._parts[name]
-            whole = first[name].clone()
-            for other in others:
-                whole |= other[name]
-            self._masks[name] = whole
-        return self._masks[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._parts
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each tensor."""
-        return dict(self._shapes)
 
 
 def _flipped(drawn: Tensor, signs: Tensor | None, gain: float | None) -> Tensor:
@@ -270,7 +234,7 @@ class Ticket:
         # As it would be read back from a file: tuples become lists, keys text.
         object.__setattr__(self, "meta", json.loads(to_json(dict(self.meta))))
         if self.parts:
-            object.__setattr__(self, "masks", _Union(self.sets[name] for name in self.parts))
+            object.__setattr__(self, "masks", UnionMasks(self.sets[name] for name in self.parts))
 
     @property
     def tasks(self) -> tuple[str, ...]:
