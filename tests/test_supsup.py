@@ -29,6 +29,7 @@ from ticket_search.data.sources import read_samples
 from ticket_search.data.tasks import Tasks, read_tasks, through_task
 from ticket_search.methods import supsup
 from ticket_search.runs.progress import Progress
+from ticket_search.training import loop
 from ticket_search.training.evaluation import evaluate_ticket
 
 pytestmark = pytest.mark.quick
@@ -804,3 +805,16 @@ def test_the_speed_of_one_task_is_measured_with_its_own_pixels(run, ticket):
     rows = json.loads(ticket(*words).out)["rows"]
     expected = evaluate_ticket(run.ticket.task("1"), "digits")["test_accuracy"]
     assert {row["test_metric"] for row in rows if row["variant"] == "masked"} == {expected}
+
+
+def test_each_task_has_an_order_of_its_own(monkeypatch, tmp_path):
+    orders: dict[str, list[int]] = {}
+    draw = loop.permutation
+
+    def record(count: int, seed: int, name: str) -> Any:
+        orders[name] = draw(count, seed, name).tolist()
+        return draw(count, seed, name)
+
+    monkeypatch.setattr(loop, "permutation", record)
+    search("supsup", runs=tmp_path, tasks="permuted:2", **QUICK)
+    assert list(orders) == ["order/0/0", "order/1/0"] and orders["order/0/0"] != orders["order/1/0"]
