@@ -42,6 +42,7 @@ from .live.learning import replace_weights as replace_weights
 from .live.regrowth import regrow as regrow
 from .live.rule import LearnedMask as LearnedMask
 from .live.rule import straight_through as straight_through
+from .live.tasks import Superposition as Superposition
 from .masks.masks import Masks as Masks
 from .masks.targets import Targets as Targets
 from .masks.targets import find_targets as find_targets
@@ -59,6 +60,8 @@ from .tickets.file import load as load
 from .tickets.file import pack as pack
 from .tickets.file import save as save
 from .tickets.file import unpack as unpack
+from .tickets.tasks import join_tasks as join_tasks
+from .tickets.ticket import Part as Part
 from .tickets.ticket import State as State
 from .tickets.ticket import Ticket as Ticket
 from .tickets.ticket import TicketError as TicketError

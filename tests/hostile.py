@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ticket_bytes import drawn_ticket, full_ticket, put_together, read_by_page, take_apart
+from ticket_bytes import drawn_ticket, full_ticket, put_together, read_by_page, take_apart, tasks_ticket
 
 import supermask
 from supermask import Ticket, TicketError
@@ -48,6 +48,7 @@ EVIL_TEXTS = [
 @cache
 def originals() -> list[tuple[bytes, Ticket]]:
     tickets = [full_ticket(), drawn_ticket(shape=(20, 30)), drawn_ticket("kaiming-normal", 0.02, (64, 50))]
+    tickets += [tasks_ticket(), tasks_ticket(drawn=False)]
     return [(supermask.pack(ticket), ticket) for ticket in tickets]
 
 
@@ -132,7 +133,7 @@ def all_entries(description: dict[str, Any]) -> list[dict[str, Any]]:
     masks = [tensor["mask"] for tensor in description["tensors"].values() if "mask" in tensor]
     masks += [entry for chosen in description.get("sets", {}).values() for entry in chosen.values()]
     levels = [level for entry in masks for level in entry.get("levels", [])]
-    signs = [plane for state in description["states"].values() for plane in state.get("signs", {}).values()]
+    signs = [plane for state in description.get("states", {}).values() for plane in state.get("signs", {}).values()]
     return masks + levels + signs
 
 
@@ -164,7 +165,13 @@ def bomb(data: bytes, random: np.random.Generator) -> bytes:
             }
         },
     }
-    length = int("block" in entry) * (1 + len(description["sets"]))
+    if random.integers(2):
+        # The same of several tasks: together they may describe more than is allowed.
+        del description["tensors"]["w"]["mask"]
+        description["backbone"] = description["states"].pop("start")
+        own = {"start": {"fingerprint": "0" * 64}}
+        description |= {"states": {}, "tasks": {name: {"states": own} for name in description["sets"]}}
+    length = int("block" in entry) * (len(description["sets"]) + len(description["states"]))
     outer = {"bits": {"dtype": "U8", "shape": [length], "data_offsets": [0, length]}}
     return put_together(outer, description, bytes(length))
 
@@ -247,6 +254,9 @@ def try_file(number: int, seed: int = 0) -> str:
         json.dumps(describe(ticket, len(hostile))), repr(ticket)
         masks = [dict(ticket.masks), dict(ticket.levels), *(dict(chosen) for chosen in ticket.sets.values())]
         tensors = {state: ticket.state_dict(state) for state in ticket.states}
+        if ticket.tasks:
+            ones = {name: ticket.task(name) for name in ticket.tasks}
+            tensors = {(name, state): one.state_dict(state) for name, one in ones.items() for state in one.states}
     except TicketError:
         pass
     except Exception as error:
@@ -261,25 +271,37 @@ def try_file(number: int, seed: int = 0) -> str:
         assert ticket == original, f"{about}: another ticket, in silence"
         return "unharmed"
     found = read_by_page(hostile)
-    for mine, theirs in zip(masks, [found["masks"], found["levels"], *found["sets"].values()], strict=True):
+    whole = found["masks"]
+    for task in found["tasks"]:
+        for name, mask in found["sets"][task].items():
+            whole[name] = whole[name] | mask if name in whole else mask
+    for mine, theirs in zip(masks, [whole, found["levels"], *found["sets"].values()], strict=True):
         assert mine.keys() == theirs.keys(), about
         assert all(np.array_equal(mine[name].numpy(), theirs[name]) for name in mine), f"{about}: a wrong mask"
     for state, loaded in tensors.items():
         for name, tensor in loaded.items():
             wide = tensor.float().numpy() if tensor.dtype.is_floating_point else tensor.numpy()
-            same = np.array_equal(wide, found["states"][state][name], equal_nan=wide.dtype.kind == "f")
+            read = found["states"][state] if isinstance(state, str) else found["tasks"][state[0]][state[1]]
+            same = np.array_equal(wide, read[name], equal_nan=wide.dtype.kind == "f")
             assert same, f"{about}: wrong weights"
-    return "read as it says" if tensors.keys() == ticket.states.keys() else "masks read, weights refused"
+    return "read as it says" if tensors or not (ticket.states or ticket.tasks) else "masks read, weights refused"
 
 
 def declared_bytes(ticket: Ticket) -> int:
     """What a ticket's masks and weights take: float64 while they are drawn, some of it twice."""
     weights = sum(int(np.prod(shape)) for shape in ticket.masks.shapes.values())
-    for state in ticket.states.values():
+    tasks = [ticket.task(name) for name in ticket.tasks]
+    for state in (state for each in (ticket, *tasks) for state in each.states.values()):
         weights += sum(int(np.prod(draw.shape)) for draw in state.drawn.values())
-        weights += sum(int(np.prod(state.stored.shape(name))) for name in state.stored)
+        weights += sum(shape_of(state.stored, name) for name in state.stored)
     in_sets = sum(int(np.prod(shape)) for chosen in ticket.sets.values() for shape in chosen.shapes.values())
     return 64 * weights + 2 * in_sets
+
+
+def shape_of(stored: Any, name: str) -> int:
+    """The size of a stored tensor, without laying it out: of what tasks share it is in the second of two mappings."""
+    part = next(each for each in getattr(stored, "maps", (stored,)) if name in each)
+    return int(np.prod(part.shape(name)))
 
 
 def try_files(count: int, seed: int = 0, each: Callable[[], object] = lambda: None) -> Counter[str]:

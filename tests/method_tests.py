@@ -33,7 +33,7 @@ from ticket_search.training.evaluation import evaluate_ticket
 
 DENSITY = 0.3
 # What makes a search short, of the methods that have the flag: two levels below the dense network, a few rounds.
-FEW = {"fraction": 0.45, "rounds": 5}
+FEW = {"fraction": 0.45, "rounds": 5, "tasks": "permuted:2", "decisions": 5}
 
 
 class Searches:
@@ -69,6 +69,12 @@ class Searches:
             few["rounds"] = min(few["rounds"], method.Config().rounds)
         density = {} if method.traits.dense else {"density": DENSITY}
         return {"epochs": 2, "threads": 1, "evaluate_every": "15it", **density, **few, **self.flags, **flags}
+
+
+def tickets_of(run: Run) -> list[supermask.Ticket]:
+    """The ticket of a run, or of several tasks that of each."""
+    ticket = run.ticket
+    return [ticket.task(name) for name in ticket.tasks] or [ticket]
 
 
 def count_steps(patch: pytest.MonkeyPatch, *stops: int) -> itertools.count[int]:
@@ -112,15 +118,16 @@ def it_is_one_file_with_a_paper(name: str, searches: Searches) -> None:
 
 def the_density_is_that_asked(name: str, searches: Searches) -> None:
     traits, run = find_method(name).traits, searches.finished(name)
-    masks = run.ticket.masks
     density = 1.0 if traits.dense else DENSITY
-    assert masks.size == run.summary["weights"]
-    if traits.exact_density:
-        assert masks.kept == count_kept(density, masks.size)
-        if run.config.model_dump().get("allocation") == "layerwise":
-            assert masks.kept_per_tensor == {n: count_kept(density, m.numel()) for n, m in masks.items()}
-    assert run.summary["kept"] == masks.kept
-    assert run.summary["density"] == masks.density
+    each = [ticket.masks for ticket in tickets_of(run)]
+    for masks in each:
+        assert masks.size == run.summary["weights"]
+        if traits.exact_density:
+            assert masks.kept == count_kept(density, masks.size)
+            if run.config.model_dump().get("allocation") == "layerwise":
+                assert masks.kept_per_tensor == {n: count_kept(density, m.numel()) for n, m in masks.items()}
+    assert run.summary["kept"] == run.ticket.kept == round(sum(masks.kept for masks in each) / len(each))
+    assert run.summary["density"] == run.ticket.density == sum(masks.density for masks in each) / len(each)
 
 
 def extreme_densities_are_met_or_refused(name: str, searches: Searches) -> None:
@@ -129,18 +136,18 @@ def extreme_densities_are_met_or_refused(name: str, searches: Searches) -> None:
     flags = {"epochs": 1, **({"allocation": "global"} if "allocation" in fields else {})}
     flags |= {"fraction": 0.99} if "fraction" in fields else {}
     for density in (1e-4, 1.0):
-        masks, refused = None, ""
+        each, refused = None, ""
         try:
-            masks = searches.search(name, density=density, **flags).ticket.masks
+            each = [ticket.masks for ticket in tickets_of(searches.search(name, density=density, **flags))]
         except (RequestError, RunError) as error:
             refused = str(error)
-        if masks is None:
+        if each is None:
             # A layer under learned masks that empties, a layer without a filter: there is no such ticket.
             held = method.traits.trains_weights and not method.traits.changes_masks
             assert density < 1 and not (method.traits.exact_density and held), refused
             assert "densit" in refused
         elif method.traits.exact_density:
-            assert masks.kept == count_kept(density, masks.size)
+            assert all(masks.kept == count_kept(density, masks.size) for masks in each)
 
 
 def dropped_weights_are_zero_after_every_step(name: str, searches: Searches) -> None:
@@ -203,21 +210,28 @@ def masks_only_shrink_and_rewound_weights_are_the_stored_ones(name: str, searche
 
 def untrained_weights_are_those_of_the_seed(name: str, searches: Searches) -> None:
     run = searches.finished(name)
-    ticket = run.ticket
-    weights = {n: ticket.states["final"].drawn[n].tensor(n) for n in ticket.masks}
-    assert supermask.fingerprint(weights) == ticket.meta["frozen_fingerprint"] == run.summary["frozen_fingerprint"]
-    final = ticket.state_dict("final")
-    for n, mask in ticket.masks.items():
-        assert torch.equal(final[n], torch.where(mask, weights[n], 0.0))
+    for ticket in tickets_of(run):
+        weights = {n: ticket.states["final"].drawn[n].tensor(n) for n in ticket.masks}
+        assert supermask.fingerprint(weights) == ticket.meta["frozen_fingerprint"] == run.summary["frozen_fingerprint"]
+        final = ticket.state_dict("final")
+        for n, mask in ticket.masks.items():
+            assert torch.equal(final[n], torch.where(mask, weights[n], 0.0))
 
 
 def untrained_weights_are_the_same_in_both_states(name: str, searches: Searches) -> None:
     """So that what survives can be trained from either: `ticket train RUN`."""
     run = searches.finished(name)
-    start, final = (run.ticket.state_dict(state) for state in ("start", "final"))
-    assert all(torch.equal(start[n], final[n]) and final[n][mask].any() for n, mask in run.ticket.masks.items())
-    trained = train(run, runs=run.path.parent / "trained", epochs=1, optimizer="adam", lr=1e-3, progress=False)
-    assert trained.ticket.masks == run.ticket.masks
+    for ticket in tickets_of(run):
+        start, final = (ticket.state_dict(state) for state in ("start", "final"))
+        assert all(torch.equal(start[n], final[n]) and final[n][mask].any() for n, mask in ticket.masks.items())
+    flags = {
+        "epochs": 1,
+        "optimizer": "adam",
+        "lr": 1e-3,
+        **({"task": run.ticket.tasks[-1]} if run.ticket.tasks else {}),
+    }
+    trained = train(run, runs=run.path.parent / "trained", progress=False, **flags)
+    assert trained.ticket.masks == ticket.masks
     for n, mask in trained.ticket.masks.items():
         weights = trained.ticket.state_dict("final")[n]
         assert not weights[~mask].any()
@@ -231,6 +245,9 @@ def the_ticket_gives_the_accuracy_that_was_reported(name: str, searches: Searche
     measured = evaluate_ticket(ticket, run.config.data)
     assert measured["test_accuracy"] == run.summary["test_accuracy"] == ticket.meta["accuracy"]["final"]["test"]
     assert measured["val_accuracy"] == run.summary["val_accuracy"]
+    for task in ticket.tasks:
+        of_one = evaluate_ticket(ticket.task(task), run.config.data)
+        assert of_one["test_accuracy"] == ticket.parts[task].meta["accuracy"]["final"]["test"]
     start = evaluate_ticket(ticket, run.config.data, state="start")["test_accuracy"]
     assert start == ticket.meta["accuracy"]["start"]["test"]
     if find_method(name).traits.trains_weights:
@@ -282,8 +299,10 @@ def the_test_data_choose_nothing(name: str, searches: Searches) -> None:
         patch.setattr(sources, "read_arrays", scrambled)
         other = searches.search(name)
     assert other.ticket.masks == plain.ticket.masks
-    for state in ("start", "final"):
-        assert other.ticket.states[state].fingerprint == plain.ticket.states[state].fingerprint
+    for one, its in zip(tickets_of(plain), tickets_of(other), strict=True):
+        assert its.masks == one.masks
+        for state in ("start", "final"):
+            assert its.states[state].fingerprint == one.states[state].fingerprint
     assert other.summary["test_accuracy"] != plain.summary["test_accuracy"]
     for chosen in ("min_validation_loss", "best_validation"):
         assert (chosen in other.summary) == (chosen in plain.summary)

@@ -237,6 +237,43 @@ def test_whole_searches_are_timed(benchmarks, tmp_path, capsys):
     assert f"{row['images_per_second']:,.0f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_several_tasks_are_measured(benchmarks, tmp_path, capsys):
+    benchmarks("tasks", *f"--tasks permuted:3 --epochs 4 --quick --json {tmp_path / 'o.json'}".split())
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert [row["task"] for row in found["rows"]] == ["0", "1", "2"]
+    for row in found["rows"]:
+        assert row["bit_equal"] is True
+        assert row["entropy_bytes"] == 59_200 / 8
+        assert row["entropy_bytes"] < row["added_bytes"] < row["allowed_bytes"]
+        assert row["decisions_1"] == 360 and row["decisions_16"] == 22
+        assert row["right_16_entropy"] <= 22
+        assert f"{row['right_1_entropy']} / 360" in printed
+    assert 3 * 7400 < found["whole"]["file_bytes"] < found["whole"]["own_files_bytes"]
+    assert [row["weights"] for row in found["switches"]] == [59_200, 266_200]
+    assert found["verdict"] in " ".join(printed.split())
+    assert ("busy" in found["verdict"]) == found["load"]["busy"]
+
+
+def test_the_page_on_several_tasks_says_what_was_measured():
+    page, found = (RESULTS / "tasks.md").read_text(), json.loads((RESULTS / "tasks.json").read_text())
+    assert f"Verdict: {found['verdict']}." in page
+    for row in found["rows"]:
+        sizes = f"{row['entropy_bytes']:,.0f} | {row['added_bytes']:,} | {row['allowed_bytes']:,.0f} |"
+        right = " | ".join(f"{row[f'right_{n}_entropy']} of {row[f'decisions_{n}']}" for n in (1, 16))
+        equal = "yes" if row["bit_equal"] else "no"
+        assert f"| {row['task']} | {row['test_accuracy']:.2f} | {equal} | {right} | {sizes}" in page
+    whole = found["whole"]
+    for images in (1, 16):
+        shares = " | ".join(f"{whole[f'right_{images}_{by}']:.2f}" for by in ("entropy", "superfluous"))
+        assert f"| {images} | {whole[f'decisions_{images}']:,} | {shares} |" in page
+    for row in found["switches"]:
+        times = f"{row['switch_ms']:.3f} | {row['forward_ms']:.3f} | {row['ratio']:.3f} | 2 |"
+        assert f"| {row['network']} | {row['weights']:,} | {times}" in page
+    assert all(f"{whole[key]:,}" in page for key in ("file_bytes", "own_files_bytes", "dense_bytes"))
+
+
 def test_the_page_on_speed_says_what_was_measured():
     page = (RESULTS / "speed.md").read_text()
     step, loop = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("step", "loop"))

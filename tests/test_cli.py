@@ -250,7 +250,7 @@ def test_ticket_files_that_are_none(ticket, tmp_path):
     (tmp_path / "newer").write_bytes(whole.replace(b'\\"format\\":1,', b'\\"format\\":9,'))
     for command in ("inspect", "evaluate"):
         for name, problem in {
-            "cut": "not a whole ticket file", "none": "not a whole ticket file: it has 5 bytes", "newer": "format 9, this version reads up to 1",
+            "cut": "not a whole ticket file", "none": "not a whole ticket file: it has 5 bytes", "newer": "format 9, this version reads up to 2",
             "nothing": "neither a ticket file nor a run", EDGE_POPUP[:-3]: f"did you mean '{EDGE_POPUP}'",
         }.items():  # fmt: skip
             answer = ticket(command, name)

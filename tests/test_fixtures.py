@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ticket_bytes import drawn_ticket, full_ticket, read_by_page
+from ticket_bytes import drawn_ticket, full_ticket, read_by_page, tasks_ticket
 
 import supermask
 from supermask import Masks, Ticket, make_state
@@ -31,6 +31,8 @@ def digest(tensor: torch.Tensor) -> str:
 
 def describe(ticket: Ticket) -> dict:
     """All that a file says, as text: shapes, dtypes and digests of what was read."""
+    if ticket.tasks:
+        return {"density": ticket.density, "tasks": {name: describe(ticket.task(name)) for name in ticket.tasks}}
     return {
         "meta": ticket.meta,
         "uncounted": sorted(ticket.masks.uncounted),
@@ -53,12 +55,17 @@ def test_every_format_has_fixtures():
 def test_old_files_are_read(path):
     ticket = supermask.load(path)
     assert describe(ticket) == json.loads(path.with_suffix(".json").read_text())
-    if path.parent.name == f"format-{FORMAT}":
-        assert supermask.pack(ticket) == path.read_bytes()
-        assert read_by_page(path.read_bytes()).keys() == {"ticket", "masks", "levels", "sets", "states"}
+    # Both formats are written: the second of several tasks only.
+    assert supermask.pack(ticket) == path.read_bytes()
+    assert read_by_page(path.read_bytes()).keys() == {"ticket", "masks", "levels", "sets", "states", "tasks"}
 
 
 def tickets() -> dict[str, Ticket]:
+    """What there is in a format of its own: tickets of several tasks, over weights that are drawn or stored."""
+    return {"tasks-drawn": tasks_ticket(), "tasks-stored": tasks_ticket(drawn=False)}
+
+
+def tickets_of_format_1() -> dict[str, Ticket]:
     """One of each kind: all that a file can hold, every init, every coding, halves of weights, masks alone."""
     found = {"full": full_ticket(), **{init: drawn_ticket(init, 0.3, (23, 17)) for init in sorted(WEIGHT_INITS)}}
     found |= {f"density-{density}": drawn_ticket(density=density, shape=(40, 50)) for density in (0, 0.02, 0.9, 1)}
@@ -70,6 +77,11 @@ def tickets() -> dict[str, Ticket]:
         found[name] = Ticket(masks, {"final": make_state(weights, masks, dtype=dtype)}, {"method": "imp"})
     found["masks-alone"] = Ticket(masks, {})
     return found
+
+
+def test_tickets_of_one_task_keep_their_bytes():
+    for name, ticket in tickets_of_format_1().items():
+        assert supermask.pack(ticket) == (FOLDER / "format-1" / f"{name}.safetensors").read_bytes(), name
 
 
 def main() -> None:

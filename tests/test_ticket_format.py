@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ticket_bytes import blocks, drawn_ticket, full_ticket, page, read_by_page, take_apart
+from ticket_bytes import blocks, drawn_ticket, full_ticket, page, read_by_page, take_apart, tasks_ticket
 
 import supermask
 from supermask import Draw, Masks, Ticket, make_state
@@ -44,7 +44,8 @@ def assert_read_alike(ticket: Ticket) -> None:
     data = supermask.pack(ticket)
     found, loaded = read_by_page(data), supermask.load(data)
     assert loaded == ticket
-    for masks, expected in ((found["masks"], loaded.masks), (found["levels"], loaded.levels)):
+    own = Masks({}) if ticket.tasks else loaded.masks
+    for masks, expected in ((found["masks"], own), (found["levels"], loaded.levels)):
         assert list(masks) == list(expected)
         assert all(same(masks[name], expected[name]) for name in masks)
     assert list(found["sets"]) == list(loaded.sets)
@@ -70,6 +71,19 @@ def test_the_page_reads_all_that_a_file_can_hold():
     assert described["states"]["final"]["signs"].keys() == {"stem.weight"}
     assert [name for name, entry in masks.items() if "uncounted" in entry] == ["block.0.bias"]
     assert list(described["tensors"]) == list(ticket.states["final"].names)
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_the_page_reads_several_tasks(drawn):
+    ticket = tasks_ticket(drawn)
+    assert_read_alike(ticket)
+    found = read_by_page(supermask.pack(ticket))
+    assert list(found["tasks"]) == list(ticket.tasks) == ["0", "1", "two"]
+    for task, states in found["tasks"].items():
+        for state, tensors in states.items():
+            expected = ticket.task(task).state_dict(state)
+            assert set(tensors) == set(expected)
+            assert all(same(tensors[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("init", INITS)

@@ -54,8 +54,8 @@ def read_by_page(data: bytes) -> dict[str, Any]:
         which: {name: read_mask(stream, entry, shapes[name])[0] for name, entry in entries.items()}
         for which, entries in ticket.get("sets", {}).items()
     }
-    states = {}
-    for state, source in ticket.get("states", {}).items():
+
+    def read_state(place: str, source: dict[str, Any], masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         tensors = {}
         for group in source.get("drawn", []):
             for name in group["names"]:
@@ -68,16 +68,30 @@ def read_by_page(data: bytes) -> dict[str, Any]:
             flips[kept] = read_bits(stream, entry, int(kept.sum()), entry["kept"])
             tensors[name] = np.where(flips, -tensors[name], tensors[name])
         for name, dtype in source.get("stored", {}).items():
-            given = values[f"{state}/{name}"]
+            given = values[f"{place}/{name}"]
             tensor = np.zeros(shapes[name], np.float32 if dtype == "F32" else given.dtype)
             tensor[masks.get(name, np.ones(shapes[name], bool))] = given
             tensors[name] = tensor
-        for name, mask in masks.items():
-            if name in tensors:
-                tensors[name] = np.where(mask, tensors[name], tensors[name].dtype.type(0))
-        states[state] = tensors
+        return drop(tensors, masks)
+
+    states = {name: read_state(name, source, masks) for name, source in ticket.get("states", {}).items()}
+    shared = read_state("backbone", ticket["backbone"], {}) if "backbone" in ticket else {}
+    tasks = {
+        task: {
+            name: drop(shared, sets[task]) | read_state(f"tasks/{task}/{name}", source, sets[task])
+            for name, source in described["states"].items()
+        }
+        for task, described in ticket.get("tasks", {}).items()
+    }
     assert not stream.read()
-    return {"ticket": ticket, "masks": masks, "levels": levels, "sets": sets, "states": states}
+    return {"ticket": ticket, "masks": masks, "levels": levels, "sets": sets, "states": states, "tasks": tasks}
+
+
+def drop(tensors: dict[str, np.ndarray], masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        name: np.where(masks[name], tensor, tensor.dtype.type(0)) if name in masks else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def take_apart(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
@@ -91,7 +105,8 @@ def take_apart(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
 def put_together(outer: dict[str, Any] | str, description: dict[str, Any] | str, body: bytes) -> bytes:
     """A file with a checksum that is right, whatever else is wrong. Texts are taken as they are."""
     if isinstance(description, dict):
-        description = json.dumps({"format": 1, **description, "checksum": "0" * 64})
+        version = 2 if "tasks" in description else 1
+        description = json.dumps({"format": version, **description, "checksum": "0" * 64})
     entries = json.dumps(outer)[1:-1] if isinstance(outer, dict) else outer
     head = '{"__metadata__": {"supermask": ' + json.dumps(description) + "}" + (f", {entries}" if entries else "") + "}"
     whole = struct.pack("<Q", len(head.encode())) + head.encode() + body
@@ -146,3 +161,21 @@ def drawn_ticket(init: str = "signed-constant", density: float = 0.5, shape: tup
     draw = Draw(init, 5, 1.25, shape)
     masks = Masks({"fc.weight": torch.from_numpy(np.random.default_rng(0).random(shape) < density)})
     return Ticket(masks, {"start": make_state({"fc.weight": draw.tensor("fc.weight")}, masks, {"fc.weight": draw})})
+
+
+def tasks_ticket(drawn: bool = True) -> Ticket:
+    """A small ticket of three tasks, with statistics of norms and a bias of their own; the weights drawn or stored."""
+    torch.manual_seed(0)
+    model = Residual()
+    draws = supermask.initialize(model, "signed-constant", seed=3) if drawn else {}
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tickets = {}
+    for number, name in enumerate(("0", "1", "two")):
+        masks = supermask.prune(model, 0.4, "random", allocation="layerwise", seed=number)
+        final = dict(weights)
+        final["norm.running_mean"] = torch.full_like(weights["norm.running_mean"], 0.5 + number)
+        final["norm.num_batches_tracked"] = weights["norm.num_batches_tracked"] + 7
+        final["head.bias"] = weights["head.bias"] + number
+        states = {"start": make_state(weights, masks, draws), "final": make_state(final, masks, draws)}
+        tickets[name] = Ticket(masks, states, {**META, "accuracy": {"final": {"test": 90.0 + number}}})
+    return supermask.join_tasks(tickets, weights)

@@ -16,6 +16,8 @@ from . import recomputation as recomputation
 from . import regrowth as regrowth
 from . import rule as rule
 from . import signed as signed
+from . import tasks as tasks
+from . import threshold as threshold
 from . import zeroing as zeroing
 from .adapters import masked_adapters as masked_adapters
 from .bernoulli import Bernoulli as Bernoulli
@@ -47,3 +49,5 @@ from .regrowth import regrow as regrow
 from .rule import LearnedMask as LearnedMask
 from .rule import straight_through as straight_through
 from .signed import Signed as Signed
+from .tasks import Superposition as Superposition
+from .threshold import Threshold as Threshold

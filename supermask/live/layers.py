@@ -8,11 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..choosing.allocation import ALLOCATIONS
 from ..choosing.granularity import NM, GroupChooser
 from ..masks.targets import Target, Targets, fan_in_and_out, find_named
 from ..selection.top_k import count_kept
 from ..selection.tracking import Chooser
 from .noise import draw_normal, draw_uniform, make_key
+
+# The allocations by which each tensor ranks its own scores, and keeps a density that follows from its shape.
+SHARES = {name: ALLOCATIONS[name] for name in ("er", "erk")}
 
 
 class Layer:
@@ -118,7 +122,7 @@ class Layers(Sequence[Layer]):
     def __init__(
         self, targets: Targets, density: float | None, allocation: str, groups: NM | None, seed: int, counted: bool
     ) -> None:
-        self.allocation, self.pattern = allocation, groups
+        self.allocation, self.pattern, self._targets = allocation, groups, targets
         self._layers = [Layer(target, None, make_key(seed, f"noise/{name}"), self) for name, target in targets.items()]
         self._chooser: Chooser | GroupChooser | None = None if groups is None else GroupChooser(groups, targets)
         self.ask(density)
@@ -172,15 +176,19 @@ class Layers(Sequence[Layer]):
         """Ask for another density from now on; what N:M keeps stays as it is."""
         self.density = density
         self.total = None if density is None else count_kept(density, sum(layer.size for layer in self._layers))
+        shares = {}
+        if density is not None and self.allocation in SHARES:
+            units = {layer.name: torch.zeros(layer.size) for layer in self._layers}
+            shares = SHARES[self.allocation](units, density, self._targets)
         for layer in self._layers:
-            layer.count = None if density is None else count_kept(density, layer.size)
+            layer.count = None if density is None else shares.get(layer.name, count_kept(density, layer.size))
         if self.pattern is not None or self.total is None:
             return
-        counts = self.total if self.allocation == "global" else [layer.count or 0 for layer in self._layers]
+        wanted = self.total if self.allocation == "global" else [layer.count or 0 for layer in self._layers]
         if isinstance(self._chooser, Chooser):
-            self._chooser.recount(counts)
+            self._chooser.recount(wanted)
         else:
-            self._chooser = Chooser(counts)
+            self._chooser = Chooser(wanted)
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:

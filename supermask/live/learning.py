@@ -17,13 +17,16 @@ from .edge_popup import EdgePopup
 from .gates import GATES
 from .gem_miner import GemMiner
 from .iterand import IteRand
-from .layers import Layers
+from .layers import SHARES, Layers
 from .learned import Learned
 from .program import program_of
 from .rule import LearnedMask
 from .signed import Signed
+from .threshold import Threshold
 
 RANKINGS = ("layerwise", "global")
+# How many each tensor keeps: by its density, as the ranking of all gives, or by its inputs and outputs.
+BUDGETS = (*RANKINGS, *SHARES)
 RULES: Mapping[str, type[LearnedMask]] = {
     "bernoulli": Bernoulli,
     "biprop": Biprop,
@@ -31,6 +34,7 @@ RULES: Mapping[str, type[LearnedMask]] = {
     "gem-miner": GemMiner,
     "iterand": IteRand,
     "signed": Signed,
+    "threshold": Threshold,
     **GATES,
 }
 
@@ -72,12 +76,13 @@ def learn(
         density: fraction of the maskable weights to use, in (0, 1]. It follows from N:M, where it need not be given;
             rules that are not exact may do without.
         program: the rule; a `LearnedMask`, or the name of one that is built in: `bernoulli`, `biprop`, `edge-popup`,
-            `gem-miner`, `iterand` or `signed`, over random weights; `hard-concrete`, `gumbel-sigmoid` or `categorical`
-            (see `gates`), over trained ones.
+            `gem-miner`, `iterand`, `signed` or `threshold`, over random weights; `hard-concrete`, `gumbel-sigmoid` or
+            `categorical` (see `gates`), over trained ones.
         granularity: `weight`, or N:M as `2:4`: of every M consecutive inputs of an output those N with the largest |s|.
         weights: the init of the frozen weights (see `draw`), or `keep` for the model's own weights as they are.
         scaled: multiply drawn weights by sqrt(1/density), which keeps a layer's variance under the mask.
-        allocation: `layerwise` (the same density in each tensor) or `global` (all scores ranked together).
+        allocation: `layerwise` (the same density in each tensor), `global` (all scores ranked together), or `er` or
+            `erk`: densities by the inputs and outputs of each tensor, in which it ranks its own (see `allocation.erk`).
         include: globs of the parameters to mask instead of the default set (see `find_targets`).
         exclude: globs of parameters or modules to leave dense.
         seed: of the frozen weights.
@@ -96,7 +101,7 @@ def learn(
     """
     model = unwrap(model)
     rule = _find_rule(program)
-    find_named("allocation", allocation, dict.fromkeys(RANKINGS))
+    find_named("allocation", allocation, dict.fromkeys(BUDGETS))
     find_named("init", weights, {**WEIGHT_INITS, "keep": None})
     groups = _groups(granularity)
     if density is None and groups is None and rule.exact:
@@ -107,10 +112,10 @@ def learn(
     if groups is not None:
         _check_groups(groups, density, allocation, targets)
         density = groups.density
-    if density is not None and rule.exact:
-        _check_counts(density, allocation, targets)
     mask_seed = seed if score_seed is None else score_seed
     layers = Layers(targets, density, allocation, groups, mask_seed, rule.counts_steps)
+    if density is not None and rule.exact:
+        _check_counts(density, layers)
     learned = Learned(model, targets, rule, layers)
     learned.install()
     try:
@@ -165,12 +170,19 @@ def _check_groups(groups: NM, density: float | None, allocation: str, targets: T
         raise ValueError("; ".join(problems))
 
 
-def _check_counts(density: float, allocation: str, targets: Targets) -> None:
-    empty = [f"{name} ({target.size})" for name, target in targets.items() if count_kept(density, target.size) == 0]
-    if empty and allocation == "layerwise":
+def _check_counts(density: float, layers: Layers) -> None:
+    if empty := _empty(layers):
         raise ValueError(f"density {density} keeps none of the weights of {', '.join(empty)}: raise it or exclude them")
-    if count_kept(density, targets.size) == 0:
-        raise ValueError(f"density {density} keeps none of the {targets.size} weights")
+    if not layers.total:
+        size = sum(layer.size for layer in layers)
+        raise ValueError(f"density {density} keeps none of the {size} weights")
+
+
+def _empty(layers: Layers) -> list[str]:
+    """The layers of which the density asked keeps nothing, where each ranks its own scores."""
+    if layers.allocation == "global":
+        return []
+    return [f"{layer.name} ({layer.size})" for layer in layers if not layer.count]
 
 
 def _weights_of(model: nn.Module) -> list[str]:
@@ -233,11 +245,11 @@ def change_density(model: nn.Module, density: float) -> None:
             "these masks have no density that could change: expected supermask.learn(model, density), without N:M"
         )
     count_kept(density, 1)
-    if program.rule.exact:
-        sizes = {layer.name: layer.size for layer in layers}
-        empty = [f"{name} ({size})" for name, size in sizes.items() if count_kept(density, size) == 0]
-        if empty and layers.allocation == "layerwise":
-            raise ValueError(f"density {density} keeps none of the weights of {', '.join(empty)}: raise it")
+    before = layers.density
+    layers.ask(density)
+    if program.rule.exact and (empty := _empty(layers)):
+        layers.ask(before)
+        raise ValueError(f"density {density} keeps none of the weights of {', '.join(empty)}: raise it")
     program.ask(density)
 
 

@@ -304,6 +304,8 @@ def from_open_lth(
 
 def to_open_lth(ticket: Ticket) -> dict[str, Tensor]:
     """The content of open_lth's `mask.pth`: 0 or 1 for each weight, as int32."""
+    if ticket.parts:
+        raise ValueError(f"the ticket is of {len(ticket.parts)} tasks: give one of them, ticket.task(name)")
     return {name: mask.int() for name, mask in ticket.masks.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from typing import Annotated, Any
 
@@ -12,7 +13,8 @@ from ..weights.inits import INITS, WEIGHT_INITS
 from .container import DTYPES, parse_json
 from .ticket import STATES, TicketError
 
-FORMAT = 1
+# The newest format. A ticket of one task is written as format 1, which every version reads.
+FORMAT = 2
 KEY = "supermask"
 COMPACT_KEY = "compact"
 BITS = "bits"
@@ -74,6 +76,17 @@ class State(_Strict):
     stored: dict[str, str] = {}
 
 
+# A name stands in those of tensors, between slashes.
+TASK_NAME = re.compile(r"[^/\x00-\x1f\x7f]{1,100}")
+
+
+class Task(_Strict):
+    """What one of several tasks has beside its masks, which are the set of its name: tensors, metadata."""
+
+    states: dict[str, State]
+    meta: dict[str, Any] = {}
+
+
 class Header(_Strict):
     """The whole description."""
 
@@ -82,6 +95,8 @@ class Header(_Strict):
     tensors: dict[str, Tensor]
     sets: dict[str, dict[str, Mask]] = {}
     states: dict[str, State] = {}
+    backbone: State | None = None
+    tasks: dict[str, Task] = {}
     meta: dict[str, Any] = {}
 
     @property
@@ -106,7 +121,47 @@ class Header(_Strict):
                     found += _block_problems(name, shapes[name], mask)
         for name, state in self.states.items():
             found += [f"{name}: {problem}" for problem in _state_problems(state, shapes)]
+        return found + self._problems_of_tasks(shapes)
+
+    def _problems_of_tasks(self, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+        if not self.tasks and self.backbone is None:
+            return []
+        if not self.tasks or self.backbone is None:
+            return ["a backbone and tasks go together"]
+        found = (
+            ["a ticket of several tasks has masks and states of its tasks only"] if self.masks or self.states else []
+        )
+        found += [f"backbone: {problem}" for problem in _state_problems(self.backbone, shapes)]
+        shared, first = names_of(self.backbone), next(iter(self.tasks.values()))
+        for name, task in self.tasks.items():
+            if TASK_NAME.fullmatch(name) is None:
+                found.append(f"'{name[:100]}' is no name of a task")
+            if not task.states or task.states.keys() != first.states.keys() or not task.states.keys() <= set(STATES):
+                found.append(f"task '{name}': unknown states, or others than those of the first task")
+            found += [
+                f"task '{name}': '{each}' is not in the backbone"
+                for each in self.sets.get(name, {})
+                if each not in shared
+            ]
+            if not self.sets.get(name):
+                found.append(f"task '{name}' has no set of masks")
+            for which, state in task.states.items():
+                found += [f"task '{name}', {which}: {problem}" for problem in _state_problems(state, shapes)]
+                found += [f"task '{name}', {which}: '{each}' is in the backbone" for each in names_of(state) & shared]
         return found
+
+    @property
+    def weights(self) -> int:
+        """How many weights there are, or entries of the masks of all tasks, whichever is more."""
+        # An axis of length 0 must not hide the others' lengths.
+        sizes = {name: math.prod(max(1, size) for size in shape) for name, shape in self.shapes.items()}
+        in_tasks = sum(sizes[name] for task in self.tasks for name in self.sets[task])
+        return max(sum(sizes.values()), in_tasks)
+
+
+def names_of(state: State) -> set[str]:
+    """The names of a state's tensors."""
+    return {*state.stored, *(name for group in state.drawn for name in group.names)}
 
 
 def _block_problems(name: str, shape: tuple[int, ...], mask: Mask) -> list[str]:
@@ -133,6 +188,11 @@ def _state_problems(state: State, shapes: dict[str, tuple[int, ...]]) -> list[st
     return found + [f"'{name}' has an unknown type" for name, dtype in state.stored.items() if dtype not in DTYPES]
 
 
+def format_of(tasks: bool) -> int:
+    """The format of a ticket, of one task or of several."""
+    return FORMAT if tasks else 1
+
+
 def read_header(text: str, max_weights: float) -> Header:
     """Read and check a description.
 
@@ -152,12 +212,11 @@ def read_header(text: str, max_weights: float) -> Header:
         problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
     else:
         problems = header.problems()
-    if version != FORMAT:
-        problems.append(f"format: expected {FORMAT}")
+        expected = format_of(bool(header.tasks))
+        problems += [f"format: expected {expected}"] if version != expected else []
     if problems:
         raise TicketError(f"the ticket's description is wrong: {_some(problems)}")
-    # An axis of length 0 must not hide the others' lengths.
-    weights = sum(math.prod(max(1, size) for size in shape) for shape in header.shapes.values())
+    weights = header.weights
     if weights > max_weights:
         raise TicketError(
             f"the ticket describes {weights:,} weights, more than {max_weights:,}: if you trust it, "

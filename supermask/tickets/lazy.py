@@ -69,6 +69,10 @@ class CodedMasks(Masks):
         """Shape of each tensor."""
         return {name: coded.shape for name, coded in self._coded.items()}
 
+    def kept_of(self, name: str) -> int:
+        """Number of entries kept in a tensor, in one too that no density counts."""
+        return self._coded[name].kept
+
     @property
     def coded_bytes(self) -> int:
         """What all masks take in their file."""

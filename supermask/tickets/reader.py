@@ -13,8 +13,9 @@ from ..weights.plain import from_bytes
 from . import bit_coding as coding
 from .container import Array, Container, read
 from .header import BITS, COMPACT_KEY, KEY, NO_CHECKSUM, Bits, Header, Mask, read_header
+from .header import State as Described
 from .lazy import TORCH_DTYPES, CodedLevels, CodedMask, CodedMasks, CodedSigns, StoredTensors
-from .ticket import STATES, State, Ticket, TicketError
+from .ticket import STATES, Part, State, Ticket, TicketError
 
 
 def read_ticket(file: BinaryIO, max_weights: float) -> Ticket:
@@ -98,31 +99,55 @@ def _build_ticket(container: Container, header: Header) -> Ticket:
         )
         for which, chosen in header.sets.items()
     }
-    states = {}
-    for state, described in header.states.items():
-        signs = {}
-        for name, plane in described.signs.items():
-            count = coded[name].kept if name in coded else math.prod(shapes[name])
-            signs[name] = reader.take(f"the signs of '{name}'", plane, count, plane.kept)
-        values = {name: _take_values(arrays, state, name, dtype) for name, dtype in described.stored.items()}
-        for name, tensor in values.items():
-            expected = coded[name].kept if name in coded else math.prod(shapes[name])
-            if tensor.numel() != expected:
-                raise ValueError(f"the tensor '{state}/{name}' has {tensor.numel()} values, expected {expected}")
-        drawn = {n: Draw(g.init, g.seed, g.scale, shapes[n]) for g in described.drawn for n in g.names}
-        states[state] = State(
-            StoredTensors(values, described.stored, shapes, masks),
-            drawn,
-            described.fingerprint,
-            CodedSigns(signs, shapes, masks),
-            described.gains,
-            tuple(name for name in shapes if name in drawn or name in values),
-        )
+    states_of = _StateReader(reader, arrays, shapes)
+    states = {name: states_of.read(name, described, masks) for name, described in header.states.items()}
+    backbone, parts, order = None, {}, tuple(shapes)
+    if header.backbone is not None:
+        backbone = states_of.read("backbone", header.backbone, CodedMasks({}))
+        for name, task in header.tasks.items():
+            own = {
+                which: states_of.read(f"tasks/{name}/{which}", described, sets[name])
+                for which, described in task.states.items()
+            }
+            parts[name] = Part(_in_order(own), task.meta, order)
     reader.finish()
     if arrays:
         raise ValueError(f"there are tensors that it does not describe: {', '.join(sorted(arrays))}")
-    states = {name: states[name] for name in STATES if name in states}
-    return Ticket(masks, states, header.meta, sets, CodedLevels(levels, masks))
+    return Ticket(masks, _in_order(states), header.meta, sets, CodedLevels(levels, masks), backbone, parts)
+
+
+def _in_order(states: dict[str, State]) -> dict[str, State]:
+    return {name: states[name] for name in STATES if name in states}
+
+
+class _StateReader:
+    """The states of a file, one after the other, as they take the next bits."""
+
+    def __init__(self, bits: _BitReader, arrays: dict[str, Array], shapes: dict[str, tuple[int, ...]]) -> None:
+        self.bits, self.arrays, self.shapes = bits, arrays, shapes
+        self.places = {name: place for place, name in enumerate(shapes)}
+
+    def read(self, where: str, described: Described, masks: CodedMasks) -> State:
+        """A state whose stored tensors are called `where/NAME`."""
+        signs = {}
+        for name, plane in described.signs.items():
+            signs[name] = self.bits.take(f"the signs of '{name}'", plane, self._count(name, masks), plane.kept)
+        values = {name: _take_values(self.arrays, where, name, dtype) for name, dtype in described.stored.items()}
+        for name, tensor in values.items():
+            if tensor.numel() != (expected := self._count(name, masks)):
+                raise ValueError(f"the tensor '{where}/{name}' has {tensor.numel()} values, expected {expected}")
+        drawn = {n: Draw(g.init, g.seed, g.scale, self.shapes[n]) for g in described.drawn for n in g.names}
+        return State(
+            StoredTensors(values, described.stored, self.shapes, masks),
+            drawn,
+            described.fingerprint,
+            CodedSigns(signs, self.shapes, masks),
+            described.gains,
+            tuple(sorted({*drawn, *values}, key=self.places.__getitem__)),
+        )
+
+    def _count(self, name: str, masks: CodedMasks) -> int:
+        return masks.kept_of(name) if name in masks else math.prod(self.shapes[name])
 
 
 def _take_values(arrays: dict[str, Array], state: str, name: str, dtype: str) -> Tensor:

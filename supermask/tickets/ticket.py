@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import ChainMap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..live.held import Model, carries_masks, holds
+from ..live.tasks import Superposition
 from ..masks.masks import Masks, Names, shapes_of
 from ..masks.targets import nearest
 from ..shrinking.compaction import Compaction, shrink
@@ -19,6 +21,7 @@ from ..weights.fitting import Fit, first_names, fit, merge_tied, plain_tensors, 
 from ..weights.inits import Draw, fingerprint
 from ..weights.plain import why_not_masked, why_not_plain, zero_where
 from .differences import Difference, compare_masks, compare_plain, compare_tensors
+from .union import UnionMasks
 
 STATES = ("start", "final")
 
@@ -50,12 +53,27 @@ class State:
 
     def tensors(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state dict, dropped weights 0; its fingerprint is not verified."""
-        return {name: _masked(self._tensor(name), masks.get(name)) for name in self.names}
+        return {name: _masked(self.tensor(name), masks.get(name)) for name in self.names}
 
-    def _tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, without a mask: of a drawn one all weights, of a stored one those that were kept, else 0."""
         if name in self.stored:
             return self.stored[name]
         return _flipped(self.drawn[name].tensor(name), self.signs.get(name), self.gains.get(name))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a ticket of several tasks has of one task beside its masks, which are the ticket's set of that name.
+
+    `states` are `start` and `final` without the tensors that all tasks share: statistics and parameters of norms,
+    biases. Their fingerprints are those of the whole network of the task. `meta` is the task's own, such as its
+    accuracy, and `order` the names of all of the network's tensors.
+    """
+
+    states: Mapping[str, State]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
 
 
 def _flipped(drawn: Tensor, signs: Tensor | None, gain: float | None) -> Tensor:
@@ -192,6 +210,16 @@ class Ticket:
     things are there where a method has them: `sets`, further masks by name over tensors of the same network, such as
     one for each task; and `levels`, `{name: uint8 tensor}` that say more than a mask does: how many of a chain of
     nested masks keep each weight, 0 where `masks` drops it (`ticket.at_level(2)` is the second mask of the chain).
+
+    A ticket may be of several tasks over one network, whose weights never train (see `supermask.join_tasks`):
+
+        ticket.tasks                             # their names
+        ticket.task("2")                         # the ticket of one of them
+        net = ticket.model(task="2")
+        net = ticket.superpose()                 # all masks in memory; net.switch("2") in place, net.infer(images)
+
+    Then `backbone` are the tensors that all tasks share, without masks, `sets` the masks, and `parts` what else each
+    task has of its own. `masks` is what any task keeps, `states` is empty; what needs one task raises a `TicketError`.
     """
 
     masks: Masks
@@ -199,15 +227,67 @@ class Ticket:
     meta: Mapping[str, Any] = field(default_factory=dict)
     sets: Mapping[str, Masks] = field(default_factory=dict)
     levels: Mapping[str, Tensor] = field(default_factory=dict)
+    backbone: State | None = None
+    parts: Mapping[str, Part] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # As it would be read back from a file: tuples become lists, keys text.
         object.__setattr__(self, "meta", json.loads(to_json(dict(self.meta))))
+        if self.parts:
+            object.__setattr__(self, "masks", UnionMasks(self.sets[name] for name in self.parts))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks, where there are several over one network; else empty."""
+        return tuple(self.parts)
 
     @property
     def density(self) -> float:
-        """Fraction of the maskable weights kept."""
-        return self.masks.density
+        """Fraction of the maskable weights kept; of several tasks the mean over them."""
+        if not self.parts:
+            return self.masks.density
+        return sum(self.sets[name].density for name in self.parts) / len(self.parts)
+
+    @property
+    def kept(self) -> int:
+        """Number of weights kept; of several tasks the mean over them, rounded."""
+        if not self.parts:
+            return self.masks.kept
+        return round(sum(self.sets[name].kept for name in self.parts) / len(self.parts))
+
+    def task(self, name: str) -> Ticket:
+        """The ticket of one of several tasks: an ordinary one.
+
+        Raises:
+            TicketError: there is no such task; those that there are are named.
+        """
+        if name not in self.parts or self.backbone is None:
+            there = f"; there are {', '.join(self.parts)}" if self.parts else ": the ticket is of one task"
+            raise TicketError(f"no task '{name}'{nearest(name, self.parts)}{there}")
+        part = self.parts[name]
+        states = {state: _joined(own, self.backbone, part.order) for state, own in part.states.items()}
+        return Ticket(self.sets[name], states, {**self.meta, **part.meta})
+
+    def superpose(self, model: nn.Module | None = None, state: str = "final") -> Superposition:
+        """The network of all tasks, their masks in memory: it switches in place, and infers tasks (`Superposition`).
+
+        Args:
+            model: a module of the ticket's parameters, into which the tasks' weights are written; if not given, the
+                architecture that the ticket names.
+            state: `start` or `final`.
+
+        Raises:
+            TicketError: a ticket of one task, or tensors that are not those that were saved.
+            ValueError: a model that does not fit, or carries masks; a state that the tasks do not have.
+        """
+        if self.backbone is None:
+            raise TicketError("the ticket is of one task: there is nothing to superpose")
+        first = self.task(self.tasks[0])
+        net = first.model(state) if model is None else first.apply_to(model, state)
+        weights = self.backbone.tensors({})
+        _verify("backbone", weights, self.backbone)
+        own = {name: part.states[state].tensors(self.sets[name]) for name, part in self.parts.items()}
+        return Superposition(net, weights, {name: self.sets[name] for name in self.parts}, own)
 
     def __eq__(self, other: object) -> bool:
         return not self.diff(other) if isinstance(other, Ticket) else NotImplemented
@@ -216,6 +296,8 @@ class Ticket:
 
     def __repr__(self) -> str:
         about = ", ".join(str(self.meta[key]) for key in ("method", "model", "data") if key in self.meta)
+        if self.parts:
+            return f"Ticket({about + ': ' if about else ''}{len(self.parts)} tasks, density {self.density:.4g} each)"
         return f"Ticket({about + ': ' if about else ''}density {self.density:.4g}, {self.masks.kept} weights kept)"
 
     def at_level(self, level: int) -> Masks:
@@ -237,19 +319,44 @@ class Ticket:
     def diff(self, other: Ticket) -> Difference:
         """What differs between two tickets: metadata, masks tensor by tensor, weights. False if nothing does."""
         none = Masks({})
-        pairs = [("", self.masks, other.masks)]
+        # What several tasks keep together follows from what each of them keeps.
+        pairs = [] if self.parts and other.parts else [("", self.masks, other.masks)]
         pairs += [(name, self.sets.get(name, none), other.sets.get(name, none)) for name in {**self.sets, **other.sets}]
+        mine, theirs = self._all_states(), other._all_states()
         states: dict[str, tuple[str, ...]] = {}
-        for name in {**self.states, **other.states}:
-            if not (name in self.states and name in other.states):
-                states[name] = ("only in the first" if name in self.states else "only in the second",)
-            elif self.states[name].fingerprint != other.states[name].fingerprint:
-                states[name] = compare_tensors(self.state_dict(name), other.state_dict(name))
+        for name in {**mine, **theirs}:
+            if not (name in mine and name in theirs):
+                states[name] = ("only in the first" if name in mine else "only in the second",)
+            elif mine[name][0].fingerprint != theirs[name][0].fingerprint:
+                one, two = (_tensors(name, state, masks) for state, masks in (mine[name], theirs[name]))
+                states[name] = compare_tensors(one, two)
         masks = tuple(row for name, one, two in pairs for row in compare_masks(name, one, two))
         levels = compare_tensors(self.levels, other.levels)
-        return Difference(compare_plain(self.meta, other.meta), masks, states, levels)
+        return Difference(compare_plain(self._whole_meta(), other._whole_meta()), masks, states, levels)
+
+    def _all_states(self) -> dict[str, tuple[State, Masks]]:
+        """The states with the masks over them: `final`, or of several tasks `backbone` and `2/final`."""
+        found = {name: (state, self.masks) for name, state in self.states.items()}
+        if self.backbone is not None:
+            found["backbone"] = (self.backbone, Masks({}))
+        for name in self.parts:
+            ticket = self.task(name)
+            found |= {f"{name}/{state}": (each, ticket.masks) for state, each in ticket.states.items()}
+        return found
+
+    def _whole_meta(self) -> dict[str, Any]:
+        return {
+            **self.meta,
+            **({"tasks": {name: part.meta for name, part in self.parts.items()}} if self.parts else {}),
+        }
 
     def _state(self, name: str) -> State:
+        if self.parts:
+            first, *_ = self.parts
+            raise TicketError(
+                f"the ticket is of {len(self.parts)} tasks: choose one, as ticket.task('{first}'); there are "
+                f"{', '.join(self.parts)}"
+            )
         if name not in self.states:
             raise ValueError(f"the ticket has no state '{name}'{nearest(name, self.states)}; {', '.join(self.states)}")
         return self.states[name]
@@ -261,14 +368,7 @@ class Ticket:
             ValueError: a state that the ticket does not have.
             TicketError: the tensors are not those that were saved.
         """
-        source = self._state(state)
-        tensors = source.tensors(self.masks)
-        if (found := fingerprint(tensors)) != source.fingerprint:
-            raise TicketError(
-                f"the {state} weights are not those that were saved: their fingerprint is {found[:16]}..., "
-                f"the ticket says {source.fingerprint[:16]}..."
-            )
-        return tensors
+        return _tensors(state, self._state(state), self.masks)
 
     def fit(self, model: nn.Module, state: str = "final", names: Names | None = None) -> Fit:
         """How the ticket's tensors meet a model's, without changing it: what `apply_to` would say.
@@ -302,16 +402,21 @@ class Ticket:
         set_state(model, self.state_dict(state), names, partial)
         return model
 
-    def model(self, state: str = "final") -> nn.Module:
-        """Build the ticket's network from the file alone, masks applied, in evaluation mode.
+    def model(self, state: str = "final", task: str | None = None) -> nn.Module:
+        """Build the ticket's network from the file alone, masks applied, in evaluation mode; of several tasks of one.
 
         The architecture's name is looked up in the entry-point group `supermask.models`; no code is ever imported
         because a file names it.
 
         Raises:
             ValueError: an architecture that is not known here by name; the message says what to call instead.
-            TicketError: arguments that the architecture does not take.
+            TicketError: arguments that the architecture does not take; or of several tasks none is named, or one that
+                is not there.
         """
+        if task is not None:
+            return self.task(task).model(state)
+        if self.parts:
+            self._state(state)
         architecture = self.meta.get("architecture")
         if not isinstance(architecture, Mapping) or "name" not in architecture:
             raise ValueError(
@@ -348,3 +453,36 @@ class Ticket:
                 raise ValueError(f"the ticket's architecture says {said}: give example_input=...")
             example_input = torch.ones(2, *shape)
         return shrink(net, self.masks, example_input)
+
+
+def _joined(own: State, backbone: State, order: tuple[str, ...]) -> State:
+    """A task's whole state: what is its own, and what all tasks share."""
+    there = {*backbone.names, *own.names}
+    return replace(
+        own,
+        stored=_either(own.stored, backbone.stored),
+        drawn={**backbone.drawn, **own.drawn},
+        signs=_either(own.signs, backbone.signs),
+        gains={**backbone.gains, **own.gains},
+        order=tuple(name for name in dict.fromkeys((*order, *backbone.names, *own.names)) if name in there),
+    )
+
+
+def _either(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Both mappings as one, of which nothing is read before it is asked for."""
+    maps: Any = one, other  # never written to
+    return ChainMap(*maps)
+
+
+def _tensors(name: str, state: State, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tensors = state.tensors(masks)
+    _verify(name, tensors, state)
+    return tensors
+
+
+def _verify(name: str, tensors: Mapping[str, Tensor], state: State) -> None:
+    if (found := fingerprint(tensors)) != state.fingerprint:
+        raise TicketError(
+            f"the {name} weights are not those that were saved: their fingerprint is {found[:16]}..., "
+            f"the ticket says {state.fingerprint[:16]}..."
+        )

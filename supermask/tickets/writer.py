@@ -18,9 +18,10 @@ from ..weights.inits import Draw
 from ..weights.plain import CARRIERS, to_bytes
 from . import bit_coding as coding
 from .container import Array, layout
-from .header import BITS, FORMAT, KEY, NO_CHECKSUM, Bits, Drawn, Header, Mask, State
+from .header import BITS, KEY, NO_CHECKSUM, TASK_NAME, Bits, Drawn, Header, Mask, State, Task, format_of
 from .header import Tensor as Described
 from .lazy import DTYPES, TORCH_DTYPES, StoredTensors
+from .ticket import State as TicketState
 from .ticket import Ticket, to_json
 
 # Types that float32 values are written in where not one of them changes.
@@ -66,6 +67,35 @@ class _BitWriter:
         return found
 
 
+class _StateWriter:
+    """The tensors of a ticket's states; what cannot be written is added to `problems`."""
+
+    def __init__(self, bits: _BitWriter, shapes: Mapping[str, tuple[int, ...]], problems: list[str]) -> None:
+        self.bits, self.shapes, self.problems = bits, shapes, problems
+        self.arrays: dict[str, Array] = {}
+
+    def write(self, place: str, source: TicketState, masks: Masks) -> State:
+        shapes = self.shapes
+        signs = {
+            name: self.bits.bits(_survivors(source.signs[name], masks, name)) for name in shapes if name in source.signs
+        }
+        stored = {}
+        for name in (name for name in shapes if name in source.stored):
+            tensor = source.stored[name]
+            if tensor.dtype not in DTYPES:
+                self.problems.append(f"{name} is of type {tensor.dtype}, expected one of {', '.join(TORCH_DTYPES)}")
+                continue
+            stored[name] = DTYPES[tensor.dtype]
+            self.arrays[f"{place}/{name}"] = _values(tensor, masks, name)
+        return State(
+            fingerprint=source.fingerprint,
+            drawn=_group({name: source.drawn[name] for name in shapes if name in source.drawn}),
+            signs=signs,
+            gains={name: float(source.gains[name]) for name in shapes if name in source.gains},
+            stored=stored,
+        )
+
+
 def write_pieces(ticket: Ticket) -> list[memoryview]:
     """The file's bytes in pieces: the head, then one tensor after the other.
 
@@ -75,45 +105,40 @@ def write_pieces(ticket: Ticket) -> list[memoryview]:
     shapes = _shapes(ticket)
     problems = _check_additions(ticket, shapes)
     writer = _BitWriter()
-    masks = {name: writer.mask(ticket.masks, name, ticket.levels.get(name)) for name in shapes if name in ticket.masks}
+    # What several tasks keep together follows from what each of them keeps.
+    own = Masks({}) if ticket.parts else ticket.masks
+    masks = {name: writer.mask(own, name, ticket.levels.get(name)) for name in shapes if name in own}
     sets = {
         which: {name: writer.mask(chosen, name) for name in shapes if name in chosen}
         for which, chosen in sorted(ticket.sets.items())
     }
-    arrays: dict[str, Array] = {}
-    states = {}
-    for state, source in sorted(ticket.states.items()):
-        signs = {
-            name: writer.bits(_survivors(source.signs[name], ticket.masks, name))
-            for name in shapes
-            if name in source.signs
-        }
-        stored = {}
-        for name in (name for name in shapes if name in source.stored):
-            tensor = source.stored[name]
-            if tensor.dtype not in DTYPES:
-                problems.append(f"{name} is of type {tensor.dtype}, expected one of {', '.join(TORCH_DTYPES)}")
-                continue
-            stored[name] = DTYPES[tensor.dtype]
-            arrays[f"{state}/{name}"] = _values(tensor, ticket.masks, name)
-        states[state] = State(
-            fingerprint=source.fingerprint,
-            drawn=_group({name: source.drawn[name] for name in shapes if name in source.drawn}),
-            signs=signs,
-            gains={name: float(source.gains[name]) for name in shapes if name in source.gains},
-            stored=stored,
+    described = _StateWriter(writer, shapes, problems)
+    states = {name: described.write(name, state, ticket.masks) for name, state in sorted(ticket.states.items())}
+    backbone = None if ticket.backbone is None else described.write("backbone", ticket.backbone, Masks({}))
+    tasks = {
+        name: Task(
+            states={
+                which: described.write(f"tasks/{name}/{which}", state, ticket.sets[name])
+                for which, state in sorted(part.states.items())
+            },
+            meta=dict(part.meta),
         )
+        for name, part in ticket.parts.items()
+    }
+    arrays = described.arrays
     if problems:
         raise ValueError("the ticket cannot be written: " + "; ".join(problems))
     bits = np.concatenate([np.empty(0, np.uint8), *writer.pieces])
     arrays[BITS] = Array("U8", (bits.size,), bits)
     try:
         header = Header(
-            format=FORMAT,
+            format=format_of(bool(tasks)),
             checksum=NO_CHECKSUM,
             tensors={name: Described(shape=list(shape), mask=masks.get(name)) for name, shape in shapes.items()},
             sets=sets,
             states=states,
+            backbone=backbone,
+            tasks=tasks,
             meta=dict(ticket.meta),
         )
     except pydantic.ValidationError as error:
@@ -139,16 +164,22 @@ def _check_additions(ticket: Ticket, shapes: Mapping[str, tuple[int, ...]]) -> l
         for name, shape in masks.shapes.items():
             if shapes[name] != shape:
                 problems.append(f"set '{which}': {name} has shape {list(shape)}, elsewhere {list(shapes[name])}")
-    return problems
+    if ticket.parts and (ticket.states or ticket.levels):
+        problems.append("a ticket of several tasks has no states and no levels but those of its tasks")
+    wrong = [name for name in ticket.parts if TASK_NAME.fullmatch(name) is None]
+    return problems + [f"'{name[:100]}' is no name of a task: expected 1 to 100 characters without /" for name in wrong]
 
 
 def _shapes(ticket: Ticket) -> dict[str, tuple[int, ...]]:
     """All tensors' shapes, in the order of the network as far as a state tells it."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for _, state in sorted(ticket.states.items()):
-        for name in state.names:
+    whole = [ticket.task(name) for name in ticket.parts]
+    for _, state in sorted(
+        (pair for each in (ticket, *whole) for pair in each.states.items()), key=lambda pair: pair[0]
+    ):
+        for name in (name for name in state.names if name not in shapes):
             shape = state.drawn[name].shape if name in state.drawn else _stored_shape(state.stored, name)
-            shapes.setdefault(name, tuple(shape))
+            shapes[name] = tuple(shape)
     for masks in (ticket.masks, *ticket.sets.values()):
         for name, shape in masks.shapes.items():
             shapes.setdefault(name, shape)

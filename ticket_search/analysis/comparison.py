@@ -21,7 +21,7 @@ from .verdict import answer_levels, judge, scale_of
 # where the ticket's weights are trained, those of the training.
 TASK = (
     "model", "model_args", "activation", "data", "train_size", "image_size", "crop", "flip", "loss", "metric",
-    "label_smoothing", "split_seed", "precision",
+    "label_smoothing", "split_seed", "precision", "tasks", "task_seed",
 )  # fmt: skip
 RECIPE = (
     "epochs", "batch_size", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule", "milestones", "drop",

@@ -123,16 +123,17 @@ def heat_maps(compared: Mapping[str, Any]) -> list[HeatMap]:
 
 
 def load_tickets(names: Sequence[str | Path]) -> dict[str, Ticket]:
-    """Load the tickets of run folders or ticket files, by name.
+    """Load the tickets of run folders or ticket files, by name; of several tasks each by itself.
 
     Raises:
         RequestError: names that are neither; all of them are listed.
     """
-    found, problems = {}, []
+    found, problems = dict[str, Ticket](), list[str]()
     for name in names:
         path = Path(name, TICKET) if Path(name).is_dir() else Path(name)
         if path.is_file():
-            found[str(name)] = supermask.load(path)
+            ticket = supermask.load(path)
+            found |= {f"{name} task {task}": ticket.task(task) for task in ticket.tasks} or {str(name): ticket}
         else:
             problems.append(f"{name} is neither a ticket file nor a finished run")
     if problems or not found:

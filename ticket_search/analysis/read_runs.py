@@ -197,8 +197,8 @@ def _false_claim(folder: Path, member: Member) -> str:
     except supermask.TicketError as error:
         return str(error)
     claimed = member.rows[-1]
-    if ticket.masks.kept != claimed["kept"]:
-        return f"its ticket keeps {ticket.masks.kept:,} weights, its summary says {claimed['kept']:,}"
+    if ticket.kept != claimed["kept"]:
+        return f"its ticket keeps {ticket.kept:,} weights, its summary says {claimed['kept']:,}"
     metric, value = member.metric, value_of(claimed, "test")
     if value is None:
         return f"its summary has no test_metric, the value of its {metric.name}"

@@ -12,7 +12,7 @@ from .. import analysis, deploy, running
 from ..contract.leave import code_in, names_code
 from ..contract.metric import ACCURACY
 from .terminal import harmless, output, print_json, print_table
-from .tickets import Data, InputShape, Metric, Model, read_numbers, ticket_path
+from .tickets import Data, InputShape, Metric, Model, Task, of_task, read_numbers, ticket_path
 
 if TYPE_CHECKING:
     from ..contract.metric import Metric as Measured
@@ -41,6 +41,7 @@ def bench(
     metric: Metric = None,
     data_dir: Annotated[str | None, typer.Option(help="A folder that is searched for the data first.")] = None,
     state: Annotated[str, typer.Option(help="The weights of the network: start or final.")] = "final",
+    task: Task = None,
     model: Model = None,
     input_shape: InputShape = "",
     plot: Annotated[str | None, typer.Option("--plot", help="Draw the times to this new file, .png or .svg.")] = None,
@@ -52,7 +53,7 @@ def bench(
     path = ticket_path(ticket, runs)
     if plot is not None:
         analysis.plots.check_path(plot, False)
-    found = supermask.load(path)
+    found = of_task(supermask.load(path), task)
     typed = {"model": model, "data": data, "metric": metric}
     # Only the metric needs data: where they or it are not to be had, it is not measured, unless it was asked for.
     code = running.ticket_code.find_code(found, path, ["model", *(["data", "metric"] if data else [])], **typed)
@@ -60,7 +61,7 @@ def bench(
     samples = running.ticket_code.find_samples(found, code, data, data_dir) if measurable else None
     own = measurable and (names_code(code.data) or code.metric is not None)
     measured = deploy.bench.bench(
-        found, file_bytes=path.stat().st_size, batch_sizes=sizes,
+        found, file_bytes=path.stat().st_size if task is None else len(supermask.pack(found)), batch_sizes=sizes,
         engines=[word.strip() for word in engines.split(",")], threads=threads,
         data=data if samples is None else samples, data_dir=data_dir,
         config=code if own else None,

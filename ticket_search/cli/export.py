@@ -11,7 +11,7 @@ import supermask
 from .. import deploy, running
 from .terminal import harmless
 from .terminal import output as screen
-from .tickets import Data, InputShape, Model, read_numbers, ticket_path
+from .tickets import Data, InputShape, Model, Task, of_task, read_numbers, ticket_path
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,6 +31,7 @@ def export(
     ],
     output: Annotated[str, typer.Option("--output", help="The file to write, which must not exist.")],
     state: Annotated[str, typer.Option(help="The weights of the network: start or final.")] = "final",
+    task: Task = None,
     compact: Annotated[
         bool, typer.Option("--compact", help="For onnx and torch-export: remove units without effect first.")
     ] = False,
@@ -43,7 +44,7 @@ def export(
     """Write a ticket's network, with its masks applied, in the format of another program."""
     shape = read_numbers("--input-shape", input_shape)
     source = ticket_path(ticket, runs)
-    found = supermask.load(source)
+    found = of_task(supermask.load(source), task)
     # A file of tensors needs neither network nor data: there what was typed of them is a problem, which `export` tells.
     built = to in deploy.export.BUILT
     needs = ["model", *(["data"] if data else [])] if built else []

@@ -10,7 +10,7 @@ import supermask
 from supermask import tickets
 
 from .terminal import harmless, output, percent, print_json, print_table
-from .tickets import ticket_path
+from .tickets import Task, ticket_path
 
 if TYPE_CHECKING:
     from supermask import State, Ticket
@@ -23,17 +23,37 @@ def add_to(app: typer.Typer) -> None:
 
 def inspect(
     ticket: Annotated[str, typer.Argument(help="A ticket file, or the folder or name of a run.")],
+    task: Task = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Show the content of a ticket: its origin, the density of each tensor, and its size beside the dense network's."""
     path = ticket_path(ticket, runs)
-    described = describe(supermask.load(path), path.stat().st_size)
+    found, size = supermask.load(path), path.stat().st_size
+    if task is not None:
+        found = found.task(task)
+        size = len(supermask.pack(found))
+    described = describe(found, size)
     if as_json:
         print_json(described)
         return
-    layers = described.pop("layers")
+    layers, tasks = described.pop("layers"), described.pop("tasks", [])
     print_table(("ticket", ""), [(key.replace("_", " "), _text(value)) for key, value in described.items()])
+    if tasks:
+        print_table(
+            ("task", "kept", "density", "bytes of its masks", "test accuracy"),
+            [
+                (
+                    row["task"],
+                    row["kept"],
+                    f"{row['density']:.4f}",
+                    row.get("mask_bytes"),
+                    _text(row.get("test_accuracy", "")),
+                )
+                for row in tasks
+            ],
+        )
+        return
     print_table(
         ("masked tensor", "shape", "weights", "kept", "density"),
         [
@@ -50,7 +70,7 @@ def describe(ticket: Ticket, file_bytes: int) -> dict[str, Any]:
     """What `ticket inspect` shows, without building the model or decoding a mask, whatever the metadata hold."""
     meta = ticket.meta
     described: dict[str, Any] = {key: meta[key] for key in _PROVENANCE if key in meta}
-    described |= {"density": ticket.density, "kept": ticket.masks.kept, "weights": ticket.masks.size}
+    described |= {"density": ticket.density, "kept": ticket.kept, "weights": ticket.masks.size}
     accuracies = meta.get("accuracy")
     for state, accuracy in accuracies.items() if isinstance(accuracies, dict) else ():
         if isinstance(accuracy, dict):
@@ -58,20 +78,36 @@ def describe(ticket: Ticket, file_bytes: int) -> dict[str, Any]:
     described |= _describe_metric(meta.get("metric"))
     for state, source in ticket.states.items():
         described[f"{state}_weights"] = _sources(source)
-    if ticket.sets:
-        described["mask_sets"] = list(ticket.sets)
+    if ticket.backbone is not None:
+        described["backbone"] = _sources(ticket.backbone)
+    if sets := [name for name in ticket.sets if name not in ticket.parts]:
+        described["mask_sets"] = sets
     if ticket.levels:
         described["levels"] = list(ticket.levels)
     described["file_bytes"] = file_bytes
-    if isinstance(ticket.masks, tickets.lazy.CodedMasks):
-        described["mask_bytes"] = ticket.masks.coded_bytes
+    masks = [ticket.sets[name] for name in ticket.tasks] or [ticket.masks]
+    if sizes := [each.coded_bytes for each in masks if isinstance(each, tickets.lazy.CodedMasks)]:
+        described["mask_bytes"] = sum(sizes)
     # Statistics of norms are stored too, but are not parameters that a mask could have dropped.
     parameters = meta.get("parameters")
     if isinstance(parameters, int) and parameters >= ticket.masks.size > 0:
-        described["dense_bytes"] = 4 * parameters
-        described["times_smaller"] = round(4 * parameters / file_bytes, 2)
-        described["density_of_all_parameters"] = (parameters - ticket.masks.size + ticket.masks.kept) / parameters
+        described["dense_bytes"] = 4 * parameters * max(1, len(ticket.tasks))
+        described["times_smaller"] = round(described["dense_bytes"] / file_bytes, 2)
+        described["density_of_all_parameters"] = (parameters - ticket.masks.size + ticket.kept) / parameters
+    if ticket.tasks:
+        return described | {"tasks": [_describe_task(ticket, name) for name in ticket.tasks], "layers": []}
     return described | {"layers": [row._asdict() for row in ticket.masks.report()]}
+
+
+def _describe_task(ticket: Ticket, name: str) -> dict[str, Any]:
+    """What one of several tasks keeps and how good it is, without decoding its masks."""
+    masks, meta = ticket.sets[name], ticket.parts[name].meta
+    accuracy = meta.get("accuracy")
+    final = accuracy.get("final") if isinstance(accuracy, dict) else None
+    found = {f"{split}_accuracy": value for split, value in final.items()} if isinstance(final, dict) else {}
+    if isinstance(masks, tickets.lazy.CodedMasks):
+        found["mask_bytes"] = masks.coded_bytes
+    return {"task": name, "kept": masks.kept, "density": masks.density, **found}
 
 
 def _describe_metric(said: Any) -> dict[str, Any]:

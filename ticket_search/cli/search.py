@@ -195,6 +195,19 @@ def print_summary(run: Run) -> None:
                 for row in levels
             ],
         )
+    if tasks := summary.get("tasks"):
+        print_table(
+            ("task", "density", "kept", test, validation),
+            [
+                (
+                    row["task"],
+                    f"{row['density']:.4f}",
+                    row["kept"],
+                    *(metric.show(value_of(row, split)) for split in ("test", "val")),
+                )
+                for row in tasks
+            ],
+        )
     if empty := summary.get("empty_layers"):
         errors().print(
             f"warning: the mask keeps no weight of {', '.join(empty)}, so no signal passes there", style="yellow"
@@ -210,6 +223,7 @@ def print_summary(run: Run) -> None:
             ("cost", _describe_cost(cost)),
             *_describe_weights(cost),
             *_describe_drawing(summary),
+            *_describe_inference(summary),
             *_describe_compact(summary, metric),
         ],
     )
@@ -253,6 +267,17 @@ def _describe_drawing(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = "had settled" if summary["settled"] else "had not settled"
     distance = f" (largest distance {summary['mask_distance']:.1%})" if "mask_distance" in summary else ""
     return [("ticket drawn", f"at epoch {summary['drawn_at_epoch']:.3g}, when the masks {found}{distance}")]
+
+
+def _describe_inference(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How often a task is inferred right, for each number of images that decide together, and by what."""
+    return [
+        (
+            f"task inferred from {row['images']} image{'s' if row['images'] > 1 else ''} by {row['by']}",
+            f"{row['right']:.2f} % of {row['decisions']:,} decisions" if "right" in row else f"not: {row['reason']}",
+        )
+        for row in summary.get("inference", ())
+    ]
 
 
 def _describe_compact(summary: Mapping[str, Any], metric: Metric) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import typer
 
 import supermask
 
-from ..contract.errors import RequestError
+from ..contract.errors import RequestError, several_tasks
 from ..runs.folders import find_run
 from ..runs.names import TICKET
 
@@ -32,6 +32,9 @@ Loss = Annotated[
 ]
 Metric = Annotated[
     str | None, typer.Option("--metric", help="package.module:function of the metric, in place of the recorded one.")
+]
+Task = Annotated[
+    str | None, typer.Option("--task", help="One of the tasks of a ticket of several; `ticket inspect` names them.")
 ]
 # The same, of a file that lists runs.
 OwnModel = Annotated[
@@ -66,6 +69,20 @@ def ticket_path(name: str, runs: str) -> Path:
     if not (folder / TICKET).exists():
         raise RequestError(f"the run {folder} is not finished; `ticket resume {folder}` goes on")
     return folder / TICKET
+
+
+def of_task(ticket: Ticket, task: str | None) -> Ticket:
+    """The ticket itself, or where it is of several tasks that of the one that is chosen.
+
+    Raises:
+        RequestError: it is of several tasks, and none is chosen.
+        TicketError: there is no such task.
+    """
+    if task is not None:
+        return ticket.task(task)
+    if ticket.tasks:
+        raise RequestError(several_tasks(ticket.tasks))
+    return ticket
 
 
 def read_ticket(name: str, runs: str) -> Ticket:

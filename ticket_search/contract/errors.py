@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -111,3 +111,9 @@ def nearest_hint(word: str, choices: Iterable[str]) -> str:
     close = sorted((name for name in names if word and name.startswith(word)), key=len)
     close = close or get_close_matches(word, names, n=1, cutoff=0.4)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def several_tasks(tasks: Sequence[str], most: int = 20) -> str:
+    """What to say of a ticket of several tasks where it must be of one."""
+    named = ", ".join(tasks[:most]) + (f" and {len(tasks) - most} more" if len(tasks) > most else "")
+    return f"the ticket is of {len(tasks)} tasks: choose one by --task, as --task {tasks[0]}; there are {named}"

@@ -12,5 +12,6 @@ from . import parts as parts
 from . import samples as samples
 from . import sources as sources
 from . import svhn as svhn
+from . import tasks as tasks
 from . import text as text
 from . import trees as trees

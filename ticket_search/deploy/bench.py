@@ -21,11 +21,12 @@ from supermask.choosing.gradients import call
 from supermask.shrinking.flow import flow
 from supermask.sparse.timing import time_in_turns
 
-from ..contract.errors import RequestError, unknown
+from ..contract.errors import RequestError, several_tasks, unknown
 from ..contract.flags import Config
 from ..contract.metric import ACCURACY, Metric
 from ..data.examples import Examples
 from ..data.samples import Samples
+from ..data.tasks import through_task
 from ..data.trees import move, part
 from ..runs.progress import Progress
 from ..training.evaluation import evaluate, objective_of_ticket, read_data_of
@@ -97,7 +98,7 @@ def bench(
     samples = read_data_of(ticket, chosen, data_dir) if isinstance(chosen, str) else chosen
     examples = examples_of(ticket, samples, input_shape)
     check_examples(network, examples)
-    samples = None if samples is None else samples.to(device)
+    samples = None if samples is None else through_task(ticket.meta, samples).to(device)
     load = measure_load()
     with _threads(threads) as count, Progress(progress) as shown:
         if load.busy:
@@ -138,7 +139,9 @@ def _check_request(
         problems.append(f"threads {threads}: expected a number of 1 or more")
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
         problems.append(f"this machine has no device {device}")
-    if state not in ticket.states:
+    if ticket.tasks:
+        problems.append(several_tasks(ticket.tasks))
+    elif state not in ticket.states:
         problems.append(unknown("state", state, ticket.states))
     if problems:
         raise RequestError(problems)

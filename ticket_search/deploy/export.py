@@ -17,7 +17,7 @@ from supermask import Compaction, Ticket, TicketError, find_targets, pack_compac
 from supermask.tickets import foreign
 from supermask.tickets.file import write_atomically
 
-from ..contract.errors import Problems, RequestError, unknown
+from ..contract.errors import Problems, RequestError, several_tasks, unknown
 from ..data.examples import Examples
 from ..data.samples import Samples
 from ..training.evaluation import read_data_of
@@ -121,7 +121,9 @@ def export(
         )
     if compact and to not in GRAPHS:
         problems.append(f"--compact goes with --to {' and '.join(GRAPHS)}, not {to}")
-    if state not in ticket.states:
+    if ticket.tasks:
+        problems.append(several_tasks(ticket.tasks))
+    elif state not in ticket.states:
         problems.append(unknown("state", state, ticket.states))
     if Path(output).exists():
         problems.append(f"{output} exists; nothing is overwritten")

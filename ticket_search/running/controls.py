@@ -23,13 +23,14 @@ from ..contract.errors import Problems, RequestError, unknown
 from ..contract.flags import Config
 from ..contract.leave import Leaves, leave_here
 from ..contract.metric import named_values
+from ..data.tasks import through_task
 from ..runs.experiment import Setup, exact_arithmetic, load_data
 from ..runs.folders import choose_folder, find_run, inspect_folder
 from ..runs.names import CONTROLS, DEFAULT, ELSEWHERE, EVALUATED, MOVING, REWIND_POINT, SURVIVORS, TICKET, TRAINED
 from ..runs.progress import Progress
 from ..runs.records import read_record, write_record
 from ..runs.run import Run
-from ..training.evaluation import evaluate
+from ..training.evaluation import evaluate, mean_of_tasks
 from ..training.trial import find_objective
 from .read_config import find_kind, read_config
 from .request import Request, control_problems, describe_functions, name_problems, request_of, shape_of
@@ -205,6 +206,11 @@ def _check(
     if kinds and "dense" in kinds and "dense" in known and no_dense:
         problems.add(f"{run.path} has no dense network to train on other data: its search has no level 0")
     chosen = list(dict.fromkeys(kinds)) if kinds else default
+    if survivors and (tasks := run.ticket.tasks):
+        problems.add(
+            f"--survivors trains one ticket, and that of {run.path} is of {len(tasks)} tasks: "
+            f"`ticket train {run.path} --task {tasks[0]}` trains one of them"
+        )
     problems.add(*(f"{run.path} {problem}" for problem in control_problems(run.config, chosen)))
     problems.add(*(unknown("control", kind, known) for kind in chosen if kind not in known))
     there = [int(row["level"]) for row in run.levels]
@@ -281,10 +287,18 @@ def _set_up(run: Run, given: _Given) -> Setup:
 
 
 def _evaluate(run: Run, kind: str, made: Setup) -> dict[str, Any]:
-    """Evaluate a ticket of frozen weights with weights drawn anew, or with another mask, without training."""
-    config = run.config
-    with exact_arithmetic(config):
-        control = make_untrained(run.ticket, kind, config.seeds["mask"] + _OTHER_SEED, made, config)
+    """Evaluate a ticket of frozen weights with weights drawn anew, or with another mask, without training.
+
+    Of several tasks the row has the means over them.
+    """
+    ticket = run.ticket
+    tickets = [ticket.task(name) for name in ticket.tasks] or [ticket]
+    return mean_of_tasks([_evaluate_one(each, run.config, kind, made) for each in tickets])
+
+
+def _evaluate_one(ticket: Ticket, config: Config, kind: str, made: Setup) -> dict[str, Any]:
+    with exact_arithmetic(config), made.using(through_task(ticket.meta, made.data)):
+        control = make_untrained(ticket, kind, config.seeds["mask"] + _OTHER_SEED, made, config)
         network = control.apply_to(made.make_model(config), "final").to(config.device)
         objective = find_objective(made, config, network)
         test, validation = (evaluate(network, made.data, part, objective) for part in ("test", "validation"))

@@ -14,7 +14,7 @@ from torch import nn
 import supermask
 from supermask.weights.fitting import state_of
 
-from ..contract.errors import Problems, RequestError, unknown
+from ..contract.errors import Problems, RequestError, several_tasks, unknown
 from ..contract.flags import Config, differences, to_plain
 from ..contract.leave import Leave, Leaves, can_be_typed, code_in, leave_here
 from ..runs.experiment import (
@@ -227,6 +227,10 @@ def describe_ticket(
     if not path.exists():
         raise RequestError(f"there is no ticket {path}")
     found = supermask.load(path)
+    task = flags.get("task")
+    if task is None and found.tasks:
+        raise RequestError(several_tasks(found.tasks))
+    found = found if task is None else found.task(str(task))
     state = str(flags.get("state", "start"))
     if state not in found.states:
         raise RequestError(unknown("state", state, found.states))

@@ -21,6 +21,7 @@ from ..contract.flags import Config as SharedConfig
 from ..contract.flags import flag
 from ..contract.method import Stage, Traits
 from ..data.samples import whole_batches
+from ..data.tasks import through_task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,6 +52,7 @@ class Config(SharedConfig):
         description="output layer: that of the ticket, or one that is drawn anew and carries no mask (fresh), as for "
         "data of another number of classes",
     )
+    task: str | None = Field(None, description="which task of a ticket of several")
     whole: str = Field("", description="ticket file of the dense network at the step that a rewound ticket starts from")
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
@@ -80,7 +82,7 @@ REPEATED = (
 def plan(config: Config, targets: Targets, steps_per_epoch: int) -> list[Stage]:
     """One training."""
     whole = config.epochs * steps_per_epoch
-    return [Stage("training", config.density, whole - start_step(supermask.load(config.ticket), config, whole))]
+    return [Stage("training", config.density, whole - start_step(read_parent(config), config, whole))]
 
 
 def check(model: nn.Module, samples: Samples, config: Config) -> None:
@@ -89,7 +91,7 @@ def check(model: nn.Module, samples: Samples, config: Config) -> None:
     Raises:
         RequestError: it is not, or a control that cannot be made.
     """
-    parent = supermask.load(config.ticket)
+    parent = read_parent(config)
     if problem := _misfit(parent, model, samples, config):
         raise RequestError(problem)
     _find_start(copy.deepcopy(model), config)
@@ -140,7 +142,7 @@ def _find_start(model: nn.Module, config: Config) -> Ticket:
     Raises:
         RequestError: a control that cannot be made.
     """
-    ticket, head = supermask.load(config.ticket), list[str]()
+    ticket, head = read_parent(config), list[str]()
     whole = supermask.load(config.whole) if config.whole else None
     if config.head == "fresh":
         head = _head_of(model)
@@ -168,6 +170,16 @@ def _replace_head(ticket: Ticket, fresh: dict[str, Tensor], draws: dict[str, sup
         for name, state in ticket.states.items()
     }
     return supermask.Ticket(masks, states, ticket.meta)
+
+
+def read_parent(config: Config) -> Ticket:
+    """The ticket that is trained: of several tasks that of the one that was chosen.
+
+    Raises:
+        TicketError: the file is no whole ticket, or has no such task.
+    """
+    ticket = supermask.load(config.ticket)
+    return ticket if config.task is None else ticket.task(config.task)
 
 
 def start_step(ticket: Ticket, config: Config, whole: int) -> int:
@@ -260,21 +272,25 @@ def search(model: nn.Module, run: Run) -> Ticket:
     """Train the ticket's network with its masks held."""
     config = run.config
     assert isinstance(config, Config)
-    parent = supermask.load(config.ticket)
+    parent = read_parent(config)
     ticket = _find_start(model, config)
     ticket.apply_to(model, config.state)
     supermask.hold(model, ticket.masks)
-    return training.conclude.train_once(
-        model,
-        run,
-        ticket.masks,
-        start=ticket.state_dict(config.state),
-        begin=start_step(parent, config, config.epochs * whole_batches(run.data.train_size, config.batch_size)),
-        order=_order(parent, config),
-        draws=ticket.states["start"].drawn if "start" in ticket.states else {},
-        row={"found_by": config.found_by, "found_on": str(parent.meta.get("data", ""))},
-        parent={"fingerprint": parent.states[config.state].fingerprint, "state": config.state},
-    )
+    # As the ticket's task sees them, where it is of one of several.
+    of_task = {"task": parent.meta["task"]} if "task" in parent.meta else {}
+    with run.setup.using(through_task(parent.meta, run.data)):
+        return training.conclude.train_once(
+            model,
+            run,
+            ticket.masks,
+            start=ticket.state_dict(config.state),
+            begin=start_step(parent, config, config.epochs * whole_batches(run.data.train_size, config.batch_size)),
+            order=_order(parent, config),
+            draws=ticket.states["start"].drawn if "start" in ticket.states else {},
+            row={"found_by": config.found_by, "found_on": str(parent.meta.get("data", ""))},
+            parent={"fingerprint": parent.states[config.state].fingerprint, "state": config.state},
+            **of_task,
+        )
 
 
 def _order(ticket: Ticket, config: Config) -> str:

@@ -175,6 +175,11 @@ def read_weights(given: str) -> tuple[dict[str, Tensor], EarlierRun | None]:
         return read_checkpoint(given), None
     try:
         ticket = supermask.load(path)
+        if ticket.tasks:
+            raise RequestError(
+                f"--weights {given}: the ticket is of {len(ticket.tasks)} tasks; supermask.save(ticket.task("
+                f"'{ticket.tasks[0]}'), FILE) makes a file of one"
+            )
         if "final" not in ticket.states:
             there = ", ".join(ticket.states) or "none"
             raise RequestError(

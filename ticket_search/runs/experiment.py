@@ -72,6 +72,15 @@ class Setup:
         form = form_of(self.data)
         return {} if form == floats(self.architecture["arguments"].get("input_shape")) else {"sample": form}
 
+    @contextlib.contextmanager
+    def using(self, data: Samples) -> Iterator[None]:
+        """Within it a search trains on other samples, and is measured with them: those of one of several tasks."""
+        before, self.data = self.data, data
+        try:
+            yield
+        finally:
+            self.data = before
+
     def make_model(self, config: Config) -> nn.Module:
         """The network at initialization, on the configured device. The same seed gives the same weights."""
         seed = config.seeds["init"]

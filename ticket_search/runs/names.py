@@ -40,6 +40,7 @@ def default_name(config: Config, dense: bool) -> str:
     method = (
         f"{config.method}-{control}" if (control := getattr(config, "control", "none")) != "none" else config.method
     )
+    method += f"-task{task}" if (task := getattr(config, "task", None)) is not None else ""
     parts = (method, config.model, config.data, _density_part(config, dense), f"s{config.seed}")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
 

@@ -17,4 +17,5 @@ from . import random_weights as random_weights
 from . import rewinding as rewinding
 from . import running_mean as running_mean
 from . import sensitivity as sensitivity
+from . import tasks as tasks
 from . import trial as trial

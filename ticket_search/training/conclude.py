@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ def conclude(
     exact: bool = False,
     final: Mapping[str, Tensor] | None = None,
     gains: Mapping[str, float] | None = None,
+    keep: Callable[[Ticket], None] | None = None,
     **meta: Any,
 ) -> dict[str, Any]:
     """The end of a training: its ticket saved and measured, its numbers logged. What a stage of a run returns.
@@ -58,20 +59,25 @@ def conclude(
         exact: leave the weights as they are, whatever type was asked for: the search goes on from them.
         final: the state dict at the end; if not given, the model's own.
         gains: factors of drawn tensors (see `supermask.make_state`).
+        keep: what is done with the ticket, in place of saving it in the run's folder; no pictures are drawn of it.
         meta: more for the ticket to record.
     """
     at = {} if level is None else {"level": level}
     drawn = run.setup.draws if draws is None else draws
     end = state_of(model) if final is None else final
     ticket = make_ticket(run, masks, start, end, drawn, exact, gains, **at, **meta)
-    if level is None:
+    if keep is not None:
+        keep(ticket)
+    elif level is None:
         run.save_ticket(ticket)
     else:
         run.save_level(level, ticket)
     row = {**at, **describe_training(run, model, trained, ticket)}
     logged = densities(masks) if scalars is None else scalars
     run.log(trained.steps, {f"{run.metric.name}/test": row["test_metric"], **logged})
-    run.log_masks(trained.steps, model, masks)
+    if keep is None:
+        # Not of each of many tasks: drawing a picture takes longer than to train a small one.
+        run.log_masks(trained.steps, model, masks)
     return {"steps": trained.steps, "row": row}
 
 

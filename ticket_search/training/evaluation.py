@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from ..contract.flags import Config, make_config
 from ..contract.metric import LOSSES, METRICS, named_values
 from ..data.samples import HeldOut, Samples
 from ..data.sources import find_source, read_samples
+from ..data.tasks import through_task
 from ..data.trees import to_lists
 from ..models.names import OTHERS, model_names
 from .measures import wide
@@ -84,9 +86,19 @@ def check_fit(ticket: Ticket, samples: Samples) -> None:
     architecture = ticket.meta.get("architecture")
     wanted = architecture.get("arguments", {}) if isinstance(architecture, Mapping) else {}
     offered = {"input_shape": to_lists(samples.input_shape), "classes": samples.classes}
+    if _asked_for_more(ticket, samples.classes):
+        del offered["classes"]
     has = [f"{key} {wanted[key]}, {samples.name} has {it}" for key, it in offered.items() if wanted.get(key, it) != it]
     if has:
         raise RequestError(f"the ticket's network does not fit {samples.name}: it was built for {'; '.join(has)}")
+
+
+def _asked_for_more(ticket: Ticket, classes: int) -> bool:
+    """Whether the search asked for outputs that no class has, as `--model-args classes=100`."""
+    words = ticket.meta.get("config", {}).get("model_args")
+    asked = [word for word in words if str(word).startswith("classes=")] if isinstance(words, list) else []
+    outputs = ticket.meta["architecture"]["arguments"].get("classes") if asked else None
+    return isinstance(outputs, int) and outputs > classes
 
 
 def evaluate_ticket(
@@ -104,6 +116,9 @@ def evaluate_ticket(
     ticket's, where it is not known by name, and `config` names the loss and the metric. If not given, they are those
     that the ticket names, where these are no code; what is not named follows from the data and the network.
 
+    A ticket of one of several tasks sees the samples as that task does. Of a ticket of all of them the values are means
+    over the tasks, and `tasks` has those of each.
+
     Raises:
         RequestError: an unknown data set, state or model, or data that cannot be had.
     """
@@ -115,8 +130,11 @@ def evaluate_ticket(
             f"the ticket's model '{name}' is not known by name here; in Python: "
             "net = supermask.load(path).apply_to(your_model)"
         )
-    if state not in ticket.states:
-        problems.append(unknown("state", state, ticket.states))
+    if network is not None and ticket.tasks:
+        problems.append(f"one network is no network of {len(ticket.tasks)} tasks: give ticket.task(name)")
+    states = ticket.parts[ticket.tasks[0]].states if ticket.tasks else ticket.states
+    if state not in states:
+        problems.append(unknown("state", state, states))
     try:
         if isinstance(data, str):
             find_source(data)
@@ -126,6 +144,9 @@ def evaluate_ticket(
         raise RequestError(problems)
     recorded = ticket.meta.get("config", {})
     samples = read_data_of(ticket, data, data_dir) if isinstance(data, str) else data
+    if ticket.tasks:
+        return _evaluate_tasks(ticket, samples, state, config)
+    samples = through_task(ticket.meta, samples)
     threads = torch.get_num_threads()
     try:
         # The order of sums, and so the last bit of a logit, depends on the number of threads.
@@ -141,6 +162,25 @@ def evaluate_ticket(
         "test_loss": test.loss,
         "val_loss": validation.loss,
     }
+
+
+def _evaluate_tasks(ticket: Ticket, samples: Samples, state: str, config: Config | None) -> dict[str, Any]:
+    """The values of each of several tasks, and their means."""
+    found = {name: evaluate_ticket(ticket.task(name), samples, state=state, config=config) for name in ticket.tasks}
+    return {**mean_of_tasks(list(found.values())), "tasks": found}
+
+
+def mean_of_tasks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The means over tasks of each number that they all have, of whole ones rounded; what else they all have alike."""
+    first, *others = rows
+    mean: dict[str, Any] = {}
+    for key, value in first.items():
+        if all(row.get(key) == value for row in others):
+            mean[key] = value
+        elif isinstance(value, (int, float)) and all(key in row for row in others):
+            found = statistics.fmean(row[key] for row in rows)
+            mean[key] = round(found) if isinstance(value, int) else found
+    return mean
 
 
 def objective_of_ticket(

@@ -90,7 +90,11 @@ def learned_program(model: nn.Module) -> Learned:
 
 
 def learn_scores(
-    model: nn.Module, config: Config, rule: LearnedMask | None = None, density: float | None = None
+    model: nn.Module,
+    config: Config,
+    rule: LearnedMask | None = None,
+    density: float | None = None,
+    score_seed: int | None = None,
 ) -> None:
     """Prepare a model for a method of learned scores: `supermask.learn` with the configured flags.
 
@@ -99,6 +103,7 @@ def learn_scores(
         config: of the method; of `granularity`, `scaled`, `allocation` and `train_norms` what it has.
         rule: how scores become masks; edge-popup's if not given.
         density: for rules that are not exact; if not given the configured one.
+        score_seed: of the scores; if not given the configured one.
     """
     flags: dict[str, Any] = {
         "granularity": "weight",
@@ -118,7 +123,7 @@ def learn_scores(
         include=config.include or None,
         exclude=config.exclude or None,
         seed=config.seeds["init"],
-        score_seed=config.seeds["mask"],
+        score_seed=config.seeds["mask"] if score_seed is None else score_seed,
         train_norms=flags["train_norms"],
     )
 
@@ -141,31 +146,53 @@ def train_scores(
         hook: what the method does in each step.
         measure: called when the training is done, for more to report.
     """
+    run.rows.append(run.stage("training", lambda: fit_scores(model, run, hook, measure))["row"])
+    return run.ticket
+
+
+def fit_scores(
+    model: nn.Module,
+    run: Run,
+    hook: Hook | None = None,
+    measure: Callable[[], dict[str, Any]] | None = None,
+    *,
+    order: str = "order/0",
+    keep: Callable[[Ticket], None] | None = None,
+    **meta: Any,
+) -> dict[str, Any]:
+    """What a stage of a run does that trains scores (see `train_scores`).
+
+    Args:
+        model: after `learn_scores`.
+        run: of which this is a training.
+        hook: what the method does in each step.
+        measure: called when the training is done, for more to report.
+        order: name of the data order.
+        keep: what is done with the ticket, in place of saving it as that of the run.
+        meta: more for the ticket to record.
+    """
     program = learned_program(model)
     draws, start = dict(program.draws), state_of(model)
-
-    def work() -> dict[str, Any]:
-        trained = train_network(model, run, hook=MaskWatch(run, model, hook))
-        supermask.check(model)
-        masks = supermask.masks_of(model)
-        final = state_of(supermask.bake(model))
-        row = {**(measure() if measure else {}), "frozen_fingerprint": program.fingerprint}
-        found = conclude(
-            run,
-            model,
-            masks,
-            {**start, **{name: final[name] for name in masks}},
-            trained,
-            draws=draws,
-            scalars={},  # the densities are logged with the last epoch
-            final=final,
-            gains=_gains(final, program.weights(), masks),
-            frozen_fingerprint=program.fingerprint,
-        )
-        return {**found, "row": {**found["row"], **row}}
-
-    run.rows.append(run.stage("training", work)["row"])
-    return run.ticket
+    trained = train_network(model, run, hook=MaskWatch(run, model, hook), order=order)
+    supermask.check(model)
+    masks = supermask.masks_of(model)
+    final = state_of(supermask.bake(model))
+    row = {**(measure() if measure else {}), "frozen_fingerprint": program.fingerprint}
+    found = conclude(
+        run,
+        model,
+        masks,
+        {**start, **{name: final[name] for name in masks}},
+        trained,
+        draws=draws,
+        scalars={},  # the densities are logged with the last epoch
+        final=final,
+        gains=_gains(final, program.weights(), masks),
+        keep=keep,
+        frozen_fingerprint=program.fingerprint,
+        **meta,
+    )
+    return {**found, "row": {**found["row"], **row}}
 
 
 def _gains(final: Mapping[str, Tensor], frozen: Mapping[str, Tensor], masks: Masks) -> dict[str, float]:
