@@ -5,7 +5,7 @@ Renda, Frankle & Carbin, Comparing Rewinding and Fine-tuning in Neural Network P
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -32,7 +32,7 @@ from ..training.at_init import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from supermask import Masks, Targets, Ticket
 
@@ -45,7 +45,9 @@ class Config(PruningConfig):
     draws_masks: ClassVar[bool] = True
     method: str = "one-shot"
     score: Annotated[str, ScoreName(tuple(name for name in OWN_SCORES if name != "l1"))] = Field(
-        "magnitude", description="score by which the trained weights are ranked"
+        "magnitude",
+        description="score by which the trained weights are ranked; magnitude-increase and the like compare them with "
+        "those that are rewound to, or without rewinding with those of the start",
     )
     samples_per_class: int = Field(
         10, ge=1, description="training samples of each class on which scores of gradients are measured"
@@ -113,7 +115,8 @@ def search(model: nn.Module, run: Run) -> Ticket:
 
     def retrain() -> dict[str, Any]:
         weights.fitting.set_state(model, dense["trained"])
-        masks = _prune(model, config, run)
+        start = dense["point"] if config.then == "rewind" else initial
+        masks = _prune(model, config, run, start)
         warn_of_collapse(model, masks, run)
         start = dense["point"] if config.then == "rewind" else dense["trained"]
         weights.fitting.set_state(model, start)
@@ -135,8 +138,8 @@ def search(model: nn.Module, run: Run) -> Ticket:
     return ticket
 
 
-def _prune(model: nn.Module, config: Config, run: Run) -> Masks:
-    evidence: dict[str, Any] = {"example_input": example_of(run.data)}
+def _prune(model: nn.Module, config: Config, run: Run, start: Mapping[str, Tensor]) -> Masks:
+    evidence: dict[str, Any] = {"example_input": example_of(run.data), "start": start}
     if looks_at_data(config.score):
         objective = training.trial.find_objective(run.setup, config, model)
         evidence["batches"] = score_batches(run.data, config, config.samples_per_class, objective)
