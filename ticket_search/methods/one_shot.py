@@ -5,7 +5,7 @@ Renda, Frankle & Carbin, Comparing Rewinding and Fine-tuning in Neural Network P
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -14,7 +14,7 @@ import supermask
 from supermask import weights
 
 from .. import training
-from ..contract.declared import LOOKS_AT_DATA, OWN_SCORES, ScoreName, looks_at_data
+from ..contract.declared import OWN_SCORES, ScoreName
 from ..contract.errors import RequestError
 from ..contract.flags import Duration, Positive, steps_of
 from ..contract.method import Stage
@@ -24,17 +24,17 @@ from ..training.at_init import (
     PruningConfig,
     check_pruning,
     choose_masks,
-    example_of,
+    evidence_of,
     fine_tuning,
     retraining_problems,
-    score_batches,
+    score_problems,
     warn_of_collapse,
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from supermask import Masks, Targets, Ticket
+    from supermask import Targets, Ticket
 
     from ..runs.run import Run
 
@@ -66,11 +66,7 @@ class Config(PruningConfig):
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """Rewinding has a step, fine-tuning a rate and a length."""
-        found = super().problems(given) + retraining_problems(self, given)
-        if "samples_per_class" in given and not looks_at_data(self.score):
-            found.append(f"--samples-per-class goes with --score {', '.join(LOOKS_AT_DATA)}")
-        if "mask_seed" in given and not looks_at_data(self.score) and self.score != "random":
-            found.append(f"--mask-seed goes with --score {', '.join(LOOKS_AT_DATA)}, random")
+        found = super().problems(given) + retraining_problems(self, given) + score_problems(self, given)
         if self.rewind.endswith("ep") and steps_of(self.rewind, 1) >= self.epochs:
             found.append(f"--rewind {self.rewind}: expected less than the {self.epochs} epochs of a training")
         return found
@@ -116,7 +112,7 @@ def search(model: nn.Module, run: Run) -> Ticket:
     def retrain() -> dict[str, Any]:
         weights.fitting.set_state(model, dense["trained"])
         start = dense["point"] if config.then == "rewind" else initial
-        masks = _prune(model, config, run, start)
+        masks = choose_masks(model, config, config.score, run, **evidence_of(model, config, run, start))
         warn_of_collapse(model, masks, run)
         start = dense["point"] if config.then == "rewind" else dense["trained"]
         weights.fitting.set_state(model, start)
@@ -136,11 +132,3 @@ def search(model: nn.Module, run: Run) -> Ticket:
     ticket = run.load_level(1)
     run.save_ticket(ticket)
     return ticket
-
-
-def _prune(model: nn.Module, config: Config, run: Run, start: Mapping[str, Tensor]) -> Masks:
-    evidence: dict[str, Any] = {"example_input": example_of(run.data), "start": start}
-    if looks_at_data(config.score):
-        objective = training.trial.find_objective(run.setup, config, model)
-        evidence["batches"] = score_batches(run.data, config, config.samples_per_class, objective)
-    return choose_masks(model, config, config.score, run, **evidence)

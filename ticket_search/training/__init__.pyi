@@ -2,7 +2,6 @@ from . import at_init as at_init
 from . import by_inputs as by_inputs
 from . import conclude as conclude
 from . import evaluation as evaluation
-from . import filters as filters
 from . import flops as flops
 from . import learned_gates as learned_gates
 from . import learned_scores as learned_scores
@@ -17,3 +16,4 @@ from . import rewinding as rewinding
 from . import running_mean as running_mean
 from . import sensitivity as sensitivity
 from . import trial as trial
+from . import units as units
