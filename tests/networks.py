@@ -6,6 +6,16 @@ import torch
 from torch import Tensor, nn
 
 
+def start_of(model: nn.Module) -> dict[str, Tensor]:
+    """Weights that training might have begun from: near those of the model, some of them of the other sign."""
+    generator = torch.Generator().manual_seed(7)
+    return {
+        name: tensor + tensor.detach().std(correction=0) * torch.randn(tensor.shape, generator=generator).to(tensor)
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point()
+    }
+
+
 class Tied(nn.Module):
     """An embedding tied with the output layer."""
 

@@ -14,7 +14,7 @@ from supermask.masks.random_numbers import permutation
 from supermask.weights.architectures import find_architecture
 from ticket_search import Interrupted, RequestError, controls, resume, search, train
 from ticket_search.methods.early_bird import Config, choose
-from ticket_search.training.filters import find_filters
+from ticket_search.training.units import find_filters
 
 # Masks of several epochs, of which those in the end are alike.
 SHORT = {"epochs": 9, "lr": 0.05, "train_size": 600, "memory": 3, "settled": 0.06, "latest": "9ep"}

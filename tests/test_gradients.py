@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS, perceptron
+from networks import NETWORKS, perceptron, start_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -294,6 +294,7 @@ def test_the_model_is_left_as_it_was(score, granularity, failing):
     before = snapshot(model)
     previous = supermask.prune(model, 0.9)
     ask = {"batches": batches(), "example_input": x[:, :, :1, :1] if failing else x, "previous": previous, "rounds": 2}
+    ask["start"] = start_of(model)
     fails = failing and (score in [*OF_GRADIENTS, "synflow", "bn-scale"] or shape == "filter")
     if fails:
         with pytest.raises((RuntimeError, ValueError), match="a broken batch|does not take the example input"):

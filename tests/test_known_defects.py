@@ -48,7 +48,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import NETWORKS, Residual, perceptron
+from networks import NETWORKS, Residual, perceptron, start_of
 from torch import nn
 
 import supermask
@@ -124,11 +124,9 @@ def test_density_is_what_is_kept_and_not_what_is_dropped(score):
         nn.Conv2d(2, 6, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4), nn.Flatten()
     )
     batches = [(torch.randn(4, 2, 3, 3), torch.tensor([0, 1, 2, 3]))]
+    ask = {"batches": batches, "example_input": batches[0][0], "start": start_of(model)}
     for allocation in ALLOCATIONS:
-        few, many = (
-            supermask.prune(model, density, score, allocation, batches=batches, example_input=batches[0][0], rounds=2)
-            for density in (0.1, 0.9)
-        )
+        few, many = (supermask.prune(model, density, score, allocation, rounds=2, **ask) for density in (0.1, 0.9))
         assert few.density < 0.2 < 0.8 < many.density
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import NETWORKS, Residual, perceptron
+from networks import NETWORKS, Residual, perceptron, start_of
 from test_allocation import SLOW as SLOW_ALLOCATIONS
 from test_granularity import slow_sums, slow_units
 from torch import Tensor, nn
@@ -187,6 +187,7 @@ def ask(model: nn.Module, density: float, score: str, allocation: str, granulari
     """The masks, or why there are none."""
     x, y = torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 3, 0, 1])
     more |= {
+        "start": start_of(model),
         "batches": [(x[:4], y[:4]), (x[4:], y[4:])],
         "rounds": 3 if (score, granularity != "2:4") == ("synflow", True) else 1,
     }
@@ -264,7 +265,8 @@ def test_masks_only_shrink_even_where_scores_would_bring_weights_back():
             model.get_parameter(name).copy_(torch.where(mask, model.get_parameter(name) * 1e-3, 1e3))
     for score in (*(s for s in SCORES if s not in ("synflow", "bn-scale")), signed):
         batches = [(torch.randn(4, 12), torch.tensor([0, 1, 2, 0]))]
-        second = supermask.prune(model, 0.25, score, batches=batches, previous=first, rounds=2)
+        ask = {"batches": batches, "start": start_of(model), "previous": first}
+        second = supermask.prune(model, 0.25, score, rounds=2, **ask)
         assert second.within(first)
         assert second.kept == count_kept(0.25, first.size)
     assert torch.equal(model[0].weight == 1e3, ~first["0.weight"]), "what was dropped is zeroed for scoring only"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import supermask
 from supermask import Evidence, Movement
 from supermask.choosing.allocation import ALLOCATIONS
+from supermask.choosing.criteria import CRITERIA
 from supermask.choosing.gradients import undisturbed
 from supermask.choosing.scores import SCORES, find_score, magnitude
 from supermask.masks.random_numbers import uniform
@@ -143,7 +144,7 @@ OF_WEIGHTS = {
 
 
 def test_every_score_is_compared_with_a_slow_one():
-    assert set(SCORES) == {*SLOW, *OF_WEIGHTS, "random", "synflow", "bn-scale"}
+    assert set(SCORES) == {*SLOW, *OF_WEIGHTS, *CRITERIA, "random", "synflow", "bn-scale"}  # CRITERIA: test_criteria.py
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from networks import start_of
 from products import combine
 from second_device import SECOND, second_device
 from torch import Tensor, nn
@@ -72,6 +73,7 @@ def test_the_same_masks_are_chosen_there(score, granularity):
     for model, device in ((net, "cpu"), (there(net), SECOND)):
         data = [(x.to(device), y.to(device)) for x, y in batches()]
         ask = {"batches": data, "example_input": data[0][0] if granularity != "filter" else None, "exclude": exclude}
+        ask["start"] = start_of(net)
         if granularity == "filter" and score in ("synflow", "bn-scale"):
             ask["example_input"] = data[0][0]
         shape = "filter" if granularity == "coupled" else granularity

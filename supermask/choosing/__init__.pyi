@@ -2,6 +2,7 @@ from . import allocation as allocation
 from . import calibration as calibration
 from . import channels as channels
 from . import coupling as coupling
+from . import criteria as criteria
 from . import gradients as gradients
 from . import granularity as granularity
 from . import labels as labels

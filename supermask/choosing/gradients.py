@@ -36,12 +36,14 @@ class Evidence:
     loss: `loss(outputs, targets)`, a mean over the samples; cross-entropy if not given. For batches that are mappings
         it is called as `loss(outputs, batch)`, and if not given the outputs' own `loss` is taken.
     example_input: what the model takes, of any batch size: its shape is all that counts.
+    start: the weights that training began from, by name.
     """
 
     seed: int = 0
     batches: Iterable[Any] | None = None
     loss: Loss | None = None
     example_input: Any = None
+    start: Mapping[str, Any] | None = None
 
 
 class Replay:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..masks.masks import Masks, mismatches, shapes_of
-from ..masks.targets import LeftOut, Targets, find_targets, learned_names, literal_globs, unwrap
+from ..masks.targets import LeftOut, Targets, find_targets, learned_names, literal_globs, plain_name, unwrap
 from ..selection.top_k import count_kept
 from ..weights.fitting import merge_tied
 from .allocation import Allocation, by_glob, find_allocation, with_floor
@@ -42,6 +43,7 @@ def prune(
     batches: Iterable[Any] | None = None,
     loss: Loss | None = None,
     example_input: Any = None,
+    start: Mapping[str, Tensor] | None = None,
     rounds: int | Sequence[float] | None = None,
     schedule: str | Schedule = "exponential",
     seed: int = 0,
@@ -59,7 +61,8 @@ def prune(
         model: any module.
         density: fraction of the maskable units to keep, in (0, 1], met to the unit, ties included. Or densities by
             glob, kind of layer or `output` (see `by_glob`), which are an allocation themselves.
-        score: `magnitude`, `l2`, `random`, `snip`, `grasp`, `synflow`, `taylor`, `movement`, `bn-scale`, or a function
+        score: `magnitude`, `l2`, `random`, `snip`, `grasp`, `synflow`, `taylor`, `movement`, `bn-scale`, one by the
+            weights of the start (`magnitude-increase`, `large-init`, ...; see `criteria`), or a function
             `(model, targets, evidence) -> {name: tensor}`, higher is kept. `wanda` and `sparsegpt` rank the weights of
             each output by themselves, layer after layer (see `by_inputs`); the weights that SparseGPT corrects are
             those of `prune_and_correct`. A tensor whose scores are all infinite stays dense, as one without a batch
@@ -80,6 +83,7 @@ def prune(
             for several rounds an iterator is read into a list. For `wanda` and `sparsegpt` targets may be missing.
         loss: `loss(outputs, targets)` for them, cross-entropy if not given.
         example_input: what the model takes: for `synflow`, `bn-scale` and coupled filters.
+        start: for `magnitude-increase` and the like: the state dict that training began from.
         rounds: score and drop again and again, down to the density: their number or the density of each. 100 for
             `synflow`, else 1.
         schedule: the density over the rounds: `exponential`, `cubic` or `linear`.
@@ -94,7 +98,9 @@ def prune(
     if learned_names(model):
         raise ValueError("the model's masks are being learned: supermask.bake(model) first")
     if isinstance(score, str) and score in BY_INPUTS:
-        asked = {"allocation": allocation, "previous": previous, "floor": floor or None, "rounds": rounds}
+        asked = {
+            "allocation": allocation, "previous": previous, "floor": floor or None, "start": start, "rounds": rounds,
+        }  # fmt: skip
         return by_inputs(
             model, density, score, granularity, batches=batches, include=include, exclude=exclude, seed=seed, **asked
         )
@@ -115,10 +121,10 @@ def prune(
     goals = _goals(density, rounds, schedule, 1.0 if masks is None else _alive(masks, targets, shape))
     if isinstance(batches, Iterator) and len(goals) > 1:
         batches = Replay(batches)
-    evidence = Evidence(seed, batches, loss, example_input)
+    evidence = Evidence(seed, batches, loss, example_input, start)
     for left, goal in zip(reversed(range(len(goals))), goals, strict=True):
         with undisturbed(model, seed), zeroed(model, masks):
-            scores = scored(model, targets, evidence)
+            scores = scored(model, targets, _without_dropped(evidence, masks))
         masks = _choose(scores, targets, shape, allocate, goal, masks, last=left == 0)
     assert masks is not None
     return masks
@@ -249,6 +255,21 @@ def zeroed(model: nn.Module, masks: Masks | None) -> Iterator[None]:
         with torch.no_grad():
             for parameter, where, values in before:
                 parameter[where] = values
+
+
+def _without_dropped(evidence: Evidence, masks: Masks | None) -> Evidence:
+    """The evidence with the weights of the start at 0 where they are dropped, as those of the model are."""
+    if masks is None or not isinstance(evidence.start, Mapping):
+        return evidence
+    start = {
+        name: torch.where(mask.to(tensor.device), tensor, torch.zeros_like(tensor))
+        if isinstance(tensor, Tensor)
+        and (mask := masks.get(plain_name(name))) is not None
+        and mask.shape == tensor.shape
+        else tensor
+        for name, tensor in evidence.start.items()
+    }
+    return replace(evidence, start=start)
 
 
 def _check_density(density: float | Mapping[str, float], floor: float, allocation: str | Allocation | None) -> None:

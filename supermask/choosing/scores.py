@@ -18,6 +18,7 @@ from ..masks.random_numbers import uniform
 from ..masks.targets import Target, Targets, find_named, find_targets, literal_globs
 from ..plugins import entry_points
 from .coupling import norms_behind
+from .criteria import CRITERIA
 from .gradients import (
     Evidence,
     Replay,
@@ -258,6 +259,7 @@ SCORES: Mapping[str, Score] = {
     "grasp": grasp,
     "synflow": synflow,
     "bn-scale": bn_scale,
+    **CRITERIA,
 }
 # Rounds of pruning that a score is made for, where it is not one.
 ROUNDS = {"synflow": 100}

@@ -15,7 +15,7 @@ from ..contract.flags import Config, flag, is_switch, public_fields, recipes
 from ..contract.metric import Metric, known_value, value_of
 from ..methods import find_method, usable_methods
 from ..running.read_config import find_kind
-from ..running.request import LAUNCH_FLAGS, read_request
+from ..running.request import LAUNCH_FLAGS, read_request, shape_of
 from ..runs.folders import choose_folder
 from ..runs.progress import Progress
 from ..sweeps.file import sweep_of_seeds
@@ -151,7 +151,7 @@ def print_plan(plan: Plan, as_json: bool) -> None:
     _print_left_out(targets.left_out_by_reason().items())
     for remark in plan.remarks:
         output().print(remark, highlight=False, markup=False, soft_wrap=True)
-    exact = find_kind(plan.config.method).traits.exact_density
+    exact = find_kind(plan.config.method).traits.exact_density and shape_of(plan.config) not in ("filter", "channel")
     print_table(
         ("training", "density", "weights kept", "steps"),
         [
@@ -179,13 +179,24 @@ def print_summary(run: Run) -> None:
     summary, metric = run.summary, run.metric
     test, validation = f"test {metric.column}", f"validation {metric.column}"
     if levels := summary.get("levels"):
+        units = next((name for name in ("filters", "units") if name in levels[-1]), "")
         print_table(
-            ("level", "density", "kept", test, validation, f"{test} at min. val. loss", "at step"),
+            (
+                "level",
+                "density",
+                "kept",
+                *([f"{units} kept"] if units else []),
+                test,
+                validation,
+                f"{test} at min. val. loss",
+                "at step",
+            ),
             [
                 (
                     row["level"],
                     f"{row['density']:.4f}",
                     row["kept"],
+                    *([_describe_units(row, units)] if units else []),
                     metric.show(value_of(row, "test")),
                     metric.show(value_of(row, "val")),
                     # A network that was given trained has no training here, and so no minimum of validation loss.
@@ -236,6 +247,14 @@ def print_summary(run: Run) -> None:
         soft_wrap=True,
         markup=False,
     )
+
+
+def _describe_units(row: Mapping[str, Any], name: str) -> str:
+    """How many units a level keeps, and what was aimed at, where the density of weights says neither."""
+    if name not in row:
+        return ""
+    aimed = f" (asked {row['nominal_density']:.4g})" if "nominal_density" in row else ""
+    return f"{row[f'{name}_kept']:,} of {row[name]:,}{aimed}"
 
 
 def _describe_cost(cost: Mapping[str, Any]) -> str:

@@ -19,7 +19,12 @@ METHODS = Group("ticket_search.methods", "method")
 DATA = Group("ticket_search.data", "data set")
 
 # The keys of `supermask.scores.SCORES`, which imports torch.
-OWN_SCORES = ("magnitude", "l1", "l2", "random", "snip", "taylor", "movement", "grasp", "synflow", "bn-scale")
+OWN_SCORES = (
+    "magnitude", "l1", "l2", "random", "snip", "taylor", "movement", "grasp", "synflow", "bn-scale",
+    "large-final", "small-final", "large-init", "small-init", "large-init-large-final", "small-init-small-final",
+    "magnitude-increase", "large-final-same-sign", "large-final-diff-sign", "magnitude-increase-same-sign",
+    "magnitude-increase-diff-sign",
+)  # fmt: skip
 LOOKS_AT_DATA = ("snip", "grasp", "taylor", "movement")
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from ..data.samples import Samples
     from ..runs.run import Run
-    from ..training.filters import Filters
+    from ..training.units import Filters
 
 # Of filters and hidden units the density is met to the unit; their weights are as many as they are.
 TRAITS = Traits(exact_density=False)
@@ -150,7 +150,7 @@ def check(model: nn.Module, data: Samples, config: Config) -> None:
     if config.granularity == "weight":
         return
     try:
-        filters = training.filters.find_filters(model, data, config, normed=True)
+        filters = training.units.find_filters(model, data, config, normed=True)
     except RequestError as error:
         raise RequestError([f"{problem}; {_OF_WEIGHTS}" for problem in error.problems]) from None
     layers, channels = len(filters.channels), sum(filters.channels.values())
@@ -170,7 +170,7 @@ def search(model: nn.Module, run: Run) -> Ticket:
     config = run.config
     assert isinstance(config, Config)
     whole = config.granularity == "filter"
-    filters = training.filters.find_filters(model, run.data, config, normed=True) if whole else None
+    filters = training.units.find_filters(model, run.data, config, normed=True) if whole else None
     initial = weights.fitting.state_of(model)
     drawn = run.stage("drawing", partial(_draw, model, config, run, filters, initial))
     masks = supermask.Masks(drawn["masks"], drawn["uncounted"])

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from ..data.samples import Samples
     from ..runs.run import Run
-    from ..training.filters import Filters
+    from ..training.units import Filters
 
 TRAITS = Traits(exact_density=False)
 _OF_WEIGHTS = ("magnitude", "l2")
@@ -152,7 +152,7 @@ def find_filters(model: nn.Module, data: Samples, config: Config) -> Filters:
     Raises:
         RequestError: there are none; why is said of each layer.
     """
-    return training.filters.find_filters(model, data, config, normed=config.score == "bn-scale")
+    return training.units.find_filters(model, data, config, normed=config.score == "bn-scale")
 
 
 def count_filters(config: Config, filters: Filters) -> dict[str, int]:

@@ -14,7 +14,7 @@ import supermask
 from supermask import weights
 
 from .. import training
-from ..contract.declared import LOOKS_AT_DATA, OWN_SCORES, ScoreName, looks_at_data
+from ..contract.declared import OWN_SCORES, ScoreName
 from ..contract.errors import RequestError
 from ..contract.flags import Duration, Positive, steps_of
 from ..contract.method import Stage
@@ -24,17 +24,17 @@ from ..training.at_init import (
     PruningConfig,
     check_pruning,
     choose_masks,
-    example_of,
+    evidence_of,
     fine_tuning,
     retraining_problems,
-    score_batches,
+    score_problems,
     warn_of_collapse,
 )
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from supermask import Masks, Targets, Ticket
+    from supermask import Targets, Ticket
 
     from ..runs.run import Run
 
@@ -45,7 +45,9 @@ class Config(PruningConfig):
     draws_masks: ClassVar[bool] = True
     method: str = "one-shot"
     score: Annotated[str, ScoreName(tuple(name for name in OWN_SCORES if name != "l1"))] = Field(
-        "magnitude", description="score by which the trained weights are ranked"
+        "magnitude",
+        description="score by which the trained weights are ranked; magnitude-increase and the like compare them with "
+        "those that are rewound to, or without rewinding with those of the start",
     )
     samples_per_class: int = Field(
         10, ge=1, description="training samples of each class on which scores of gradients are measured"
@@ -67,11 +69,7 @@ class Config(PruningConfig):
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """Rewinding has a step, fine-tuning a rate and a length."""
-        found = super().problems(given) + retraining_problems(self, given)
-        if "samples_per_class" in given and not looks_at_data(self.score):
-            found.append(f"--samples-per-class goes with --score {', '.join(LOOKS_AT_DATA)}")
-        if "mask_seed" in given and not looks_at_data(self.score) and self.score != "random":
-            found.append(f"--mask-seed goes with --score {', '.join(LOOKS_AT_DATA)}, random")
+        found = super().problems(given) + retraining_problems(self, given) + score_problems(self, given)
         if self.rewind.endswith("ep") and steps_of(self.rewind, 1) >= self.epochs:
             found.append(f"--rewind {self.rewind}: expected less than the {self.epochs} epochs of a training")
         return found
@@ -121,7 +119,8 @@ def search(model: nn.Module, run: Run) -> Ticket:
 
     def retrain() -> dict[str, Any]:
         weights.fitting.set_state(model, dense["trained"])
-        masks = _prune(model, config, run)
+        start = dense["point"] if config.then == "rewind" else initial
+        masks = choose_masks(model, config, config.score, run, **evidence_of(model, config, run, start))
         warn_of_collapse(model, masks, run)
         start = dense["point"] if config.then == "rewind" else dense["trained"]
         weights.fitting.set_state(model, start)
@@ -141,11 +140,3 @@ def search(model: nn.Module, run: Run) -> Ticket:
     ticket = run.load_level(1)
     run.save_ticket(ticket)
     return ticket
-
-
-def _prune(model: nn.Module, config: Config, run: Run) -> Masks:
-    evidence: dict[str, Any] = {"example_input": example_of(run.data)}
-    if looks_at_data(config.score):
-        objective = training.trial.find_objective(run.setup, config, model)
-        evidence["batches"] = score_batches(run.data, config, config.samples_per_class, objective)
-    return choose_masks(model, config, config.score, run, **evidence)

@@ -3,7 +3,6 @@ from . import by_inputs as by_inputs
 from . import conclude as conclude
 from . import dynamic_sparse as dynamic_sparse
 from . import evaluation as evaluation
-from . import filters as filters
 from . import flops as flops
 from . import learned_gates as learned_gates
 from . import learned_scores as learned_scores
@@ -19,3 +18,4 @@ from . import running_mean as running_mean
 from . import sensitivity as sensitivity
 from . import tasks as tasks
 from . import trial as trial
+from . import units as units

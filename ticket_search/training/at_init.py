@@ -11,14 +11,14 @@ import supermask
 from supermask import choosing, selection, shrinking, weights
 
 from .. import runs, training
-from ..contract.declared import OWN_SCORES
+from ..contract.declared import LOOKS_AT_DATA, OWN_SCORES, looks_at_data
 from ..contract.errors import RequestError, RunError
 from ..contract.flags import Config as SharedConfig
 from ..contract.flags import ShapedConfig, is_zero
 from ..contract.method import Stage, Traits
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from supermask import Masks, Targets, Ticket
     from supermask.choosing.gradients import Evidence
@@ -224,6 +224,33 @@ def fine_tuning(config: SharedConfig, epochs: int, lr: float | None, steps_per_e
     return config.model_copy(
         update={"epochs": epochs, "lr": last, "schedule": "constant", "milestones": (), "warmup": "0"}
     )
+
+
+def score_problems(config: Any, given: Set[str]) -> list[str]:
+    """What does not go with a score: samples with one that looks at none, a seed with one that draws nothing."""
+    found = []
+    if "samples_per_class" in given and not looks_at_data(config.score):
+        found.append(f"--samples-per-class goes with --score {', '.join(LOOKS_AT_DATA)}")
+    if "mask_seed" in given and not looks_at_data(config.score) and config.score != "random":
+        found.append(f"--mask-seed goes with --score {', '.join(LOOKS_AT_DATA)}, random")
+    return found
+
+
+def evidence_of(model: nn.Module, config: Any, run: Run, start: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the configured score is given to look at.
+
+    Args:
+        model: the network.
+        config: with `score` and `samples_per_class`.
+        run: its data.
+        start: the weights that those of the network are compared with.
+    """
+    evidence: dict[str, Any] = {"example_input": example_of(run.data), "start": start}
+    if looks_at_data(config.score):
+        objective = training.trial.find_objective(run.setup, config, model)
+        evidence["batches"] = score_batches(run.data, config, config.samples_per_class, objective)
+        evidence["loss"] = objective.loss
+    return evidence
 
 
 def example_of(data: Samples) -> Any:
