@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from method_tests import tickets_of
 from processes import run_python
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -132,15 +133,17 @@ def test_every_method_searches_in_float64(method, tmp_path):
     """Weights, batches and sums are float64; the masks are nearly those of float32."""
     same = {"density": 0.4, "epochs": 2, "threads": 1, "train_size": 256, "progress": False, "model_args": "width=0.1"}
     run = search(method, precision="fp64", runs=tmp_path / "fp64", **same)
-    final, start = run.ticket.state_dict("final"), run.ticket.state_dict("start")
+    ticket, *_ = tickets_of(run)
+    final, start = ticket.state_dict("final"), ticket.state_dict("start")
     assert {tensor.dtype for tensor in final.values() if tensor.is_floating_point()} == {torch.float64}
     assert any(bool((tensor != tensor.float()).any()) for tensor in final.values()) == (
         find_method(method).traits.weights in ("trained", "computed")
     ), "drawn weights are float32's, whatever comes of them is not"
     usual = search(method, runs=tmp_path / "fp32", **same)
-    assert run.ticket.masks.overlap(usual.ticket.masks) > 0.95
-    for name, tensor in usual.ticket.state_dict("start").items():
-        torch.testing.assert_close(start[name].to(tensor), tensor, rtol=0, atol=1e-6 if name in run.ticket.masks else 1)
+    usual_ticket, *_ = tickets_of(usual)
+    assert ticket.masks.overlap(usual_ticket.masks) > 0.95
+    for name, tensor in usual_ticket.state_dict("start").items():
+        torch.testing.assert_close(start[name].to(tensor), tensor, rtol=0, atol=1e-6 if name in ticket.masks else 1)
     assert run.summary["val_loss"] == pytest.approx(usual.summary["val_loss"], rel=0.05)
 
 
