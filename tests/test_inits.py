@@ -15,8 +15,8 @@ from torch import nn
 
 import supermask
 from supermask import draw, initialize
-from supermask.masks.random_numbers import _log, normal, permutation, signs, uniform
-from supermask.weights.inits import INITS, WEIGHT_INITS
+from supermask.masks.random_numbers import _log, lots, normal, permutation, signs, uniform
+from supermask.weights.inits import INITS, WEIGHT_INITS, draw_at
 
 SHAPE = (257, 19, 3)
 
@@ -40,6 +40,25 @@ def digest(init: str) -> str:
 @pytest.mark.parametrize("init", INITS)
 def test_golden_fingerprints(init):
     assert digest(init) == GOLDEN[init]
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_numbers_at_some_places_are_those_of_the_whole(init):
+    shape, places = (70, 3, 5), np.array([0, 1, 63, 64, 65, 511, 700, 1049])
+    whole = draw(init, shape, 11, "layer.weight", 0.7).flatten()
+    found = draw_at(init, shape, 11, "layer.weight", places, 0.7)
+    assert found.dtype == torch.float32
+    assert torch.equal(found.view(torch.int32), whole[torch.from_numpy(places)].view(torch.int32))
+    assert not len(draw_at(init, shape, 11, "layer.weight", places[:0]))
+
+
+@pytest.mark.parametrize("share", [0, 1e-20, 0.1, 1 / 3, 0.5, 0.9999, 1 - 2**-53, 1])
+def test_lots_are_uniform_numbers_below_the_share(share):
+    assert np.array_equal(lots(5000, share, 3, "x"), uniform(5000, 3, "x") < share)
+    numbers = uniform(50, 3, "x")
+    for number in numbers[:5]:  # on the border: a number is not below itself, and below the next one
+        assert np.array_equal(lots(50, number, 3, "x"), numbers < number)
+        assert np.array_equal(lots(50, np.nextafter(number, 1), 3, "x"), numbers <= number)
 
 
 @pytest.mark.slow

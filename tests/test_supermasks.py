@@ -112,6 +112,35 @@ def test_dropped_weights_are_drawn_anew_by_the_law_of_the_init(init):
     assert torch.equal(model[0].weight, after)
 
 
+@pytest.mark.parametrize("learned_as", ["drawn", "redrawn"])
+def test_a_weight_that_something_else_changes_is_found_before_it_is_redrawn(learned_as):
+    """One bit of one weight, kept or dropped, past autograd's notice: a redraw must not take it as its own."""
+    for change in (lambda w: w.data.view(torch.int32).view(-1)[5].bitwise_xor_(1), lambda w: w.data[0, 0].neg_()):
+        model = net()
+        supermask.learn(model, 0.5, program="iterand", weights="kaiming-normal")
+        if learned_as == "redrawn":
+            supermask.redraw(model, 0.5, seed=1)
+        program = program_of(model)
+        assert program.fingerprint == supermask.fingerprint(program.weights())
+        change(model[2].weight)
+        for ask in (lambda m: supermask.redraw(m, 0.5, seed=2), supermask.check):
+            with pytest.raises(ValueError, match="frozen weights have changed"):
+                ask(model)
+        change(model[2].weight)
+        supermask.redraw(copy.deepcopy(model), 0.5, seed=2)
+        supermask.check(model)
+
+
+def test_zeros_are_frozen_with_their_sign():
+    model = net()
+    supermask.learn(model, 0.5, program="iterand")
+    supermask.replace_weights(model, {"0.weight": torch.zeros_like(model[0].weight)})
+    supermask.check(model)
+    model[0].weight.data[0, 0] = -0.0
+    with pytest.raises(ValueError, match="frozen weights have changed"):
+        supermask.check(model)
+
+
 def test_what_cannot_be_drawn_anew():
     model = net()
     with pytest.raises(ValueError, match="carries no learned masks"):

@@ -15,8 +15,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..masks.random_numbers import uniform
-from ..weights.inits import Draw
+from ..masks.random_numbers import lots
+from ..weights.inits import draw_at
 from .layers import Layers
 from .learned import Learned
 from .program import program_of
@@ -71,11 +71,12 @@ def redraw(model: nn.Module, share: float, seed: int) -> None:
         )
     fresh = {}
     for name, mask in masks.items():
-        weight = program.parameter(name).detach()
-        lots = torch.from_numpy(uniform(weight.numel(), seed, "redraw/" + name) < share).view(weight.shape)
-        law = laws[name]
-        drawn = Draw(law.init, seed, law.scale, law.shape).tensor("redrawn/" + name)
-        chosen = lots.to(weight.device) & ~mask
-        fresh[name] = torch.where(chosen, drawn.to(weight), weight)
+        weight, law = program.parameter(name).detach(), laws[name]
+        drawn = torch.from_numpy(lots(weight.numel(), share, seed, "redraw/" + name)).view(weight.shape)
+        chosen = drawn.to(weight.device) & ~mask
+        places = chosen.flatten().nonzero().flatten().cpu().numpy()
+        # Of a law only what is used: a tenth of the dropped ones, as a rule.
+        values = draw_at(law.init, law.shape, seed, "redrawn/" + name, places, law.scale)
+        fresh[name] = weight.masked_scatter(chosen, values.to(weight))
     program.settle()
     program.replace(fresh)

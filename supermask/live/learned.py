@@ -18,6 +18,9 @@ from .program import Program
 from .recomputation import backward_number, is_filling_in, out_of_sight
 from .rule import LearnedMask
 
+# The whole numbers of as many bytes.
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class Learned(Program):
     """A learned mask on one live model: all that is the same for every rule.
@@ -25,15 +28,18 @@ class Learned(Program):
     During a pass the modules read effective weights; outside of one the model has its weights under their own names and
     the learned tensors beside them as `<weight>_<name>`.
 
-    `rule` says how the masks follow, `layers` are the masked weights, `density` is the one asked, `fingerprint` that of
-    the frozen weights ("" where they train), `draws` says how tensors were drawn.
+    `rule` says how the masks follow, `layers` are the masked weights, `density` is the one asked, `draws` says how
+    tensors were drawn.
     """
 
     def __init__(self, model: nn.Module, targets: Targets, rule: LearnedMask, layers: Layers) -> None:
         super().__init__(model, targets)
         self.rule, self.layers, self.density = rule, layers, layers.density
         self.trained = {name: p.requires_grad for name, p in model.named_parameters()}
-        self.fingerprint = ""
+        # What frozen weights must be: their fingerprint, or since they were replaced a copy of them, whose fingerprint
+        # is made when it is asked for. To compare with a copy takes a tenth of the time, and no way from the device.
+        self._fingerprint: str | None = ""
+        self._frozen: dict[str, Tensor] = {}
         self.draws: dict[str, Draw] = {}
         # The law of each weight that was drawn: of one that has been drawn anew too, whose `draws` is gone.
         self.laws: dict[str, Draw] = {}
@@ -141,7 +147,25 @@ class Learned(Program):
             )
         if problems := [*self._problems(), *self._miscounts(masks)]:
             raise ValueError("the learned masks are not what they promise: " + "; ".join(problems))
-        if self.rule.frozen and fingerprint(self.weights()) != self.fingerprint:
+        self._check_frozen()
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the frozen weights, as they must be; "" where they train."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self._frozen)
+        return self._fingerprint
+
+    def _check_frozen(self) -> None:
+        """Raise ValueError where frozen weights are not those that were drawn, or written by `replace`, to the bit."""
+        if not self.rule.frozen:
+            return
+        weights = self.weights()
+        if self._frozen:
+            same = all(_same_bits(weight, self._frozen[name]) for name, weight in weights.items())
+        else:
+            same = fingerprint(weights) == self._fingerprint
+        if not same:
             raise ValueError("the frozen weights have changed since supermask.learn: do not train or reload them")
 
     def _miscounts(self, masks: Masks) -> list[str]:
@@ -259,17 +283,23 @@ class Learned(Program):
     @torch.no_grad()
     def replace(self, tensors: Mapping[str, Tensor]) -> None:
         """Write other weights; see `supermask.replace_weights`."""
-        if self.rule.frozen and fingerprint(self.weights()) != self.fingerprint:
-            raise ValueError("the frozen weights have changed since supermask.learn: do not train or reload them")
+        self._check_frozen()
         for name, tensor in tensors.items():
             self.parameter(name).copy_(tensor)
             self.draws.pop(name, None)
-        self.freeze()
+        if self.rule.frozen:
+            copies = {name: self._frozen.get(name) for name in self.owners}
+            for name, weight in self.weights().items():
+                if (copy := copies[name]) is None:
+                    self._frozen[name] = weight.clone()
+                elif name in tensors:
+                    copy.copy_(weight)
+            self._fingerprint = None
 
     def freeze(self) -> None:
         """Remember the weights as those that must not change, if the rule freezes them."""
         if self.rule.frozen:
-            self.fingerprint = fingerprint(self.weights())
+            self._fingerprint, self._frozen = fingerprint(self.weights()), {}
 
     def _save_step(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         state[prefix + self.step_name] = self.layers.passes.clone()
@@ -318,6 +348,14 @@ def _misfit(layer: Layer, mask: Tensor, weight: Tensor) -> str:
             return f"the {what} of {layer.name} is {given}, expected {expected}"
     alive = int(torch.count_nonzero(weight.detach()[~mask]))
     return f"{layer.name} has {alive} dropped weights that are not 0 in evaluation" if alive else ""
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same bit for bit: -0.0 is not 0.0, and NaN is the same NaN."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    whole = _WORDS[one.element_size()]
+    return torch.equal(one.view(whole), other.to(one.device).view(whole))
 
 
 def _put(module: nn.Module, attribute: str, tensor: Tensor) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,15 @@ def words_at(count: int, key: Words, step: int = 0, stream: int = 0) -> Words:
 def uniform(count: int, seed: int, name: str) -> Array:
     """`count` uniform numbers strictly inside (0, 1), on a grid of 2^-53 that is symmetric about 1/2."""
     return to_uniform(random_words(count, seed, name))
+
+
+def lots(count: int, share: float, seed: int, name: str) -> npt.NDArray[np.bool_]:
+    """Which of `count` things are drawn by lot, each with probability `share`: where `uniform` is below it."""
+    # (m + 1/2) / 2^52 < share of the upper 52 bits m, said of whole words: no number is made of them.
+    bound = math.ceil(Fraction(share) * 2**52 - Fraction(1, 2)) << 12
+    if not 0 < bound < 2**64:
+        return np.full(count, bound > 0)
+    return random_words(count, seed, name) < np.uint64(bound)
 
 
 def to_uniform(words: Words) -> Array:
@@ -84,6 +94,13 @@ def signs(count: int, seed: int, name: str) -> Array:
     """`count` random signs, -1.0 or 1.0, one random bit each."""
     words = random_words((count + 63) // 64, seed, name).astype("<u8")
     bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=count)
+    return bits.astype(np.float64) * 2.0 - 1.0
+
+
+def signs_at(places: npt.NDArray[np.int64], count: int, seed: int, name: str) -> Array:
+    """Those of `count` random signs that stand at some places."""
+    words = random_words((count + 63) // 64, seed, name)
+    bits: Words = (words[places >> 6] >> (places & 63).astype(np.uint64)) & np.uint64(1)
     return bits.astype(np.float64) * 2.0 - 1.0
 
 

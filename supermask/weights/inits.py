@@ -12,10 +12,20 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..masks.random_numbers import Array, normal, signs, uniform
+from ..masks.random_numbers import (
+    Array,
+    normal,
+    random_words,
+    signs,
+    signs_at,
+    to_normal,
+    to_uniform,
+    uniform,
+)
 from ..masks.targets import (
     MASKED_BY_DEFAULT,
     NORMS,
@@ -36,6 +46,10 @@ def _kaiming_std(shape: tuple[int, ...]) -> float:
     return RELU_GAIN / math.sqrt(fan_in_and_out(shape)[0])
 
 
+def _xavier_std(shape: tuple[int, ...]) -> float:
+    return math.sqrt(2.0 / sum(fan_in_and_out(shape)))
+
+
 def _kaiming_normal(shape: tuple[int, ...], seed: int, name: str) -> Array:
     return normal(math.prod(shape), seed, name) * _kaiming_std(shape)
 
@@ -53,7 +67,7 @@ def _unsigned_constant(shape: tuple[int, ...], seed: int, name: str) -> Array:
 
 
 def _xavier_normal(shape: tuple[int, ...], seed: int, name: str) -> Array:
-    return normal(math.prod(shape), seed, name) * math.sqrt(2.0 / sum(fan_in_and_out(shape)))
+    return normal(math.prod(shape), seed, name) * _xavier_std(shape)
 
 
 def _zeros(shape: tuple[int, ...], seed: int, name: str) -> Array:
@@ -149,6 +163,30 @@ def _fan_correction(init: str, target: Target) -> float:
     """What makes up for a `draw` that goes by (out, in, *kernel) where the output axis is another; else exactly 1."""
     guess, fans = fan_in_and_out(target.parameter.shape), target.fans
     return math.sqrt(sum(guess) / sum(fans) if init == "xavier-normal" else guess[0] / fans[0])
+
+
+def draw_at(
+    init: str, shape: Iterable[int], seed: int, name: str, places: npt.NDArray[np.int64], scale: float = 1.0
+) -> Tensor:
+    """The numbers of `draw` that stand at some places of the flattened tensor, without making the others.
+
+    Raises:
+        ValueError: as `draw`.
+    """
+    sizes, key = tuple(int(size) for size in shape), "init/" + name
+    count = math.prod(sizes)
+    if init == "signed-constant":
+        values = signs_at(places, count, seed, key) * _kaiming_std(sizes)
+    elif init in ("kaiming-normal", "kaiming-uniform", "xavier-normal"):
+        values = to_uniform(random_words(count, seed, key)[places])
+        if init == "kaiming-uniform":
+            values = (values * 2.0 - 1.0) * (math.sqrt(3.0) * _kaiming_std(sizes))
+        else:
+            std = _kaiming_std(sizes) if init == "kaiming-normal" else _xavier_std(sizes)
+            values = to_normal(values) * std
+    else:
+        values = find_named("init", init, INITS)(sizes, seed, key)[places]
+    return torch.from_numpy((values * scale).astype(np.float32))
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
