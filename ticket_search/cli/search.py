@@ -177,6 +177,39 @@ def _print_left_out(left_out: Iterable[tuple[str, tuple[int, int]]]) -> None:
 def print_summary(run: Run) -> None:
     """Print the result in short, and the commands that follow."""
     summary, metric = run.summary, run.metric
+    _print_parts(summary, metric)
+    if empty := summary.get("empty_layers"):
+        errors().print(
+            f"warning: the mask keeps no weight of {', '.join(empty)}, so no signal passes there", style="yellow"
+        )
+    cost = summary["cost"]
+    print_table(
+        ("result", ""),
+        [
+            (f"test {metric.name}", metric.with_unit(known_value(summary, "test"))),
+            (f"validation {metric.name}", metric.with_unit(known_value(summary, "val"))),
+            ("weights kept", f"{summary['kept']:,} of {summary['weights']:,} (density {summary['density']:.4g})"),
+            *_describe_origin(summary),
+            ("cost", _describe_cost(cost)),
+            *_describe_weights(cost),
+            *_describe_drawing(summary),
+            *_describe_inference(summary),
+            *_describe_compact(summary, metric),
+        ],
+    )
+    output().print(
+        f"the ticket: {run.path}/ticket.safetensors\n"
+        f"next:\n  ticket inspect {run.path}\n  ticket compare {run.path.parent}/*\n"
+        f"  tensorboard --logdir {run.path.parent}\n"
+        f"  python -c \"import supermask; print(supermask.load('{run.path}/ticket.safetensors'))\"",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _print_parts(summary: Mapping[str, Any], metric: Metric) -> None:
+    """Print what each level keeps, or each task."""
     test, validation = f"test {metric.column}", f"validation {metric.column}"
     if levels := summary.get("levels"):
         units = next((name for name in ("filters", "units") if name in levels[-1]), "")
@@ -219,34 +252,6 @@ def print_summary(run: Run) -> None:
                 for row in tasks
             ],
         )
-    if empty := summary.get("empty_layers"):
-        errors().print(
-            f"warning: the mask keeps no weight of {', '.join(empty)}, so no signal passes there", style="yellow"
-        )
-    cost = summary["cost"]
-    print_table(
-        ("result", ""),
-        [
-            (f"test {metric.name}", metric.with_unit(known_value(summary, "test"))),
-            (f"validation {metric.name}", metric.with_unit(known_value(summary, "val"))),
-            ("weights kept", f"{summary['kept']:,} of {summary['weights']:,} (density {summary['density']:.4g})"),
-            *_describe_origin(summary),
-            ("cost", _describe_cost(cost)),
-            *_describe_weights(cost),
-            *_describe_drawing(summary),
-            *_describe_inference(summary),
-            *_describe_compact(summary, metric),
-        ],
-    )
-    output().print(
-        f"the ticket: {run.path}/ticket.safetensors\n"
-        f"next:\n  ticket inspect {run.path}\n  ticket compare {run.path.parent}/*\n"
-        f"  tensorboard --logdir {run.path.parent}\n"
-        f"  python -c \"import supermask; print(supermask.load('{run.path}/ticket.safetensors'))\"",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
 
 
 def _describe_units(row: Mapping[str, Any], name: str) -> str:
