@@ -146,7 +146,7 @@ BAD = {
     "nothing kept": (["--density", "1e-9", "--allocation", "global"], ["keeps none of the 50,200 weights"]),
     "idle momentum": (["--optimizer", "adam", "--momentum", "0.5"], ["--momentum goes with --optimizer sgd"]),
     "idle drop": (["--drop", "0.5"], ["--drop goes with --schedule step"]),
-    "idle seed": (["--method", "imp", "--mask-seed", "1"], ["--mask-seed goes with methods that draw"]),
+    "idle seed": (["--method", "dense", "--mask-seed", "1"], ["--mask-seed goes with methods that draw"]),
     "idle scale": (["--init", "keep", "--no-scaled"], ["--scaled goes with weights that are drawn"]),
     "late milestones": (["--schedule", "step", "--milestones", "30,60"], ["--milestones 30,60: expected epochs before 60"]),
     "long warmup": (["--warmup", "600it"], ["--warmup 600it: expected less than the 600 steps"]),

@@ -17,6 +17,8 @@ from supermask.choosing.coupling import couple
 from supermask.choosing.scores import SCORES
 from supermask.live.held import mask_gradients
 from supermask.masks.targets import find_targets
+from ticket_search.methods import early_bird
+from ticket_search.training.units import find_filters
 
 
 @pytest.fixture(autouse=True)
@@ -159,3 +161,17 @@ def test_a_smaller_network_there(where):
     constant = {"3.weight": torch.ones(8, 4, 3, 3, dtype=torch.bool)}
     constant["3.weight"][[0, 5]] = False
     assert supermask.shrink(far, constant, x).removed == {"3.weight": (0, 5)}
+
+
+def test_an_early_ticket_is_the_same_there():
+    """The scales are ranked on the CPU, whatever device the network is on."""
+    found = []
+    for model, device in ((network(), "cpu"), (there(network()), SECOND)):
+        data = type(
+            "Samples", (), {"batches": lambda self, split, size, d=device: iter([[batches()[0][0].to(d), None]])}
+        )()
+        config = early_bird.Config(density=0.4)
+        filters = find_filters(model, data, config, normed=True)
+        masks = early_bird.choose(model, config, filters)
+        found.append((masks, early_bird.flatten(filters)(masks)))
+    assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
