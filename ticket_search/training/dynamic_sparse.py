@@ -36,7 +36,7 @@ class Config(PruningConfig):
     # Where a weight grows; and whether that takes the place of the optimizer's step, or follows it.
     grow: ClassVar[Literal["gradient", "random"]] = "gradient"
     instead: ClassVar[bool] = True
-    allocation: Literal["global", "layerwise", "erk", "er", "balanced"] | None = Field(
+    allocation: Literal["global", "layerwise", "erk", "er", "balanced"] = Field(
         "erk", description="how the kept weights are shared among tensors"
     )
     granularity: str = Field("weight", description="what is kept or dropped as one: single weights only")
