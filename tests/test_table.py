@@ -193,8 +193,8 @@ def test_sweeps_are_joined_from_their_measurements(ticket, tmp_path, monkeypatch
     for text in (
         "# Two sweeps",
         "snip beats imp",
-        "| imp | 2 |",
-        "| snip: shuffle | 2 |",
+        "| imp | 1 | 2 |",
+        "| snip: shuffle | 1 | 2 |",
         "the best",
         "![",
         "Everything.",
