@@ -105,8 +105,9 @@ def spread(mean, std, n):
 def test_not_worse(mean, std, n, answer):
     found = answer_not_worse("?", spread(mean, std, n), 0.5)
     assert found.answer == answer
-    assert (found.more_seeds is None) == (answer != "undecided")
-    if answer == "undecided":
+    if answer != "undecided" or "too noisy" in found.because:
+        assert found.more_seeds is None
+    else:
         assert n + found.more_seeds >= 5
         assert found.more_seeds > 0
 
@@ -127,7 +128,7 @@ def test_levels_are_tested_downward_to_the_first_that_fails():
     assert [answer.answer for answer in tested] == ["yes", "yes", "no", "unknown", "unknown"]
     assert [answer.tested for answer in tested] == [True, True, True, False, False]
     assert all("the answer at density 0.512 is no" in answer.because for answer in tested[3:])
-    unsure = answer_in_order([answer_not_worse("?", spread(0.0, 1.0, 5), 0.5), words[0]], names)
+    unsure = answer_in_order([answer_not_worse("?", spread(0.0, 0.6, 5), 0.5), words[0]], names)
     assert [answer.answer for answer in unsure] == ["undecided", "undecided"]
     assert unsure[1].more_seeds == unsure[0].more_seeds
     assert f"the answer at density 0.8 is undecided ({unsure[0].more_seeds} more seed" in unsure[1].because
@@ -243,7 +244,7 @@ MEASURED = "n seeds values mean std interval early_step early_steps early_mean"
 KEYS = {
     "comparison": "delta groups left_out notes",
     "group": "label method model data precision density kept n seeds mean std interval dense_trainings val_mean seconds "
-    "runs baseline levels controls verdict metric delta differs curve id",
+    "runs baseline levels controls verdict metric delta differs start recipe curve id",
     "level": f"level density kept {MEASURED} dense_trainings difference retrained later matching",
     "control": f"control trained data level density kept {MEASURED} difference p_holm",
     "verdict": "matching sparsest_matching controls_at as_early init positions trivial",

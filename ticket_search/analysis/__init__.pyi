@@ -4,6 +4,7 @@ from . import curves as curves
 from . import dot_plot as dot_plot
 from . import findings as findings
 from . import geometry as geometry
+from . import headlines as headlines
 from . import html as html
 from . import intervals as intervals
 from . import plots as plots

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.errors import RequestError
-from ..contract.flags import differences
+from ..contract.flags import differences, is_zero
 from ..contract.metric import Metric, known_value, value_of
-from .findings import Comparison, Control, Delay, Group, Level
+from ..running.read_config import find_kind
+from .findings import Comparison, Control, Delay, Group, Level, Start
 from .intervals import Difference, chance_of_none, confidence_interval, difference, holm
 from .read_runs import Member, read_members
 from .verdict import answer_levels, judge, scale_of
@@ -110,7 +111,9 @@ def _describe(group: list[Member], groups: Sequence[list[Member]], given: float 
         levels = answer_levels(levels, delta, scale)
         # The questions are not about the ticket on other data, nor about a frozen one that was trained after all.
         own = [row for row in controls if row.data == _data_of(first) and row.trained != first.frozen]
-        verdict = judge(levels, own, _against_dense(group, baseline), delta, first.whole_units, scale)
+        verdict = judge(
+            levels, own, _against_dense(group, baseline), delta, first.whole_units, scale, first.method == "random"
+        )
     last = levels[-1]
     return Group(
         label=first.method,
@@ -125,7 +128,25 @@ def _describe(group: list[Member], groups: Sequence[list[Member]], given: float 
         verdict=verdict,
         metric=first.metric,
         delta=delta,
+        start=_start_of(first),
+        recipe=first.recipe,
     )
+
+
+def _start_of(member: Member) -> Start:
+    """From what the tickets of a group are trained, by the flags of its method."""
+    if not member.measured_here or member.method == "train":
+        return "unknown"
+    if member.frozen:
+        return "frozen"
+    if find_kind(member.method).traits.changes_masks:
+        return "moving"
+    retrained = any(row.get("retrained", False) for row in member.rows)
+    if retrained or member.recipe.get("then", "rewind") != "rewind":
+        return "trained"
+    if member.recipe.get("weights"):
+        return "given"
+    return "initialization" if is_zero(member.recipe.get("rewind", "0")) else "later"
 
 
 def _tell_weights(member: Member) -> list[str]:

@@ -23,8 +23,9 @@ class Answer(Keyed):
     """The answer to one question, and why.
 
     `answer` is `unknown` where the runs that would tell are missing, and `undecided` where they are too few: then
-    `more_seeds` is the number of seeds to add. A level below the first one that does not match is not `tested`; its
-    `more_seeds` are those of that first level.
+    `more_seeds` is the number of seeds to add, None where more would be needed than anybody trains. A level below the
+    first one that does not match is not `tested`, unless it is plainly worse; its `more_seeds` are those of that first
+    level.
     """
 
     question: str
@@ -38,6 +39,8 @@ class Answer(Keyed):
         if not self.tested:
             return "not tested"
         more = self.more_seeds
+        if self.answer == "undecided" and not more:
+            return "undecided (too noisy)"
         return f"{self.answer} ({more} more seed{'' if more == 1 else 's'})" if more else self.answer
 
 
@@ -112,6 +115,8 @@ class Control(Keyed):
     p_holm: float | None = None
 
 
+# From what the tickets of a group are trained.
+Start = Literal["initialization", "later", "trained", "given", "frozen", "moving", "unknown"]
 # One row of a table, one point of a curve.
 Row = Level | Control
 
@@ -123,7 +128,8 @@ class Verdict(Keyed):
     `matching` is about the sparsest level, None where no level is sparse, and `sparsest_matching` is the lowest density
     that matches. `as_early` asks whether the validation loss is at its minimum as early as in the dense network, `init`
     whether the ticket's own weights matter, `positions` whether it matters which weights are kept, and `trivial`
-    whether a random mask matches too. The controls are those at the density `controls_at`.
+    whether a random mask matches too; that is None where the masks are random themselves. The controls are those at the
+    density `controls_at`.
     """
 
     matching: Answer | None
@@ -132,7 +138,7 @@ class Verdict(Keyed):
     as_early: Answer
     init: Answer
     positions: Answer
-    trivial: Answer
+    trivial: Answer | None
 
     @property
     def answers(self) -> dict[str, Answer]:
@@ -147,8 +153,10 @@ class Group(Keyed):
     `density` to `dense_trainings` are those of the sparsest level. `metric` is what all its numbers are of, `delta` the
     margin in its unit, None where none was given, and `val_mean` the mean of the metric on validation,
     `seconds` the mean time of a search, and `baseline` says which dense network the group is compared with. `verdict`
-    is None for a dense network. `label` names the group, `curve` is the label without the density, and `differs` holds
-    the flags that tell the group from the others of its method.
+    is None for a dense network. `start` says from what its tickets are trained: their `initialization`, the weights of
+    a `later` step, `trained` weights, or those of a run or a file (`given`); `frozen` ones are never trained, and masks
+    may be `moving` while the weights are. `recipe` has the flags of its runs. `label` names the group, `curve` is the
+    label without the density, and `differs` holds the flags that tell the group from the others of its method.
     """
 
     label: str
@@ -174,6 +182,8 @@ class Group(Keyed):
     metric: Metric = ACCURACY
     delta: float | None = None
     differs: Mapping[str, Any] = field(default_factory=dict)
+    start: Start = "unknown"
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     curve: str = ""
     id: str = ""
 

@@ -4,24 +4,30 @@ Matching is a test of non-inferiority: the 95 % interval of the difference to th
 above -delta, and delta is fixed before any result is seen. The lower end of the interval alone is wrong in one case of
 forty, so that a user who adds the seeds that were asked for and tests again is wrong in at most one case of twenty.
 Levels are tested from the dense network downward, up to the first that fails, so that no correction for their number is
-needed. The tests that a ticket is better than its controls are corrected for the number of controls (Holm).
+needed. A level below that one is worse, no, where that is so after a correction for the number of levels (Holm). The
+tests that a ticket is better than its controls are corrected for the number of controls (Holm).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from scipy.special import stdtr
+
 from ..contract.metric import Metric
 from .findings import Answer, Control, Level, Verdict
-from .intervals import ALPHA, MOST_SEEDS, Difference, seeds_to_find
+from .intervals import ALPHA, MOST_SEEDS, Difference, holm, seeds_to_find
 
 # Percentage points by which a ticket may be worse than the dense network and still match it; of another metric than
 # accuracy the margin has to be given.
 DELTA = 0.5
 # No ticket is claimed on fewer seeds.
 LEAST_SEEDS = 5
+# Nobody is asked for more seeds than these: the results are too noisy to decide at the margin.
+MOST_ASKED = 30
 # The minimum of a ticket's validation loss may come later than the dense network's by this fraction of its step.
 LATER = 0.1
 
@@ -68,7 +74,7 @@ def answer_not_worse(question: str, found: Difference | None, margin: float | No
         return Answer(question, "no", because)
     if lower > -margin and found.n >= LEAST_SEEDS:
         return Answer(question, "yes", because)
-    return Answer(question, "undecided", because, _more(found, margin, abs(found.mean + margin)))
+    return _undecided(question, because, _more(found, margin, abs(found.mean + margin)))
 
 
 def _unmeasured(question: str, found: Difference, scale: Scale) -> Answer:
@@ -99,12 +105,20 @@ def answer_better(
         return Answer(question, "undecided", because, LEAST_SEEDS - 1)
     because = f"{_in_words(found, scale)}; Holm p = {chance:.2g}"
     if found.n < LEAST_SEEDS:
-        return Answer(question, "undecided", because, _more(found, max(margin, found.mean), abs(found.mean)))
+        return _undecided(question, because, _more(found, max(margin, found.mean), abs(found.mean)))
     if found.mean > 0 and chance < ALPHA:
         return Answer(question, "yes", because)
     if found.interval[1] < margin:
         return Answer(question, "no", because)
-    return Answer(question, "undecided", because, _more(found, max(margin, found.mean), abs(found.mean)))
+    return _undecided(question, because, _more(found, max(margin, found.mean), abs(found.mean)))
+
+
+def _undecided(question: str, because: str, more: int) -> Answer:
+    """An answer that takes more seeds, or none where nobody would train so many."""
+    if more <= MOST_ASKED:
+        return Answer(question, "undecided", because, more)
+    because = f"{because}; more than {MOST_ASKED} seeds more would be needed: too noisy to decide at this margin"
+    return Answer(question, "undecided", because)
 
 
 def answer_in_order(answers: Sequence[Answer], names: Sequence[str]) -> list[Answer]:
@@ -130,8 +144,42 @@ def answer_levels(levels: Sequence[Level], delta: float | None, scale: Scale = P
     found = [answer_not_worse(MATCHING, row.difference, delta, scale) for row in sparse]
     # Without a margin none can be tested: each level shows its difference and says what is missing.
     names = [f"density {row.density:.4g}" for row in sparse]
-    answers = iter(found if delta is None else answer_in_order(found, names))
+    if delta is not None:
+        worse = plainly_worse({name: row.difference for name, row in zip(names, sparse, strict=True)}, delta)
+        found = [
+            _say_worse(answer, row, worse[name], delta, scale)
+            for answer, row, name in zip(answer_in_order(found, names), sparse, names, strict=True)
+        ]
+    answers = iter(found)
     return tuple(replace(row, matching=next(answers)) if row.density < 1 else row for row in levels)
+
+
+def plainly_worse(found: Mapping[str, Difference | None], margin: float) -> dict[str, float | None]:
+    """For each level the chance of such a difference, or a lower one, if it were not worse than the margin.
+
+    The chances are one-sided, by Student's t, and corrected for the number of levels by Holm's method, so that each is
+    to be compared with half of ALPHA. None where there is no interval.
+    """
+    chances = {}
+    for name, one in found.items():
+        if one is None or one.std is None:
+            continue
+        gap = one.mean + margin
+        chances[name] = float(stdtr(one.n - 1, gap / (one.std / math.sqrt(one.n)))) if one.std else float(gap >= 0)
+    corrected = holm(chances)
+    return {name: corrected.get(name) for name in found}
+
+
+def _say_worse(answer: Answer, row: Level, chance: float | None, margin: float, scale: Scale) -> Answer:
+    """The answer of a level; where it was not tested in order and is plainly worse, no."""
+    if answer.tested or chance is None or chance >= ALPHA / 2:
+        return answer
+    assert row.difference is not None
+    because = (
+        f"{_in_words(row.difference, scale)}; the margin is {-margin:+{scale.form}}, and this is worse after a "
+        f"correction for the number of levels (Holm p = {chance:.2g})"
+    )
+    return Answer(answer.question, "no", because)
 
 
 def judge(
@@ -141,6 +189,7 @@ def judge(
     delta: float | None,
     whole_units: bool = False,
     scale: Scale = POINTS,
+    is_random: bool = False,
 ) -> Verdict:
     """Answer the questions about a group.
 
@@ -154,6 +203,7 @@ def judge(
         delta: the margin, in the unit of the scale; None where none was given.
         whole_units: whether filters or blocks were dropped, for which no control moves single weights.
         scale: of the differences.
+        is_random: whether the masks are random themselves, which are not asked whether a random mask matches too.
     """
     sparse = [row for row in levels if row.density < 1]
     matching = [row for row in sparse if row.matching is not None and row.matching.answer == "yes"]
@@ -174,7 +224,7 @@ def judge(
         positions=answer_better(
             POSITIONS, *beside.get("shuffle", (None, None)), delta, _WHOLE if whole_units else _NOT_RUN, scale
         ),
-        trivial=trivial,
+        trivial=None if is_random else trivial,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from .. import analysis
 from ..contract.errors import RequestError
@@ -74,9 +75,7 @@ def compare(
     if as_json:
         print_json(analysis.findings.to_dict(found) | ({"masks": networks} if masks or heat_map else {}))
         return
-    _print_groups(found)
-    for group in found.groups:
-        _print_levels(group)
+    _print_found(found)
     if masks:
         _print_masks(networks)
     _print_verdicts(found)
@@ -130,6 +129,23 @@ def _write(
         analysis.to_tensorboard.write_board(found, board)
     for path in filter(None, [*files.values(), board]):
         errors().print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_found(found: Comparison) -> None:
+    _print_headlines(found)
+    _print_groups(found)
+    for group in found.groups:
+        _print_levels(group)
+
+
+def _print_headlines(found: Comparison) -> None:
+    """One line for each method and density, and what to type next where something is missing."""
+    colours = {"good": "bold green", "bad": "bold red", "open": "yellow"}
+    for line in analysis.headlines.headlines(found):
+        text = Text(f"{line.subject}: ").append(line.text, style=colours[line.kind])
+        output().print(text, soft_wrap=True)
+        if line.command:
+            output().print(f"  {line.command}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_groups(found: Comparison) -> None:

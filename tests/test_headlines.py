@@ -1,0 +1,183 @@
+"""The headline of each method and density: what is said of planted results, and what is to be typed next."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ticket_search import compare, search
+from ticket_search.analysis.headlines import headline, headlines, search_command
+from ticket_search.analysis.intervals import Difference, holm
+from ticket_search.analysis.verdict import MOST_ASKED, answer_levels, plainly_worse
+from ticket_search.running.request import read_request
+
+NOISE = np.array([0.1, -0.1, 0.05, -0.05, 0.0, 0.08, -0.08])
+
+
+def rows_of(gaps, seeds=5, controls=(), noise=1.0, method="mine"):
+    """Dense networks of about 95 %, tickets that are so much better at each density, and controls."""
+    rows = []
+    for seed in range(seeds):
+        base = 95.0 + 3 * NOISE[seed % 7]
+        at = {"method": method, "seed": seed}
+        rows.append({**at, "density": 1.0, "test_accuracy": base})
+        for density, gap in gaps.items():
+            accuracy = base + gap + noise * NOISE[(3 * seed + 1) % 7]
+            rows.append({**at, "density": density, "test_accuracy": accuracy})
+            for kind, worse in dict(controls).items():
+                control = accuracy - worse + 0.5 * NOISE[(2 * seed + 3) % 7]
+                rows.append({**at, "density": density, "control": kind, "test_accuracy": control})
+    return rows
+
+
+def told(start="initialization", runs=("runs/a b",), **planted):
+    found = compare([], others=rows_of(**planted))
+    groups = tuple(replace(group, start=start, runs=runs) for group in found.groups)
+    return headlines(replace(found, groups=groups))
+
+
+@pytest.mark.parametrize(
+    ("planted", "kind", "text"),
+    [
+        ({"gaps": {0.03: 0.3}, "controls": {"reinit": 5, "shuffle": 3}}, "good", "a winning ticket (+0.3 pp, 5 seeds)"),
+        ({"gaps": {0.03: 0.3}, "controls": {"reinit": 5, "shuffle": 3}, "start": "later"}, "good", "a matching ticket, rewound to a later step (+0.3 pp, 5 seeds)"),
+        ({"gaps": {0.03: 0.3}}, "good", "matches the dense network (+0.3 pp, 5 seeds; controls missing)"),
+        ({"gaps": {0.03: 0.3}, "controls": {"shuffle": 3}}, "good", "matches the dense network (+0.3 pp, 5 seeds; controls missing)"),
+        ({"gaps": {0.03: 0.3}, "controls": {"reinit": 0, "shuffle": 3}}, "bad", "matches the dense network (+0.3 pp, 5 seeds), but so do fresh weights: no winning ticket"),
+        ({"gaps": {0.03: 0.3}, "start": "frozen"}, "good", "matches the dense network, and no weight was trained (+0.3 pp, 5 seeds)"),
+        ({"gaps": {0.03: 0.3}, "start": "moving"}, "good", "matches the dense network (+0.3 pp, 5 seeds)"),
+        ({"gaps": {0.03: -18.9}}, "bad", "no (-18.9 pp, 5 seeds)"),
+        ({"gaps": {0.03: -18.9}, "seeds": 2}, "bad", "no (-18.9 pp, 2 seeds)"),
+        ({"gaps": {0.03: -18.9}, "seeds": 1}, "open", "nothing is claimed on fewer than 5 seeds (-19.0 pp, 1 seed)"),
+        ({"gaps": {0.03: 0.1}, "seeds": 3}, "open", "nothing is claimed on fewer than 5 seeds (+0.1 pp, 3 seeds)"),
+        ({"gaps": {0.03: -0.4}, "noise": 3.0}, "open", "not decided yet (-0.5 pp, 5 seeds): 2 more seeds"),
+        ({"gaps": {0.03: -0.5}, "noise": 60.0}, "open", "too noisy to decide at a margin of 0.5 pp"),
+    ],
+)  # fmt: skip
+def test_what_is_said(planted, kind, text):
+    (line,) = told(**planted)
+    assert line.subject == "mine at 3 %"
+    assert line.kind == kind
+    assert line.text.startswith(text), line.text
+
+
+def test_the_controls_that_are_missing_are_named_as_a_command():
+    (line,) = told(gaps={0.03: 0.3})
+    assert shlex.split(line.command) == ["ticket", "controls", "runs/a b"]
+
+
+def test_what_is_plainly_worse_is_no_wherever_it_stands():
+    lines = told(gaps={0.5: -0.5, 0.3: -0.2, 0.1: -9.0}, noise=4.0)
+    assert [line.kind for line in lines] == ["open", "open", "bad"]
+    assert lines[1].text.startswith("not claimed, as a denser level does not match")
+    assert lines[2].text.startswith("no (-9")
+    (group,) = compare([], others=rows_of({0.5: -0.5, 0.3: -0.2, 0.1: -9.0}, noise=4.0)).groups
+    assert "Holm p = " in group.levels[-1].matching.because
+    assert [row.matching.answer for row in group.levels[1:]] == ["undecided", "undecided", "no"]
+
+
+def test_the_chance_of_being_worse_is_that_of_a_one_sided_test():
+    stream = np.random.default_rng(0)
+    gaps = {name: stream.normal(mean, 0.6, 6) for name, mean in {"a": 0.0, "b": -0.9, "c": -1.4}.items()}
+    found = {name: Difference(6, float(gap.mean()), float(gap.std(ddof=1)), (0.0, 0.0)) for name, gap in gaps.items()}
+    theirs = {name: stats.ttest_1samp(gap, -0.5, alternative="less").pvalue for name, gap in gaps.items()}
+    for name, chance in plainly_worse({**found, "none": None}, 0.5).items():
+        assert chance == (None if name == "none" else pytest.approx(holm(theirs)[name]))
+    same = {"worse": Difference(5, -0.6, 0.0, (-0.6, -0.6)), "not": Difference(5, -0.4, 0.0, (-0.4, -0.4))}
+    assert plainly_worse(same, 0.5) == {"worse": 0.0, "not": 1.0}
+
+
+@pytest.mark.parametrize("mean", [-0.5, -0.45])
+def test_a_level_that_is_not_worse_than_the_margin_is_seldom_called_worse(mean):
+    """At the margin itself, out of order, with seven other levels: at most one experiment of forty says no by chance."""
+    stream, wrong, number = np.random.default_rng(1), 0, 400
+    dense, *_ = compare([], others=rows_of({0.5: 0.0})).groups[0].levels
+    for _ in range(number):
+        rows = [dense]
+        for place in range(8):
+            values = stream.normal(mean, 0.7, 5)
+            gap = Difference(
+                5,
+                float(values.mean()),
+                float(values.std(ddof=1)),
+                (
+                    float(stats.t.interval(0.95, 4, values.mean(), stats.sem(values))[0]),
+                    float(stats.t.interval(0.95, 4, values.mean(), stats.sem(values))[1]),
+                ),
+            )
+            rows.append(replace(dense, level=place + 1, density=0.9 - place / 10, difference=gap))
+        judged = answer_levels(rows, 0.5)
+        out_of_order = [row.matching for row in judged[1:] if "Holm" in row.matching.because]
+        wrong += bool(out_of_order)
+    # 2.5 % are allowed; of 400 experiments more than 20 would be seen once in a thousand times.
+    assert wrong <= 20
+
+
+def test_nobody_is_asked_for_more_seeds_than_anybody_trains():
+    (group,) = compare([], others=rows_of({0.03: -0.5}, noise=60.0)).groups
+    answer = group.levels[-1].matching
+    assert (answer.answer, answer.more_seeds) == ("undecided", None)
+    assert f"more than {MOST_ASKED} seeds more" in answer.because
+    assert answer.in_words() == "undecided (too noisy)"
+
+
+def test_of_many_levels_those_are_told_where_something_changes():
+    gaps = {0.8: 0.1, 0.6: 0.1, 0.4: 0.1, 0.3: -3.0, 0.2: -5.0, 0.1: -9.0}
+    assert [line.subject for line in told(gaps=gaps)] == ["mine at 40 %", "mine at 30 %", "mine at 10 %"]
+
+
+def test_a_dense_network_has_none():
+    dense = [row for row in rows_of({}) if row["density"] == 1]
+    assert headlines(compare([], others=dense)) == []
+
+
+QUICK = {"epochs": 1, "threads": 1, "progress": False, "model_args": "width=0.1", "evaluate_every": "1ep"}
+
+
+def test_the_command_adds_seeds_to_the_very_experiment(tmp_path):
+    run = search("imp", runs=tmp_path, density=0.3, fraction=0.45, exclude="fc3.weight", nesterov=False, **QUICK)
+    search("dense", runs=tmp_path, **QUICK)
+    found = compare(tmp_path.iterdir())
+    lines = {line.subject.partition(" ")[0]: line for line in headlines(found)}
+    assert set(lines) == {"imp"}
+    words = shlex.split(lines["imp"].command)
+    assert words[:2] == ["ticket", "search"]
+    assert words[-2:] == ["--seeds", "1-4"]
+    config = read_request(words[2:]).config
+    own = run.config.model_dump(exclude={"threads", "device"})
+    assert {key: value for key, value in config.model_dump().items() if key in own} == own
+
+
+def test_a_ticket_without_a_dense_network_says_how_to_train_one(tmp_path):
+    search("snip", runs=tmp_path, density=0.3, lr=0.01, **QUICK)
+    (line,) = headlines(compare(tmp_path.iterdir()))
+    assert line.text.startswith("not compared")
+    request = read_request(shlex.split(line.command)[2:])
+    assert (request.config.method, request.config.lr, request.launch["--seeds"]) == ("dense", 0.01, "0")
+
+
+def test_random_masks_are_not_asked_whether_random_masks_match(tmp_path):
+    search("random", runs=tmp_path, density=0.3, **QUICK)
+    (group,) = compare(tmp_path.iterdir()).groups
+    assert group.verdict.trivial is None
+    assert "trivial" not in group.verdict.answers
+
+
+def test_compare_prints_them_first(ticket, tmp_path, monkeypatch):
+    search("snip", runs=tmp_path / "runs", density=0.3, **QUICK)
+    monkeypatch.chdir(tmp_path)
+    shown = ticket("compare", str(next((tmp_path / "runs").iterdir())))
+    assert shown.code == 0, shown.err
+    first, second, *_ = shown.out.splitlines()
+    assert first.startswith("snip at 30 %: not compared")
+    assert second.strip().startswith("ticket search --method dense")
+
+
+def test_numbers_of_another_program_have_no_command():
+    assert search_command({"method": "theirs", "model": "x"}, [1]) == ""
+    (group,) = compare([], others=rows_of({0.03: 0.1}, seeds=2)).groups
+    assert headline(group, group.levels[-1]).command == ""

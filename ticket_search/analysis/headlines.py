@@ -1,0 +1,166 @@
+"""What a comparison says in one line for each method and density: a winning ticket, no, or what is missing.
+
+A winning ticket (Frankle & Carbin, The Lottery Ticket Hypothesis, 2018) starts from the initialization, matches the
+dense network, and is better than its controls: fresh weights under its mask (reinit), and its weights under a shuffled
+mask (shuffle). Where less is known, less is said.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..contract.flags import flag, public_fields
+from ..methods import find_method, method_names
+from .findings import Comparison, Group, Level
+from .intervals import Difference
+from .verdict import LEAST_SEEDS, answer_better, scale_of
+
+# Of more levels than these only those are told where something changes.
+_MOST_LEVELS = 3
+_BE = {"reinit": "fresh weights", "shuffle": "a shuffled mask"}
+_DO = {"reinit": "so do fresh weights", "shuffle": "so does a shuffled mask"}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One line about a group at a density.
+
+    subject: the method, what is special about it, and the density. text: the finding, with the mean difference to the
+    dense network and the number of seeds. kind: `good`, `bad`, or `open` where it is not known. command: what to type
+    to know more, or an empty text.
+    """
+
+    subject: str
+    text: str
+    kind: Literal["good", "bad", "open"]
+    command: str = ""
+
+
+def headlines(comparison: Comparison) -> list[Headline]:
+    """The headlines of all groups: of each sparse level, or of those levels of many where something changes."""
+    return [headline(group, row) for group in comparison.groups for row in _worth_telling(group)]
+
+
+def _worth_telling(group: Group) -> list[Level]:
+    sparse = [row for row in group.levels if row.density < 1 and row.matching is not None]
+    if len(sparse) <= _MOST_LEVELS:
+        return sparse
+    last_match = next((row for row in reversed(sparse) if row.matching and row.matching.answer == "yes"), None)
+    first_other = next((row for row in sparse if row.matching and row.matching.answer != "yes"), None)
+    told = [id(row) for row in (last_match, first_other, sparse[-1])]
+    return [row for row in sparse if id(row) in told]
+
+
+def headline(group: Group, row: Level) -> Headline:
+    """The headline of a group at one of its sparse levels."""
+    subject = f"{group.curve or group.label} at {100 * row.density:.3g} %"
+    answer, gap = row.matching, row.difference
+    if gap is None or answer is None:
+        text = "not compared: there is no dense network of the same recipe and seeds"
+        return Headline(subject, text, "open", search_command({**group.recipe, "method": "dense"}, group.seeds))
+    told = _tell(group, gap)
+    if answer.answer == "no":
+        return Headline(subject, f"no ({told})", "bad")
+    if answer.answer == "yes":
+        return _matches(group, row, subject, told)
+    if group.delta is None:
+        return Headline(
+            subject, f"{told}; whether it matches takes a margin", "open", "ticket compare ... --delta NUMBER"
+        )
+    if row.n < LEAST_SEEDS:
+        more = LEAST_SEEDS - row.n
+        text = f"nothing is claimed on fewer than {LEAST_SEEDS} seeds ({told})"
+        return Headline(subject, text, "open", _more(group, more))
+    if not answer.tested:
+        return Headline(subject, f"not claimed, as a denser level does not match ({told})", "open")
+    if answer.more_seeds is None:
+        scale = scale_of(group.metric)
+        text = f"too noisy to decide at a margin of {group.delta:g} {scale.unit} ({told})"
+        return Headline(subject, text, "open")
+    text = f"not decided yet ({told}): {_seeds(answer.more_seeds, 'more ')}"
+    return Headline(subject, text, "open", _more(group, answer.more_seeds))
+
+
+def _matches(group: Group, row: Level, subject: str, told: str) -> Headline:
+    """What is said of a level that matches the dense network: more where it is better than its controls."""
+    if group.start == "frozen":
+        return Headline(subject, f"matches the dense network, and no weight was trained ({told})", "good")
+    plain = f"matches the dense network ({told}"
+    if group.start not in ("initialization", "later"):
+        return Headline(subject, f"{plain})", "good")
+    own = {
+        control.control: control
+        for control in group.controls
+        if control.level == row.level and control.data == group.data and control.trained
+    }
+    missing = [kind for kind in ("reinit", "shuffle") if kind not in own]
+    if missing:
+        names = " ".join(shlex.quote(run) for run in group.runs[:1])
+        return Headline(subject, f"{plain}; controls missing)", "good", f"ticket controls {names}")
+    answers = {
+        kind: answer_better("", own[kind].difference, own[kind].p_holm, group.delta, scale=scale_of(group.metric))
+        for kind in ("reinit", "shuffle")
+    }
+    as_good = [_DO[kind] for kind, answer in answers.items() if answer.answer == "no"]
+    if as_good:
+        return Headline(subject, f"{plain}), but {' and '.join(as_good)}: no winning ticket", "bad")
+    unsure = {_BE[kind]: answer.more_seeds for kind, answer in answers.items() if answer.answer != "yes"}
+    if unsure:
+        text = f"{plain}); whether it is better than {' and '.join(unsure)} is not decided yet"
+        most = max((more or 0 for more in unsure.values()), default=0)
+        return Headline(subject, text, "open", _more(group, most) if most else "")
+    if group.start == "later":
+        return Headline(subject, f"a matching ticket, rewound to a later step ({told})", "good")
+    return Headline(subject, f"a winning ticket ({told})", "good")
+
+
+def _tell(group: Group, gap: Difference) -> str:
+    scale = scale_of(group.metric)
+    form = ".1f" if group.metric.is_accuracy else scale.form
+    return f"{gap.mean + 0.0:+{form}} {scale.unit}, {_seeds(gap.n)}"
+
+
+def _seeds(number: int, more: str = "") -> str:
+    return f"{number} {more}seed{'' if number == 1 else 's'}"
+
+
+def _more(group: Group, more: int) -> str:
+    first = max(group.seeds) + 1
+    return search_command(group.recipe, range(first, first + more))
+
+
+def search_command(recipe: Mapping[str, Any], seeds: Sequence[int]) -> str:
+    """The command that carries out a recipe with some seeds; empty for a program of somebody else's, or no method.
+
+    Flags that have their default are left out, and those that a method does not have.
+    """
+    method = str(recipe.get("method", ""))
+    if method not in method_names() or "model" not in recipe:
+        return ""
+    words = ["ticket", "search", "--method", method]
+    for name, entry in public_fields(find_method(method).Config).items():
+        value, default = recipe.get(name), entry.get_default()
+        if name == "density" and find_method(method).traits.dense:
+            continue
+        if value is None or value in (default, list(default) if isinstance(default, tuple) else default):
+            continue
+        if isinstance(value, bool):
+            words.append(flag(name) if value else "--no-" + flag(name)[2:])
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else f"{value}"
+            words += [flag(name), shlex.quote(text)]
+    return " ".join([*words, "--seeds", _ranges(seeds)])
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """Seeds as `--seeds` takes them: 0-2,5."""
+    found: list[list[int]] = []
+    for seed in sorted(set(seeds)):
+        if found and seed == found[-1][1] + 1:
+            found[-1][1] = seed
+        else:
+            found.append([seed, seed])
+    return ",".join(f"{low}" if low == high else f"{low}-{high}" for low, high in found)
