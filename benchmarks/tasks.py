@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +32,10 @@ from load import interleaved, machine, measure_load
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from ticket_file import entropy_bytes
 
 import supermask
-from supermask import Masks, Superposition, Ticket
+from supermask import Superposition, Ticket
 from supermask.weights.fitting import state_of
 from ticket_search import Run, search
 from ticket_search.data.tasks import read_tasks
@@ -48,15 +48,6 @@ IMAGES = (1, FROM_IMAGES)
 OBJECTIVES: dict[str, int | None] = {"entropy": None, "superfluous": 10}
 
 Row = dict[str, Any]
-
-
-def entropy_bytes(masks: Masks) -> float:
-    """The sum over tensors of n H(p) / 8."""
-    total = 0.0
-    for row in masks.report():
-        for p in (row.density, 1 - row.density):
-            total -= row.size * p * math.log2(p) / 8 if p else 0.0
-    return total
 
 
 def measure_tasks(run: Run) -> Iterator[Row]:
