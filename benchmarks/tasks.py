@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ from rich.table import Table
 from ticket_file import entropy_bytes
 
 import supermask
-from supermask import Superposition, Ticket
+from supermask import Masks, Superposition, Ticket
 from supermask.weights.fitting import state_of
 from ticket_search import Run, search
 from ticket_search.data.tasks import read_tasks
