@@ -420,6 +420,11 @@ def test_the_best_on_validation_is_run_with_every_seed_and_nothing_is_done_twice
     assert {file.name: file.read_bytes() for file in run.iterdir()} == {
         file.name: file.read_bytes() for file in tried.iterdir()
     }, "what was tried is not run again"
+    before = {file: file.stat().st_mtime_ns for file in Path("runs/mine").rglob("ticket.safetensors")}
+    again = ticket("sweep", str(path), "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["choices"] == found["choices"]
+    assert {file: file.stat().st_mtime_ns for file in Path("runs/mine").rglob("ticket.safetensors")} == before
 
 
 def test_a_choice_of_nothing_that_works_is_an_error(sweep_file):

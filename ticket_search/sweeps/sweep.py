@@ -206,6 +206,9 @@ def _find_folder(run: SweepRun, place: Path, runs: str | os.PathLike[str], numbe
     given = run.config.weights
     named = run.config if given is None else run.config.model_copy(update={"weights": find_weights(given, runs)})
     config = resolve(named)
+    if run.options:
+        # What is chosen for it is not known yet, so that it cannot be told from what lies there.
+        return PlannedRun(config, place / run.name, "new")
     number = 1
     while True:
         found = inspect_folder(place / (run.name if number == 1 else f"{run.name}-{number}"), config)
