@@ -14,6 +14,7 @@ from ticket_search.analysis.headlines import headline, headlines, search_command
 from ticket_search.analysis.intervals import Difference, holm
 from ticket_search.analysis.verdict import MOST_ASKED, answer_levels, plainly_worse
 from ticket_search.running.request import read_request
+from ticket_search.runs.experiment import resolve
 
 NOISE = np.array([0.1, -0.1, 0.05, -0.05, 0.0, 0.08, -0.08])
 
@@ -147,9 +148,31 @@ def test_the_command_adds_seeds_to_the_very_experiment(tmp_path):
     words = shlex.split(lines["imp"].command)
     assert words[:2] == ["ticket", "search"]
     assert words[-2:] == ["--seeds", "1-4"]
-    config = read_request(words[2:]).config
+    config = resolve(read_request(words[2:]).config)  # as the search settles it on this machine
     own = run.config.model_dump(exclude={"threads", "device"})
     assert {key: value for key, value in config.model_dump().items() if key in own} == own
+
+
+def test_the_dense_network_gets_the_seeds_that_it_lacks(tmp_path):
+    for seed in range(2):
+        search("snip", runs=tmp_path, density=0.3, seed=seed, **QUICK)
+    search("edge-popup", runs=tmp_path, density=0.3, **QUICK)
+    search("dense", runs=tmp_path, **QUICK)
+    snip, popup = (
+        next(line for line in headlines(compare(tmp_path.iterdir())) if line.subject.startswith(name))
+        for name in ("snip", "edge-popup")
+    )
+    # One pair of two is not two seeds.
+    assert "1 of 2 seeds" in snip.text or snip.text.startswith("no (")
+    words = shlex.split(snip.command)
+    assert (words[3], words[-1]) == ("dense", "0-1") and "&&" not in words
+    dense, own = popup.command.split(" && ")
+    assert shlex.split(own)[-2:] == ["--seeds", "1-4"] and shlex.split(dense)[-2:] == ["--seeds", "0-4"]
+    # Of a dense network no flag is one of scores.
+    request = read_request(shlex.split(dense)[2:])
+    assert (request.config.optimizer, request.config.init) == ("adam", "kaiming-normal")
+    for command in (dense, own, snip.command):
+        assert "channels-last" not in command
 
 
 def test_a_ticket_without_a_dense_network_says_how_to_train_one(tmp_path):

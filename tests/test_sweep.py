@@ -376,7 +376,8 @@ def test_what_is_chosen_and_by_which_runs(sweep_file):
         ("controls_for = [{method = 'imp'}]", "controls_for goes with controls"),
         ("controls = ['shuffle']\ncontrols_for = [{method = 'imp'}]", "controls_for {'method': 'imp'}: no run has these flags"),
         ("[[grid]]\nlr = 3", "grid.lr 3: expected a list of values, as lr = [3]"),
-        ("[[predictions]]\ntext = 'x'", "predictions.0.better"),
+        ("grid = 3", "grid 3: expected a table of lists, [grid], or several of them, [[grid]]"),
+        ("[[predictions]]\ntext = 'x'", "predictions.0.better is missing"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_choice(text, problem, sweep_file):

@@ -14,12 +14,15 @@ from typing import Any, Literal
 
 from ..contract.flags import flag, public_fields
 from ..methods import find_method, method_names
+from .comparison import TASK
 from .findings import Comparison, Group, Level
 from .intervals import Difference
 from .verdict import LEAST_SEEDS, answer_better, scale_of
 
 # Of more levels than these only those are told where something changes.
 _MOST_LEVELS = 3
+# What each machine settles for itself where nobody says it.
+_OF_THE_MACHINE = ("channels_last", "device", "threads")
 _BE = {"reinit": "fresh weights", "shuffle": "a shuffled mask"}
 _DO = {"reinit": "so do fresh weights", "shuffle": "so does a shuffled mask"}
 
@@ -60,7 +63,7 @@ def headline(group: Group, row: Level) -> Headline:
     answer, gap = row.matching, row.difference
     if gap is None or answer is None:
         text = "not compared: there is no dense network of the same recipe and seeds"
-        return Headline(subject, text, "open", search_command({**group.recipe, "method": "dense"}, group.seeds))
+        return Headline(subject, text, "open", _dense_command(group, group.seeds))
     told = _tell(group, gap)
     if answer.answer == "no":
         return Headline(subject, f"no ({told})", "bad")
@@ -70,6 +73,9 @@ def headline(group: Group, row: Level) -> Headline:
         return Headline(
             subject, f"{told}; whether it matches takes a margin", "open", "ticket compare ... --delta NUMBER"
         )
+    if gap.n < row.n:
+        text = f"compared on {gap.n} of {row.n} seeds ({told}): the dense network has not run with the others"
+        return Headline(subject, text, "open", _dense_command(group, row.seeds))
     if row.n < LEAST_SEEDS:
         more = LEAST_SEEDS - row.n
         text = f"nothing is claimed on fewer than {LEAST_SEEDS} seeds ({told})"
@@ -128,8 +134,21 @@ def _seeds(number: int, more: str = "") -> str:
 
 
 def _more(group: Group, more: int) -> str:
+    """The command that adds seeds: to the dense network too, where that is a run of its own."""
     first = max(group.seeds) + 1
-    return search_command(group.recipe, range(first, first + more))
+    seeds = range(first, first + more)
+    own = search_command(group.recipe, seeds)
+    dense = "" if group.baseline == "level 0" else _dense_command(group, [*group.seeds, *seeds])
+    return f"{dense} && {own}" if own and dense else own
+
+
+def _dense_command(group: Group, seeds: Sequence[int]) -> str:
+    """The command that trains the dense network with these seeds; those that have run are not repeated.
+
+    Where no weight of the ticket is trained its flags are those of scores, and only the task is the same.
+    """
+    recipe = {key: value for key, value in group.recipe.items() if group.start != "frozen" or key in TASK}
+    return search_command({**recipe, "method": "dense"}, seeds) if group.recipe.get("method") in method_names() else ""
 
 
 def search_command(recipe: Mapping[str, Any], seeds: Sequence[int]) -> str:
@@ -143,7 +162,7 @@ def search_command(recipe: Mapping[str, Any], seeds: Sequence[int]) -> str:
     words = ["ticket", "search", "--method", method]
     for name, entry in public_fields(find_method(method).Config).items():
         value, default = recipe.get(name), entry.get_default()
-        if name == "density" and find_method(method).traits.dense:
+        if name in _OF_THE_MACHINE or (name == "density" and find_method(method).traits.dense):
             continue
         if value is None or value in (default, list(default) if isinstance(default, tuple) else default):
             continue

@@ -326,7 +326,11 @@ def _read_file(table: dict[str, Any], problems: Problems) -> _File:
     except pydantic.ValidationError as error:
         for item in error.errors():
             place = ".".join(map(str, item["loc"]))
-            if item["type"] != "extra_forbidden":
+            if item["type"] == "missing":
+                problems.add(f"{place} is missing")
+            elif item["loc"][0] == "grid":
+                problems.add(f"grid {table['grid']!r}: expected a table of lists, [grid], or several of them, [[grid]]")
+            elif item["type"] != "extra_forbidden":
                 problems.add(f"{place} {item['input']!r}: {describe_expected(item)}")
             elif _is_flag(place):
                 problems.add(f"{place} is a flag of the runs: it belongs in [base]")
