@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -144,20 +144,29 @@ def prune_and_train(model: nn.Module, run: Run) -> Ticket:
     assert isinstance(config, AtInitConfig)
     start = weights.fitting.state_of(model)
 
-    def choose() -> dict[str, Any]:
+    def choose() -> Masks:
         evidence: dict[str, Any] = {"rounds": config.rounds, "example_input": example_of(run.data)}
         if isinstance(config, DataConfig):
             objective = training.trial.find_objective(run.setup, config, model)
             evidence["batches"] = score_batches(run.data, config, config.samples_per_class, objective)
-        masks = choose_masks(model, config, config.score, run, **evidence)
-        run.log(0, runs.tensorboard.densities(masks))
-        return {"masks": dict(masks), "uncounted": sorted(masks.uncounted)}
+        return choose_masks(model, config, config.score, run, **evidence)
 
-    chosen = run.stage("pruning", choose)
-    masks = supermask.Masks(chosen["masks"], chosen["uncounted"])
+    masks = choose_once(run, "pruning", choose)
     warn_of_collapse(model, masks, run)
     supermask.hold(model, masks)
     return training.conclude.train_once(model, run, masks, start=start)
+
+
+def choose_once(run: Run, stage: str, choose: Callable[[], Masks]) -> Masks:
+    """The masks that training begins with, chosen in a stage of the run, so that a run that goes on has them too."""
+
+    def work() -> dict[str, Any]:
+        masks = choose()
+        run.log(0, runs.tensorboard.densities(masks))
+        return {"masks": dict(masks), "uncounted": sorted(masks.uncounted)}
+
+    chosen = run.stage(stage, work)
+    return supermask.Masks(chosen["masks"], chosen["uncounted"])
 
 
 def choose_masks(model: nn.Module, config: PruningConfig, score: str, run: Run, **evidence: Any) -> supermask.Masks:

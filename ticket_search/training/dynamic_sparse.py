@@ -11,12 +11,12 @@ from pydantic import Field
 import supermask
 from supermask import masks, weights
 
-from .. import runs, training
+from .. import training
 from ..contract.errors import RequestError, RunError
 from ..contract.flags import Duration, is_zero, steps_of
 from ..contract.method import Hook, Stage, Traits
 from ..data.samples import whole_batches
-from .at_init import PruningConfig, check_pruning, choose_masks, example_of, warn_of_collapse
+from .at_init import PruningConfig, check_pruning, choose_masks, choose_once, example_of, warn_of_collapse
 
 if TYPE_CHECKING:
     from torch import nn
@@ -119,13 +119,10 @@ def search(model: nn.Module, run: Run) -> Ticket:
     every, until = update_steps(config, whole_batches(run.data.train_size, config.batch_size))
     start = weights.fitting.state_of(model)
 
-    def choose() -> dict[str, Any]:
-        drawn = choose_masks(model, config, "random", run, example_input=example_of(run.data))
-        run.log(0, runs.tensorboard.densities(drawn))
-        return {"masks": dict(drawn), "uncounted": sorted(drawn.uncounted)}
+    def choose() -> Masks:
+        return choose_masks(model, config, "random", run, example_input=example_of(run.data))
 
-    chosen = run.stage("drawing", choose)
-    first = supermask.Masks(chosen["masks"], chosen["uncounted"])
+    first = choose_once(run, "drawing", choose)
     warn_of_collapse(model, first, run)
     supermask.hold(model, first)
     hook = Regrowth(config, run, model, every, until)
