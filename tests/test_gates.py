@@ -87,12 +87,12 @@ def test_gumbel_sigmoid_is_hard_forward_and_soft_backward():
 
 def test_categorical_shares_temperatures_and_scales():
     rule = Categorical(steps=10)
-    logits, u = torch.randn(5, 6).double() / 100, torch.rand(5, 6).double()
+    logits, u = torch.randn(6, 5).double() / 100, torch.rand(6, 5).double()
     for step, temperature, scale in [(0, 4.0, 100.0), (5, 2.025, 300.0), (10, 0.05, 500.0), (99, 0.05, 500.0)]:
         keys = (scale * logits.numpy() - np.log(-np.log(u.numpy()))) / temperature
-        keys = np.exp(keys - keys.max(1, keepdims=True))
+        keys = np.exp(keys - keys.max(0, keepdims=True))
         found = rule.shares(logits, u, torch.tensor(step))
-        np.testing.assert_allclose(found.numpy(), keys / keys.sum(1, keepdims=True), rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(found.numpy(), keys / keys.sum(0, keepdims=True), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("granularity", ["2:4", "1:4", "2:3"])
@@ -104,7 +104,7 @@ def test_patterns_begin_from_the_magnitude_and_groups_are_exact(granularity):
     masks = supermask.masks_of(model)
     assert (masks & prior).kept > 0.8 * masks.kept
     logits = supermask.learned_of(model)["2.weight"]["logits"]
-    assert logits.shape == (6 * 36 // group, math.comb(group, kept))
+    assert logits.shape == (math.comb(group, kept), 6 * 36 // group)
     with torch.no_grad():
         for tensors in supermask.learned_of(model).values():
             tensors["logits"].normal_()

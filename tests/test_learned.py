@@ -16,7 +16,9 @@ from rules import RULES, Bernoulli, Biprop, Clamped, Gates, Patterns, Redrawing,
 from torch import nn
 
 import supermask
-from supermask.live import EdgePopup, program_of
+from supermask.kernels import build as native
+from supermask.live import EdgePopup, noise, program_of
+from supermask.masks.random_numbers import key_of, uniform_floats
 
 
 class Tied(nn.Module):
@@ -490,6 +492,27 @@ def test_numbers_are_those_of_philox_and_say_so_on_every_machine():
     many = layer.uniform((1000, 1000))
     assert 0 < float(many.min()) < 1e-4 and 1 - 1e-4 < float(many.max()) < 1
     assert float(many.mean()) == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 100_003])
+def test_numbers_of_the_kernel_are_the_same(threads, count):
+    if native.build("noise") is None:
+        pytest.skip("this machine has no C++ compiler")
+    key = key_of(3, "noise/2.weight")
+    torch.set_num_threads(threads)
+    for step, stream in [(0, 0), (17, 0), (17, 2)]:
+        found = native.draw_uniform_floats(count, (int(key[0]), int(key[1])), step, stream).numpy()
+        assert found.tobytes() == uniform_floats(count, key, step, stream).tobytes()
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_many_numbers_at_once_are_the_same_with_a_compiler_or_without(compiler, monkeypatch):
+    if not compiler:
+        monkeypatch.setattr(native, "build", lambda name: None)
+    layer, count = make("bernoulli")[1].layers[1], noise.MANY + 3
+    expected = uniform_floats(count, key_of(0, "noise/2.weight"), 0, 0)
+    assert layer.uniform((1, count)).numpy().tobytes() == expected.tobytes()
 
 
 # --- what a rule may be

@@ -1,4 +1,4 @@
-"""Kernels in C++, built by the machine's compiler when they are first wanted: `cut.cpp` and `csr.cpp`.
+"""Kernels in C++, built by the machine's compiler when they are first wanted: `cut.cpp`, `csr.cpp` and `noise.cpp`.
 
 Without a compiler everything does without them: what is found is the same, more slowly.
 """
@@ -23,7 +23,7 @@ COMPILERS = ("c++", "g++", "clang++")
 # For this processor alone: what is built lasts as long as the process.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 
-_POINTER, _COUNT, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+_POINTER, _COUNT, _NUMBER, _WORD = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_uint64
 # The functions of each source by the type of their numbers, what they take and what they return.
 _FUNCTIONS: dict[str, tuple[dict[torch.dtype, str], list[Any], Any]] = {
     "cut": (
@@ -36,12 +36,13 @@ _FUNCTIONS: dict[str, tuple[dict[torch.dtype, str], list[Any], Any]] = {
         [*[_POINTER] * 4, _COUNT, _COUNT, _POINTER, *[_COUNT] * 5, _POINTER, _COUNT],
         None,
     ),
+    "noise": ({torch.float32: "draw_uniform_floats"}, [*[_WORD] * 4, _COUNT, _POINTER, _COUNT], None),
 }
 
 
 @functools.cache
 def build(name: str) -> dict[torch.dtype, Any] | None:
-    """The functions of `cut.cpp` or `csr.cpp` by the type of their numbers; None without a C++ compiler.
+    """The functions of `cut.cpp`, `csr.cpp` or `noise.cpp` by the type of their numbers; None without a C++ compiler.
 
     The compiler is that of the environment variable CXX, or the first of COMPILERS. One that is there and fails is
     reported by a warning.
@@ -131,3 +132,13 @@ def multiply_rows(rows: Tensor, columns: Tensor, values: Tensor, bias: Tensor, x
         torch.get_num_threads(),
     )  # fmt: skip
     return y
+
+
+def draw_uniform_floats(count: int, key: tuple[int, int], step: int, stream: int) -> Tensor | None:
+    """The numbers of `random_numbers.uniform_floats`, on the threads that torch has; None where `build` gave nothing."""
+    functions = build("noise")
+    if functions is None:
+        return None
+    values = torch.empty(count, dtype=torch.float32, device="cpu")
+    functions[torch.float32](*key, step, stream, count, values.data_ptr(), torch.get_num_threads())
+    return values

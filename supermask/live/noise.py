@@ -6,13 +6,18 @@ numbers of the first time. For torch.compile it is one operation without side ef
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels import build as native
 from ..masks.random_numbers import key_of, normal_floats, uniform_floats
+
+# As many numbers as this of a tensor are worth a kernel that is built first.
+MANY = 1 << 20
 
 
 def make_key(seed: int, name: str) -> Tensor:
@@ -38,9 +43,14 @@ torch.library.define("supermask::noise", "(Tensor key, Tensor step, int stream, 
 
 @torch.library.impl("supermask::noise", "CPU")
 def _draw(key: Tensor, step: Tensor, stream: int, shape: list[int], normal: bool) -> Tensor:
-    draw = normal_floats if normal else uniform_floats
-    values = draw(int(np.prod(shape, dtype=np.int64)), key.numpy().view(np.uint64), int(step), stream)
-    return torch.from_numpy(values).reshape(shape)
+    size, words = math.prod(shape), key.numpy().view(np.uint64)
+    if normal:
+        return torch.from_numpy(normal_floats(size, words, int(step), stream)).reshape(shape)
+    if size >= MANY:
+        values = native.draw_uniform_floats(size, (int(words[0]), int(words[1])), int(step), stream)
+        if values is not None:
+            return values.view(shape)
+    return torch.from_numpy(uniform_floats(size, words, int(step), stream)).reshape(shape)
 
 
 @torch.library.register_fake("supermask::noise")  # type: ignore[untyped-decorator]

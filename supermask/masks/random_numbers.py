@@ -63,11 +63,11 @@ def to_uniform(words: Words) -> Array:
 def uniform_floats(count: int, key: Words, step: int, stream: int) -> npt.NDArray[np.float32]:
     """`count` float32 numbers strictly inside (0, 1), on a grid of 2^-24: two of each of the words of `words_at`."""
     halves = words_at((count + 1) // 2, key, step, stream).astype("<u8", copy=False).view("<u4")[:count]
+    # 23 bits behind the exponent of 1 are a number in [1, 2); what is taken from it puts it between those of the grid.
     halves >>= np.uint32(9)
-    # 23 bits and a half are exact in float32, 1 is out of reach.
-    floats = halves.astype(np.float32)
-    floats += np.float32(0.5)
-    floats *= np.float32(2.0**-23)
+    halves |= np.uint32(0x3F800000)
+    floats = halves.view("<f4").astype(np.float32, copy=False)
+    floats -= np.float32(1 - 2.0**-24)
     return floats
 
 
