@@ -135,7 +135,7 @@ def multiply_rows(rows: Tensor, columns: Tensor, values: Tensor, bias: Tensor, x
 
 
 def draw_uniform_floats(count: int, key: tuple[int, int], step: int, stream: int) -> Tensor | None:
-    """The numbers of `random_numbers.uniform_floats`, on the threads that torch has; None where `build` gave nothing."""
+    """The numbers of `random_numbers.uniform_floats`, on torch's threads; None where `build` gave nothing."""
     functions = build("noise")
     if functions is None:
         return None
