@@ -7,6 +7,9 @@ from . import geometry as geometry
 from . import headlines as headlines
 from . import html as html
 from . import intervals as intervals
+from . import levels as levels
+from . import overview as overview
+from . import paper as paper
 from . import plots as plots
 from . import read_runs as read_runs
 from . import tables as tables

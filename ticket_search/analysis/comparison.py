@@ -193,7 +193,7 @@ def _find_baseline(group: list[Member], groups: Sequence[list[Member]], notes: l
         return {}, None
     _, _, rows, theirs = max(found, key=lambda item: item[:2])
     if first.frozen and (differs := _differ(first, theirs, RECIPE)):
-        notes.append(f"{first.name} is compared with a dense network of another recipe: {', '.join(differs)}")
+        notes.append(f"{first.method} is compared with a dense network of another recipe: {', '.join(differs)}")
     return rows, theirs.method if theirs.dense else f"level 0 of {theirs.method}"
 
 
@@ -355,11 +355,14 @@ def _tell_apart(groups: Sequence[Group], recipes: Sequence[dict[str, Any]]) -> l
         keys = {key for other in others for key in {*other, *recipe} if other.get(key) != recipe.get(key)} - _SHOWN
         differs = {key: recipe.get(key) for key in sorted(keys)}
         same = [other for other in groups if other.method == group.method and other is not group]
-        words = [str(recipe.get("label") or group.method)]
-        words += [group.model] if any(other.model != group.model for other in same) else []
-        words += [group.data] if any(other.data != group.data for other in same) else []
-        density = [f"d{group.density:.3g}"] if any(other.density != group.density for other in same) else []
-        flags = [f"{key}={value}" for key, value in differs.items()]
-        label, curve = " ".join([*words, *density, *flags]), " ".join([*words, *flags])
+        density = f"d{group.density:.3g}"
+        more = [group.model] if any(other.model != group.model for other in same) else []
+        more += [group.data] if any(other.data != group.data for other in same) else []
+        more += [density] if any(other.density != group.density for other in same) else []
+        more += [f"{key}={value}" for key, value in differs.items()]
+        # A label from a CSV that was written here says some of it already.
+        words = str(recipe.get("label") or group.method).split(" ")
+        words += [word for word in more if word not in words]
+        label, curve = " ".join(words), " ".join(word for word in words if word != density)
         told.append(replace(group, label=label, curve=curve, differs=differs))
     return told

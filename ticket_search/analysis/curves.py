@@ -12,10 +12,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
 from ..contract.metric import Metric
 from .findings import Comparison, Control, Group, Level, Row, only_metric
+from .levels import dense_lines, in_order, join_densities
 
 # Okabe and Ito, Color Universal Design, 2008, without black, which is for published numbers, and without yellow, which
 # is too pale for a line on white.
@@ -24,6 +26,8 @@ _LINES = ("-", "-.", ":")
 _GREYS = ("#444444", "#777777", "#999999")
 _CONTROLS = {"reinit": "^", "shuffle": "v", "random": "s", "random-erk": "D", "small-dense": "P", "invert": "<"}
 _OTHER, _DENSE = "X", "s"
+# An arrow, which is no control.
+_BEYOND = r"$\downarrow$"
 _HOLLOW = ("o", "s", "D", "^", "v", "P")
 # Up to _BANDS lines have bands, more have bars; with more than _MANY series the controls are faint; up to _WRITTEN
 # points below the axis have their accuracies beside them.
@@ -35,6 +39,8 @@ DPI, SMALL = 150, 8
 class Look:
     """How a figure is laid out: `stacked` puts the panels one above the other, for narrow screens.
 
+    `width` is that of the figure in inches, and `font` the size of its small text in points, with which all else scales.
+
     `lowest` is the accuracy in percent, or the value of another metric, at which the axis begins; points that are worse
     are marked at the edge. If it is not given, the axis shows every group, but not controls that are far worse than all
     groups. Better values are always higher up: where lower ones are better, the axis is reversed.
@@ -42,18 +48,29 @@ class Look:
 
     stacked: bool = False
     lowest: float | None = None
+    width: float | None = None
+    font: float = SMALL
+
+
+# For a column of a paper that has two.
+PAPER = Look(stacked=True, width=3.3, font=7)
 
 
 @dataclass(frozen=True)
 class _Series:
-    """One line of the figure and the rows of its points; `control` is empty for a group."""
+    """One line of the figure and the rows of its points; `control` is empty for a group.
+
+    `joined` says whether the line joins its points: those of one search, or of one method at several densities.
+    """
 
     rows: Sequence[Row]
     colour: str
+    name: str = ""
     marker: str = "o"
     line: str = "-"
     filled: bool = True
     control: str = ""
+    joined: bool = True
 
     @property
     def style(self) -> dict[str, Any]:
@@ -61,7 +78,7 @@ class _Series:
         face = self.colour if self.filled else "white"
         return {
             "color": self.colour, "marker": self.marker, "markerfacecolor": face, "markersize": 5,
-            "linestyle": self.line, "linewidth": 1.4,
+            "linestyle": self.line if self.joined and len(self.rows) != 1 else "none", "linewidth": 1.4,
         }  # fmt: skip
 
 
@@ -77,7 +94,7 @@ class _Dense:
 
 @dataclass(frozen=True)
 class _Edge:
-    """The lower end of the axis of values, beyond which everything is worse."""
+    """The lower end of the axis of values, beyond which everything is worse; accuracies lie in 0 to 100 %."""
 
     value: float
     metric: Metric
@@ -86,33 +103,62 @@ class _Edge:
         """Whether a value is not on the axis, because it is worse."""
         return self.metric.merit(value) < self.metric.merit(self.value)
 
+    def interval(self, row: Row) -> tuple[float, float]:
+        """The interval of a row as far as there are such values; NaN where there is none."""
+        return _possible(row.interval or (math.nan, math.nan), self.metric)
 
-def draw(comparison: Comparison, published: Sequence[Mapping[str, Any]], look: Look) -> Figure:
+
+def _possible(interval: tuple[float, float], metric: Metric) -> tuple[float, float]:
+    """An interval without what no accuracy can be."""
+    low, high = interval
+    return (max(low, 0.0), min(high, 100.0)) if metric.is_accuracy and low == low else interval
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of the figure: its panel, its place, and what it stands for, as in `imp at 5 %: 97.3 %, ...`."""
+
+    panel: int
+    x: float
+    y: float
+    text: str
+
+
+def draw(
+    comparison: Comparison,
+    published: Sequence[Mapping[str, Any]],
+    look: Look,
+    points: list[Point] | None = None,
+) -> Figure:
     """Draw the metric against density, and against cost where costs differ, with the legend below the panels.
+
+    `points`, where given, is filled with what the points stand for.
 
     Raises:
         RequestError: groups of several metrics.
     """
     metric = only_metric(comparison)
-    joined = _join_densities(comparison.groups)
-    series, dense = _make_series(joined), _make_dense(joined)
+    joined = join_densities(in_order(comparison.groups))
+    series, dense = _make_series(joined), _make_dense(comparison)
     handles, labels = _make_legend(joined, series, dense, published)
     groups = [line for line in series if not line.control]
     costs = {f"{cost:.2g}" for line in groups for row in line.rows if (cost := _cost(row))}
     # Where all costs are equal, a second panel would show nothing.
     panels = 2 if len(costs) > 1 else 1
+    scale = look.font / SMALL
     width, height = (5.2, 3.6 * panels) if look.stacked else (5.4 * panels, 4.2)
-    columns = max(1, min(4, int(width / (0.6 + 0.062 * max(map(len, labels))))))
-    height += 0.25 + 0.17 * math.ceil(len(labels) / columns)
+    width, height = (look.width, 0.62 * look.width * panels) if look.width else (width, height)
+    columns = max(1, min(4, int(width / (0.6 + 0.062 * max(map(len, labels))) / scale)))
+    height += 0.25 + 0.17 * math.ceil(len(labels) / columns) * scale
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     grid = (panels, 1) if look.stacked else (1, panels)
     axes = figure.subplots(*grid, sharey=True, squeeze=False).ravel()
     bottom, top = _value_range(series, dense, published, look.lowest, metric)
     edge = _Edge(bottom, metric)
-    _draw_densities(axes[0], series, published, edge)
+    drawn = [_draw_densities(axes[0], series, published, edge)]
     if panels == 2:
-        _draw_costs(axes[1], groups, edge)
+        drawn.append(_draw_costs(axes[1], groups, edge))
     for panel in axes:
         for line in dense:
             panel.axhline(line.mean, color=line.colour, linestyle="--", linewidth=1, zorder=1)
@@ -123,29 +169,43 @@ def draw(comparison: Comparison, published: Sequence[Mapping[str, Any]], look: L
         panel.tick_params(labelsize=SMALL, labelleft=True)
         panel.set_ylabel(f"test {metric.axis}{', reversed' if metric.direction == 'lower' else ''}", fontsize=SMALL + 1)
     legend = figure.legend(
-        handles, [""] * len(labels), loc="outside lower center", ncols=columns, fontsize=SMALL, frameon=False
-    )
+        handles, [""] * len(labels), loc="outside lower center", ncols=columns, fontsize=SMALL, frameon=False,
+        handlelength=2.8,
+    )  # fmt: skip
     for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set_text(label)
         text.set_parse_math(False)
+    _scale(figure, scale)
+    if points is not None:
+        points += [
+            Point(panel, x, edge.value if edge.is_worse(row.mean) else row.mean, _tell(line, row, metric))
+            for panel, found in enumerate(drawn)
+            for x, row, line in found
+        ]
     return figure
 
 
-def _join_densities(groups: Sequence[Group]) -> list[Group]:
-    """Join groups of one measurement each that differ in the density only into one curve."""
-    found: dict[Any, list[Group]] = {}
-    for index, group in enumerate(groups):
-        alone = len(group.levels) == 1 and group.verdict is not None
-        found.setdefault((*_task(group), group.curve) if alone else index, []).append(group)
-    return [
-        replace(
-            same[0],
-            label=same[0].curve if len(same) > 1 else same[0].label,
-            levels=tuple(sorted((row for group in same for row in group.levels), key=lambda row: -row.density)),
-            controls=tuple(row for group in same for row in group.controls),
-        )
-        for same in found.values()
-    ]
+def _scale(figure: Figure, scale: float) -> None:
+    """Draw texts, lines and markers larger or smaller."""
+    for text in figure.findobj(Text):
+        text.set_fontsize(text.get_fontsize() * scale)
+    for line in figure.findobj(Line2D):
+        line.set_markersize(line.get_markersize() * scale)
+        line.set_linewidth(line.get_linewidth() * scale)
+    for panel in figure.axes:
+        panel.tick_params(labelsize=SMALL * scale)
+
+
+def _tell(line: _Series, row: Row, metric: Metric) -> str:
+    """What a point stands for: method, density, mean, interval and the number of seeds."""
+    what = f"{line.name}, control {line.control}" if line.control else line.name
+    between = ""
+    if row.interval:
+        low, high = map(metric.show, row.interval)
+        between = f", 95 % interval {low} to {high}"
+    seeds = f"{row.n} seed{'' if row.n == 1 else 's'}"
+    cost = f", cost {_cost(row):.3g} dense trainings" if _cost(row) else ""
+    return f"{what} at {100 * row.density:.3g} %: {metric.with_unit(row.mean)}{between}, {seeds}{cost}"
 
 
 def _make_series(groups: Sequence[Group]) -> list[_Series]:
@@ -154,11 +214,11 @@ def _make_series(groups: Sequence[Group]) -> list[_Series]:
     dense = pruned = 0
     for group in groups:
         if group.verdict is None:
-            found.append(_Series(group.levels, _GREYS[dense % len(_GREYS)], _DENSE))
+            found.append(_Series(group.levels, _GREYS[dense % len(_GREYS)], group.label, _DENSE))
             dense += 1
             continue
         later, colour = divmod(pruned, len(COLOURS))
-        line = _Series(group.levels, COLOURS[colour], line=_LINES[later % len(_LINES)], filled=not later)
+        line = _Series(group.levels, COLOURS[colour], group.label, line=_LINES[later % len(_LINES)], filled=not later)
         pruned += 1
         found.append(line)
         kinds: dict[tuple[str, bool], list[Control]] = {}
@@ -166,29 +226,23 @@ def _make_series(groups: Sequence[Group]) -> list[_Series]:
             if row.data == group.data:
                 kinds.setdefault((row.control, row.trained), []).append(row)
         found += [
-            replace(line, rows=rows, line="--", marker=_CONTROLS.get(control, _OTHER), control=control)
-            for (control, _), rows in kinds.items()
+            replace(
+                line, rows=rows, line="--", marker=_CONTROLS.get(control, _OTHER), filled=trained,
+                control=control if trained else f"{control}, not trained",
+            )
+            for (control, trained), rows in kinds.items()
         ]
     return found
 
 
-def _make_dense(groups: Sequence[Group]) -> list[_Dense]:
+def _make_dense(comparison: Comparison) -> list[_Dense]:
     """The dense networks, and for a task without one the level 0 of its first search."""
-    trained = [group for group in groups if group.verdict is None]
-    found = [(group.mean, f"{shorten(group.label)} (mean)", _DENSE) for group in trained]
-    tasks = {_task(group) for group in trained}
-    for group in groups:
-        first = group.levels[0]
-        if first.density == 1 and _task(group) not in tasks:
-            tasks.add(_task(group))
-            found.append((first.mean, f"dense: level 0 of {shorten(group.label)}", ""))
-    return [
-        _Dense(mean, label, _GREYS[index % len(_GREYS)], marker) for index, (mean, label, marker) in enumerate(found)
-    ]
-
-
-def _task(group: Group) -> tuple[str, ...]:
-    return group.model, group.data, group.precision
+    found = []
+    for index, (group, row, name) in enumerate(dense_lines(comparison)):
+        own = group.verdict is None
+        label = f"{shorten(name)} (mean)" if own else f"dense: {shorten(name)}"
+        found.append(_Dense(row.mean, label, _GREYS[index % len(_GREYS)], _DENSE if own else ""))
+    return found
 
 
 def _density(row: Row) -> float:
@@ -215,50 +269,71 @@ def _value_range(
     spread = max(max(means) - min(means), least)
     near = [row for line in series for row in line.rows if metric.merit(row.mean) >= min(means) - spread]
     means += [metric.merit(row.mean) for row in near]
-    ends = [metric.merit(end) for row in near for end in (row.interval or ())]
+    ends = [metric.merit(end) for row in near if row.interval for end in _possible(row.interval, metric)]
     spread = max(max(means) - min(means), least)
     # The interval of two seeds may be longer than the axis: it is cut off.
     bottom = max(min([*means, *ends]), min(means) - spread / 2) - 0.06 * spread
     top = min(max([*means, *ends]), max(means) + spread / 2) + 0.06 * spread
+    if metric.is_accuracy:  # a little room, so that a marker at the end is whole
+        bottom, top = max(bottom, -0.03 * spread), min(top, 100 + 0.03 * spread)
     bottom = bottom if lowest is None else metric.merit(lowest)
     # A merit is a value or its negative, and so the other way round too.
     return metric.merit(bottom), metric.merit(max(top, bottom + 0.1 * least))
 
 
-def _draw_densities(axes: Axes, series: Sequence[_Series], published: Sequence[Mapping[str, Any]], edge: _Edge) -> None:
+def _draw_densities(
+    axes: Axes, series: Sequence[_Series], published: Sequence[Mapping[str, Any]], edge: _Edge
+) -> list[tuple[float, Row, _Series]]:
     least = min([row.density for line in series for row in line.rows] + [point["density"] for point in published])
     right = min(least / 1.2, 0.45)
     _set_logarithmic(axes, right**-0.04, right, unit=0.01)
-    _draw_lines(axes, series, _density, edge, bands=True)
+    drawn = _draw_lines(axes, series, _density, edge, bands=True)
     for point, marker in zip(published, _HOLLOW * len(published), strict=False):
         axes.plot(point["density"], point["accuracy"], marker, color="black", markerfacecolor="none", zorder=4)
     axes.set_xlabel("weights kept (%)", fontsize=SMALL + 1)
+    return drawn
 
 
-def _draw_costs(axes: Axes, groups: Sequence[_Series], edge: _Edge) -> None:
-    known = [replace(line, rows=[row for row in line.rows if _cost(row)]) for line in groups]
+def _draw_costs(axes: Axes, groups: Sequence[_Series], edge: _Edge) -> list[tuple[float, Row, _Series]]:
+    known = [_by_cost(line) for line in groups if any(map(_cost, line.rows))]
     costs = [_cost(row) for line in known for row in line.rows]
     _set_logarithmic(axes, min(*costs, 0.8) / 1.15, max(*costs, 2) * 1.15, unit=1)
-    _draw_lines(axes, [line for line in known if line.rows], _cost, edge, bands=False)
     axes.set_xlabel("cost of the search (trainings of the dense network)", fontsize=SMALL + 1)
+    return _draw_lines(axes, known, _cost, edge, bands=False)
+
+
+def _by_cost(line: _Series) -> _Series:
+    """The line of a search whose cost grows from level to level; of single trainings the points, none joined."""
+    rows = [row for row in line.rows if _cost(row)]
+    if all(_cost(before) < _cost(row) for before, row in zip(rows, rows[1:], strict=False)) and len(rows) > 2:
+        return replace(line, rows=rows)
+    return replace(line, rows=[row for row in rows if row.density < 1] or rows, joined=False)
 
 
 def _draw_lines(
     axes: Axes, series: Sequence[_Series], place_of: Callable[[Row], float], edge: _Edge, bands: bool
-) -> None:
-    """Draw lines over the logarithm of `place_of(row)`; lines of a single point at the same place are moved apart."""
-    alone = [f"{place_of(line.rows[0]):.2g}" if len(line.rows) == 1 else "" for line in series]
+) -> list[tuple[float, Row, _Series]]:
+    """Draw lines over the logarithm of `place_of(row)`, and say where the points are.
+
+    Lines whose points are all at one place, as others are, are moved apart.
+    """
+    places_of = [{f"{place_of(row):.2g}" for row in line.rows} for line in series]
+    alone = [next(iter(places)) if len(places) == 1 else "" for places in places_of]
     long = sum(not line.control for line, place in zip(series, alone, strict=True) if not place)
     beyond: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    drawn: list[tuple[float, Row, _Series]] = []
     for index, (line, place) in enumerate(zip(series, alone, strict=True)):
         moved = _move(axes, alone[:index].count(place), alone.count(place)) if place else 1
         places = [place_of(row) * moved for row in line.rows]
         faint = bool(line.control) and len(series) > _MANY
-        _draw_line(axes, places, line, band=bands and not place and not line.control and long <= _BANDS, faint=faint)
+        band = bands and line.joined and not place and not line.control and long <= _BANDS
+        _draw_line(axes, places, line, edge, band=band, faint=faint)
         for x, row in zip(places, line.rows, strict=True):
+            drawn.append((x, row, line))
             if edge.is_worse(row.mean):
                 beyond.setdefault((line.colour, f"{place_of(row):.2g}"), []).append((x, row.mean))
     _mark_beyond(axes, beyond, edge)
+    return drawn
 
 
 def _move(axes: Axes, index: int, number: int) -> float:
@@ -267,16 +342,17 @@ def _move(axes: Axes, index: int, number: int) -> float:
     return math.exp(min(0.012, 0.12 / number) * (index - (number - 1) / 2) * math.log(right / left))
 
 
-def _draw_line(axes: Axes, places: Sequence[float], line: _Series, band: bool, faint: bool) -> None:
+def _draw_line(axes: Axes, places: Sequence[float], line: _Series, edge: _Edge, band: bool, faint: bool) -> None:
     means = [row.mean for row in line.rows]
-    lows, highs = zip(*(row.interval or (math.nan, math.nan) for row in line.rows), strict=True)
+    lows, highs = zip(*map(edge.interval, line.rows), strict=True)
     style = line.style | ({"linewidth": 0.7, "markersize": 3, "alpha": 0.6} if faint else {})
     axes.plot(places, means, zorder=3, **style)
     if band:
         axes.fill_between(places, lows, highs, color=line.colour, alpha=0.15, linewidth=0)
     elif not faint:
-        below = [mean - low for mean, low in zip(means, lows, strict=True)]
-        above = [high - mean for mean, high in zip(means, highs, strict=True)]
+        # A mean of 100 % may be above it by a rounding error.
+        below = [max(mean - low, 0.0) if low == low else low for mean, low in zip(means, lows, strict=True)]
+        above = [max(high - mean, 0.0) if high == high else high for mean, high in zip(means, highs, strict=True)]
         axes.errorbar(
             places, means, yerr=[below, above], fmt="none", ecolor=line.colour, elinewidth=0.9, capsize=2, alpha=0.6
         )
@@ -286,7 +362,7 @@ def _mark_beyond(axes: Axes, beyond: Mapping[tuple[str, str], Sequence[tuple[flo
     """Draw arrows at the lower edge, with the values beside them where they are few."""
     for (colour, _), points in beyond.items():
         for place, _ in points:
-            axes.plot(place, edge.value, marker="v", color=colour, markersize=5, clip_on=False, zorder=5)
+            axes.plot(place, edge.value, marker=_BEYOND, color=colour, markersize=7, clip_on=False, zorder=5)
         if sum(map(len, beyond.values())) <= _WRITTEN:
             form = ".1f" if edge.metric.unit == "%" else ".3g"
             text = ", ".join(f"{mean:{form}}" for _, mean in points)
@@ -321,21 +397,26 @@ def _make_legend(
     labels = []
     for line, group in zip(shown, groups, strict=True):
         if group.verdict is not None:
-            handles.append(Line2D([], [], **line.style | ({} if len(line.rows) > 1 else {"linestyle": "none"})))
+            handles.append(Line2D([], [], **line.style))
             labels.append(shorten(group.label))
     for network in dense:
-        style = _Series([], network.colour, network.marker, "--").style
+        style = _Series([], network.colour, marker=network.marker, line="--").style
         handles.append(Line2D([], [], **style | {"linewidth": 1}))
         labels.append(network.label)
-    for control in dict.fromkeys(line.control for line in series if line.control):
-        handles.append(Line2D([], [], **_Series([], "#888888", _CONTROLS.get(control, _OTHER), "--").style))
+    kinds: dict[str, list[_Series]] = {}
+    for line in series:
+        if line.control:
+            kinds.setdefault(line.control, []).append(line)
+    for control, lines in kinds.items():
+        longest = max(lines, key=lambda line: len(line.rows))
+        handles.append(Line2D([], [], **replace(longest, colour="#888888").style))
         labels.append(f"control: {shorten(control)}")
     for point, marker in zip(published, _HOLLOW * len(published), strict=False):
         handles.append(Line2D([], [], color="black", marker=marker, markerfacecolor="none", linestyle="none"))
         labels.append(shorten(point["label"]))
     if any(row.interval for line in series for row in line.rows):
         handles.append(Patch(color="#888888", alpha=0.4, linewidth=0))
-        labels.append("95 % interval of the mean")
+        labels.append("95 % interval")
     return handles, labels
 
 

@@ -15,12 +15,12 @@ from typing import Any, Literal
 from ..contract.flags import flag, public_fields
 from ..methods import find_method, method_names
 from .comparison import TASK
-from .findings import Comparison, Group, Level
+from .findings import Comparison, Control, Group, Level
 from .intervals import Difference
+from .levels import in_order, worth_telling
 from .verdict import LEAST_SEEDS, answer_better, scale_of
 
-# Of more levels than these only those are told where something changes.
-_MOST_LEVELS = 3
+SIGNS = {"good": "\N{CHECK MARK}", "bad": "\N{BALLOT X}", "open": "?"}
 # What each machine settles for itself where nobody says it.
 _OF_THE_MACHINE = ("channels_last", "device", "threads")
 _BE = {"reinit": "fresh weights", "shuffle": "a shuffled mask"}
@@ -41,20 +41,15 @@ class Headline:
     kind: Literal["good", "bad", "open"]
     command: str = ""
 
+    @property
+    def sign(self) -> str:
+        """The kind as a sign, for where there is no colour."""
+        return SIGNS[self.kind]
+
 
 def headlines(comparison: Comparison) -> list[Headline]:
     """The headlines of all groups: of each sparse level, or of those levels of many where something changes."""
-    return [headline(group, row) for group in comparison.groups for row in _worth_telling(group)]
-
-
-def _worth_telling(group: Group) -> list[Level]:
-    sparse = [row for row in group.levels if row.density < 1 and row.matching is not None]
-    if len(sparse) <= _MOST_LEVELS:
-        return sparse
-    last_match = next((row for row in reversed(sparse) if row.matching and row.matching.answer == "yes"), None)
-    first_other = next((row for row in sparse if row.matching and row.matching.answer != "yes"), None)
-    told = [id(row) for row in (last_match, first_other, sparse[-1])]
-    return [row for row in sparse if id(row) in told]
+    return [headline(group, row) for group in in_order(comparison.groups) for row in worth_telling(group)]
 
 
 def headline(group: Group, row: Level) -> Headline:
@@ -70,9 +65,8 @@ def headline(group: Group, row: Level) -> Headline:
     if answer.answer == "yes":
         return _matches(group, row, subject, told)
     if group.delta is None:
-        return Headline(
-            subject, f"{told}; whether it matches takes a margin", "open", "ticket compare ... --delta NUMBER"
-        )
+        unit = group.metric.gap_in_words
+        return Headline(subject, f"{told}; whether it matches takes a margin: add --delta, in {unit}", "open")
     if gap.n < row.n:
         text = f"compared on {gap.n} of {row.n} seeds ({told}): the dense network has not run with the others"
         return Headline(subject, text, "open", _dense_command(group, row.seeds))
@@ -104,8 +98,10 @@ def _matches(group: Group, row: Level, subject: str, told: str) -> Headline:
     }
     missing = [kind for kind in ("reinit", "shuffle") if kind not in own]
     if missing:
-        names = " ".join(shlex.quote(run) for run in group.runs[:1])
-        return Headline(subject, f"{plain}; controls missing)", "good", f"ticket controls {names}")
+        return Headline(subject, f"{plain}; controls missing)", "good", _controls_command(group, row, group.runs))
+    if lacking := _without_controls(group, [own[kind] for kind in ("reinit", "shuffle")]):
+        text = f"{plain}; controls missing in {len(lacking)} of {_seeds(row.n)})"
+        return Headline(subject, text, "good", _controls_command(group, row, lacking))
     answers = {
         kind: answer_better("", own[kind].difference, own[kind].p_holm, group.delta, scale=scale_of(group.metric))
         for kind in ("reinit", "shuffle")
@@ -123,6 +119,25 @@ def _matches(group: Group, row: Level, subject: str, told: str) -> Headline:
     return Headline(subject, f"a winning ticket ({told})", "good")
 
 
+def _without_controls(group: Group, controls: Sequence[Control]) -> list[str]:
+    """The runs of a group that some of these controls have not been made for."""
+    if len(group.runs) != len(group.seeds):
+        return []
+    return [
+        run
+        for run, seed in zip(group.runs, group.seeds, strict=True)
+        if any(control.seeds.count(seed) < group.seeds.count(seed) for control in controls)
+    ]
+
+
+def _controls_command(group: Group, row: Level, runs: Sequence[str]) -> str:
+    """The command that makes the controls of runs, at the level of a row."""
+    level = "" if row is group.levels[-1] or row.level is None else f" --levels {row.level}"
+    if len(runs) == 1:
+        return f"ticket controls {shlex.quote(runs[0])}{level}"
+    return f'for run in {" ".join(map(shlex.quote, runs))}; do ticket controls "$run"{level}; done'
+
+
 def _tell(group: Group, gap: Difference) -> str:
     scale = scale_of(group.metric)
     form = ".1f" if group.metric.is_accuracy else scale.form
@@ -134,7 +149,9 @@ def _seeds(number: int, more: str = "") -> str:
 
 
 def _more(group: Group, more: int) -> str:
-    """The command that adds seeds: to the dense network too, where that is a run of its own."""
+    """The command that adds seeds: to the dense network too, where that is a run of its own; none without its flags."""
+    if group.start == "unknown":
+        return ""
     first = max(group.seeds) + 1
     seeds = range(first, first + more)
     own = search_command(group.recipe, seeds)
@@ -147,6 +164,8 @@ def _dense_command(group: Group, seeds: Sequence[int]) -> str:
 
     Where no weight of the ticket is trained its flags are those of scores, and only the task is the same.
     """
+    if group.start == "unknown":  # of numbers of another program the flags are not known
+        return ""
     recipe = {key: value for key, value in group.recipe.items() if group.start != "frozen" or key in TASK}
     return search_command({**recipe, "method": "dense"}, seeds) if group.recipe.get("method") in method_names() else ""
 

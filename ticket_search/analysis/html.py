@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from .curves import Look
-from .findings import Comparison, Verdict, only_metric
-from .plots import figure_svg
+from .findings import Comparison, Group, Verdict, only_metric
+from .headlines import headline, headlines
+from .levels import worth_telling
+from .overview import ABOUT, overview
+from .plots import figure_inline
 from .tables import make_tables, right_aligned
+from .verdict import LEAST_SEEDS
 
 # Whether an answer speaks for the claim that this is a ticket.
 _GOOD = {"yes": "good", "no": "bad"}
@@ -41,7 +47,9 @@ def to_html(
     published: Sequence[Mapping[str, Any]] = (),
     extra_pictures: Sequence[tuple[str, bytes]] = (),
 ) -> str:
-    """The page of a comparison: verdicts, figure, tables and the list of runs, without scripts or outside references.
+    """The page of a comparison: headlines, figure, verdicts, tables and the list of runs, without outside references.
+
+    It has one script, our own, which sorts tables; nothing else can run, and without it the page is whole too.
 
     Args:
         comparison: what `compare` returns.
@@ -49,22 +57,39 @@ def to_html(
         published: published numbers for the figure, as in `plot_comparison`.
         extra_pictures: more pictures to show, each as a caption and a PNG.
     """
+    folder, metric = files("ticket_search.analysis"), only_metric(comparison)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("ticket_search.analysis").joinpath("page.html").read_text("utf-8"))
+    template = environment.from_string(folder.joinpath("page.html").read_text("utf-8"))
+    script = folder.joinpath("page.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return template.render(
         title=title,
         comparison=comparison,
+        metric=metric,
+        headlines=headlines(comparison),
+        parts=overview(comparison),
+        about=ABOUT,
         summary=_summarize(comparison),
-        cards=[(group, list(_find(group.verdict))) for group in comparison.groups if group.verdict],
-        figure=_address(figure_svg(comparison, published), "svg+xml"),
-        narrow=_address(figure_svg(comparison, published, Look(stacked=True)), "svg+xml"),
+        cards=[_make_card(group) for group in comparison.groups if group.verdict],
+        figure=Markup(figure_inline(comparison, published, Look(), "wide-")),
+        narrow=Markup(figure_inline(comparison, published, Look(stacked=True), "narrow-")),
         pictures=[(caption, _address(picture, "png")) for caption, picture in extra_pictures],
         tables=[(table, right_aligned(table)) for table in make_tables(comparison)],
+        reading=_how_to_read(comparison),
+        script=Markup(script),
+        digest=f"sha256-{digest}",
     )
 
 
 def _address(picture: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+def _make_card(group: Group) -> tuple[Group, str, list[_Finding]]:
+    """A group with the kind of what is said of it, good if that is so at any density, and its findings."""
+    assert group.verdict is not None
+    kinds = [headline(group, row).kind for row in worth_telling(group)]
+    return group, "good" if "good" in kinds else kinds[-1] if kinds else "open", list(_find(group.verdict))
 
 
 def _find(verdict: Verdict) -> Iterator[_Finding]:
@@ -107,3 +132,35 @@ def _margin(comparison: Comparison) -> list[tuple[str, str]]:
         return [*measured, ("margin", f"none was given: --delta, in {metric.gap_in_words}")]
     told = f"a ticket may be {comparison.delta:g} {metric.gap_in_words} worse than the dense network"
     return [*measured, ("margin", told)]
+
+
+def _how_to_read(comparison: Comparison) -> list[tuple[str, str]]:
+    """What the words and numbers of the page mean: a name, which may be empty, and a sentence."""
+    metric = only_metric(comparison)
+    if comparison.delta is None:
+        matching = (
+            f"not answered, because no margin was given: with --delta, in {metric.gap_in_words}, a ticket matches where the "
+            "95 % interval of its difference to the dense network, paired by seed, lies above minus that margin."
+        )
+    else:
+        matching = (
+            "the 95 % interval of the difference to the dense network, paired by seed, lies above "
+            f"{-comparison.delta:g} {metric.gap_in_words}, over {LEAST_SEEDS} seeds or more. Levels are tested from the "
+            "dense network downward, up to the first that does not match; a level below that one is no only where it is "
+            "worse after a correction for the number of levels (Holm)."
+        )
+    better = "" if metric.direction == "higher" else f" Of {metric.name} lower values are better."
+    return [
+        ("", f"Values are those of the test split, as means over seeds; every choice is made on validation data.{better}"),
+        ("Differences", f"in {metric.gap_in_words}, paired by seed, and positive where the first of the two is better."),
+        ("Matching", matching),
+        (
+            "Controls",
+            "as many weights as the ticket: its mask with fresh weights (reinit), its mask shuffled within layers (shuffle), "
+            "random masks, a small dense network. If the ticket is not better than a control, then what the control "
+            "changes does not matter. p-values are corrected for the number of controls (Holm).",
+        ),
+        ("Undecided", "there are too few seeds to tell."),
+        ("Unknown", "something to compare with is missing: a run, or the margin."),
+        ("Cost", "that of the whole search, in trainings of the dense network."),
+    ]

@@ -1,10 +1,12 @@
-"""Figures in PNG or SVG: the metric against density and against the cost of the search, and matrices as heat maps."""
+"""Figures in PNG, SVG or PDF: the metric against density and against the cost of the search, and matrices as heat maps."""
 
 from __future__ import annotations
 
 import io
 import math
+import re
 import textwrap
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..contract.errors import RequestError
-from .curves import DPI, SMALL, Look, draw, shorten
+from .curves import DPI, SMALL, Look, Point, draw, shorten
 from .findings import Comparison
 
-FORMATS = (".png", ".svg")
+FORMATS = (".png", ".svg", ".pdf")
+SUFFIXES = ".png, .svg or .pdf"
+# What the formats would say of the time and of the program.
+_METADATA = {".png": ("Software",), ".svg": ("Date", "Creator"), ".pdf": ("CreationDate", "Creator", "Producer")}
 
 
 def plot_comparison(
@@ -36,7 +41,7 @@ def plot_comparison(
 
     Args:
         comparison: what `compare` returns.
-        path: the file; its suffix, .png or .svg, gives the format.
+        path: the file; its suffix, .png, .svg or .pdf, gives the format.
         published: published numbers to draw as well: `{"label", "density", "accuracy"}`, the accuracy in percent.
         look: the arrangement of the panels and the beginning of the axis of values.
         overwrite: replace a file that exists already.
@@ -60,6 +65,52 @@ def figure_svg(comparison: Comparison, published: Sequence[Mapping[str, Any]] = 
     return render(draw(comparison, published, look or Look()), ".svg")
 
 
+def figure_inline(
+    comparison: Comparison, published: Sequence[Mapping[str, Any]], look: Look, prefix: str
+) -> str:
+    """What `plot_comparison` draws, as an SVG element for a page.
+
+    Every point has its text as a title, which a browser shows beside the pointer. Names that are given to elements
+    begin with `prefix`, so that a page may have several figures. There is no text but titles: letters are paths.
+    """
+    points: list[Point] = []
+    figure = draw(comparison, published, look, points)
+    for number, point in enumerate(points):
+        # A marker that cannot be seen, larger than the one that is drawn, to point at.
+        figure.axes[point.panel].plot(
+            point.x, point.y, "o", markersize=11, alpha=0, clip_on=False, zorder=9, gid=f"point-{number}"
+        )
+    root = ElementTree.fromstring(render(figure, ".svg"))
+    for parent in list(root.iter()):
+        for child in [child for child in parent if child.tag.endswith("}metadata")]:
+            parent.remove(child)
+    for element in root.iter():
+        # A page has no namespaces: `{http://www.w3.org/2000/svg}path` is `path`.
+        element.tag = element.tag.rpartition("}")[2]
+        named = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+        element.attrib.clear()
+        element.attrib.update({name: _prefix(name, value, prefix) for name, value in named.items()})
+        if (number := named.get("id", "").removeprefix("point-")).isdecimal():
+            title = ElementTree.Element("title")
+            title.text = points[int(number)].text
+            element.insert(0, title)
+            element.set("class", "point")
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    # As large as it is drawn, where there is so much room.
+    root.set("style", f"max-width: {figure.get_figwidth():.4g}in")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _prefix(name: str, value: str, prefix: str) -> str:
+    """The value of an attribute, with the prefix before the name of an element, or where one is referred to."""
+    if name == "id":
+        return prefix + value
+    if name == "href":
+        return re.sub(r"^#", f"#{prefix}", value)
+    return re.sub(r"url\(#", f"url(#{prefix}", value)
+
+
 def plot_heat_map(
     rows: Sequence[str],
     columns: Sequence[str],
@@ -75,7 +126,7 @@ def plot_heat_map(
         rows: the names of the rows, the first on top.
         columns: the names of the columns.
         values: a list of numbers for each row; None or NaN leaves the cell empty.
-        path: the file, .png or .svg.
+        path: the file, .png, .svg or .pdf.
         title: the text above the matrix.
         overwrite: replace a file that exists already.
 
@@ -103,7 +154,7 @@ def check_path(path: str | Path, overwrite: bool) -> Path:
     path = Path(path)
     problems = []
     if path.suffix.lower() not in FORMATS:
-        problems.append(f"{path}: expected a name that ends in {' or '.join(FORMATS)}")
+        problems.append(f"{path}: expected a name that ends in {SUFFIXES}")
     if not path.parent.is_dir():
         problems.append(f"there is no folder {path.parent}")
     if path.exists() and not overwrite:
@@ -114,11 +165,11 @@ def check_path(path: str | Path, overwrite: bool) -> Path:
 
 
 def render(figure: Figure, suffix: str) -> bytes:
-    """The bytes of a figure as PNG or SVG, without the time or random names, so that they repeat."""
+    """The bytes of a figure as PNG, SVG or PDF, without the time or random names, so that they repeat."""
     file = io.BytesIO()
-    metadata = {"Software": None} if suffix == ".png" else {"Date": None, "Creator": None}
-    with matplotlib.rc_context({"svg.hashsalt": "ticket", "svg.fonttype": "path"}):
-        figure.savefig(file, format=suffix.removeprefix("."), metadata=metadata)
+    # A PDF has its fonts as TrueType: journals refuse those of type 3.
+    with matplotlib.rc_context({"svg.hashsalt": "ticket", "svg.fonttype": "path", "pdf.fonttype": 42}):
+        figure.savefig(file, format=suffix.removeprefix("."), metadata=dict.fromkeys(_METADATA[suffix]))
     return file.getvalue()
 
 

@@ -16,6 +16,7 @@ from pydantic import Field
 from ..contract.errors import RequestError, nearest_hint
 from ..contract.metric import Metric
 from .findings import Answer, Comparison, Control, Group, Row
+from .paper import Cell, PaperTable, paper_tables
 
 # The columns of the CSV, which has one line for each seed of each level and of each control.
 COLUMNS = {
@@ -332,8 +333,10 @@ def right_aligned(table: Table) -> list[bool]:
     return [all(is_number(row[index]) for row in table.rows) for index in range(len(table.columns))]
 
 
-def to_markdown(comparison: Comparison) -> str:
-    """The tables in GitHub's Markdown, with all names escaped."""
+def to_markdown(comparison: Comparison, *, full: bool = False) -> str:
+    """A table in GitHub's Markdown, methods by densities, or all levels and controls (`full`); names are escaped."""
+    if not full:
+        return "\n".join(map(_paper_markdown, paper_tables(comparison)))
     parts = []
     for table in make_tables(comparison):
         rule = ["---:" if right else ":---" for right in right_aligned(table)]
@@ -342,21 +345,57 @@ def to_markdown(comparison: Comparison) -> str:
     return "\n".join(parts)
 
 
-def to_latex(comparison: Comparison) -> str:
-    r"""The tables in LaTeX with all names escaped; they need `\usepackage{booktabs}`."""
+def _paper_markdown(table: PaperTable) -> str:
+    cells = [["method", *(f"{density} %" for density in table.densities), "seeds", "cost"]]
+    cells.append([":---", *("---:" for _ in cells[0][1:])])
+    for method in table.methods:
+        shown = ["" if cell is None else _mean_markdown(cell) for cell in method.cells]
+        cells.append([_escape_markdown(method.name), *shown, method.seeds, method.cost])
+    title = f"**{_escape_markdown(table.title)}** " if table.title else ""
+    return f"{title}({table.note})\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def _mean_markdown(cell: Cell) -> str:
+    mean = f"**{cell.mean}**" if cell.best else cell.mean
+    return f"{mean} \N{PLUS-MINUS SIGN} {cell.std}" if cell.std else mean
+
+
+def to_latex(comparison: Comparison, *, full: bool = False) -> str:
+    r"""A table in LaTeX, methods by densities, or all levels and controls (`full`); needs `\usepackage{booktabs}`."""
+    if not full:
+        return "\n".join(map(_paper_latex, paper_tables(comparison)))
     parts = []
     for table in make_tables(comparison):
         kinds = "".join("r" if right else "l" for right in right_aligned(table))
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{table.title}: {_escape_latex(table.note)}.}}"]
-        lines += [
-            rf"\begin{{tabular}}{{{kinds}}}",
-            r"\toprule",
-            _latex_line(table.columns),
-            r"\midrule",
-            *map(_latex_line, table.rows),
-        ]
-        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]))
+        lines = list(map(_latex_line, table.rows))
+        caption = f"{table.title}: {_escape_latex(table.note)}."
+        parts.append(_latex_table(caption, kinds, _latex_line(table.columns), lines))
     return "\n".join(parts)
+
+
+def _latex_table(caption: str, kinds: str, head: str, lines: Sequence[str]) -> str:
+    return "\n".join(
+        [
+            r"\begin{table}", r"\centering", r"\small", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{kinds}}}",
+            r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+        ]
+    )  # fmt: skip
+
+
+def _paper_latex(table: PaperTable) -> str:
+    head = " & ".join(["method", *(rf"{density}\,\%" for density in table.densities), "seeds", "cost"]) + r" \\"
+    lines = []
+    for method in table.methods:
+        shown = ["" if cell is None else _mean_latex(cell) for cell in method.cells]
+        lines.append(" & ".join([_escape_latex(method.name), *shown, method.seeds, method.cost]) + r" \\")
+    title = f"{_escape_latex(table.title)}: " if table.title else ""
+    caption = f"{title}{_escape_latex(table.note)}."
+    return _latex_table(caption, "l" + "r" * (len(table.densities) + 2), head, lines)
+
+
+def _mean_latex(cell: Cell) -> str:
+    mean = rf"\mathbf{{{cell.mean}}}" if cell.best else cell.mean
+    return rf"${mean} \pm {cell.std}$" if cell.std else f"${mean}$"
 
 
 def _latex_line(cells: Iterable[str]) -> str:

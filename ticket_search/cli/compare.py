@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from .. import analysis
 from ..contract.errors import RequestError
-from .terminal import duration, errors, output, print_json, print_table
+from .terminal import duration, errors, harmless, output, print_json, print_table
 
 if TYPE_CHECKING:
     from ..analysis.findings import Comparison, Control, Group, Level, Row
     from ..analysis.intervals import Difference
+    from ..analysis.overview import Part
     from ..contract.metric import Metric
+
+
+_STYLES = {"good": "bold green", "bad": "bold red", "open": "yellow"}
+# Signs for terminals that have no others.
+_PLAIN = {"\N{CHECK MARK}": "+", "\N{BALLOT X}": "-", "\N{PLUS-MINUS SIGN}": "+-"}
+# More commands than these are not printed below the headlines; a name of a method gets so many characters.
+_MOST_COMMANDS, _LEAST_NAME = 3, 12
 
 
 def add_to(app: typer.Typer) -> None:
@@ -39,12 +50,23 @@ def compare(
         list[str] | None,
         typer.Option("--with", help="A CSV file with numbers of another program, in the columns that --csv writes."),
     ] = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="Show every level, every control with its p-value, and each answer with its reason; in --markdown and "
+            "--latex every level and control.",
+        ),
+    ] = False,
     csv: Annotated[str, typer.Option("--csv", help="Write all numbers to this file, one line per seed.")] = "",
-    markdown: Annotated[str, typer.Option("--markdown", help="Write the tables to this file in Markdown.")] = "",
-    latex: Annotated[str, typer.Option("--latex", help="Write the tables to this file in LaTeX.")] = "",
+    markdown: Annotated[str, typer.Option("--markdown", help="Write a table, methods by densities, to this file in Markdown.")] = "",
+    latex: Annotated[str, typer.Option("--latex", help="Write a table, methods by densities, to this file in LaTeX.")] = "",
     plot: Annotated[
-        str, typer.Option("--plot", help="Draw the metric against density and cost to this file, .png or .svg.")
+        str, typer.Option("--plot", help="Draw the metric against density and cost to this file, .png, .svg or .pdf.")
     ] = "",
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Draw --plot 3.3 inches wide, for a column of a paper that has two.")
+    ] = False,
     html: Annotated[str, typer.Option("--html", help="Write everything to this file as one page.")] = "",
     board: Annotated[
         str, typer.Option("--tensorboard", help="Write curves over the number of weights kept to this new folder.")
@@ -54,7 +76,7 @@ def compare(
         typer.Option("--masks", help="Also show overlaps and layer densities of the masks; in --html as heat maps."),
     ] = False,
     heat_map: Annotated[
-        str, typer.Option("--heat-map", help="Draw the density of each layer to this file, .png or .svg.")
+        str, typer.Option("--heat-map", help="Draw the density of each layer to this file, .png, .svg or .pdf.")
     ] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -62,7 +84,7 @@ def compare(
     """Compare runs over their seeds: tickets with dense networks and with controls, and say whether they match them."""
     files = {"--csv": csv, "--markdown": markdown, "--latex": latex, "--plot": plot, "--html": html}
     files["--heat-map"] = heat_map
-    _check(files, delta, overwrite)
+    _check(files, delta, overwrite, paper)
     rows = [row for path in others or () for row in analysis.tables.read_csv(path)]
     folders = [Path(name) if Path(name).exists() else Path(runs) / name for name in names]
     found = analysis.comparison.compare(folders, delta=delta, others=rows)
@@ -71,36 +93,42 @@ def compare(
     networks = analysis.geometry.compare_runs_masks(found) if masks or heat_map else []
     if heat_map and not networks:
         raise RequestError("--heat-map: none of the runs has a mask")
-    _write(found, networks, files, board, overwrite)
+    _write(found, networks, files, board, overwrite, full, paper)
     if as_json:
         print_json(analysis.findings.to_dict(found) | ({"masks": networks} if masks or heat_map else {}))
         return
-    _print_found(found)
+    _print_found(found, full)
     if masks:
         _print_masks(networks)
-    _print_verdicts(found)
     for line in found.left_out:
         errors().print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
     for line in found.notes:
-        errors().print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
+        errors().print(f"note: {line}", markup=False, highlight=False)
 
 
-def _check(files: Mapping[str, str], delta: float | None, overwrite: bool) -> None:
+def _check(files: Mapping[str, str], delta: float | None, overwrite: bool, paper: bool) -> None:
     problems = [] if delta is None or delta > 0 else [f"--delta {delta:g}: expected a number above 0"]
+    problems += ["--paper: expected --plot with the file to draw to"] if paper and not files["--plot"] else []
     for flag, path in files.items():
         if path and Path(path).exists() and not overwrite:
             problems.append(f"{flag} {path}: the file exists already; choose another name, or add --overwrite")
         if path and not Path(path).parent.is_dir():
             problems.append(f"{flag} {path}: there is no folder {Path(path).parent}")
     for flag in ("--plot", "--heat-map"):
-        if files[flag] and Path(files[flag]).suffix not in (".png", ".svg"):
-            problems.append(f"{flag} {files[flag]}: expected a name that ends in .png or .svg")
+        if files[flag] and Path(files[flag]).suffix not in analysis.plots.FORMATS:
+            problems.append(f"{flag} {files[flag]}: expected a name that ends in {analysis.plots.SUFFIXES}")
     if problems:
         raise RequestError(problems)
 
 
 def _write(
-    found: Comparison, networks: Sequence[Mapping[str, Any]], files: Mapping[str, str], board: str, overwrite: bool
+    found: Comparison,
+    networks: Sequence[Mapping[str, Any]],
+    files: Mapping[str, str],
+    board: str,
+    overwrite: bool,
+    full: bool,
+    paper: bool,
 ) -> None:
     maps = [one for network in networks for one in analysis.geometry.heat_maps(network)]
 
@@ -111,15 +139,16 @@ def _write(
 
     texts: dict[str, Callable[[], str]] = {
         "--csv": lambda: analysis.tables.to_csv(found),
-        "--markdown": lambda: analysis.tables.to_markdown(found),
-        "--latex": lambda: analysis.tables.to_latex(found),
+        "--markdown": lambda: analysis.tables.to_markdown(found, full=full),
+        "--latex": lambda: analysis.tables.to_latex(found, full=full),
         "--html": write_page,
     }
     for flag, text in texts.items():
         if files[flag]:
             Path(files[flag]).write_text(text(), encoding="utf-8")
     if files["--plot"]:
-        analysis.plots.plot_comparison(found, files["--plot"], overwrite=overwrite)
+        look = analysis.curves.PAPER if paper else None
+        analysis.plots.plot_comparison(found, files["--plot"], look=look, overwrite=overwrite)
     if files["--heat-map"]:
         # Level by level where there are levels of one ticket, else ticket by ticket.
         one = maps[-1] if len(networks) == 1 and len(networks[0]["labels"]) == 1 else maps[0]
@@ -131,97 +160,165 @@ def _write(
         errors().print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_found(found: Comparison) -> None:
-    _print_headlines(found)
-    _print_groups(found)
-    for group in found.groups:
-        _print_levels(group)
+def _print_found(found: Comparison, full: bool) -> None:
+    _print_headlines(found, full)
+    for part in analysis.overview.overview(found):
+        _print_part(part)
+    _say(analysis.overview.ABOUT, "dim")
+    if not full:
+        _say("every level and control, and the reasons of each answer: add --full", "dim")
+        return
+    for group in analysis.levels.in_order(found.groups):
+        _print_group(group)
 
 
-def _print_headlines(found: Comparison) -> None:
+def _say(text: str, style: str = "") -> None:
+    """Print a text, wrapped between words, with signs that the terminal can show."""
+    output().print(Text(_in_signs(text), style=style))
+
+
+def _in_signs(text: str) -> str:
+    """A text from a run or of ours, without control characters, and without signs that the terminal cannot show."""
+    text = harmless(text, 10_000)
+    try:
+        text.encode(output().encoding)
+    except UnicodeEncodeError:
+        return "".join(_PLAIN.get(character, character) for character in text)
+    return text
+
+
+def _print_headlines(found: Comparison, full: bool) -> None:
     """One line for each method and density, and what to type next where something is missing."""
-    colours = {"good": "bold green", "bad": "bold red", "open": "yellow"}
+    printed: set[str] = set()
+    left = 0
     for line in analysis.headlines.headlines(found):
-        text = Text(f"{line.subject}: ").append(line.text, style=colours[line.kind])
-        output().print(text, soft_wrap=True)
-        if line.command:
-            output().print(f"  {line.command}", markup=False, highlight=False, soft_wrap=True)
+        style = _STYLES[line.kind]
+        text = Text().append(_in_signs(f"{line.sign} "), style).append(_in_signs(f"{line.subject}: "))
+        output().print(text.append(_in_signs(line.text), style), soft_wrap=True)
+        if not line.command or line.command in printed:
+            continue
+        if len(printed) == _MOST_COMMANDS and not full:
+            left += 1
+            continue
+        printed.add(line.command)
+        # In one line, however long: it is to be copied.
+        output().print(f"  {line.command}", markup=False, highlight=False, soft_wrap=True)
+    if left:
+        _say(f"and {left} more commands like these: add --full", "dim")
 
 
-def _print_groups(found: Comparison) -> None:
-    for metric in dict.fromkeys(group.metric for group in found.groups):
-        rows = [
-            (
-                group.label, f"{group.model} {group.data}", f"{group.density:.4g}", group.kept, group.n,
-                metric.show(group.mean), metric.show(group.std) or "one seed", _interval(group, metric),
-                "" if group.dense_trainings is None else f"{group.dense_trainings:.1f}",
-                "" if group.seconds is None else duration(group.seconds),
-            )
-            for group in found.groups
-            if group.metric == metric
-        ]  # fmt: skip
-        # Not wider than 120 characters: a narrower terminal gets a block of lines for each row.
-        columns = (
-            "method", "network, data", "density", "kept", "seeds", f"test {metric.column}", "std", "95 % interval",
-            "dense trainings", "time",
-        )  # fmt: skip
-        if not metric.is_accuracy:
-            line = f"{metric.in_words}; differences are positive where the first is better"
-            output().print(line, markup=False, highlight=False)
-        print_table(columns, rows)
+def _print_part(part: Part) -> None:
+    """The table of one task: as many columns as the terminal is wide, and each row in one line."""
+    output().print()
+    metric = part.metric
+    if part.title:
+        _say(part.title, "bold")
+    if not metric.is_accuracy:
+        _say(f"{metric.in_words}; differences are positive where the first is better")
+    wide = max(len(line.difference) for line in part.lines)
+    shown = [replace(line, difference=line.difference.rjust(wide)) for line in part.lines]
+    columns: dict[str, list[str]] = {
+        "density": [line.density for line in shown],
+        f"test {metric.column}": [line.value for line in shown],
+        "vs dense": [f"{line.difference} {line.interval}".rstrip() for line in shown],
+        "cost": [line.cost for line in shown],
+    }
+    longest = max(len(line.name) for line in shown)
+    width = output().width
+    if _room(columns, width) < min(longest, _LEAST_NAME):
+        columns["vs dense"] = [line.difference.rstrip() for line in shown]
+    if _room(columns, width) < min(longest, _LEAST_NAME):
+        del columns["cost"]
+    names, key = analysis.overview.shorten_names(shown, max(_room(columns, width), _LEAST_NAME))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("", no_wrap=True)
+    table.add_column("method", no_wrap=True, overflow="ellipsis")
+    for name in columns:
+        table.add_column(name, justify="left" if name == "vs dense" else "right", no_wrap=True, overflow="ellipsis")
+    for index, line in enumerate(shown):
+        kind = None if line.headline is None else line.headline.kind
+        style = "" if kind is None else _STYLES[kind]
+        cells = [Text(_in_signs(cells[index]), style if name == "vs dense" else "") for name, cells in columns.items()]
+        sign = "" if line.headline is None else line.headline.sign
+        table.add_row(Text(_in_signs(sign), style), Text(_in_signs(names[line.name])), *cells)
+    output().print(table)
+    for line in key:
+        _say(line)
 
 
-def _interval(row: Row | Group, metric: Metric) -> str:
-    return "" if row.interval is None else f"{metric.show(row.interval[0])} to {metric.show(row.interval[1])}"
+def _room(columns: Mapping[str, Sequence[str]], width: int) -> int:
+    """How many characters are left for the name of a method beside other columns and the sign."""
+    return width - 3 - 2 - sum(max(map(len, (name, *cells))) + 2 for name, cells in columns.items())
 
 
-def _print_levels(group: Group) -> None:
+def _print_group(group: Group) -> None:
+    """Everything about a group: levels, controls, and the answers with their reasons."""
+    output().print()
     metric = group.metric
+    facts = [
+        " on ".join(filter(None, (group.model, group.data))),
+        f"{group.n} {'seed' if group.n == 1 else 'seeds'}",
+        "" if group.dense_trainings is None else f"{group.dense_trainings:.1f} dense trainings",
+        "" if group.seconds is None else duration(group.seconds),
+    ]
+    title = Text().append(_in_signs(group.label), "bold")
+    output().print(title.append(_in_signs(f": {', '.join(filter(None, facts))}")))
     test = f"test {metric.column}"
-    if len(group.levels) > 1:
-        output().print(f"{group.label}, level by level", markup=False, highlight=False)
-        columns = (
-            "density", "seeds", test, "95 % interval", "minus dense", "matches", "early stop at step", f"{test} there",
-        )  # fmt: skip
-        print_table(columns, [_level_cells(row, metric) for row in group.levels])
+    level_columns = (
+        "density", "kept", test, "95 % interval", "minus dense", "matches", "cost", "early stop at", f"{test} there",
+    )  # fmt: skip
+    _print_columns(level_columns, [_level_cells(row, metric) for row in group.levels])
     if group.controls:
-        output().print(f"{group.label} and its controls", markup=False, highlight=False)
-        columns = ("control", "data", "density", "seeds", test, "95 % interval", "ticket minus control", "Holm p")
-        print_table(columns, [_control_cells(row, metric) for row in group.controls])
+        control_columns = ("control", "data", "density", test, "95 % interval", "ticket minus control", "Holm p")
+        _print_columns(control_columns, [_control_cells(row, metric) for row in group.controls])
+    for answer in group.verdict.answers.values() if group.verdict else ():
+        _say(f"  {answer.question} {answer.in_words()}", "bold")
+        output().print(Padding(Text(_in_signs(answer.because)), (0, 0, 0, 4)))
 
 
-def _level_cells(row: Level, metric: Metric) -> tuple[Any, ...]:
+def _level_cells(row: Level, metric: Metric) -> tuple[str, ...]:
     return (
-        f"{row.density:.4g}", row.n, metric.show(row.mean), _interval(row, metric), _signed(row.difference, metric),
+        f"{row.density:.4g}", "" if row.kept is None else f"{row.kept:,}", analysis.overview.show_value(row, metric),
+        _interval(row, metric), _signed(row.difference, metric),
         "" if row.matching is None else row.matching.in_words(),
+        "" if row.dense_trainings is None else f"{row.dense_trainings:.1f}",
         "" if row.early_step is None else f"{row.early_step:.0f}", metric.show(row.early_mean),
     )  # fmt: skip
 
 
-def _control_cells(row: Control, metric: Metric) -> tuple[Any, ...]:
-    how = "trained" if row.trained else "not trained"
+def _control_cells(row: Control, metric: Metric) -> tuple[str, ...]:
+    how = "" if row.trained else ", not trained"
     return (
-        f"{row.control}, {how}", row.data, f"{row.density:.4g}", row.n, metric.show(row.mean),
-        _interval(row, metric), _signed(row.difference, metric), "" if row.p_holm is None else f"{row.p_holm:.2g}",
+        f"{row.control}{how}", row.data, f"{row.density:.4g}", analysis.overview.show_value(row, metric), _interval(row, metric),
+        _signed(row.difference, metric), "" if row.p_holm is None else f"{row.p_holm:.2g}",
     )  # fmt: skip
 
 
+def _interval(row: Row, metric: Metric) -> str:
+    return "" if row.interval is None else f"{metric.show(row.interval[0])} to {metric.show(row.interval[1])}"
+
+
 def _signed(found: Difference | None, metric: Metric) -> str:
-    if found is None:
-        return ""
-    form = metric.form
-    bounds = "" if found.interval is None else f" ({found.interval[0]:+{form}} to {found.interval[1]:+{form}})"
-    return f"{found.mean:+{form}}{bounds}"
+    return "" if found is None else f"{found.mean:+{metric.form}} {analysis.overview.show_interval(found, metric)}".rstrip()
 
 
-def _print_verdicts(found: Comparison) -> None:
-    rows = [
-        (group.label, answer.question, answer.in_words(), answer.because)
-        for group in found.groups
-        for answer in (group.verdict.answers.values() if group.verdict else ())
-    ]
-    if rows:
-        print_table(("is it a ticket?", "question", "answer", "because"), rows)
+def _print_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table without its empty columns; on a narrow terminal in parts, each with the first column again."""
+    used = [index for index in range(len(columns)) if index == 0 or any(row[index] for row in rows)]
+    widths = [max(map(len, (column, *(_in_signs(row[index]) for row in rows)))) + 2 for index, column in enumerate(columns)]
+    parts: list[list[int]] = [[0]]
+    for index in used[1:]:
+        # Three spaces at the left; the last column has no gap behind it.
+        if 1 + sum(widths[column] for column in (*parts[-1], index)) > output().width and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(index)
+    for part in parts:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for index in part:
+            table.add_column(columns[index], justify="left" if index == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(_in_signs(row[index])) for index in part))
+        output().print(Padding(table, (0, 0, 0, 2)))
 
 
 def _print_masks(compared: list[dict[str, Any]]) -> None:

@@ -227,7 +227,7 @@ def write_study(study: Study, runs: Sequence[Path], output: str | os.PathLike[st
     Path(output).mkdir(parents=True, exist_ok=True)
     paths = page_files(study, output)
     analysis.plots.plot_comparison(comparison, paths[1], published=points, overwrite=True)
-    tables = analysis.tables.to_markdown(comparison)
+    tables = analysis.tables.to_markdown(comparison, full=True)
     paths[0].write_text(_page(study, beside, comparison.groups, tables), encoding="utf-8")
     paths[2].write_text(analysis.html.to_html(comparison, study.title, published=points), encoding="utf-8")
     paths[3].write_text(analysis.tables.to_csv(comparison), encoding="utf-8")
