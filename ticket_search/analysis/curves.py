@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -39,7 +40,7 @@ DPI, SMALL = 150, 8
 class Look:
     """How a figure is laid out: `stacked` puts the panels one above the other, for narrow screens.
 
-    `width` is that of the figure in inches, and `font` the size of its small text in points, with which all else scales.
+    `width` is that of the figure in inches, and `font` the size of its small text in points; all else scales with it.
 
     `lowest` is the accuracy in percent, or the value of another metric, at which the axis begins; points that are worse
     are marked at the edge. If it is not given, the axis shows every group, but not controls that are far worse than all
@@ -188,7 +189,7 @@ def draw(
 def _scale(figure: Figure, scale: float) -> None:
     """Draw texts, lines and markers larger or smaller."""
     for text in figure.findobj(Text):
-        text.set_fontsize(text.get_fontsize() * scale)
+        text.set_fontsize(float(text.get_fontsize()) * scale)
     for line in figure.findobj(Line2D):
         line.set_markersize(line.get_markersize() * scale)
         line.set_linewidth(line.get_linewidth() * scale)
@@ -227,7 +228,11 @@ def _make_series(groups: Sequence[Group]) -> list[_Series]:
                 kinds.setdefault((row.control, row.trained), []).append(row)
         found += [
             replace(
-                line, rows=rows, line="--", marker=_CONTROLS.get(control, _OTHER), filled=trained,
+                line,
+                rows=rows,
+                line="--",
+                marker=_CONTROLS.get(control, _OTHER),
+                filled=trained,
                 control=control if trained else f"{control}, not trained",
             )
             for (control, trained), rows in kinds.items()
@@ -305,7 +310,7 @@ def _draw_costs(axes: Axes, groups: Sequence[_Series], edge: _Edge) -> list[tupl
 def _by_cost(line: _Series) -> _Series:
     """The line of a search whose cost grows from level to level; of single trainings the points, none joined."""
     rows = [row for row in line.rows if _cost(row)]
-    if all(_cost(before) < _cost(row) for before, row in zip(rows, rows[1:], strict=False)) and len(rows) > 2:
+    if len(rows) > 2 and all(_cost(before) < _cost(row) for before, row in pairwise(rows)):
         return replace(line, rows=rows)
     return replace(line, rows=[row for row in rows if row.density < 1] or rows, joined=False)
 

@@ -139,26 +139,32 @@ def _how_to_read(comparison: Comparison) -> list[tuple[str, str]]:
     metric = only_metric(comparison)
     if comparison.delta is None:
         matching = (
-            f"not answered, because no margin was given: with --delta, in {metric.gap_in_words}, a ticket matches where the "
-            "95 % interval of its difference to the dense network, paired by seed, lies above minus that margin."
+            f"not answered, because no margin was given: with --delta, in {metric.gap_in_words}, a ticket matches "
+            "where the 95 % interval of its difference to the dense network, paired by seed, lies above minus that margin."
         )
     else:
         matching = (
             "the 95 % interval of the difference to the dense network, paired by seed, lies above "
-            f"{-comparison.delta:g} {metric.gap_in_words}, over {LEAST_SEEDS} seeds or more. Levels are tested from the "
-            "dense network downward, up to the first that does not match; a level below that one is no only where it is "
-            "worse after a correction for the number of levels (Holm)."
+            f"{-comparison.delta:g} {metric.gap_in_words}, over {LEAST_SEEDS} seeds or more. Levels are tested from "
+            "the dense network downward, up to the first that does not match; a level below that one is no only where "
+            "it is worse after a correction for the number of levels (Holm)."
         )
     better = "" if metric.direction == "higher" else f" Of {metric.name} lower values are better."
     return [
-        ("", f"Values are those of the test split, as means over seeds; every choice is made on validation data.{better}"),
-        ("Differences", f"in {metric.gap_in_words}, paired by seed, and positive where the first of the two is better."),
+        (
+            "",
+            f"Values are of the test split, means over seeds; every choice is made on validation data.{better}",
+        ),
+        (
+            "Differences",
+            f"in {metric.gap_in_words}, paired by seed, and positive where the first of the two is better.",
+        ),
         ("Matching", matching),
         (
             "Controls",
-            "as many weights as the ticket: its mask with fresh weights (reinit), its mask shuffled within layers (shuffle), "
-            "random masks, a small dense network. If the ticket is not better than a control, then what the control "
-            "changes does not matter. p-values are corrected for the number of controls (Holm).",
+            "as many weights as the ticket: its mask with fresh weights (reinit), its mask shuffled within layers "
+            "(shuffle), random masks, a small dense network. If the ticket is not better than a control, then what the "
+            "control changes does not matter. p-values are corrected for the number of controls (Holm).",
         ),
         ("Undecided", "there are too few seeds to tell."),
         ("Unknown", "something to compare with is missing: a run, or the margin."),

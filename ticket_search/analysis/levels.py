@@ -1,4 +1,4 @@
-"""Where there is room for little: runs of one method that differ in the density as one, and the levels worth telling."""
+"""For where there is little room: runs of one method at several densities as one, and the levels worth telling."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from .intervals import Difference
 from .levels import dense_lines, in_order, task_of, worth_telling
 
 ABOUT = (
-    "mean \N{PLUS-MINUS SIGN} standard deviation (seeds); vs dense: paired by seed, [95 % interval]; cost: in trainings of "
-    "the dense network"
+    "mean \N{PLUS-MINUS SIGN} standard deviation (seeds); vs dense: paired by seed, [95 % interval]; cost: in "
+    "trainings of the dense network"
 )
 
 

@@ -13,7 +13,7 @@ from .intervals import difference
 from .levels import join_densities, task_of, worth_telling
 
 # More columns of sparse networks than these do not fit on a page.
-_MOST_COLUMNS = 6
+_MOST_COLUMNS = 5
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Method:
-    """A row: a cell, or None, for each density, the number of seeds, and the cost at the sparsest of them."""
+    """A row: a cell, or None, for each density, the number of seeds, and the cost at the sparsest of them.
+
+    `seeds` is empty where it is the same in all rows, and told in the note.
+    """
 
     name: str
     cells: tuple[Cell | None, ...]
@@ -70,33 +73,38 @@ def _make_table(groups: Sequence[Group], told: set[str], several: bool) -> Paper
     columns, left_out = _choose_columns(groups, told)
     shown = [{_percent(row): row for row in group.levels} for group in groups]
     best = {column: _best([rows[column] for rows in shown if column in rows], metric) for column in columns}
-    methods = []
-    for group, rows in zip(groups, shown, strict=True):
-        there = [rows.get(column) for column in columns]
-        known = [row for row in there if row is not None]
-        numbers = sorted({row.n for row in known})
-        cost = known[-1].dense_trainings if known else None
-        methods.append(
-            Method(
-                name=group.label,
-                cells=tuple(None if row is None else _make_cell(row, metric, id(row) in best[c])
-                            for c, row in zip(columns, there, strict=True)),
-                seeds=" to ".join(dict.fromkeys(f"{number}" for number in (*numbers[:1], *numbers[-1:]))),
-                cost="" if cost is None else f"{cost:.3g}",
-            )
-        )  # fmt: skip
+    there = [[rows.get(column) for column in columns] for rows in shown]
+    seeds = [_range(sorted({row.n for row in rows if row is not None})) for rows in there]
+    same = len(set(seeds)) == 1
+    methods = [
+        Method(
+            name=group.label,
+            cells=tuple(
+                None if row is None else _make_cell(row, metric, id(row) in best[column])
+                for column, row in zip(columns, rows, strict=True)
+            ),
+            seeds="" if same else number,
+            cost=next((f"{row.dense_trainings:.3g}" for row in reversed(rows) if row and row.dense_trainings), ""),
+        )
+        for group, rows, number in zip(groups, there, seeds, strict=True)
+    ]
     where = " on ".join(filter(None, (groups[0].model, groups[0].data)))
     title = ", ".join(filter(None, (where, groups[0].precision if several else "")))
-    return PaperTable(title, _note(metric, left_out), tuple(columns), tuple(methods))
+    over = f"{seeds[0]} seed{'' if seeds[0] == '1' else 's'}" if same else "seeds"
+    return PaperTable(title, _note(metric, over, left_out), tuple(columns), tuple(methods))
 
 
-def _note(metric: Metric, left_out: int) -> str:
+def _range(numbers: Sequence[int]) -> str:
+    return " to ".join(dict.fromkeys(f"{number}" for number in (*numbers[:1], *numbers[-1:])))
+
+
+def _note(metric: Metric, over: str, left_out: int) -> str:
     note = (
-        f"test {metric.in_words}, mean and standard deviation over seeds, by the percentage of weights kept; bold: the "
-        "best of a column, and what a 95 % interval of the difference, paired by seed, cannot tell from it; cost: of the "
-        "search down to the last density shown, in trainings of the dense network"
+        f"test {metric.in_words}, by the percentage of weights kept, mean and standard deviation over {over}; bold: "
+        "the best of a column, and what the 95 % interval of the difference, paired by seed, does not tell from it; cost: "
+        "of the search down to the last density shown, in trainings of the dense network"
     )
-    return note if not left_out else f"{note}; {left_out} more densities are left out"
+    return note if not left_out else f"{note}; {left_out} other densit{'y is' if left_out == 1 else 'ies are'} left out"
 
 
 def _choose_columns(groups: Sequence[Group], told: set[str]) -> tuple[list[str], int]:

@@ -1,4 +1,4 @@
-"""Figures in PNG, SVG or PDF: the metric against density and against the cost of the search, and matrices as heat maps."""
+"""Figures in PNG, SVG or PDF: the metric against density and cost, and matrices as heat maps."""
 
 from __future__ import annotations
 
@@ -65,9 +65,7 @@ def figure_svg(comparison: Comparison, published: Sequence[Mapping[str, Any]] = 
     return render(draw(comparison, published, look or Look()), ".svg")
 
 
-def figure_inline(
-    comparison: Comparison, published: Sequence[Mapping[str, Any]], look: Look, prefix: str
-) -> str:
+def figure_inline(comparison: Comparison, published: Sequence[Mapping[str, Any]], look: Look, prefix: str) -> str:
     """What `plot_comparison` draws, as an SVG element for a page.
 
     Every point has its text as a title, which a browser shows beside the pointer. Names that are given to elements
@@ -78,7 +76,7 @@ def figure_inline(
     for number, point in enumerate(points):
         # A marker that cannot be seen, larger than the one that is drawn, to point at.
         figure.axes[point.panel].plot(
-            point.x, point.y, "o", markersize=11, alpha=0, clip_on=False, zorder=9, gid=f"point-{number}"
+            point.x, point.y, "o", markersize=8, alpha=0, clip_on=False, zorder=9, gid=f"point-{number}"
         )
     root = ElementTree.fromstring(render(figure, ".svg"))
     for parent in list(root.iter()):
@@ -90,9 +88,9 @@ def figure_inline(
         named = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
         element.attrib.clear()
         element.attrib.update({name: _prefix(name, value, prefix) for name, value in named.items()})
-        if (number := named.get("id", "").removeprefix("point-")).isdecimal():
+        if (place := named.get("id", "").removeprefix("point-")).isdecimal():
             title = ElementTree.Element("title")
-            title.text = points[int(number)].text
+            title.text = points[int(place)].text
             element.insert(0, title)
             element.set("class", "point")
     for name in ("width", "height", "version"):

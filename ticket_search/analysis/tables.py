@@ -43,6 +43,8 @@ OF_METRICS = {
 }
 _KNOWN = {**COLUMNS, **OF_METRICS}
 _SHOWN_PROBLEMS = 20
+# A name of a method with more characters is wrapped in LaTeX.
+_LATEX_NAME = 24
 _Count = Annotated[int, Field(ge=0)]
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -346,13 +348,27 @@ def to_markdown(comparison: Comparison, *, full: bool = False) -> str:
 
 
 def _paper_markdown(table: PaperTable) -> str:
-    cells = [["method", *(f"{density} %" for density in table.densities), "seeds", "cost"]]
-    cells.append([":---", *("---:" for _ in cells[0][1:])])
-    for method in table.methods:
-        shown = ["" if cell is None else _mean_markdown(cell) for cell in method.cells]
-        cells.append([_escape_markdown(method.name), *shown, method.seeds, method.cost])
+    head, rows = _paper_cells(table, _mean_markdown, "\N{EN DASH}")
+    rule = [":---", *("---:" for _ in head[1:])]
+    lines = [head, rule, *([_escape_markdown(name), *cells] for name, *cells in rows)]
     title = f"**{_escape_markdown(table.title)}** " if table.title else ""
-    return f"{title}({table.note})\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in cells)
+    return f"{title}({table.note})\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _paper_cells(table: PaperTable, show: Callable[[Cell], str], none: str) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of a table of methods by densities; the column of seeds only where they differ."""
+    several = any(method.seeds for method in table.methods)
+    rows = [
+        [
+            method.name,
+            *(none if cell is None else show(cell) for cell in method.cells),
+            *([method.seeds] if several else []),
+            method.cost,
+        ]
+        for method in table.methods
+    ]
+    head = ["method", *(f"{density} %" for density in table.densities), *(["seeds"] if several else []), "cost"]
+    return head, rows
 
 
 def _mean_markdown(cell: Cell) -> str:
@@ -376,26 +392,28 @@ def to_latex(comparison: Comparison, *, full: bool = False) -> str:
 def _latex_table(caption: str, kinds: str, head: str, lines: Sequence[str]) -> str:
     return "\n".join(
         [
-            r"\begin{table}", r"\centering", r"\small", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{kinds}}}",
-            r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+            r"\begin{table}", r"\centering", r"\small", r"\setlength{\tabcolsep}{4pt}", rf"\caption{{{caption}}}",
+            rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}",
+            r"\end{table}", "",
         ]
     )  # fmt: skip
 
 
 def _paper_latex(table: PaperTable) -> str:
-    head = " & ".join(["method", *(rf"{density}\,\%" for density in table.densities), "seeds", "cost"]) + r" \\"
-    lines = []
-    for method in table.methods:
-        shown = ["" if cell is None else _mean_latex(cell) for cell in method.cells]
-        lines.append(" & ".join([_escape_latex(method.name), *shown, method.seeds, method.cost]) + r" \\")
+    head, rows = _paper_cells(table, _mean_latex, "--")
     title = f"{_escape_latex(table.title)}: " if table.title else ""
-    caption = f"{title}{_escape_latex(table.note)}."
-    return _latex_table(caption, "l" + "r" * (len(table.densities) + 2), head, lines)
+    # A long name is wrapped.
+    long = max(len(method.name) for method in table.methods) > _LATEX_NAME
+    kinds = (r"p{0.24\linewidth}" if long else "l") + "r" * (len(head) - 1)
+    ragged = r"\raggedright " if long else ""
+    lines = [" & ".join([ragged + _escape_latex(name), *cells]) + r" \\" for name, *cells in rows]
+    heading = " & ".join(cell.replace(" %", r"\,\%") for cell in head) + r" \\"
+    return _latex_table(f"{title}{_escape_latex(table.note)}.", kinds, heading, lines)
 
 
 def _mean_latex(cell: Cell) -> str:
     mean = rf"\mathbf{{{cell.mean}}}" if cell.best else cell.mean
-    return rf"${mean} \pm {cell.std}$" if cell.std else f"${mean}$"
+    return rf"${mean}{{\scriptstyle\,\pm\,{cell.std}}}$" if cell.std else f"${mean}$"
 
 
 def _latex_line(cells: Iterable[str]) -> str:

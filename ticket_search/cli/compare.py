@@ -59,8 +59,12 @@ def compare(
         ),
     ] = False,
     csv: Annotated[str, typer.Option("--csv", help="Write all numbers to this file, one line per seed.")] = "",
-    markdown: Annotated[str, typer.Option("--markdown", help="Write a table, methods by densities, to this file in Markdown.")] = "",
-    latex: Annotated[str, typer.Option("--latex", help="Write a table, methods by densities, to this file in LaTeX.")] = "",
+    markdown: Annotated[
+        str, typer.Option("--markdown", help="Write a table, methods by densities, to this file in Markdown.")
+    ] = "",
+    latex: Annotated[
+        str, typer.Option("--latex", help="Write a table, methods by densities, to this file in LaTeX.")
+    ] = "",
     plot: Annotated[
         str, typer.Option("--plot", help="Draw the metric against density and cost to this file, .png, .svg or .pdf.")
     ] = "",
@@ -242,8 +246,8 @@ def _print_part(part: Part) -> None:
         sign = "" if line.headline is None else line.headline.sign
         table.add_row(Text(_in_signs(sign), style), Text(_in_signs(names[line.name])), *cells)
     output().print(table)
-    for line in key:
-        _say(line)
+    for explained in key:
+        _say(explained)
 
 
 def _room(columns: Mapping[str, Sequence[str]], width: int) -> int:
@@ -289,8 +293,8 @@ def _level_cells(row: Level, metric: Metric) -> tuple[str, ...]:
 def _control_cells(row: Control, metric: Metric) -> tuple[str, ...]:
     how = "" if row.trained else ", not trained"
     return (
-        f"{row.control}{how}", row.data, f"{row.density:.4g}", analysis.overview.show_value(row, metric), _interval(row, metric),
-        _signed(row.difference, metric), "" if row.p_holm is None else f"{row.p_holm:.2g}",
+        f"{row.control}{how}", row.data, f"{row.density:.4g}", analysis.overview.show_value(row, metric),
+        _interval(row, metric), _signed(row.difference, metric), "" if row.p_holm is None else f"{row.p_holm:.2g}",
     )  # fmt: skip
 
 
@@ -299,17 +303,20 @@ def _interval(row: Row, metric: Metric) -> str:
 
 
 def _signed(found: Difference | None, metric: Metric) -> str:
-    return "" if found is None else f"{found.mean:+{metric.form}} {analysis.overview.show_interval(found, metric)}".rstrip()
+    if found is None:
+        return ""
+    return f"{found.mean:+{metric.form}} {analysis.overview.show_interval(found, metric)}".rstrip()
 
 
 def _print_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table without its empty columns; on a narrow terminal in parts, each with the first column again."""
     used = [index for index in range(len(columns)) if index == 0 or any(row[index] for row in rows)]
-    widths = [max(map(len, (column, *(_in_signs(row[index]) for row in rows)))) + 2 for index, column in enumerate(columns)]
+    rows = [[_in_signs(cell) for cell in row] for row in rows]
+    widths = [max(map(len, (name, *(row[index] for row in rows)))) + 2 for index, name in enumerate(columns)]
     parts: list[list[int]] = [[0]]
     for index in used[1:]:
-        # Three spaces at the left; the last column has no gap behind it.
-        if 1 + sum(widths[column] for column in (*parts[-1], index)) > output().width and len(parts[-1]) > 1:
+        # Two spaces at the left, and none behind the last column.
+        if sum(widths[column] for column in (*parts[-1], index)) > output().width and len(parts[-1]) > 1:
             parts.append([0])
         parts[-1].append(index)
     for part in parts:
@@ -317,7 +324,7 @@ def _print_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Non
         for index in part:
             table.add_column(columns[index], justify="left" if index == 0 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(_in_signs(row[index])) for index in part))
+            table.add_row(*(Text(row[index]) for index in part))
         output().print(Padding(table, (0, 0, 0, 2)))
 
 
