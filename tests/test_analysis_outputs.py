@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import io
 import re
 import statistics
@@ -208,10 +209,10 @@ def test_nothing_is_overwritten_and_the_suffix_says_the_format(tmp_path):
     plot_comparison(comparison, path, overwrite=True)
     assert path.read_bytes() == figure_png(comparison)
     with pytest.raises(RequestError) as error:
-        plot_comparison(comparison, tmp_path / "no" / "a.pdf")
+        plot_comparison(comparison, tmp_path / "no" / "a.eps")
     assert len(error.value.problems) == 2
-    assert ".png or .svg" in error.value.problems[0]
-    with pytest.raises(RequestError, match=r"\.png or \.svg"):
+    assert ".png, .svg or .pdf" in error.value.problems[0]
+    with pytest.raises(RequestError, match=r"\.png, \.svg or \.pdf"):
         plot_heat_map(["a"], ["b"], [[1.0]], tmp_path / "a.jpg", "title")
 
 
@@ -253,7 +254,7 @@ def test_the_legend_names_groups_controls_and_what_is_published():
     texts = [text.get_text() for text in draw(make_comparison(few()), PUBLISHED, Look()).legends[0].get_texts()]
     assert texts == [
         "imp fraction=0.5", "snip", "edge-popup", "dense (mean)", "control: reinit", "control: shuffle", "control: random",
-        "Frankle & Carbin, 2019", "95 % interval of the mean",
+        "control: shuffle, not trained", "control: reinit, not trained", "Frankle & Carbin, 2019", "95 % interval",
     ]  # fmt: skip
     alone = draw(make_comparison(CASES["one"]), (), Look()).legends[0].get_texts()
     assert "dense: level 0 of imp" in [text.get_text() for text in alone]
@@ -390,7 +391,7 @@ def test_tables_leave_out_empty_columns():
 
 
 def test_markdown_has_as_many_cells_in_each_line(comparison):
-    text = to_markdown(comparison)
+    text = to_markdown(comparison, full=True)
     for table, block in zip(make_tables(comparison), re.split(r"\n\n(?=\*\*)", text), strict=True):
         lines = [line for line in block.splitlines() if line.startswith("|")]
         assert len(lines) == len(table.rows) + 2
@@ -399,7 +400,7 @@ def test_markdown_has_as_many_cells_in_each_line(comparison):
 
 
 def test_latex_escapes(comparison):
-    text = to_latex(comparison)
+    text = to_latex(comparison, full=True)
     body = [line for line in text.splitlines() if line.endswith(r" \\")]
     assert len(body) == sum(1 + len(table.rows) for table in make_tables(comparison))
     for table in make_tables(comparison):
@@ -416,7 +417,7 @@ def test_latex_escapes(comparison):
 @pytest.fixture
 def _quick_figures(monkeypatch):
     """Figures take long to draw and are looked at elsewhere."""
-    monkeypatch.setattr(page, "figure_svg", lambda *arguments: b"<svg/>")
+    monkeypatch.setattr(page, "figure_inline", lambda *arguments: "<svg></svg>")
     monkeypatch.setattr(board, "figure_png", lambda *arguments: PNG)
 
 
@@ -431,6 +432,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.references: list[str] = []
         self.text = ""
+        self.titles: list[str] = []
         self.feed(text)
         self.close()
 
@@ -446,6 +448,12 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+        if self.open and self.open[-1] == "title":
+            self.titles.append(data)
+
+
+def page_script() -> str:
+    return (Path(page.__file__).parent / "page.js").read_text("utf-8")
 
 
 @pytest.mark.usefixtures("_quick_figures")
@@ -453,11 +461,14 @@ def test_the_page_is_whole_and_asks_for_nothing(comparison):
     text = to_html(comparison, "A <title> & more", PUBLISHED, [("layers <b>", PNG)])
     found = Page(text)
     assert found.open == []
-    assert "script" not in found.tags
+    # Our own script and nothing else: what it may be stands in the head by its digest.
+    assert found.tags.count("script") == 1 and text.count(page_script()) == 1
+    digest = base64.b64encode(hashlib.sha256(page_script().encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text and "default-src 'none'" in text
     assert "link" not in found.tags
-    assert len(found.references) == 3
+    assert len(found.references) == 1
     assert all(reference.startswith("data:image/") for reference in found.references)
-    assert "http" not in text
+    assert "http:" not in text and "https:" not in text
     assert "url(" not in text
     assert "A <title> & more" in found.text
     for group in comparison.groups:
@@ -472,10 +483,23 @@ def test_the_page_is_whole_and_asks_for_nothing(comparison):
     assert "one note" in found.text
 
 
-def test_the_page_shows_the_figure_wide_and_narrow():
-    comparison = make_comparison(CASES["one point"])
-    found = [base64.b64decode(address.partition(",")[2]) for address in Page(to_html(comparison, "one")).references]
-    assert found == [figure_svg(comparison, look=Look(stacked=True)), figure_svg(comparison)]
+def test_the_page_has_the_figure_wide_and_narrow_and_says_what_its_points_are():
+    comparison = make_comparison(CASES["hostile"][:2])
+    text = to_html(comparison, "hostile")
+    found = Page(text)
+    assert found.tags.count("svg") == 2 and found.tags.count("script") == 1 and found.tags.count("img") == 0
+    # Figures are paths; the only references are to their own parts, each of which is there once.
+    names = re.findall(r' id="([^"]*)"', text)
+    referred = re.findall(r'url\(#([^)]*)\)| href="#([^"]*)"', text)
+    assert len(set(names)) == len(names)
+    assert {one or other for one, other in referred} <= set(names)
+    assert len(re.findall(r"url\((?!#)", text)) == 0 and "http:" not in text
+    for group in comparison.groups:
+        (row,) = group.levels
+        low, high = (f"{end:.2f}" for end in row.interval)
+        told = f"{group.label} at 50 %: {row.mean:.2f} %, 95 % interval {low} to {high}, 5 seeds"
+        assert found.titles.count(f"{told}, cost 1 dense trainings") == 2
+        assert sum(title.startswith(f"{group.label}, control {group.label} at") for title in found.titles) == 2
 
 
 @pytest.mark.usefixtures("_quick_figures")

@@ -83,8 +83,12 @@ def test_verdict_says_what_each_truth_came_to(benchmarks, tmp_path, capsys):
     benchmarks("verdict", *flags, "--runs", str(tmp_path / "bank"), "--json", str(path))
     rows = {row["truth"]: row for row in json.loads(path.read_text())["rows"]}
     assert set(rows) == {
-        "equal", "0.5 pp worse", "1 pp worse", "random mask", "random mask: better than its shuffle", "leaking mask",
+        "equal", "0.4 pp worse", "0.5 pp worse", "1 pp worse", "levels, 0.4 pp worse", "random mask",
+        "random mask: better than its shuffle", "leaking mask",
     }  # fmt: skip
+    for truth in ("equal", "0.4 pp worse", "0.5 pp worse", "levels, 0.4 pp worse"):
+        assert rows[truth]["false_no"] == rows[truth]["last"].get("no", 0) / 6
+    assert "false_no" not in rows["1 pp worse"]
     assert rows["leaking mask"]["last"] == {"refused": 20} and rows["leaking mask"]["holds"]
     for truth in ("equal", "0.5 pp worse", "1 pp worse", "random mask"):
         assert sum(rows[truth]["first"].values()) == sum(rows[truth]["last"].values()) == 6
@@ -295,8 +299,8 @@ def test_the_page_on_the_verdict_says_what_was_measured():
     for row in found["rows"]:
         line = next(line for line in page.splitlines() if line.startswith(f"| {row['truth']} | "))
         assert all(f"{key} {number}" in line for part in ("first", "last") for key, number in row[part].items())
-        share = row.get("false_yes", row.get("power"))
-        assert share is None or f"| {share:.1%} (" in line
+        for share in (row.get("false_yes", row.get("power")), row.get("false_no")):
+            assert share is None or f"| {share:.1%} (" in line
         assert row["holds"] == line.endswith("| yes |")
 
 

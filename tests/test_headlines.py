@@ -196,7 +196,7 @@ def test_compare_prints_them_first(ticket, tmp_path, monkeypatch):
     shown = ticket("compare", str(next((tmp_path / "runs").iterdir())))
     assert shown.code == 0, shown.err
     first, second, *_ = shown.out.splitlines()
-    assert first.startswith("snip at 30 %: not compared")
+    assert first.startswith("? snip at 30 %: not compared")
     assert second.strip().startswith("ticket search --method dense")
 
 

@@ -139,8 +139,8 @@ def _how_to_read(comparison: Comparison) -> list[tuple[str, str]]:
     metric = only_metric(comparison)
     if comparison.delta is None:
         matching = (
-            f"not answered, because no margin was given: with --delta, in {metric.gap_in_words}, a ticket matches "
-            "where the 95 % interval of its difference to the dense network, paired by seed, lies above minus that margin."
+            f"not answered, because no margin given: with --delta, in {metric.gap_in_words}, a ticket matches where "
+            "the 95 % interval of its difference to the dense network, paired by seed, lies above minus that number."
         )
     else:
         matching = (

@@ -100,8 +100,8 @@ def _range(numbers: Sequence[int]) -> str:
 
 def _note(metric: Metric, over: str, left_out: int) -> str:
     note = (
-        f"test {metric.in_words}, by the percentage of weights kept, mean and standard deviation over {over}; bold: "
-        "the best of a column, and what the 95 % interval of the difference, paired by seed, does not tell from it; cost: "
+        f"test {metric.in_words}, by percentage of weights kept, mean and standard deviation over {over}; bold: the "
+        "best of a column, and what the 95 % interval of the difference, paired by seed, does not tell from it; cost: "
         "of the search down to the last density shown, in trainings of the dense network"
     )
     return note if not left_out else f"{note}; {left_out} other densit{'y is' if left_out == 1 else 'ies are'} left out"

@@ -23,6 +23,25 @@ if TYPE_CHECKING:
     from ..contract.metric import Metric
 
 
+Delta = Annotated[
+    float | None,
+    typer.Option(
+        "--delta",
+        help="How much worse than the dense network a ticket may be: percentage points of accuracy, 0.5 if not "
+        "given, or the unit of another metric, of which there is no default.",
+    ),
+]
+Full = Annotated[
+    bool,
+    typer.Option(
+        "--full",
+        help="Show every level, every control with its p-value, and each answer with its reason; in --markdown and "
+        "--latex every level and control.",
+    ),
+]
+Plot = Annotated[
+    str, typer.Option("--plot", help="Draw the metric against density and cost to this file, .png, .svg or .pdf.")
+]
 _STYLES = {"good": "bold green", "bad": "bold red", "open": "yellow"}
 # Signs for terminals that have no others.
 _PLAIN = {"\N{CHECK MARK}": "+", "\N{BALLOT X}": "-", "\N{PLUS-MINUS SIGN}": "+-"}
@@ -36,28 +55,14 @@ def add_to(app: typer.Typer) -> None:
 
 
 def compare(
-    names: Annotated[list[str], typer.Argument(help="Folders or names of runs, as runs/*.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Folders or names of runs, as runs/*.")] = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
-    delta: Annotated[
-        float | None,
-        typer.Option(
-            "--delta",
-            help="How much worse than the dense network a ticket may be: percentage points of accuracy, 0.5 if not "
-            "given, or the unit of another metric, of which there is no default.",
-        ),
-    ] = None,
+    delta: Delta = None,
     others: Annotated[
         list[str] | None,
         typer.Option("--with", help="A CSV file with numbers of another program, in the columns that --csv writes."),
     ] = None,
-    full: Annotated[
-        bool,
-        typer.Option(
-            "--full",
-            help="Show every level, every control with its p-value, and each answer with its reason; in --markdown and "
-            "--latex every level and control.",
-        ),
-    ] = False,
+    full: Full = False,
     csv: Annotated[str, typer.Option("--csv", help="Write all numbers to this file, one line per seed.")] = "",
     markdown: Annotated[
         str, typer.Option("--markdown", help="Write a table, methods by densities, to this file in Markdown.")
@@ -65,9 +70,7 @@ def compare(
     latex: Annotated[
         str, typer.Option("--latex", help="Write a table, methods by densities, to this file in LaTeX.")
     ] = "",
-    plot: Annotated[
-        str, typer.Option("--plot", help="Draw the metric against density and cost to this file, .png, .svg or .pdf.")
-    ] = "",
+    plot: Plot = "",
     paper: Annotated[
         bool, typer.Option("--paper", help="Draw --plot 3.3 inches wide, for a column of a paper that has two.")
     ] = False,
@@ -88,9 +91,11 @@ def compare(
     """Compare runs over their seeds: tickets with dense networks and with controls, and say whether they match them."""
     files = {"--csv": csv, "--markdown": markdown, "--latex": latex, "--plot": plot, "--html": html}
     files["--heat-map"] = heat_map
+    if not names and not others:
+        raise RequestError("expected folders or names of runs, as runs/*, or a CSV file after --with")
     _check(files, delta, overwrite, paper)
     rows = [row for path in others or () for row in analysis.tables.read_csv(path)]
-    folders = [Path(name) if Path(name).exists() else Path(runs) / name for name in names]
+    folders = [Path(name) if Path(name).exists() else Path(runs) / name for name in names or ()]
     found = analysis.comparison.compare(folders, delta=delta, others=rows)
     if board or any(files[flag] for flag in ("--plot", "--html")):
         analysis.findings.only_metric(found)
@@ -107,7 +112,7 @@ def compare(
     for line in found.left_out:
         errors().print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
     for line in found.notes:
-        errors().print(f"note: {line}", markup=False, highlight=False)
+        errors().print(f"note: {line}", markup=False, highlight=False, soft_wrap=not errors().is_terminal)
 
 
 def _check(files: Mapping[str, str], delta: float | None, overwrite: bool, paper: bool) -> None:
