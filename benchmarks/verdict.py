@@ -167,6 +167,9 @@ def leak(number: int, folder: Path) -> list[bool]:
     supermask.save(tickets, folder / "ticket.safetensors")
     (folder / "config.toml").write_text('method = "random"\nmodel = "lenet-300-100"\ndata = "digits"\ndensity = 0.05\n')
     summary = {
+        "name": folder.name,
+        "method": "random",
+        "weights": masks.size,
         "test_accuracy": 97.0,
         "density": 0.01,
         "kept": masks.kept // 5,
