@@ -108,10 +108,10 @@ def look(place: Place) -> Repository | None:
     with _told(place, hub):
         try:
             found = hub.HfApi().model_info(place.repository)
-        except hub.errors.GatedRepoError:
+        except hub.errors.HfHubHTTPError as error:
+            if error.response.status_code in (401, 404):
+                return None
             raise
-        except hub.errors.RepositoryNotFoundError:
-            return None
     files = frozenset(each.rfilename for each in found.siblings or ())
     return Repository(files, str(found.sha), bool(found.private))
 
@@ -160,8 +160,8 @@ def _hub() -> Any:
 
 def _say_missing(place: Place, hub: Any) -> str:
     """What there is in place of a file that a repository does not have."""
-    there = hub.HfApi().list_repo_files(place.repository, revision=place.revision or None)
-    tickets = [name for name in there if name.endswith(".safetensors")]
+    there = hub.HfApi().model_info(place.repository, revision=place.revision or None).siblings or ()
+    tickets = [each.rfilename for each in there if each.rfilename.endswith(".safetensors")]
     if not tickets:
         return f"{place}: the repository has no {place.file}, nor another .safetensors file: it holds no ticket"
     named = ", ".join(str(Place(place.repository, place.revision, name)) for name in sorted(tickets)[:10])

@@ -86,7 +86,9 @@ def make_card(
     run, notes = _read_run(path, companions)
     metric, values = _measured(ticket.meta)
     title = place.repository.partition("/")[2] if place else run.name if run else path.stem
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
     template = environment.from_string(files("ticket_search.analysis").joinpath("card.md").read_text("utf-8"))
     text = template.render(
         front=_front(ticket, title, license, metric, values),

@@ -226,13 +226,11 @@ def describe_ticket(
         TicketError: the file is no whole ticket.
     """
     path = Path(ticket) / TICKET if (Path(ticket) / TICKET).is_file() else Path(ticket)
-    if tickets.hub.is_place(ticket):
-        found, path = supermask.load(ticket), tickets.hub.fetch(tickets.hub.read_place(ticket))
-    elif not path.exists():
+    if not tickets.hub.is_place(ticket) and not path.exists():
         raise RequestError(f"there is no ticket {path}")
-    else:
-        # What a link leads to; in the cache of the hub the link is what names repository and commit.
-        found, path = supermask.load(path), path.resolve()
+    found = supermask.load(ticket if tickets.hub.is_place(ticket) else path)
+    # What a link leads to; in the cache of the hub the link itself is what names repository and commit.
+    path = tickets.hub.fetch(tickets.hub.read_place(ticket)) if tickets.hub.is_place(ticket) else path
     task = flags.get("task")
     if task is None and found.tasks:
         raise RequestError(several_tasks(found.tasks))
@@ -244,7 +242,7 @@ def describe_ticket(
     repeated = {key: recorded[key] for key in REPEATED if key in recorded}
     found_by = str(found.meta.get("method", ""))
     fixed = {
-        "ticket": str(path),
+        "ticket": str(path if tickets.hub.is_place(ticket) else path.resolve()),
         "found_by": found_by,
         "density": found.density,
         "init": "keep",
