@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 import yaml
 from markdown_it import MarkdownIt
@@ -108,7 +109,7 @@ def test_what_lies_beside_is_chosen_or_named(runs, tmp_path):
 def test_the_python_of_a_card_runs(name, runs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     if name == "tasks":
-        pair = {each: supermask.load(runs / each / TICKET) for each in ("popup", "others/popup")}
+        pair = {str(n): supermask.load(runs / each / TICKET) for n, each in enumerate(("popup", "others/popup"))}
         supermask.save(supermask.join_tasks(pair), TICKET)
     elif name == "theirs":
         given = full_ticket()
@@ -191,6 +192,11 @@ def test_parts_of_a_file_are_what_is_in_it(runs):
         sizes = sizes_of(data)
         stored = sum(part.masked + part.unmasked for part in sizes.states.values())
         assert sizes.total == len(data) == sizes.bits + stored + sizes.description
+        # As the library of the format reads it.
+        there = [(name.removeprefix("tasks/"), len(read["data"])) for name, read in safetensors.deserialize(data)]
+        for name, part in sizes.states.items():
+            assert part.masked + part.unmasked == sum(size for other, size in there if other.startswith(f"{name}/"))
+        assert sizes.bits == dict(there)["bits"]
 
 
 def test_a_file_that_is_larger_than_its_dense_network_says_why(runs, ticket):

@@ -10,7 +10,7 @@ import typer
 import supermask
 from supermask import tickets
 
-from ..analysis.file_size import size_of_file
+from .. import analysis
 from .terminal import harmless, output, percent, print_json, print_table
 from .tickets import Task, TicketName, ticket_path
 
@@ -36,7 +36,7 @@ def inspect(
     if task is not None:
         found = found.task(task)
         source = supermask.pack(found)
-    size = size_of_file(source, found)
+    size = analysis.file_size.size_of_file(source, found)
     described = describe(found, size.sizes.total)
     if as_json:
         print_json(described | ({"larger_than": size.larger_than, "larger_because": size.why} if size.why else {}))

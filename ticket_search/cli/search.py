@@ -11,8 +11,7 @@ import typer
 
 import supermask
 
-from .. import running, runs
-from ..analysis.file_size import size_of_file
+from .. import analysis, running, runs
 from ..contract.declared import ScoreName
 from ..contract.flags import Config, flag, is_switch, public_fields, recipes
 from ..contract.metric import Metric, known_value, value_of
@@ -187,7 +186,7 @@ def print_summary(run: Run) -> None:
             f"warning: the mask keeps no weight of {', '.join(empty)}, so no signal passes there", style="yellow"
         )
     cost, file = summary["cost"], run.path / TICKET
-    size = size_of_file(file, supermask.load(file))
+    size = analysis.file_size.size_of_file(file, supermask.load(file))
     print_table(
         ("result", ""),
         [
