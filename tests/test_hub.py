@@ -38,7 +38,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     monkeypatch.setenv("HF_TOKEN", "token-of-me")
     yield server
     server.close()
@@ -195,6 +194,10 @@ def damaged(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repositories["you/theirs"].commit({"ticket.safetensors": b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "}, "")
 
 
+def offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_offline(monkeypatch)
+
+
 def in_maintenance(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.broken = 503
 
@@ -219,7 +222,9 @@ BAD: dict[str, tuple[Callable[[Hub, pytest.MonkeyPatch], None] | None, tuple[str
     "unreachable to load": (unreachable, ("evaluate", "hf:you/theirs"), 1, "the hub cannot be reached"),
     "unreachable to push": (unreachable, PUSH, 1, "hf:me/digits: the hub cannot be reached"),
     "in maintenance": (in_maintenance, PUSH, 1, "the hub answered with status 503 (in maintenance); try again later"),
-    "in maintenance, load": (in_maintenance, ("inspect", "hf:you/theirs"), 1, "the hub cannot be reached"),
+    "in maintenance, load": (in_maintenance, ("inspect", "hf:you/theirs"), 1, "hf:you/theirs: the hub answered with status 503"),
+    "offline": (offline, ("inspect", "hf:you/theirs"), 1, "load it once without HF_HUB_OFFLINE"),
+    "offline to push": (offline, PUSH, 1, "hf:me/digits: nothing can be sent while HF_HUB_OFFLINE is set"),
     "no token": (out, PUSH, 1, "the hub takes files only from those who are logged in"),
     "a token that reads": (only_reads, PUSH, 1, "is not yours to write to, or your token may only read"),
     "a name of another": (None, ("push", "RUN", "hf:you/new"), 1, "the name is not yours to write to"),
@@ -256,17 +261,23 @@ def test_in_python_an_error_is_of_our_own():
     assert Place("a/b") == read_place("hf:a/b")
 
 
-@pytest.mark.slow  # two processes that import PyTorch
-def test_the_variables_of_the_environment(hub, run, tmp_path):
+def test_a_process_of_its_own_with_the_variables_of_the_environment(hub, run, tmp_path):
+    """Where nothing has been imported, and no constant was replaced: from the hub, and without it from the cache."""
     hub.repositories["you/theirs"] = Repository()
     hub.repositories["you/theirs"].commit({"ticket.safetensors": (run.path / "ticket.safetensors").read_bytes()}, "")
-    code = "import supermask; print(supermask.load('hf:you/theirs'))"
+    code = """
+import supermask
+print(supermask.load("hf:you/theirs"))
+from huggingface_hub import close_session, constants
+close_session()
+constants.HF_HUB_OFFLINE = True
+print(supermask.load("hf:you/theirs"))
+"""
     environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")}
-    for more in ({}, {"HF_HUB_OFFLINE": "1"}):
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment | more, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert "density 0.5" in done.stdout
-        asked = len(hub.asked)
-    assert len(hub.asked) == asked
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("density 0.5") == 2
+    asked = [line.partition(" ")[0] for line in hub.asked if "/resolve/" in line]
+    assert asked == ["HEAD", "HEAD", "GET"]

@@ -93,9 +93,20 @@ def fetch(place: Place) -> Path:
     Raises:
         HubError: it is not to be had.
     """
-    hub = _hub()
+    hub, where = _hub(), (place.repository, place.file)
+    revision = place.revision or None
     with _told(place, hub, lambda: _say_missing(place, hub)):
-        return Path(hub.hf_hub_download(place.repository, place.file, revision=place.revision or None)).absolute()
+        try:
+            # A download asks for half a minute where the hub cannot be reached; this asks once.
+            hub.get_hf_file_metadata(hub.hf_hub_url(*where, revision=revision))
+        except (hub.errors.HTTPError, OSError) as error:
+            if isinstance(error, hub.errors.HfHubHTTPError) and error.response.status_code < 500:
+                raise
+            try:
+                return Path(hub.hf_hub_download(*where, revision=revision, local_files_only=True)).absolute()
+            except hub.errors.LocalEntryNotFoundError:
+                raise error from None
+        return Path(hub.hf_hub_download(*where, revision=revision)).absolute()
 
 
 def look(place: Place) -> Repository | None:
@@ -105,7 +116,7 @@ def look(place: Place) -> Repository | None:
         HubError: the hub cannot be asked.
     """
     hub = _hub()
-    with _told(place, hub):
+    with _told(place, hub, to_write=True):
         try:
             found = hub.HfApi().model_info(place.repository)
         except hub.errors.HfHubHTTPError as error:
@@ -151,6 +162,7 @@ def send(
 def _hub() -> Any:
     try:
         import huggingface_hub
+        import huggingface_hub.errors
     except ImportError:
         raise HubError(
             f'{PREFIX}... is a ticket on the hub, which takes the package huggingface_hub: pip install "supermask[hub]"'
@@ -176,9 +188,6 @@ def _told(
     errors = hub.errors
     try:
         yield
-    except errors.LocalEntryNotFoundError as error:
-        # Raised where the hub was not reached, or was not to be asked, and the cache does not have the file.
-        raise HubError(_unreached(place, hub, error.__cause__)) from None
     except errors.GatedRepoError:
         raise HubError(
             f"{place}: its owner gives it to those who ask, on the page of the repository; then {_LOGIN}"
@@ -197,7 +206,7 @@ def _told(
     except HubError:
         raise
     except (errors.HTTPError, OSError) as error:
-        raise HubError(_unreached(place, hub, error)) from None
+        raise HubError(_unreached(place, hub, error, to_write)) from None
     except ValueError as error:
         # As of a card whose YAML the hub does not take.
         raise HubError(f"{place}: {_one_line(error)}") from None
@@ -228,14 +237,13 @@ def _not_ours(place: Place, status: int, to_write: bool, said: str = "") -> str:
     return f"{place}: the hub answered with status {status}{said}; try again later"
 
 
-def _unreached(place: Place, hub: Any, cause: BaseException | None) -> str:
-    if hub.is_offline_mode() or isinstance(cause, hub.errors.OfflineModeIsEnabled):
+def _unreached(place: Place, hub: Any, cause: BaseException, to_write: bool) -> str:
+    if isinstance(cause, hub.errors.OfflineModeIsEnabled):
+        if to_write:
+            return f"{place}: nothing can be sent while HF_HUB_OFFLINE is set"
         return f"{place}: HF_HUB_OFFLINE is set, and the cache does not have it: load it once without HF_HUB_OFFLINE"
-    why = f" ({_one_line(cause)})" if cause is not None else ""
-    return (
-        f"{place}: the hub cannot be reached{why}, and the cache does not have it: check the connection, or load the "
-        "file from disk"
-    )
+    cached = "" if to_write else ", and the cache does not have it"
+    return f"{place}: the hub cannot be reached ({_one_line(cause)}){cached}: check the connection, or try again later"
 
 
 def _one_line(error: BaseException | str, most: int = 200) -> str:
