@@ -60,6 +60,7 @@ from .tickets.file import load as load
 from .tickets.file import pack as pack
 from .tickets.file import save as save
 from .tickets.file import unpack as unpack
+from .tickets.hub import HubError as HubError
 from .tickets.tasks import join_tasks as join_tasks
 from .tickets.ticket import Part as Part
 from .tickets.ticket import State as State

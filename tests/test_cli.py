@@ -300,6 +300,7 @@ def test_every_command_has_help(ticket):
     commands = [command.name for command in app.registered_commands]
     assert sorted(commands) == [
         "bench",
+        "card",
         "compare",
         "controls",
         "data",
@@ -308,6 +309,7 @@ def test_every_command_has_help(ticket):
         "inspect",
         "methods",
         "models",
+        "push",
         "resume",
         "search",
         "study",

@@ -47,7 +47,7 @@ def house(tmp_path_factory):
         ("ticket_search/contract/declared.py", "OWN_SCORES = (", 'OWN_SCORES = ("lamp", '),
         ("ticket_search/data/sources.py", "SOURCES = {\n", f"SOURCES = {{\n    {line},\n"),
         ("ticket_search/data/__init__.pyi", "from . import arrays", "from . import sums as sums\nfrom . import arrays"),
-        ("ticket_search/cli/__init__.py", "from . import bench", "from . import layers, bench"),
+        ("ticket_search/cli/__init__.py", "    bench,\n    card,\n", "    bench,\n    card,\n    layers,\n"),
         ("ticket_search/cli/__init__.py", "\nsearch.add_to(app)\n", "\nsearch.add_to(app)\nlayers.add_to(app)\n"),
     ]  # fmt: skip
     for path, place, with_it in edits:

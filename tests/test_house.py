@@ -74,6 +74,7 @@ OURS = ("supermask", "ticket_search")
 # named, of others the package.
 LATE_IMPORTS = {
     "PIL": "only image folders decode pictures",
+    "huggingface_hub": "an extra that may not be installed",
     "matplotlib": "takes a second to import, and most runs draw nothing",
     "mnist1d": "an extra that may not be installed",
     "onnxruntime": "an extra that may not be installed",

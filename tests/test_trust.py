@@ -121,12 +121,14 @@ HOSTILE: dict[str, list[list[str]] | None] = {
     "bench": [["runs/finished", "--engines", "eager", "--seconds", "0.01"], ["runs/finished", "--data", "digits"]],
     "controls": [["runs/finished"], ["runs/finished", "--on", "digits"], ["runs/finished", "--controls", "small-dense"]],
     "compare": [["runs/finished", "runs/trained"], ["runs/finished", "--masks"]],
+    "card": [["runs/finished"], ["runs/finished/ticket.safetensors", "--with", "runs/trained"]],
+    "push": [["runs/finished", "hf:me/mine", "--dry-run"]],
     "methods": None,
     "models": None,
     "data": None,
 }  # fmt: skip
 # What reads records and files of tensors only, and so goes on without the code.
-NEEDS_NONE = ("inspect", "runs list", "runs rm", "compare")
+NEEDS_NONE = ("inspect", "runs list", "runs rm", "compare", "card", "push")
 
 
 def all_commands() -> list[str]:

@@ -7,8 +7,10 @@ from . import differences as differences
 from . import file as file
 from . import foreign as foreign
 from . import header as header
+from . import hub as hub
 from . import lazy as lazy
 from . import reader as reader
+from . import sizes as sizes
 from . import tasks as tasks
 from . import ticket as ticket
 from . import union as union

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
+from . import hub
 from .header import MAX_WEIGHTS as MAX_WEIGHTS
 from .reader import read_ticket
 from .ticket import Ticket, TicketError
@@ -49,25 +50,30 @@ def save(ticket: Ticket, path: str | os.PathLike[str], overwrite: bool = False) 
 
 
 def load(source: str | os.PathLike[str] | bytes | BinaryIO, max_weights: float = MAX_WEIGHTS) -> Ticket:
-    """Read a ticket from a file's path, from its bytes or from an open file. No code is run, whatever it holds.
+    """Read a ticket from a file's path, its bytes, an open file, or the hub. No code is run, whatever it holds.
 
         ticket = supermask.load("runs/edge-popup-lenet-300-100-digits-d0.5-s0/ticket.safetensors")
+        ticket = supermask.load("hf:USER/NAME")  # with the extra `hub`; or hf:USER/NAME@REVISION
 
     The file is checked whole. Masks and weights take their memory when they are read, and not before.
 
     Args:
-        source: a path, bytes, or a file open for reading bytes.
+        source: a path, bytes, a file open for reading bytes, or a name on the hub: the text `hf:USER/NAME`, behind it
+            `@REVISION` for another commit, branch or tag than the newest, and `:FILE.safetensors` for another file of
+            the repository than `ticket.safetensors`. What was loaded before is in the cache of huggingface_hub, and
+            loads without a network (`HF_HUB_OFFLINE=1`).
         max_weights: refuse a file that describes more: a small file can describe a large network.
 
     Raises:
-        TicketError: a file that is truncated, is not a ticket, is of a newer format, is damaged or describes too much.
-        OSError: a path that cannot be read.
+        TicketError: a file that is truncated, is not a ticket, is of a newer format, is damaged or describes too much;
+            or a name on the hub that is none.
+        OSError: a path that cannot be read. Of a ticket that is not to be had from the hub, `HubError`.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         return unpack(bytes(source), max_weights)
     if not isinstance(source, (str, os.PathLike)):
         return read_ticket(source, max_weights)
-    path = Path(source)
+    path = hub.fetch(hub.read_place(source)) if hub.is_place(source) else Path(source)
     if path.is_dir():
         raise TicketError(f"{path} is a directory, expected a ticket file{_hint_in(path)}")
     try:
@@ -75,7 +81,7 @@ def load(source: str | os.PathLike[str] | bytes | BinaryIO, max_weights: float =
             return read_ticket(file, max_weights)
     except TicketError as error:
         others = "; supermask.foreign.load reads other programs' files" if path.suffix in (".pt", ".pth") else ""
-        raise TicketError(f"{path}: {error}{others}") from None
+        raise TicketError(f"{source if hub.is_place(source) else path}: {error}{others}") from None
 
 
 def write_atomically(path: str | os.PathLike[str], *pieces: bytes | memoryview) -> None:

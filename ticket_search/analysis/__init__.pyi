@@ -1,7 +1,9 @@
 from . import bench_plot as bench_plot
+from . import card as card
 from . import comparison as comparison
 from . import curves as curves
 from . import dot_plot as dot_plot
+from . import file_size as file_size
 from . import findings as findings
 from . import geometry as geometry
 from . import headlines as headlines

@@ -22,7 +22,7 @@ from ..runs.records import read_record
 
 # Two runs are the same experiment where they are equal in all flags but seeds, paths and those of the machine.
 _SEEDS = ("seed", "init_seed", "order_seed", "mask_seed")
-_NOT_COMPARED = frozenset({*_SEEDS, "data_dir", "threads", "workers", "ticket", "whole", "device"})
+NOT_COMPARED = frozenset({*_SEEDS, "data_dir", "threads", "workers", "ticket", "whole", "device"})
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,7 @@ def _read_run(folder: Path) -> Member:
     init = drawn.get("init_seed", drawn.get("seed", 0))
     return Member(
         name=str(folder),
-        recipe={
-            key: value for key, value in (_defaults(config["method"]) | config).items() if key not in _NOT_COMPARED
-        },
+        recipe={key: value for key, value in (_defaults(config["method"]) | config).items() if key not in NOT_COMPARED},
         seed=seed,
         seeds=(init, config.get("order_seed", seed), config.get("mask_seed", seed)),
         rows=[_mark_end(row, cost) for row in summary.get("levels") or [summary]],

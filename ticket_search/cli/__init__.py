@@ -11,7 +11,23 @@ import typer
 from supermask.plugins.entry_points import DeclarationError
 
 from ..contract.errors import RequestError, RunError
-from . import bench, catalog, compare, controls, evaluate, export, inspect, resume, runs, search, study, sweep, train
+from . import (
+    bench,
+    card,
+    catalog,
+    compare,
+    controls,
+    evaluate,
+    export,
+    inspect,
+    push,
+    resume,
+    runs,
+    search,
+    study,
+    sweep,
+    train,
+)
 from .terminal import errors
 
 app = typer.Typer(
@@ -48,6 +64,8 @@ evaluate.add_to(app)
 inspect.add_to(app)
 export.add_to(app)
 bench.add_to(app)
+card.add_to(app)
+push.add_to(app)
 controls.add_to(app)
 compare.add_to(app)
 study.add_to(app)

@@ -12,7 +12,7 @@ from .. import analysis, deploy, running
 from ..contract.leave import code_in, names_code
 from ..contract.metric import ACCURACY
 from .terminal import harmless, output, print_json, print_table
-from .tickets import Data, InputShape, Metric, Model, Task, of_task, read_numbers, ticket_path
+from .tickets import Data, InputShape, Metric, Model, Task, TicketName, of_task, read_numbers, ticket_path
 
 if TYPE_CHECKING:
     from ..contract.metric import Metric as Measured
@@ -25,7 +25,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def bench(
-    ticket: Annotated[str, typer.Argument(help="A ticket file, or the folder or name of a run.")],
+    ticket: TicketName,
     batch_sizes: Annotated[
         str, typer.Option("--batch-sizes", help="Batch sizes to measure, with commas between them.")
     ] = "1,64,512",

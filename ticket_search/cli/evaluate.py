@@ -14,7 +14,7 @@ from ..contract.errors import RequestError, several_tasks
 from ..contract.leave import FLAGS, names_code
 from ..contract.metric import metric_of, value_of
 from .terminal import print_json, print_table
-from .tickets import Data, Loss, Metric, Model, Task, ticket_path
+from .tickets import Data, Loss, Metric, Model, Task, TicketName, ticket_path
 
 
 def add_to(app: typer.Typer) -> None:
@@ -23,7 +23,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def evaluate(
-    ticket: Annotated[str, typer.Argument(help="A ticket file, or the folder or name of a run.")],
+    ticket: TicketName,
     model: Model = None,
     data: Data = None,
     loss: Loss = None,

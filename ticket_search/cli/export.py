@@ -11,7 +11,7 @@ import supermask
 from .. import deploy, running
 from .terminal import harmless
 from .terminal import output as screen
-from .tickets import Data, InputShape, Model, Task, of_task, read_numbers, ticket_path
+from .tickets import Data, InputShape, Model, Task, TicketName, of_task, read_numbers, ticket_path
 
 
 def add_to(app: typer.Typer) -> None:
@@ -20,7 +20,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def export(
-    ticket: Annotated[str, typer.Argument(help="A ticket file, or the folder or name of a run.")],
+    ticket: TicketName,
     to: Annotated[
         str,
         typer.Option(

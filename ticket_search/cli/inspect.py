@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,8 +10,9 @@ import typer
 import supermask
 from supermask import tickets
 
+from .. import analysis
 from .terminal import harmless, output, percent, print_json, print_table
-from .tickets import Task, ticket_path
+from .tickets import Task, TicketName, ticket_path
 
 if TYPE_CHECKING:
     from supermask import State, Ticket
@@ -22,23 +24,27 @@ def add_to(app: typer.Typer) -> None:
 
 
 def inspect(
-    ticket: Annotated[str, typer.Argument(help="A ticket file, or the folder or name of a run.")],
+    ticket: TicketName,
     task: Task = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Show the content of a ticket: its origin, the density of each tensor, and its size beside the dense network's."""
     path = ticket_path(ticket, runs)
-    found, size = supermask.load(path), path.stat().st_size
+    found = supermask.load(path)
+    source: Path | bytes = path
     if task is not None:
         found = found.task(task)
-        size = len(supermask.pack(found))
-    described = describe(found, size)
+        source = supermask.pack(found)
+    size = analysis.file_size.size_of_file(source, found)
+    described = describe(found, size.sizes.total)
     if as_json:
-        print_json(described)
+        print_json(described | ({"larger_than": size.larger_than, "larger_because": size.why} if size.why else {}))
         return
     layers, tasks = described.pop("layers"), described.pop("tasks", [])
     print_table(("ticket", ""), [(key.replace("_", " "), _text(value)) for key, value in described.items()])
+    if size.why:
+        output().print(harmless(size.why, 1000), style="yellow", markup=False, highlight=False)
     if tasks:
         print_table(
             ("task", "kept", "density", "bytes of its masks", "test accuracy"),

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 import pydantic
 import typer
 
-from .. import running, runs
+import supermask
+
+from .. import analysis, running, runs
 from ..contract.declared import ScoreName
 from ..contract.flags import Config, flag, is_switch, public_fields, recipes
 from ..contract.metric import Metric, known_value, value_of
@@ -17,6 +19,7 @@ from ..methods import find_method, usable_methods
 from ..running.read_config import find_kind
 from ..running.request import LAUNCH_FLAGS, read_request, shape_of
 from ..runs.folders import choose_folder
+from ..runs.names import TICKET
 from ..runs.progress import Progress
 from ..sweeps.file import sweep_of_seeds
 from .sweep import carry_out_sweep
@@ -182,7 +185,8 @@ def print_summary(run: Run) -> None:
         errors().print(
             f"warning: the mask keeps no weight of {', '.join(empty)}, so no signal passes there", style="yellow"
         )
-    cost = summary["cost"]
+    cost, file = summary["cost"], run.path / TICKET
+    size = analysis.file_size.size_of_file(file, supermask.load(file))
     print_table(
         ("result", ""),
         [
@@ -195,8 +199,11 @@ def print_summary(run: Run) -> None:
             *_describe_drawing(summary),
             *_describe_inference(summary),
             *_describe_compact(summary, metric),
+            ("ticket file", size.in_words),
         ],
     )
+    if size.why:
+        output().print(size.why, highlight=False, markup=False)
     output().print(
         f"the ticket: {run.path}/ticket.safetensors\n"
         f"next:\n  ticket inspect {run.path}\n  ticket compare {run.path.parent}/*\n"

@@ -1,4 +1,4 @@
-"""Arguments of several commands: tickets by file, run folder or run name; lists of numbers."""
+"""Arguments of several commands: tickets by file, run folder, run name or name on the hub; lists of numbers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import supermask
+from supermask import tickets
 
 from ..contract.errors import RequestError, several_tasks
 from ..runs.folders import find_run
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from supermask import Ticket
 
 
+TicketName = Annotated[
+    str, typer.Argument(help="A ticket file, the folder or name of a run, or hf:USER/NAME, a ticket on the hub.")
+]
 # Code of the user's own. A run that was made here remembers it; of a run or a file of someone else it is imported only
 # where it is typed.
 Model = Annotated[
@@ -55,11 +59,17 @@ InputShape = Annotated[
 
 
 def ticket_path(name: str, runs: str) -> Path:
-    """The ticket file that a path or the name of a run stands for.
+    """The ticket file that a path, the name of a run or a name on the hub stands for.
 
     Raises:
         RequestError: there is no such file or run, or the run is not finished.
+        TicketError: the name on the hub is none, or its file is no whole ticket.
+        HubError: the ticket is not to be had from the hub.
     """
+    if tickets.hub.is_place(name):
+        place = tickets.hub.read_place(name)
+        supermask.load(name)  # what is wrong with the file is told by its name on the hub, not by one in the cache
+        return tickets.hub.fetch(place)
     if Path(name).is_file():
         return Path(name)
     try:
@@ -86,11 +96,12 @@ def of_task(ticket: Ticket, task: str | None) -> Ticket:
 
 
 def read_ticket(name: str, runs: str) -> Ticket:
-    """Load the ticket that a path or the name of a run stands for.
+    """Load the ticket that a path, the name of a run or a name on the hub stands for.
 
     Raises:
         RequestError: there is no such file or run, or the run is not finished.
-        TicketError: the file is not a complete ticket.
+        TicketError: the file is not a complete ticket, or the name on the hub is none.
+        HubError: the ticket is not to be had from the hub.
     """
     return supermask.load(ticket_path(name, runs))
 

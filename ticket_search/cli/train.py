@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from supermask import tickets
+
 from .. import running, runs
 from ..contract.errors import Problems, RequestError
 from ..contract.flags import public_fields
@@ -40,7 +42,8 @@ def train(context: typer.Context) -> None:
     problems.raise_if_any()
     place = launch.get("--runs", "runs")
     model, data = flags.pop("model", None), flags.pop("data", None)
-    request = running.search.check_training(ticket_path(words[0], place), model, data, flags, launch)
+    ticket = words[0] if tickets.hub.is_place(words[0]) else ticket_path(words[0], place)
+    request = running.search.check_training(ticket, model, data, flags, launch)
     config, setup = running.search.prepare(request)
     if "--dry-run" in launch:
         print_plan(running.plan.make_plan(config, setup), "--json" in launch)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 import supermask
+from supermask import tickets
 from supermask.weights.fitting import state_of
 
 from ..contract.errors import Problems, RequestError, several_tasks, unknown
@@ -166,7 +167,8 @@ def train(
         run = train("ticket.safetensors", state="final", epochs=2) # continued
 
     Args:
-        ticket: the ticket file, or a run's folder. Functions that its run remembers are used (see `resume`).
+        ticket: the ticket file, a run's folder, or `hf:USER/NAME`, a ticket on the hub (see `supermask.load`).
+            Functions that its run remembers are used (see `resume`).
         model: a callable, where the ticket's network is not known by name.
         data: a name or arrays, where it is not the data set that the ticket names.
         runs: the folder of all runs.
@@ -224,9 +226,11 @@ def describe_ticket(
         TicketError: the file is no whole ticket.
     """
     path = Path(ticket) / TICKET if (Path(ticket) / TICKET).is_file() else Path(ticket)
-    if not path.exists():
+    if not tickets.hub.is_place(ticket) and not path.exists():
         raise RequestError(f"there is no ticket {path}")
-    found = supermask.load(path)
+    found = supermask.load(ticket if tickets.hub.is_place(ticket) else path)
+    # What a link leads to; in the cache of the hub the link itself is what names repository and commit.
+    path = tickets.hub.fetch(tickets.hub.read_place(ticket)) if tickets.hub.is_place(ticket) else path
     task = flags.get("task")
     if task is None and found.tasks:
         raise RequestError(several_tasks(found.tasks))
@@ -237,7 +241,12 @@ def describe_ticket(
     recorded = found.meta.get("config", {})
     repeated = {key: recorded[key] for key in REPEATED if key in recorded}
     found_by = str(found.meta.get("method", ""))
-    fixed = {"ticket": str(path.resolve()), "found_by": found_by, "density": found.density, "init": "keep"}
+    fixed = {
+        "ticket": str(path if tickets.hub.is_place(ticket) else path.resolve()),
+        "found_by": found_by,
+        "density": found.density,
+        "init": "keep",
+    }
     names = {key: str(found.meta.get(key, "")) for key in ("model", "data")}
     if names["data"].startswith(ARRAYS) and "data" not in given:
         raise RequestError(f"the ticket's data were arrays ({names['data']}): give them in Python, or others by --data")

@@ -165,7 +165,7 @@ def read_weights(given: str) -> tuple[dict[str, Tensor], EarlierRun | None]:
     Of a run, or of a ticket file, they are those of its final state, in which dropped weights are zero.
 
     Args:
-        given: the folder of a finished run, a ticket file, or what `read_checkpoint` takes.
+        given: the folder of a finished run, a ticket file, `hf:USER/NAME`, or what `read_checkpoint` takes.
 
     Raises:
         RequestError: a folder that is no finished run, a ticket without a final state, or a file that cannot be read.
@@ -199,6 +199,11 @@ def read_weights(given: str) -> tuple[dict[str, Tensor], EarlierRun | None]:
 
 def _find_ticket(given: str) -> Path | None:
     """The ticket file that `--weights` names by itself or by its run's folder; None where it names a checkpoint."""
+    if tickets.hub.is_place(given):
+        try:
+            return tickets.hub.fetch(tickets.hub.read_place(given))
+        except (supermask.TicketError, supermask.HubError) as error:
+            raise RequestError(f"--weights {error}") from None
     file, _, key = (given, "", "") if Path(given).exists() else given.partition("#")
     place = Path(file)
     if place.is_dir():
