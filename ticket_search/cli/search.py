@@ -20,7 +20,7 @@ from ..runs.folders import choose_folder
 from ..runs.progress import Progress
 from ..sweeps.file import sweep_of_seeds
 from .sweep import carry_out_sweep
-from .terminal import duration, errors, output, print_definitions, print_json, print_table, stop_told
+from .terminal import duration, errors, output, print_definitions, print_json, print_table, print_texts, stop_told
 
 if TYPE_CHECKING:
     from ..running.plan import Plan
@@ -73,12 +73,17 @@ def print_help(name: str | None) -> None:
         console.print("Usage: ticket search [--method NAME] [FLAGS]\n\nFind a subnetwork.", highlight=False)
         usable, refused = usable_methods()
         rows = [(method.name, method.idea) for method in usable]
-        print_table(("method", "idea"), sorted([*rows, *refused.items()]))
-        console.print("Flags of a method: ticket search --method NAME --help", highlight=False)
+        print_texts((name, [idea]) for name, idea in sorted([*rows, *refused.items()]))
+        console.print(
+            "\n`ticket methods` says when to use which. Flags of a method: ticket search --method NAME --help",
+            highlight=False,
+            soft_wrap=True,
+        )
         print_flags("flags of all methods; each method has its own defaults", public_fields(Config), defaults=False)
     else:
         method = find_method(name)
-        console.print(f"Usage: ticket search --method {name} [FLAGS]\n\n{method.idea}\n{method.paper}", highlight=False)
+        usage = f"Usage: ticket search --method {name} [FLAGS]\n\n{method.idea}\n{method.when}\n{method.paper}"
+        console.print(usage, highlight=False)
         fields = public_fields(method.Config)
         own = {key: entry for key, entry in fields.items() if key not in Config.model_fields}
         if own:
@@ -210,7 +215,7 @@ def print_summary(run: Run) -> None:
 
 def _print_parts(summary: Mapping[str, Any], metric: Metric) -> None:
     """Print what each level keeps, or each task."""
-    test, validation = f"test {metric.column}", f"validation {metric.column}"
+    test, validation = f"test {metric.column}", f"val. {metric.column}"
     if levels := summary.get("levels"):
         units = next((name for name in ("filters", "units") if name in levels[-1]), "")
         print_table(

@@ -155,10 +155,10 @@ def print_result(plan: SweepPlan, result: SweepResult) -> None:
         metric = metric_of(row)
         name = "" if metric.is_accuracy else f"{metric.name} "
         values = [f"{name}{metric.with_unit(known_value(row, split))}" for split in ("test", "val")]
-        rows.append((folder.name, f"{row['density']:.4g}", *values, duration(row["seconds"])))
+        rows.append((folder.name, *values, duration(row["seconds"])))
     if not rows:
         return
-    print_table(("run", "density", "test", "validation", "time"), rows)
+    print_table(("run", "test", "val.", "time"), rows)
     place = result.finished[0].parent
     runs = f"{shlex.quote(str(place))}/*" if plan.sweep.name else shlex.join(map(str, result.finished))
     output().print(
