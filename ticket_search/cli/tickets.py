@@ -10,7 +10,7 @@ import typer
 import supermask
 
 from ..contract.errors import RequestError, several_tasks
-from ..runs.folders import find_run
+from ..runs.folders import check_ticket_file, find_run, list_runs
 from ..runs.names import TICKET
 
 if TYPE_CHECKING:
@@ -61,11 +61,13 @@ def ticket_path(name: str, runs: str) -> Path:
         RequestError: there is no such file or run, or the run is not finished.
     """
     if Path(name).is_file():
+        check_ticket_file(Path(name))
         return Path(name)
     try:
         folder = find_run(name, runs)
     except RequestError as error:
-        raise RequestError(f"{name} is neither a ticket file nor a run; {error}") from None
+        told = "" if Path(name).is_dir() and list_runs(name) else f"{name} is neither a ticket file nor a run; "
+        raise RequestError(f"{told}{error}") from None
     if not (folder / TICKET).exists():
         raise RequestError(f"the run {folder} is not finished; `ticket resume {folder}` goes on")
     return folder / TICKET

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..contract.errors import Problems, RequestError, nearest_hint, unknown
+from supermask import weights
+
+from ..contract.errors import Problems, RequestError, unknown, unknown_flag
 from ..contract.flags import Config, find_recipe, flag, is_switch, make_config, public_fields
 from ..contract.leave import FLAGS, Leaves, describe_function, leave_here
 from ..contract.method import Method
@@ -143,7 +145,7 @@ def check_request(
     problems.add(*name_problems(model, data))
     config_class = Config if chosen is None else chosen.Config
     strangers = [key for key in flags if key not in public_fields(config_class)]
-    problems.add(*(problem for key in strangers if (problem := _stranger(key, chosen))))
+    problems.add(*(problem for key in strangers if (problem := _stranger(key, flags[key], chosen))))
     values = {key: value for key, value in flags.items() if key not in strangers}
     asked = frozenset(values if given is None else given)
     values |= {"method": method, "model": model_name or model, "data": data if isinstance(data, str) else "arrays"}
@@ -215,7 +217,9 @@ def name_problems(model: Any, data: Any) -> list[str]:
     problems = []
     # Names that code has to be imported for are looked up later: torchvision's networks, functions of the user's own.
     if isinstance(model, str) and ":" not in model and model not in model_names():
-        problems.append(unknown("model", model, model_names()))
+        elsewhere = weights.architectures.name_elsewhere(model)
+        hint = f"; did you mean '{elsewhere}'?" if elsewhere else ""
+        problems.append(unknown("model", model, model_names(), hint=hint))
     if isinstance(data, str) and data.startswith(ARRAYS):
         problems.append(f"the data were arrays ({data}), which only Python can give again, as data=(x, y)")
     elif isinstance(data, str) and ":" not in data and without_version(data) not in source_names():
@@ -355,16 +359,14 @@ def parse_seeds(given: Any, where: str = "--seeds") -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _stranger(key: str, chosen: Method | None) -> str | None:
+def _stranger(key: str, value: Any, chosen: Method | None) -> str | None:
     """What is wrong with a key that is no flag of the method; None where it may be one of a method that is unknown."""
     others = [method.name for method in usable_methods()[0] if key in method.Config.model_fields]
     if key == "method":
         return "method is given by --method, not as a flag"
-    if key == "sparsity":
-        return "sparsity is known on the command line only: write density, the fraction kept"
-    if flag(key) in LAUNCH_FLAGS:
+    if key != "sparsity" and flag(key) in LAUNCH_FLAGS:
         return f"{flag(key)} is a flag of ticket search"
     if others:
         return f"{flag(key)} is a flag of {', '.join(others)}, not of {chosen.name}" if chosen else None
     known = [*map(flag, public_fields(chosen.Config if chosen else Config)), *LAUNCH_FLAGS]
-    return f"unknown flag {flag(key)}{nearest_hint(flag(key), known)}"
+    return unknown_flag(flag(key), known, value)

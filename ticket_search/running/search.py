@@ -27,7 +27,7 @@ from ..runs.experiment import (
     own_random_numbers,
     resolve,
 )
-from ..runs.folders import choose_folder, find_run, folder_of_ticket
+from ..runs.folders import check_ticket_file, choose_folder, find_run, folder_of_ticket
 from ..runs.names import TICKET
 from ..runs.progress import Progress
 from ..runs.run import Run
@@ -226,6 +226,10 @@ def describe_ticket(
     path = Path(ticket) / TICKET if (Path(ticket) / TICKET).is_file() else Path(ticket)
     if not path.exists():
         raise RequestError(f"there is no ticket {path}")
+    if path.is_dir():
+        path = find_run(os.fspath(path)) / TICKET
+        raise RequestError(f"the run {path.parent} is not finished; `ticket resume {path.parent}` goes on")
+    check_ticket_file(path)
     found = supermask.load(path)
     task = flags.get("task")
     if task is None and found.tasks:
