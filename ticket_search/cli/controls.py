@@ -50,6 +50,7 @@ def controls(
     if not all(word.isdecimal() for word in words):
         raise RequestError(f"--levels {levels}: expected numbers, as 3,7")
     folder = find_run(run, runs)
+    errors().print(f"controls of {folder}", markup=False, highlight=False, soft_wrap=True)
     try:
         rows = running.controls.controls(
             folder,

@@ -16,6 +16,8 @@ from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 
+from ..runs.progress import in_words
+
 
 def output() -> Console:
     """The console on standard output, 200 columns wide where the output goes to a file or a pipe."""
@@ -182,9 +184,4 @@ def percent(value: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds for people: `8.4 s`, `3 min 20 s`, `2 h 5 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return (
-        f"{int(seconds // 60)} min {int(seconds % 60)} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-    )
+    return in_words(seconds)

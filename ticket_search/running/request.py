@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from supermask import weights
 
 from ..contract.errors import Problems, RequestError, unknown, unknown_flag
@@ -18,7 +20,7 @@ from ..contract.flags import Config, find_recipe, flag, is_switch, make_config, 
 from ..contract.leave import FLAGS, Leaves, describe_function, leave_here
 from ..contract.method import Method
 from ..data.sources import source_names, without_version
-from ..methods import declared_methods, find_method, own_methods, usable_methods
+from ..methods import own_methods, usable_methods
 from ..models.names import is_factory, model_names
 from ..runs.names import CONFIG, MOVING
 from ..trust.mark import leave_of
@@ -78,7 +80,7 @@ def read_request(words: Sequence[str]) -> Request:
         RequestError: every problem of the request at once.
     """
     problems = Problems()
-    given = read_flags(words, problems, _foreign_method_in(words))
+    given = read_flags(words, problems, asked_method(words))
     launch = {key: given.pop(key) for key in LAUNCH_FLAGS if key in given}
     recipe = problems.attempt(lambda: find_recipe(launch["--config"])) if "--config" in launch else None
     values = {key: value for key, value in (recipe or {}).items() if key not in ("about", "method")}
@@ -249,31 +251,32 @@ def control_problems(config: Config, kinds: Iterable[str] = ()) -> list[str]:
     return problems
 
 
-def _foreign_method_in(words: Sequence[str]) -> list[str]:
-    """The name of the method that is asked for, if it is one of another package: only that one is imported."""
-    if not declared_methods():
-        return []
-    # What is wrong with the words, the recipe or the method is told by those who read them for good.
-    told_later = Problems()
-    launch = read_flags(words, told_later)
-    recipe = told_later.attempt(lambda: find_recipe(launch["--config"])) if "--config" in launch else None
-    name = launch.get("--method") or str((recipe or {}).get("method", DEFAULT_METHOD))
-    asked = told_later.attempt(lambda: find_method(name))
-    return [asked.name] if asked is not None and asked.name in declared_methods() else []
+def word_after(name: str, words: Sequence[str]) -> str | None:
+    """The value of a flag in a list of words that nobody has parsed yet, None where it has none."""
+    for index, word in enumerate(words):
+        given, equals, value = word.partition("=")
+        if given == name and (equals or index + 1 < len(words)):
+            return value if equals else words[index + 1]
+    return None
 
 
-def read_flags(words: Sequence[str], problems: Problems, foreign: Iterable[str] = ()) -> dict[str, str]:
+def asked_method(words: Sequence[str]) -> str:
+    """The name of the method that is asked for: in the words, in the recipe that they name, or the usual one."""
+    # What is wrong with the recipe is told by who reads it for good.
+    told_later, recipe = Problems(), word_after("--config", words)
+    found = told_later.attempt(lambda: find_recipe(recipe)) if recipe else None
+    return word_after("--method", words) or str((found or {}).get("method", DEFAULT_METHOD))
+
+
+def read_flags(words: Sequence[str], problems: Problems, method: str) -> dict[str, str]:
     """The flags in a list of words, with their values as text. What is wrong is added to `problems`.
 
-    The flags that take no value are those of the methods of this package, and of `foreign` ones.
+    Which flags take no value the method says that is asked for, and of those that it has not the others of this
+    package: these are imported only where such a flag is given.
     """
     switches = {key for key, (placeholder, _) in LAUNCH_FLAGS.items() if placeholder is None}
-    booleans = {
-        flag(name)
-        for method in (*own_methods(), "train", *foreign)
-        for name, entry in public_fields(find_kind(method).Config).items()
-        if is_switch(entry)
-    }
+    chosen = Problems().attempt(lambda: find_kind(method))
+    booleans = _Switches(chosen)
     given: dict[str, str] = {}
     rest = list(words)
     while rest:
@@ -298,6 +301,28 @@ def read_flags(words: Sequence[str], problems: Problems, foreign: Iterable[str] 
             problems.add(f"{name} is given twice: {given[name]} and {value}")
         given[name] = value
     return given
+
+
+class _Switches:
+    """The flags that take no value."""
+
+    def __init__(self, chosen: Method | None) -> None:
+        self._known = {flag(name): is_switch(entry) for name, entry in _fields(chosen)}
+        self._others: set[str] | None = None
+
+    def __contains__(self, name: str) -> bool:
+        if name in self._known:
+            return self._known[name]
+        if name in LAUNCH_FLAGS:
+            return False
+        if self._others is None:
+            kinds = [find_kind(each) for each in (*own_methods(), "train")]
+            self._others = {flag(field) for kind in kinds for field, entry in _fields(kind) if is_switch(entry)}
+        return name in self._others
+
+
+def _fields(method: Method | None) -> Iterable[tuple[str, FieldInfo]]:
+    return public_fields(Config if method is None else method.Config).items()
 
 
 def _example(name: str) -> str:
