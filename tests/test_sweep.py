@@ -96,7 +96,7 @@ def test_every_problem_of_a_sweep_is_told_at_once(sweep_file, tmp_path):
         "unknown control 'reinint'; did you mean 'reinit'?",
         "seeds, and seed in [base]: give one of them",
         "unknown flag --batchsize; did you mean '--batch-size'?",
-        "sparsity is known on the command line only",
+        "unknown flag --sparsity",
         "unknown recipe 'lenet-impp'; did you mean 'lenet-imp-2018'?",
         "[base.impp]: unknown method 'impp'; did you mean 'imp'?",
         "[base.imp] method: it belongs in [base]",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..masks.masks import Masks, mismatches, shapes_of
 from ..masks.targets import LeftOut, Targets, find_targets, learned_names, literal_globs, plain_name, unwrap
+from ..plugins.other_names import hears_other_names
 from ..selection.top_k import count_kept
 from ..weights.fitting import merge_tied
 from .allocation import Allocation, by_glob, find_allocation, with_floor
@@ -29,6 +30,7 @@ BY_INPUTS: Mapping[str, Rule] = {WANDA.name: WANDA, SPARSEGPT.name: SPARSEGPT}
 _MISFITS = "the previous masks do not fit the targets"
 
 
+@hears_other_names
 def prune(
     model: nn.Module,
     density: float | Mapping[str, float],

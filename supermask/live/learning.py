@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..choosing.granularity import NM, Weight, find_granularity
 from ..masks.masks import mismatches
 from ..masks.targets import MASKED_BY_DEFAULT, Targets, find_named, find_targets, literal_globs, unwrap
+from ..plugins.other_names import hears_other_names
 from ..selection.top_k import count_kept
 from ..weights.inits import WEIGHT_INITS, density_scale, initialize
 from .bernoulli import Bernoulli
@@ -39,6 +40,7 @@ RULES: Mapping[str, type[LearnedMask]] = {
 }
 
 
+@hears_other_names
 def learn(
     model: nn.Module,
     density: float | None = None,

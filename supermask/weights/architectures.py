@@ -49,11 +49,19 @@ def find_architecture(name: str) -> Callable[..., nn.Module]:
     declared = declarations(MODELS)
     if name in declared:
         return declared[name].load_function()
-    known = architecture_names()
+    known, elsewhere = architecture_names(), name_elsewhere(name)
+    hint = f"; did you mean '{elsewhere}'?" if elsewhere else nearest(name, known)
     raise ValueError(
-        f"the model '{name}' is not known here by name{nearest(name, known)}; known are {', '.join(known) or 'none'}. "
+        f"the model '{name}' is not known here by name{hint}; known are {', '.join(known) or 'none'}. "
         "Build it yourself and call ticket.apply_to(model)"
     )
+
+
+def name_elsewhere(name: str) -> str:
+    """`torchvision:NAME` where torchvision has a network for classification of this name, else nothing."""
+    import torchvision
+
+    return f"{TORCHVISION}{name}" if name in torchvision.models.list_models(module=torchvision.models) else ""
 
 
 def _find_in_torchvision(name: str) -> Callable[..., nn.Module]:

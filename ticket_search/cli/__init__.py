@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from supermask.plugins.entry_points import DeclarationError
 
-from ..contract.errors import RequestError, RunError
+from ..contract.errors import RequestError, RunError, unknown
 from . import (
     bench,
     card,
@@ -30,8 +31,24 @@ from . import (
 )
 from .terminal import errors
 
+
+class _Commands(typer.core.TyperGroup):
+    """The commands. A word that is none of them is told as any other unknown word is."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of the first word.
+
+        Raises:
+            RequestError: there is none, with the nearest or what the word means here.
+        """
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            raise RequestError(unknown("command", args[0], self.commands))
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="ticket",
+    cls=_Commands,
     help="Find subnetworks inside neural networks.",
     no_args_is_help=True,
     add_completion=False,

@@ -50,6 +50,7 @@ def controls(
     if not all(word.isdecimal() for word in words):
         raise RequestError(f"--levels {levels}: expected numbers, as 3,7")
     folder = find_run(run, runs)
+    errors().print(f"controls of {folder}", markup=False, highlight=False, soft_wrap=True)
     try:
         rows = running.controls.controls(
             folder,
@@ -64,10 +65,14 @@ def controls(
     if as_json:
         print_json({"rows": rows})
         return
-    shown = metric_of(read_record(folder, SUMMARY))
-    columns = ("control", "data", "level", "density", "kept", f"test {shown.column}", f"validation {shown.column}")
-    print_table(columns, [_cells(row, shown) for row in rows])
-    if not chosen and (shape := shape_of(read_config(folder))) != "weight":
+    shown, config = metric_of(read_record(folder, SUMMARY)), read_config(folder)
+    columns = ("control", "data", "level", "density", "kept", f"test {shown.column}", f"val. {shown.column}")
+    cells = [_cells(row, shown) for row in rows]
+    # Of most runs the data are the run's own, and many have no levels.
+    idle = {"data": all(row["data"] == config.data for row in rows), "level": all(row["level"] is None for row in rows)}
+    told = [place for place, column in enumerate(columns) if not idle.get(column)]
+    print_table([columns[place] for place in told], [[row[place] for place in told] for row in cells])
+    if not chosen and (shape := shape_of(config)) != "weight":
         line = f"not made for units of {shape}, because they move single weights: {', '.join(MOVING)}"
         output().print(line, markup=False, highlight=False, soft_wrap=True)
 

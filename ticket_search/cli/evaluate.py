@@ -65,7 +65,7 @@ def evaluate(
         values = [shown.show(value_of(row, split)) for split in ("test", "val")]
         return (name, state, f"{density:.4g}", *values, f"{row['test_loss']:.4f}")
 
-    columns = ("data", "state", "density", f"test {shown.column}", f"validation {shown.column}", "test loss")
+    columns = ("data", "state", "density", f"test {shown.column}", f"val. {shown.column}", "test loss")
     if not found.tasks:
         print_table(columns, [cells(measured, found.density)])
         return

@@ -37,13 +37,12 @@ def list_all(
         output().print(f"there are no runs in {runs}; `ticket search` makes one", highlight=False)
     else:
         print_table(
-            ("run", "state", "density", "test", "time"),
+            ("run", "density", "test", "time"),
             [
                 (
                     row["name"],
-                    row["state"],
                     f"{row['density']:.4g}" if "density" in row else "",
-                    _measured(row),
+                    _measured(row) if row["state"] == "finished" else row["state"],
                     duration(row["seconds"]) if "seconds" in row else "",
                 )
                 for row in rows

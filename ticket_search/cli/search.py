@@ -17,13 +17,13 @@ from ..contract.flags import Config, flag, is_switch, public_fields, recipes
 from ..contract.metric import Metric, known_value, value_of
 from ..methods import find_method, usable_methods
 from ..running.read_config import find_kind
-from ..running.request import LAUNCH_FLAGS, read_request, shape_of
+from ..running.request import LAUNCH_FLAGS, Request, read_request, shape_of, word_after
 from ..runs.folders import choose_folder
 from ..runs.names import TICKET
 from ..runs.progress import Progress
 from ..sweeps.file import sweep_of_seeds
 from .sweep import carry_out_sweep
-from .terminal import duration, errors, output, print_definitions, print_json, print_table, stop_told
+from .terminal import duration, errors, output, print_definitions, print_json, print_table, print_texts, stop_told
 
 if TYPE_CHECKING:
     from ..running.plan import Plan
@@ -40,33 +40,56 @@ def search(context: typer.Context) -> None:
     """Find a subnetwork by --method X, with X's own flags (--method X --help lists them)."""
     words = list(context.args)
     if "--help" in words:
-        print_help(_method_in(words))
+        print_help(word_after("--method", words))
         return
     request = read_request(words)
     place = request.launch.get("--runs", "runs")
+    _print_start(request)
     if "--seeds" in request.launch:
         jobs = int(request.launch.get("--jobs", "1"))
         carry_out_sweep(sweep_of_seeds(request), place, jobs, request.asks("--dry-run"), request.asks("--json"))
         return
-    config, setup = running.search.prepare(request)
+    carry_out(request, place)
+
+
+def carry_out(request: Request, place: str) -> None:
+    """Carry out a request for one run, or plan it, and print what came of it; say before how long it takes."""
+    with Progress() as progress:
+        progress.label("loading PyTorch, the data and the network")
+        config, setup = running.search.prepare(request)
+        progress.label("timing the first steps")
+        if request.asks("--dry-run"):
+            plan = running.plan.make_plan(config, setup)
+        else:
+            folder = choose_folder(config, place, request.launch.get("--name"), setup.method.traits.dense)
+            with stop_told(folder):
+                run = _carry_out_announced(runs.run.Run(folder, config, setup, progress))
     if request.asks("--dry-run"):
-        print_plan(running.plan.make_plan(config, setup), request.asks("--json"))
-        return
-    folder = choose_folder(config, place, request.launch.get("--name"), setup.method.traits.dense)
-    with stop_told(folder):
-        run = running.search.carry_out(runs.run.Run(folder, config, setup, Progress()))
-    if request.asks("--json"):
+        print_plan(plan, request.asks("--json"))
+    elif request.asks("--json"):
         print_json(run.summary)
     else:
         print_summary(run)
 
 
-def _method_in(words: list[str]) -> str | None:
-    for index, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name == "--method" and (equals or index + 1 < len(words)):
-            return value if equals else words[index + 1]
-    return None
+def _print_start(request: Request) -> None:
+    """Print what begins, before anything that takes a while."""
+    config = request.config
+    seeds = f"seeds {request.launch['--seeds']}" if "--seeds" in request.launch else f"seed {config.seed}"
+    density = "" if request.method.traits.dense else f", density {config.density:g}"
+    told = f"{config.method} on {config.model} and {config.data}{density}, {seeds}"
+    errors().print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def _carry_out_announced(run: Run) -> Run:
+    if not run.path.exists():
+        plan = running.plan.make_plan(run.config, run.setup)
+        run.progress.pace.announced = plan.seconds
+        trainings = f" in {len(plan.stages)} trainings" if len(plan.stages) > 1 else ""
+        told = f"{plan.steps:,} steps{trainings}, about {duration(plan.seconds)}: {run.path}"
+        errors().print(told, markup=False, highlight=False, soft_wrap=True)
+        run.progress.label(run.config.method)
+    return running.search.carry_out(run)
 
 
 def print_help(name: str | None) -> None:
@@ -76,12 +99,17 @@ def print_help(name: str | None) -> None:
         console.print("Usage: ticket search [--method NAME] [FLAGS]\n\nFind a subnetwork.", highlight=False)
         usable, refused = usable_methods()
         rows = [(method.name, method.idea) for method in usable]
-        print_table(("method", "idea"), sorted([*rows, *refused.items()]))
-        console.print("Flags of a method: ticket search --method NAME --help", highlight=False)
+        print_texts((name, [idea]) for name, idea in sorted([*rows, *refused.items()]))
+        console.print(
+            "\n`ticket methods` says when to use which. Flags of a method: ticket search --method NAME --help",
+            highlight=False,
+            soft_wrap=True,
+        )
         print_flags("flags of all methods; each method has its own defaults", public_fields(Config), defaults=False)
     else:
         method = find_method(name)
-        console.print(f"Usage: ticket search --method {name} [FLAGS]\n\n{method.idea}\n{method.paper}", highlight=False)
+        usage = f"Usage: ticket search --method {name} [FLAGS]\n\n{method.idea}\n{method.when}\n{method.paper}"
+        console.print(usage, highlight=False)
         fields = public_fields(method.Config)
         own = {key: entry for key, entry in fields.items() if key not in Config.model_fields}
         if own:
@@ -217,7 +245,7 @@ def print_summary(run: Run) -> None:
 
 def _print_parts(summary: Mapping[str, Any], metric: Metric) -> None:
     """Print what each level keeps, or each task."""
-    test, validation = f"test {metric.column}", f"validation {metric.column}"
+    test, validation = f"test {metric.column}", f"val. {metric.column}"
     if levels := summary.get("levels"):
         units = next((name for name in ("filters", "units") if name in levels[-1]), "")
         print_table(

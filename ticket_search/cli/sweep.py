@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,12 +15,14 @@ import typer
 from .. import sweeps
 from ..contract.metric import known_value, metric_of
 from ..runs.names import SUMMARY
+from ..runs.progress import Progress
 from ..runs.records import read_record
 from ..sweeps.file import Sweep, read_sweep
 from .terminal import duration, errors, output, print_json, print_table
 from .tickets import OwnData, OwnLoss, OwnMetric, OwnModel
 
 if TYPE_CHECKING:
+    from ..running.duration import Costs
     from ..sweeps.sweep import SweepPlan, SweepResult
     from ..sweeps.trials import Chosen
 
@@ -66,13 +69,18 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
         The folders of the finished runs; none for a dry run.
     """
     choices: list[Chosen] = []
-    timed: dict[str, float] = {}
+    timed: dict[str, Costs] = {}
     try:
-        plan = sweeps.sweep.plan_sweep(asked, runs, jobs, timed)
-        if plan.warning:
-            errors().print(plan.warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
-        trials = sweeps.trials.trials_of(asked)
-        first = None if trials is None else sweeps.sweep.plan_sweep(trials, runs, jobs, timed)
+        # The first output, before anything that takes a while.
+        errors().print(f"{len(asked.runs)} runs of {asked.name or 'one search'}", markup=False, highlight=False)
+        with Progress() as progress:
+            progress.label("counting the steps of each run and timing some")
+            starting = _load()
+            plan = sweeps.sweep.plan_sweep(asked, runs, jobs, timed, starting)
+            if plan.warning:
+                errors().print(plan.warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            trials = sweeps.trials.trials_of(asked)
+            first = None if trials is None else sweeps.sweep.plan_sweep(trials, runs, jobs, timed, starting)
         if dry_run or not as_json:
             print_plan(plan, dry_run, as_json, first)
         if dry_run:
@@ -82,7 +90,7 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
             choices = sweeps.trials.read_trials(asked, runs)
             if not as_json:
                 print_choices(choices)
-            plan = sweeps.sweep.plan_sweep(sweeps.trials.settle(asked, choices, runs), runs, jobs, timed)
+            plan = sweeps.sweep.plan_sweep(sweeps.trials.settle(asked, choices, runs), runs, jobs, timed, starting)
         result = sweeps.sweep.run_plan(plan)
     except KeyboardInterrupt:
         _say_stopped()
@@ -97,6 +105,14 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
         _say_failures(plan, result)
         raise typer.Exit(1)
     return result.finished
+
+
+def _load() -> float:
+    """The seconds in which what carries out a sweep is imported, as each process of it does once more."""
+    began = time.perf_counter()
+    # The module is imported when it is first looked at.
+    assert sweeps.sweep.__doc__
+    return time.perf_counter() - began
 
 
 def print_plan(plan: SweepPlan, dry_run: bool, as_json: bool, first: SweepPlan | None = None) -> None:
@@ -117,22 +133,25 @@ def print_plan(plan: SweepPlan, dry_run: bool, as_json: bool, first: SweepPlan |
     if first is not None:
         line = (
             f"[choose]: {len(first.runs)} trials at the first seed come first, {first.steps:,} steps, about "
-            f"{duration(first.seconds)}; the best of each on validation are runs of the sweep."
+            f"{duration(3600 * first.hours)}; the best of each on validation are runs of the sweep."
         )
         output().print(line, markup=False, highlight=False, soft_wrap=True)
     rows = [(row.configuration, row.runs, row.done, row.steps, duration(row.seconds)) for row in plan.rows]
     print_table(("configuration", "runs", "done", "steps", "time"), rows)
     done = sum(row.done for row in plan.rows)
-    parts = [f"{len(plan.runs)} runs, {done} of them done: {plan.steps:,} steps, about {duration(plan.seconds)}"]
-    parts += [f"about {duration(3600 * plan.hours)} with {plan.jobs} jobs"] if plan.jobs > 1 else []
+    parts = [f"{len(plan.runs)} runs, {done} of them done: {plan.steps:,} steps"]
     which = (
         "each run"
         if not plan.sweep.controls_for
         else f"{sum(bool(plan.sweep.controls_of(run.config)) for run in plan.runs)} of them"
     )
-    controls = f", and the controls {', '.join(plan.sweep.controls)} after {which}" if plan.sweep.controls else ""
+    parts += [f"and the controls {', '.join(plan.sweep.controls)} after {which}"] if plan.sweep.controls else []
+    # The best of the trials are runs of the sweep, which are not carried out again.
+    whole = plan.hours if first is None else first.hours + plan.hours * (1 - plan.settled)
+    at_once = f" with {plan.jobs} jobs" if plan.jobs > 1 else ""
+    told = f"about {duration(3600 * whole)}{at_once}, from now to the end" if whole else "nothing is left to do"
     end = " Nothing was written." if dry_run else ""
-    output().print(f"{', '.join(parts)}{controls}.{end}", markup=False, highlight=False, soft_wrap=True)
+    output().print(f"{', '.join(parts)}. In all {told}.{end}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_choices(choices: Sequence[Chosen]) -> None:
@@ -155,10 +174,10 @@ def print_result(plan: SweepPlan, result: SweepResult) -> None:
         metric = metric_of(row)
         name = "" if metric.is_accuracy else f"{metric.name} "
         values = [f"{name}{metric.with_unit(known_value(row, split))}" for split in ("test", "val")]
-        rows.append((folder.name, f"{row['density']:.4g}", *values, duration(row["seconds"])))
+        rows.append((folder.name, *values, duration(row["seconds"])))
     if not rows:
         return
-    print_table(("run", "density", "test", "validation", "time"), rows)
+    print_table(("run", "test", "val.", "time"), rows)
     place = result.finished[0].parent
     runs = f"{shlex.quote(str(place))}/*" if plan.sweep.name else shlex.join(map(str, result.finished))
     output().print(

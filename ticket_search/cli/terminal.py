@@ -7,12 +7,16 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
+from rich.rule import Rule
 from rich.table import Table
+
+from ..runs.progress import in_words
 
 
 def output() -> Console:
@@ -44,32 +48,106 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table with numbers aligned to the right, or a block of lines for each row on a narrow terminal."""
-    rows = [[_text(cell) for cell in row] for row in rows]
+    """Print a table with numbers aligned to the right. Nothing is cut: on a narrow terminal it comes in several parts.
+
+    Where all columns do not fit beside one another, those that do come first, and the others below under the same first
+    column. A first column that takes too much room, as the names of runs, has lines of its own.
+    """
+    texts = [[_text(cell) for cell in row] for row in rows]
+    cells = [_Column(name, [row[place] for row in texts]) for place, name in enumerate(columns)]
+    room = output().width
+    if _least(cells) <= room:
+        _print_columns(cells)
+        return
+    first, rest = cells[0], cells[1:]
+    beside, below = _parts(rest, room - first.least - _GAP), _parts(rest, room - _INDENT)
+    if len(beside) <= len(below) and first.least + _GAP + max(column.least for column in rest) <= room:
+        for part in beside:
+            _print_columns([first, *part])
+    else:
+        for part in below:
+            _print_under_names(first, part, room)
+
+
+_GAP = 3
+_INDENT = 2
+
+
+class _Column:
+    """A column of texts. Numbers are never folded; other texts, and its name, are folded between words."""
+
+    def __init__(self, name: str, cells: Sequence[str]) -> None:
+        self.name, self.cells = name, cells
+        numeric = bool(cells) and all(map(_is_number, cells))
+        self.side: Literal["left", "right"] = "right" if numeric else "left"
+        words = [*name.split(), *(cells if numeric else (word for text in cells for word in text.split()))]
+        self.least = max(map(len, words), default=0)
+        self.most = max(map(len, [name, *cells]), default=0)
+
+
+def _least(columns: Sequence[_Column]) -> int:
+    return sum(column.least + _GAP for column in columns)
+
+
+def _parts(columns: Sequence[_Column], room: int) -> list[list[_Column]]:
+    """The columns in as few parts as fit into the room, in order; a column that is too wide alone is a part."""
+    parts: list[list[_Column]] = []
+    for column in columns:
+        if parts and _least([*parts[-1], column]) <= room:
+            parts[-1].append(column)
+        else:
+            parts.append([column])
+    return parts
+
+
+def _print_columns(columns: Sequence[_Column]) -> None:
     console = output()
-    table, least = Table(box=SIMPLE_HEAD, pad_edge=False), 0
-    for index, column in enumerate(columns):
-        cells = [row[index] for row in rows]
-        numeric = bool(rows) and all(map(_is_number, cells))
-        # Numbers are never folded, text is folded between words; columns are three characters apart.
-        texts = [column, *cells]
-        longest = max(map(len, texts if numeric else [word for text in texts for word in text.split()]), default=0)
-        least += longest + 3
-        table.add_column(
-            column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric, min_width=longest
-        )
-    for row in rows:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column, width in zip(columns, _widths(columns, console.width), strict=True):
+        table.add_column(column.name, justify=column.side, overflow="fold", width=width)
+    for row in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*row)
-    if least > console.width:
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for row in rows:
-            for column, cell in zip(columns, row, strict=True):
-                if cell:
-                    table.add_row(column, cell)
-            table.add_row()
     console.print(table, highlight=False, markup=False)
+
+
+def _widths(columns: Sequence[_Column], room: int) -> list[int]:
+    """The widths of columns within the room: of their longest texts, or less where these can be folded."""
+    widths = [column.most for column in columns]
+    while sum(widths) + _GAP * len(widths) > room:
+        slack = [width - column.least for width, column in zip(widths, columns, strict=True)]
+        if max(slack) <= 0:
+            break
+        widths[slack.index(max(slack))] -= 1
+    return widths
+
+
+def _print_under_names(first: _Column, columns: Sequence[_Column], room: int) -> None:
+    """A part of a table whose first column has lines of its own, which can be copied whole."""
+    widths = _widths(columns, room - _INDENT)
+
+    def lines(texts: Sequence[str], bold: bool = False) -> Padding:
+        grid = Table.grid(padding=(0, _GAP, 0, 0))
+        for column, width in zip(columns, widths, strict=True):
+            grid.add_column(justify=column.side, overflow="fold", width=width, style="bold" if bold else "")
+        grid.add_row(*texts)
+        return Padding(grid, (0, 0, 0, _INDENT))
+
+    console = output()
+    console.print(f"\n{first.name}", style="bold", highlight=False, markup=False)
+    console.print(lines([column.name for column in columns], bold=True), Rule(style="", characters="─"))
+    for place, name in enumerate(first.cells):
+        console.print(name, highlight=False, markup=False, soft_wrap=True)
+        console.print(lines([column.cells[place] for column in columns]), highlight=False, markup=False)
+
+
+def print_texts(rows: Iterable[tuple[str, Sequence[str]]]) -> None:
+    """Print names, and beside each what is said of it: sentences, each on a new line."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, sentences in rows:
+        table.add_row(name, "\n".join(map(harmless, sentences)))
+    output().print(table, highlight=False, markup=False)
 
 
 def print_definitions(title: str, rows: Iterable[tuple[str, str]]) -> None:
@@ -106,9 +184,4 @@ def percent(value: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds for people: `8.4 s`, `3 min 20 s`, `2 h 5 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return (
-        f"{int(seconds // 60)} min {int(seconds % 60)} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-    )
+    return in_words(seconds)

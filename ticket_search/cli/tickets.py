@@ -11,7 +11,7 @@ import supermask
 from supermask import tickets
 
 from ..contract.errors import RequestError, several_tasks
-from ..runs.folders import find_run
+from ..runs.folders import check_ticket_file, find_run, list_runs
 from ..runs.names import TICKET
 
 if TYPE_CHECKING:
@@ -71,11 +71,13 @@ def ticket_path(name: str, runs: str) -> Path:
         supermask.load(name)  # what is wrong with the file is told by its name on the hub, not by one in the cache
         return tickets.hub.fetch(place)
     if Path(name).is_file():
+        check_ticket_file(Path(name))
         return Path(name)
     try:
         folder = find_run(name, runs)
     except RequestError as error:
-        raise RequestError(f"{name} is neither a ticket file nor a run; {error}") from None
+        told = "" if Path(name).is_dir() and list_runs(name) else f"{name} is neither a ticket file nor a run; "
+        raise RequestError(f"{told}{error}") from None
     if not (folder / TICKET).exists():
         raise RequestError(f"the run {folder} is not finished; `ticket resume {folder}` goes on")
     return folder / TICKET

@@ -6,16 +6,14 @@ import typer
 
 from supermask import tickets
 
-from .. import running, runs
+from .. import running
 from ..contract.errors import Problems, RequestError
 from ..contract.flags import public_fields
 from ..running.read_config import find_kind
 from ..running.request import LAUNCH_FLAGS, read_flags
 from ..running.train import FIXED
-from ..runs.folders import choose_folder
-from ..runs.progress import Progress
-from .search import print_flags, print_plan, print_summary
-from .terminal import output, print_definitions, print_json, stop_told
+from .search import carry_out, print_flags
+from .terminal import output, print_definitions
 from .tickets import ticket_path
 
 _LAUNCH = ("--runs", "--name", "--dry-run", "--json", "--help")
@@ -36,25 +34,14 @@ def train(context: typer.Context) -> None:
     if words[0].startswith("--"):
         raise RequestError(f"expected the ticket first, as in ticket train TICKET {' '.join(words[:2])}")
     problems = Problems()
-    given = read_flags(words[1:], problems)
+    given = read_flags(words[1:], problems, "train")
     launch = {key: given.pop(key) for key in _LAUNCH if key in given}
     flags = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
     problems.raise_if_any()
     place = launch.get("--runs", "runs")
     model, data = flags.pop("model", None), flags.pop("data", None)
     ticket = words[0] if tickets.hub.is_place(words[0]) else ticket_path(words[0], place)
-    request = running.search.check_training(ticket, model, data, flags, launch)
-    config, setup = running.search.prepare(request)
-    if "--dry-run" in launch:
-        print_plan(running.plan.make_plan(config, setup), "--json" in launch)
-        return
-    folder = choose_folder(config, place, launch.get("--name"))
-    with stop_told(folder):
-        run = running.search.carry_out(runs.run.Run(folder, config, setup, Progress()))
-    if "--json" in launch:
-        print_json(run.summary)
-    else:
-        print_summary(run)
+    carry_out(running.search.check_training(ticket, model, data, flags, launch), place)
 
 
 def _print_help() -> None:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher
+from itertools import takewhile
 from typing import Any, TypeVar
+
+from supermask.plugins.other_names import DROPPED, KEPT, meant_density
+
+from .other_names import meant
 
 Value = TypeVar("Value")
 
+# How much alike a word and a name are that may have been meant by it.
+_NEAR = 0.55
 # What pydantic calls a wrong value, in words for people.
 _EXPECTED = {
     "a whole number": ("int_parsing", "int_type", "int_from_float"),
@@ -93,15 +100,29 @@ def describe_expected(item: Any) -> str:
     return f"expected {message}{nearest_hint(item['input'], choices) if isinstance(item['input'], str) else ''}"
 
 
-def unknown(kind: str, word: str, choices: Iterable[str], plural: str = "") -> str:
+def unknown(kind: str, word: str, choices: Iterable[str], plural: str = "", hint: str = "") -> str:
     """The sentence about a word that is none of `choices`: the nearest of them, then all.
 
-    As `unknown model 'lenet'; did you mean 'lenet-300-100'? The models are conv2, conv4, ...`. `plural` is that of
-    `kind` where it does not end in a plain s.
+    As `unknown model 'lenet'; did you mean 'lenet-300-100'? The models are conv2, conv4, ...`. A word of the field has
+    the name that it stands for here (see `other_names`), unless `hint` says more. `plural` is that of `kind` where it
+    does not end in a plain s.
     """
     names = sorted(choices)
-    hint = nearest_hint(word, names)
+    hint = hint or meant_hint(kind, word) or nearest_hint(word, names)
     return f"unknown {kind} '{word}'{hint or '.'} The {plural or f'{kind}s'} are {', '.join(names)}"
+
+
+def unknown_flag(given: str, known: Iterable[str], value: Any = None) -> str:
+    """The sentence about a flag that is none: what it is called here, or the nearest name."""
+    word = given.removeprefix("--").replace("-", "_")
+    if word not in (*DROPPED, *KEPT):
+        return f"unknown flag {given}{meant_hint('flag', given) or nearest_hint(given, known)}"
+    density = meant_density(word, value)
+    number = "..." if density is None else f"{density:g}"
+    return (
+        f"unknown flag {given}{'' if value is None else f' {value}'}; did you mean --density {number}, in Python "
+        f"density={number}? It is the fraction that is kept"
+    )
 
 
 def nearest_hint(word: str, choices: Iterable[str]) -> str:
@@ -109,8 +130,22 @@ def nearest_hint(word: str, choices: Iterable[str]) -> str:
     names = list(choices)
     # A choice that begins with the word is what was meant, however long it is.
     close = sorted((name for name in names if word and name.startswith(word)), key=len)
-    close = close or get_close_matches(word, names, n=1, cutoff=0.4)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    close = close or [max(names, key=lambda name: _likeness(word, name), default="")]
+    return f"; did you mean '{close[0]}'?" if close[0] and _likeness(word, close[0]) >= _NEAR else ""
+
+
+def meant_hint(kind: str, word: str) -> str:
+    """`; did you mean 'x'?` with what a word of the field stands for, or nothing where it is no such word."""
+    named = " or ".join(f"'{name}'" for name in meant(kind, word))
+    return f"; did you mean {named}?" if named else ""
+
+
+def _likeness(word: str, name: str) -> float:
+    """How much alike two words are, from 0 to 1: the share of letters in common, more if they begin alike."""
+    one, other = word.strip("-").lower(), name.strip("-").lower()
+    ratio = SequenceMatcher(None, one, other).ratio()
+    begin = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    return ratio + 0.5 * begin / max(1, len(one)) * (1 - ratio)
 
 
 def several_tasks(tasks: Sequence[str], most: int = 20) -> str:

@@ -13,7 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from .errors import Problems, RequestError, describe_expected, nearest_hint, unknown
+from supermask.plugins.other_names import read_fraction
+
+from .errors import Problems, RequestError, describe_expected, unknown, unknown_flag
 from .leave import Leave, code_in, refuse, without_leave
 from .metric import LOSSES, METRICS, name_problem
 from .recorded import always_recorded
@@ -363,8 +365,19 @@ def _kinds(annotation: Any) -> set[Any]:
 def _sentence(item: Any, config_class: type[Config]) -> str:
     name = str(item["loc"][0]) if item["loc"] else ""
     if item["type"] == "extra_forbidden":
-        return f"unknown flag {flag(name)}{nearest_hint(flag(name), map(flag, public_fields(config_class)))}"
-    return f"{flag(name)} {item['input']}: {describe_expected(item)}"
+        return unknown_flag(flag(name), map(flag, public_fields(config_class)))
+    return f"{flag(name)} {item['input']}: {describe_expected(item)}{_meant(name, item['input'], config_class)}"
+
+
+def _meant(name: str, value: Any, config_class: type[Config]) -> str:
+    """What was meant by a percentage where a fraction is expected, or by several seeds in place of one."""
+    entry = config_class.model_fields.get(name)
+    bounds = [getattr(each, key, None) for each in (entry.metadata if entry else ()) for key in ("le", "lt")]
+    if 1 in bounds and (fraction := read_fraction(value)) is not None and str(value) != f"{fraction:g}":
+        return f"; did you mean {fraction:g}?"
+    if name == "seed" and re.fullmatch(r"\d+([-,]\d+)+", str(value)):
+        return f"; did you mean --seeds {value}, a search with each?"
+    return ""
 
 
 def public_fields(config_class: type[Config]) -> dict[str, pydantic.fields.FieldInfo]:

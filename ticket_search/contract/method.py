@@ -1,8 +1,8 @@
 """What a search method is: its flags, what holds for its tickets, its plan, its search, and its way into the training.
 
 A method is one module: a docstring of the idea in one line and the paper in the next, a `Config` whose fields are its
-flags, `TRAITS`, `plan(config, targets, steps_per_epoch)`, `search(model, run)`, and, where not every network will do,
-`check(model, data, config)`. Imports no torch.
+flags, `TRAITS`, `plan(config, targets, steps_per_epoch)`, `search(model, run)`, `WHEN`, which says in one line when to
+use it, and, where not every network will do, `check(model, data, config)`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -60,11 +60,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Method:
-    """A method, read from its file."""
+    """A method, read from its file. `when` says in one line when to use it."""
 
     name: str
     idea: str
     paper: str
+    when: str
     Config: type[Config]
     traits: Traits
     plan: Callable[[Any, Targets, int], list[Stage]]
@@ -81,12 +82,22 @@ def describe_method(name: str, module: ModuleType) -> Method:
         name=name,
         idea=idea.strip(),
         paper=" ".join(paper.split("\n\n")[0].split()),
+        when=getattr(module, "WHEN", "") or _usual_use(module.TRAITS),
         Config=module.Config,
         traits=module.TRAITS,
         plan=module.plan,
         search=module.search,
         check=getattr(module, "check", None),
     )
+
+
+def _usual_use(traits: Traits) -> str:
+    """When to use a method that does not say so itself."""
+    if traits.dense:
+        return "To train a network whole, beside the tickets that are compared with it."
+    if not traits.trains_weights:
+        return "To find a subnetwork that is good without training its weights."
+    return "To find a sparse network whose weights are trained."
 
 
 class Hook:
@@ -161,5 +172,7 @@ def method_problems(name: str, module: Any) -> list[str]:
             problems.append(f"the flags {', '.join(map(flag, bare))} have no description")
     if not isinstance(getattr(module, "TRAITS", Traits()), Traits):
         problems.append("its TRAITS are no ticket_search.contract.method.Traits")
+    if not isinstance(when := getattr(module, "WHEN", ""), str) or "\n" in when:
+        problems.append(f"its WHEN is {when!r}, expected one line of text")
     uncallable = [part for part in ("plan", "search", "check") if not callable(getattr(module, part, len))]
     return problems + [f"its {part} is no function" for part in uncallable]

@@ -121,6 +121,10 @@ class Data:
                 take(self.train_y, rows),
             )
 
+    def held_out_size(self, split: HeldOut) -> int:
+        """How many samples a held-out split has."""
+        return count(self.validation_y if split == "validation" else self.test_y)
+
     def batches(self, split: HeldOut, batch_size: int) -> Iterator[tuple[Any, Any]]:
         """All samples of a held-out split in a fixed order; the last batch may be smaller."""
         parts = {"validation": (self.validation_x, self.validation_y), "test": (self.test_x, self.test_y)}

@@ -45,7 +45,9 @@ def find_factory(spec: str, leaves: Leaves) -> Callable[..., Any]:
     """
     module_name, _, attributes = spec.partition(":")
     if not all(part.isidentifier() for name in (module_name, attributes) for part in name.split(".")):
-        raise RequestError(f"'{spec}': expected package.module:function, as my_data:load")
+        plain = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        hint = f"; did you mean '{plain}:{attributes}'?" if plain != module_name and attributes else ""
+        raise RequestError(f"'{spec}': expected package.module:function, as my_data:load{hint}")
     found: Any = _import_from(spec, module_name, find_leave(spec, leaves))
     path = module_name
     for part in attributes.split("."):
@@ -96,14 +98,19 @@ def _import(name: str, folder: str) -> ModuleType:
         if isinstance(error, ModuleNotFoundError) and missing and f"{name}.".startswith(f"{missing}."):
             parent, _, last = missing.rpartition(".")
             hint = nearest_hint(last, _modules_in(parent, folder))
-            where = "in this folder" if folder == os.getcwd() else f"in {folder}"
-            raise RequestError(f"there is no module {missing} {where} or installed{hint}") from None
+            here = folder or os.getcwd()
+            where = f"the current folder, {here}" if here == os.getcwd() else here
+            path = missing.replace(".", "/")
+            raise RequestError(
+                f"there is no module {missing}: looked for {path}.py and {path}/ in {where}, then in PYTHONPATH and "
+                f"among what is installed; `ticket` is started in the folder that holds it{hint}"
+            ) from None
         raise RequestError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _modules_in(package: str, folder: str) -> list[str]:
-    """The modules that can be imported from a package, or from nowhere in particular."""
-    path = getattr(sys.modules.get(package), "__path__", []) if package else [folder, *sys.path]
+    """The modules of a package, or those in the folder that is looked in first."""
+    path = getattr(sys.modules.get(package), "__path__", []) if package else [folder or os.getcwd()]
     return sorted({module.name for module in pkgutil.iter_modules(path)})
 
 

@@ -95,6 +95,10 @@ class Streamed:
         )
         return self._stream(list(zip(files[rows].tolist(), seeds[rows].tolist(), strict=True)) for rows in chosen)
 
+    def held_out_size(self, split: HeldOut) -> int:
+        """How many samples a held-out split has."""
+        return len(self.splits[split])
+
     def batches(self, split: HeldOut, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples of a held-out split in a fixed order; the last batch may be smaller.
 

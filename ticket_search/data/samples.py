@@ -55,6 +55,10 @@ class Samples(Protocol):
         """How many training samples there are."""
         ...
 
+    def held_out_size(self, split: HeldOut) -> int:
+        """How many samples a held-out split has."""
+        ...
+
     @property
     def device(self) -> torch.device:
         """Where the batches are."""

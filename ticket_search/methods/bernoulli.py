@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from ..runs.run import Run
 
+WHEN = "To see how good a network of random weights can be where each mask is drawn by a learned chance."
+
 SAMPLES = 10
 # How far from the density asked, as a fraction of it, a sample may lie before that is said.
 TOLERANCE = 0.02

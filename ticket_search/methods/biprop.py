@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from ..runs.run import Run
 
+WHEN = "When the network should have binary weights, one bit and a sign each, without training any weight."
+
 
 class Config(ScoresConfig):
     """Flags of biprop."""

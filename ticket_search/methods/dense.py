@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from ..runs.run import Run
 
+WHEN = "First: the accuracy, the time and the seeds that every other run is compared with."
+
 
 class Config(SharedConfig):
     """No flags of its own: density is 1 whatever is asked."""

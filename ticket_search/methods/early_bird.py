@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from ..runs.run import Run
     from ..training.units import Filters
 
+WHEN = "When there is time for one training only, and whole channels should go early in it."
+
 # Of filters and hidden units the density is met to the unit; their weights are as many as they are.
 TRAITS = Traits(exact_density=False)
 _OF_WEIGHTS = "--granularity weight, a variant that is not the paper's, ranks single weights and needs no norms"

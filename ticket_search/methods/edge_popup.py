@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from ..runs.run import Run
 
+WHEN = "To find a subnetwork that is good without training its weights, in a file of one bit a weight."
+
 
 class Config(ShapedConfig):
     """Flags of edge-popup."""

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ..runs.run import Run
     from ..training.units import Filters
 
+WHEN = "When the network should be smaller and faster on ordinary hardware, and not only sparse."
+
 TRAITS = Traits(exact_density=False)
 _OF_WEIGHTS = ("magnitude", "l2")
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from ..runs.run import Run
 
+WHEN = "When each layer's share should be learned with the weights, by a penalty on what is kept."
+
 TRAITS = Traits(changes_masks=True)
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from ..runs.run import Run
 
+WHEN = "When a mask over random weights should be good as it is, and better still after a short training."
+
 # The authors' penalties by density; between them it goes by the logarithms of both.
 PENALTIES = ((0.0144, 1e-4), (0.0372, 3e-5), (0.5, 1e-8))
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from ..runs.run import Run
 
+WHEN = "When a sparse network is wanted for the price of one training, and no winning ticket."
+
 TRAITS = Traits(changes_masks=True)
 
 

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from ..data.samples import Samples
     from ..runs.run import Run
 
+WHEN = "For winning tickets: as a rule the most accurate at low densities, at the price of a training a level."
+
 Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Densities = Annotated[
     tuple[Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)], ...], BeforeValidator(split_words)

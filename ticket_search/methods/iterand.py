@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from ..runs.run import Run
 
+WHEN = "When edge-popup is not accurate enough and the network cannot be made wider."
+
 # The paper redraws 130 times in its 100 epochs of CIFAR-10: every 300 of 39,000 steps.
 REDRAWS = 130
 

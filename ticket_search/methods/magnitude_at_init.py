@@ -11,6 +11,8 @@ from ..training.at_init import TRAITS as TRAITS
 from ..training.at_init import AtInitConfig, prune_and_train
 from ..training.at_init import plan as plan
 
+WHEN = "As the simplest baseline of all methods that prune before training."
+
 
 class Config(AtInitConfig):
     """Flags of magnitude-at-init."""

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from ..runs.run import Run
 
+WHEN = "When several trainings are too many: one dense training, one cut, one retraining."
+
 
 class Config(PruningConfig):
     """Flags of one-shot pruning."""

@@ -13,6 +13,8 @@ from ..training.at_init import TRAITS as TRAITS
 from ..training.at_init import AtInitConfig, prune_and_train
 from ..training.at_init import plan as plan
 
+WHEN = "As the control that every mask must beat, above all at moderate densities."
+
 
 class Config(AtInitConfig):
     """Flags of random."""

@@ -10,6 +10,8 @@ from ..training.dynamic_sparse import TRAITS as TRAITS
 from ..training.dynamic_sparse import plan as plan
 from ..training.dynamic_sparse import search as search
 
+WHEN = "When the network must be as sparse during training as after it, and still accurate."
+
 
 class Config(dynamic_sparse.Config):
     """Flags of RigL."""

@@ -16,6 +16,8 @@ from ..training.dynamic_sparse import TRAITS as TRAITS
 from ..training.dynamic_sparse import plan as plan
 from ..training.dynamic_sparse import search as search
 
+WHEN = "As the control of rigl, or where the gradients of dropped weights are too dear."
+
 
 class Config(dynamic_sparse.Config):
     """Flags of SET."""

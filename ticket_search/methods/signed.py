@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from ..runs.run import Run
 
+WHEN = "When very few weights may stay and the sign of each may be learned too, but no magnitude."
+
 
 class Config(ScoresConfig):
     """Flags of signed supermasks.

@@ -11,6 +11,8 @@ from ..training.at_init import TRAITS as TRAITS
 from ..training.at_init import DataConfig, prune_and_train
 from ..training.at_init import plan as plan
 
+WHEN = "When the mask must be there before training and one batch of labelled samples is at hand."
+
 
 class Config(DataConfig):
     """Flags of snip."""

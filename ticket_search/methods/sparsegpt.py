@@ -12,6 +12,8 @@ from ..training.by_inputs import TRAITS as TRAITS
 from ..training.by_inputs import plan as plan
 from ..training.by_inputs import search as search
 
+WHEN = "When a trained language model or transformer should lose half its weights without retraining."
+
 
 class Config(by_inputs.Config):
     """Flags of sparsegpt."""

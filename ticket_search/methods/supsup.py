@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ..data.samples import Samples
     from ..runs.run import Run
 
+WHEN = "When one network must learn several tasks and forget none of them."
+
 
 class Config(ScoresConfig):
     """Flags of SupSup.

@@ -13,6 +13,8 @@ from ..training.at_init import TRAITS as TRAITS
 from ..training.at_init import AtInitConfig, prune_and_train
 from ..training.at_init import plan as plan
 
+WHEN = "When the mask must be there before training, at very low densities, and no layer may empty."
+
 
 class Config(AtInitConfig):
     """Flags of synflow."""

@@ -12,6 +12,8 @@ from ..training.by_inputs import TRAITS as TRAITS
 from ..training.by_inputs import plan as plan
 from ..training.by_inputs import search as search
 
+WHEN = "As sparsegpt, where it must take seconds: the weights that are kept are not touched."
+
 
 class Config(by_inputs.Config):
     """Flags of wanda."""

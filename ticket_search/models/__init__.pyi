@@ -6,6 +6,7 @@ from . import lenet as lenet
 from . import mnist1d as mnist1d
 from . import names as names
 from . import resnet as resnet
+from . import sizes as sizes
 from . import transformer as transformer
 from . import vgg as vgg
 from . import vit as vit

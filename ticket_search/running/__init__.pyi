@@ -1,4 +1,5 @@
 from . import controls as controls
+from . import duration as duration
 from . import plan as plan
 from . import read_config as read_config
 from . import request as request

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ from ..data.tasks import through_task
 from ..runs.experiment import Setup, exact_arithmetic, load_data
 from ..runs.folders import choose_folder, find_run, inspect_folder
 from ..runs.names import CONTROLS, DEFAULT, ELSEWHERE, EVALUATED, MOVING, REWIND_POINT, SURVIVORS, TICKET, TRAINED
-from ..runs.progress import Progress
+from ..runs.progress import Progress, in_words
 from ..runs.records import read_record, write_record
 from ..runs.run import Run
 from ..training.evaluation import evaluate, mean_of_tasks
 from ..training.trial import find_objective
+from .plan import make_plan, time_untrained
 from .read_config import find_kind, read_config
 from .request import Request, control_problems, describe_functions, name_problems, request_of, shape_of
 from .search import carry_out, check_training, prepare
@@ -107,15 +109,22 @@ def controls(
     where = opened.config.data if elsewhere is None else _name_of(elsewhere, opened)
     made: Setup | None = None
     rows = _read(path)
-    for level in asked.levels:
-        for kind in asked.kinds:
-            key = {"control": kind, "trained": asked.trained, "data": where, "level": level}
-            if any(all(row.get(name) == value for name, value in key.items()) for row in rows):
-                continue
+    todo = [
+        (kind, level, key)
+        for level in asked.levels
+        for kind in asked.kinds
+        if not _is_there(key := {"control": kind, "trained": asked.trained, "data": where, "level": level}, rows)
+    ]
+    there = given if elsewhere is None else dataclasses.replace(given, data=elsewhere)
+    with Progress(progress) as shows:
+        if todo and progress:
+            shows.label("controls: timing the first steps")
+            made = _announce(opened, len(todo), asked, there, head, shows)
+        for kind, level, key in todo:
             if asked.trained:
-                there = given if elsewhere is None else dataclasses.replace(given, data=elsewhere)
                 row = _train(opened, kind, level, there, "" if elsewhere is None else where, progress, head)
             else:
+                shows.label(f"evaluating {kind}")
                 made = made or _set_up(opened, given)
                 row = _evaluate(opened, kind, made)
             with filelock.FileLock(folder / ".controls.lock"):
@@ -123,6 +132,26 @@ def controls(
                 rows = [*_read(path), {**key, "seed": opened.config.seed, **row}]
                 write_record(folder, CONTROLS, {"rows": rows})
     return rows
+
+
+def _is_there(key: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(all(row.get(name) == value for name, value in key.items()) for row in rows)
+
+
+def _announce(run: Run, number: int, asked: _Asked, given: _Given, head: str, shows: Progress) -> Setup | None:
+    """Say how long so many controls take. A setup that can be used on is returned."""
+    began = time.perf_counter()
+    if asked.trained:
+        # The training of the ticket itself takes as long as that of a control: only weights and masks are others.
+        config, setup = _prepare(run, "ticket", asked.levels[0], given, head)
+        loading = time.perf_counter() - began
+        seconds = loading + make_plan(config, setup).seconds
+    else:
+        setup = _set_up(run, given)
+        seconds = time_untrained(run.config, setup) * max(1, len(run.ticket.tasks))
+    what = f"{number} control{'s' if number > 1 else ''} of {run.path}"
+    shows.say(f"{what}, {'trained' if asked.trained else 'evaluated'}: about {in_words(number * seconds)}", "")
+    return None if asked.trained else setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,10 +262,8 @@ def _train(
     if elsewhere:
         place += f"-{re.sub(r'[^A-Za-z0-9._-]+', '-', elsewhere)}"
     folder = run.path / "controls" / place
-    config = run.config
-    ticket = run.path / TICKET if level is None else run.path / "levels" / f"{level:02d}" / TICKET
     if kind == "small-dense":
-        kept = supermask.load(ticket).masks.kept
+        kept = supermask.load(_ticket_of(run, level)).masks.kept
         setup = _set_up(run, given)
         row = train_small_dense(
             run, kept, folder.parent, place, setup, given.model, given.data, progress, given.functions
@@ -244,6 +271,13 @@ def _train(
         return {**{key: row[key] for key in _ROW if key in row}, "path": f"controls/{place}"}
     if inspect_folder(folder).state == "finished":
         return _row(Run(folder, read_config(folder)), run)
+    config, setup = _prepare(run, kind, level, given, head)
+    return _row(carry_out(Run(choose_folder(config, folder.parent, place), config, setup, Progress(progress))), run)
+
+
+def _prepare(run: Run, kind: str, level: int | None, given: _Given, head: str) -> tuple[Config, Setup]:
+    """What a control that is trained works on."""
+    config, ticket = run.config, _ticket_of(run, level)
     if kind == "dense":
         ticket = run.path / "levels" / "00" / TICKET
     flags: dict[str, Any] = {"seed": config.seed, "threads": config.threads, "device": config.device}
@@ -269,8 +303,11 @@ def _train(
     flags, functions = describe_functions({**flags, **given.functions})
     asked = {key: value for key, value in flags.items() if value is not None}
     request = check_training(ticket, given.model, given.data, asked, leaves=config.leaves)
-    config, setup = prepare(dataclasses.replace(request, functions=functions))
-    return _row(carry_out(Run(choose_folder(config, folder.parent, place), config, setup, Progress(progress))), run)
+    return prepare(dataclasses.replace(request, functions=functions))
+
+
+def _ticket_of(run: Run, level: int | None) -> Path:
+    return run.path / TICKET if level is None else run.path / "levels" / f"{level:02d}" / TICKET
 
 
 def _row(control: Run, run: Run) -> dict[str, Any]:

@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..contract.errors import Problems, RequestError, nearest_hint, unknown
+from pydantic.fields import FieldInfo
+
+from supermask import weights
+
+from ..contract.errors import Problems, RequestError, unknown, unknown_flag
 from ..contract.flags import Config, find_recipe, flag, is_switch, make_config, public_fields
 from ..contract.leave import FLAGS, Leaves, describe_function, leave_here
 from ..contract.method import Method
 from ..data.sources import source_names, without_version
-from ..methods import declared_methods, find_method, own_methods, usable_methods
+from ..methods import own_methods, usable_methods
 from ..models.names import is_factory, model_names
 from ..runs.names import CONFIG, MOVING
 from ..trust.mark import leave_of
@@ -76,7 +80,7 @@ def read_request(words: Sequence[str]) -> Request:
         RequestError: every problem of the request at once.
     """
     problems = Problems()
-    given = read_flags(words, problems, _foreign_method_in(words))
+    given = read_flags(words, problems, asked_method(words))
     launch = {key: given.pop(key) for key in LAUNCH_FLAGS if key in given}
     recipe = problems.attempt(lambda: find_recipe(launch["--config"])) if "--config" in launch else None
     values = {key: value for key, value in (recipe or {}).items() if key not in ("about", "method")}
@@ -143,7 +147,7 @@ def check_request(
     problems.add(*name_problems(model, data))
     config_class = Config if chosen is None else chosen.Config
     strangers = [key for key in flags if key not in public_fields(config_class)]
-    problems.add(*(problem for key in strangers if (problem := _stranger(key, chosen))))
+    problems.add(*(problem for key in strangers if (problem := _stranger(key, flags[key], chosen))))
     values = {key: value for key, value in flags.items() if key not in strangers}
     asked = frozenset(values if given is None else given)
     values |= {"method": method, "model": model_name or model, "data": data if isinstance(data, str) else "arrays"}
@@ -215,7 +219,9 @@ def name_problems(model: Any, data: Any) -> list[str]:
     problems = []
     # Names that code has to be imported for are looked up later: torchvision's networks, functions of the user's own.
     if isinstance(model, str) and ":" not in model and model not in model_names():
-        problems.append(unknown("model", model, model_names()))
+        elsewhere = weights.architectures.name_elsewhere(model)
+        hint = f"; did you mean '{elsewhere}'?" if elsewhere else ""
+        problems.append(unknown("model", model, model_names(), hint=hint))
     if isinstance(data, str) and data.startswith(ARRAYS):
         problems.append(f"the data were arrays ({data}), which only Python can give again, as data=(x, y)")
     elif isinstance(data, str) and ":" not in data and without_version(data) not in source_names():
@@ -245,31 +251,32 @@ def control_problems(config: Config, kinds: Iterable[str] = ()) -> list[str]:
     return problems
 
 
-def _foreign_method_in(words: Sequence[str]) -> list[str]:
-    """The name of the method that is asked for, if it is one of another package: only that one is imported."""
-    if not declared_methods():
-        return []
-    # What is wrong with the words, the recipe or the method is told by those who read them for good.
-    told_later = Problems()
-    launch = read_flags(words, told_later)
-    recipe = told_later.attempt(lambda: find_recipe(launch["--config"])) if "--config" in launch else None
-    name = launch.get("--method") or str((recipe or {}).get("method", DEFAULT_METHOD))
-    asked = told_later.attempt(lambda: find_method(name))
-    return [asked.name] if asked is not None and asked.name in declared_methods() else []
+def word_after(name: str, words: Sequence[str]) -> str | None:
+    """The value of a flag in a list of words that nobody has parsed yet, None where it has none."""
+    for index, word in enumerate(words):
+        given, equals, value = word.partition("=")
+        if given == name and (equals or index + 1 < len(words)):
+            return value if equals else words[index + 1]
+    return None
 
 
-def read_flags(words: Sequence[str], problems: Problems, foreign: Iterable[str] = ()) -> dict[str, str]:
+def asked_method(words: Sequence[str]) -> str:
+    """The name of the method that is asked for: in the words, in the recipe that they name, or the usual one."""
+    # What is wrong with the recipe is told by who reads it for good.
+    told_later, recipe = Problems(), word_after("--config", words)
+    found = told_later.attempt(lambda: find_recipe(recipe)) if recipe else None
+    return word_after("--method", words) or str((found or {}).get("method", DEFAULT_METHOD))
+
+
+def read_flags(words: Sequence[str], problems: Problems, method: str) -> dict[str, str]:
     """The flags in a list of words, with their values as text. What is wrong is added to `problems`.
 
-    The flags that take no value are those of the methods of this package, and of `foreign` ones.
+    Which flags take no value the method says that is asked for, and of those that it has not the others of this
+    package: these are imported only where such a flag is given.
     """
     switches = {key for key, (placeholder, _) in LAUNCH_FLAGS.items() if placeholder is None}
-    booleans = {
-        flag(name)
-        for method in (*own_methods(), "train", *foreign)
-        for name, entry in public_fields(find_kind(method).Config).items()
-        if is_switch(entry)
-    }
+    chosen = Problems().attempt(lambda: find_kind(method))
+    booleans = _Switches(chosen)
     given: dict[str, str] = {}
     rest = list(words)
     while rest:
@@ -294,6 +301,28 @@ def read_flags(words: Sequence[str], problems: Problems, foreign: Iterable[str] 
             problems.add(f"{name} is given twice: {given[name]} and {value}")
         given[name] = value
     return given
+
+
+class _Switches:
+    """The flags that take no value."""
+
+    def __init__(self, chosen: Method | None) -> None:
+        self._known = {flag(name): is_switch(entry) for name, entry in _fields(chosen)}
+        self._others: set[str] | None = None
+
+    def __contains__(self, name: str) -> bool:
+        if name in self._known:
+            return self._known[name]
+        if name in LAUNCH_FLAGS:
+            return False
+        if self._others is None:
+            kinds = [find_kind(each) for each in (*own_methods(), "train")]
+            self._others = {flag(field) for kind in kinds for field, entry in _fields(kind) if is_switch(entry)}
+        return name in self._others
+
+
+def _fields(method: Method | None) -> Iterable[tuple[str, FieldInfo]]:
+    return public_fields(Config if method is None else method.Config).items()
 
 
 def _example(name: str) -> str:
@@ -355,16 +384,14 @@ def parse_seeds(given: Any, where: str = "--seeds") -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _stranger(key: str, chosen: Method | None) -> str | None:
+def _stranger(key: str, value: Any, chosen: Method | None) -> str | None:
     """What is wrong with a key that is no flag of the method; None where it may be one of a method that is unknown."""
     others = [method.name for method in usable_methods()[0] if key in method.Config.model_fields]
     if key == "method":
         return "method is given by --method, not as a flag"
-    if key == "sparsity":
-        return "sparsity is known on the command line only: write density, the fraction kept"
-    if flag(key) in LAUNCH_FLAGS:
+    if key != "sparsity" and flag(key) in LAUNCH_FLAGS:
         return f"{flag(key)} is a flag of ticket search"
     if others:
         return f"{flag(key)} is a flag of {', '.join(others)}, not of {chosen.name}" if chosen else None
     known = [*map(flag, public_fields(chosen.Config if chosen else Config)), *LAUNCH_FLAGS]
-    return f"unknown flag {flag(key)}{nearest_hint(flag(key), known)}"
+    return unknown_flag(flag(key), known, value)

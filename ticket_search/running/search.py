@@ -28,7 +28,7 @@ from ..runs.experiment import (
     own_random_numbers,
     resolve,
 )
-from ..runs.folders import choose_folder, find_run, folder_of_ticket
+from ..runs.folders import check_ticket_file, choose_folder, find_run, folder_of_ticket
 from ..runs.names import TICKET
 from ..runs.progress import Progress
 from ..runs.run import Run
@@ -228,9 +228,16 @@ def describe_ticket(
     path = Path(ticket) / TICKET if (Path(ticket) / TICKET).is_file() else Path(ticket)
     if not tickets.hub.is_place(ticket) and not path.exists():
         raise RequestError(f"there is no ticket {path}")
-    found = supermask.load(ticket if tickets.hub.is_place(ticket) else path)
-    # What a link leads to; in the cache of the hub the link itself is what names repository and commit.
-    path = tickets.hub.fetch(tickets.hub.read_place(ticket)) if tickets.hub.is_place(ticket) else path
+    if path.is_dir():
+        path = find_run(os.fspath(path)) / TICKET
+        raise RequestError(f"the run {path.parent} is not finished; `ticket resume {path.parent}` goes on")
+    if tickets.hub.is_place(ticket):
+        found = supermask.load(ticket)
+        # What a link leads to; in the cache of the hub the link itself is what names repository and commit.
+        path = tickets.hub.fetch(tickets.hub.read_place(ticket))
+    else:
+        check_ticket_file(path)
+        found = supermask.load(path)
     task = flags.get("task")
     if task is None and found.tasks:
         raise RequestError(several_tasks(found.tasks))

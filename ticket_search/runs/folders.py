@@ -94,6 +94,9 @@ def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None
         number += 1
 
 
+_CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".npz")
+
+
 def find_leftovers(folder: Path) -> list[Path]:
     """The temporary files that a process has left in a run's folder because it was killed while it wrote them."""
     found = (path for path in folder.iterdir() if _LEFTOVER.fullmatch(path.name))
@@ -109,9 +112,30 @@ def find_run(name: str, runs: str | os.PathLike[str] = "runs") -> Path:
     for folder in (Path(name), Path(runs) / name):
         if (folder / CONFIG).exists():
             return folder
+    if inside := [path.name for path in list_runs(name)]:
+        others = f" and {len(inside) - 1} more" if len(inside) > 1 else ""
+        raise RequestError(f"{name} is a folder of runs and no run: choose one, as {Path(name, inside[0])}{others}")
     there = [path.name for path in list_runs(runs)]
     near = nearest_hint(Path(name).name, there)
     raise RequestError(f"there is no run '{name}', neither here nor in {runs}{near}")
+
+
+def check_ticket_file(path: Path) -> None:
+    """Check that a file may be a ticket by its name: the rest is seen when it is read.
+
+    Raises:
+        RequestError: it is code, or a checkpoint, with what it is good for.
+    """
+    if path.suffix == ".py":
+        raise RequestError(
+            f"{path} is Python code: expected a ticket, a .safetensors file, or the folder or name of a run; a network "
+            f"of your own is --model {path.stem}:FUNCTION"
+        )
+    if path.suffix in _CHECKPOINTS:
+        raise RequestError(
+            f"{path} is a checkpoint: expected a ticket, a .safetensors file, or the folder or name of a run; "
+            f"`ticket search --weights {path}` starts from its weights"
+        )
 
 
 def folder_of_ticket(ticket: Path) -> Path:

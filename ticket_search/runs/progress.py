@@ -2,56 +2,175 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as RichProgress,
-)
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
 
 from ..contract.metric import ACCURACY
 
-_SECONDS_BETWEEN_UPDATES = 0.1
-_SECONDS_BETWEEN_LINES = 10.0
+# Off a terminal a line comes at least every ten seconds.
+_SECONDS_BETWEEN_LINES = 9.0
+_FRAMES_PER_SECOND = 8
+_LONGEST_BAR = 40
+_SHORTEST_BAR = 4
+# Before so much of the work is done, what was announced says more about the time left than the pace so far.
+_FIRST_SHARE = 0.05
+
+
+class Pace:
+    """How long work still takes: by its pace so far and, before there is one, by what was announced.
+
+    A share of the work is between 0 and 1. Work that is taken up again begins with what is done already.
+    """
+
+    def __init__(self, announced: float | None = None) -> None:
+        self.announced = announced
+        self._began: tuple[float, float] | None = None
+
+    def elapsed(self, now: float) -> float:
+        """Seconds since the first share was told."""
+        return 0.0 if self._began is None else now - self._began[0]
+
+    def left(self, share: float, now: float) -> float | None:
+        """The seconds that are left when a share of the work is done, None while nothing says it."""
+        if self._began is None:
+            self._began = (now, share)
+        done, passed = share - self._began[1], now - self._began[0]
+        by_plan = None if self.announced is None else max(0.0, self.announced * (1 - self._began[1]) - passed)
+        if done <= 0 or passed <= 0:
+            return by_plan
+        by_pace = passed / done * (1 - share)
+        if by_plan is None:
+            return by_pace
+        # The pace takes over little by little, so that the time left does not jump.
+        trust = min(1.0, done / _FIRST_SHARE)
+        return trust * by_pace + (1 - trust) * max(by_plan, 0.0)
+
+
+def in_words(seconds: float) -> str:
+    """Seconds for people: `8.4 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return (
+        f"{int(seconds // 60)} min {int(seconds % 60)} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    )
+
+
+def clock(seconds: float) -> str:
+    """Seconds as on a clock: `0:07`, `12:05`, `3:04:05`, and `2 d 3 h` where that is too short."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def told_left(left: float | None) -> str:
+    """The time left, for a bar: `12:05 left`."""
+    return "time left not known yet" if left is None else f"{clock(left)} left"
+
+
+def fit_line(width: int, label: str, share: float, end: str, numbers: str = "") -> Text:
+    """A line of a bar in so many columns: the share and its end are always there, the rest as far as there is room.
+
+    Args:
+        width: columns of the terminal.
+        label: what is going on; it is cut short where there is no room.
+        share: of the work that is done, from 0 to 1.
+        end: what is never left out: the time left, or what the work has taken.
+        numbers: the newest loss and metric, left out whole where there is no room.
+    """
+    tail = f" {100 * share:3.0f} % {end}"
+    room = width - cell_len(tail)
+    if room < _SHORTEST_BAR + 2:
+        return Text(tail.strip()[:width], no_wrap=True)
+    shown = f" {numbers}" if numbers and room - cell_len(label) - cell_len(numbers) - 2 >= 2 * _SHORTEST_BAR else ""
+    room -= cell_len(shown)
+    bar = min(_LONGEST_BAR, max(_SHORTEST_BAR, room - cell_len(label) - 1))
+    kept = room - bar - 1
+    if cell_len(label) > kept:
+        label = set_cell_size(label, max(0, kept - 1)) + "…" if kept > 1 else ""
+    full = round(bar * min(1.0, max(0.0, share)))
+    line = Text(f"{label} " if label else "", no_wrap=True)
+    line.append("━" * full, style="bar.complete" if share < 1 else "bar.finished")
+    line.append("━" * (bar - full), style="bar.back")
+    return line.append(f"{tail}{shown}")
+
+
+def tell_again_and_again(tell: Callable[[], None]) -> threading.Event:
+    """Call `tell` every few seconds, in a thread of its own, until the event that is returned is set."""
+    ended = threading.Event()
+
+    def go_on() -> None:
+        while not ended.wait(_SECONDS_BETWEEN_LINES):
+            tell()
+
+    threading.Thread(target=go_on, daemon=True).start()
+    return ended
+
+
+@dataclass
+class _Counted:
+    """Work that is counted by itself beside the steps of training."""
+
+    text: str
+    total: int
+    pace: Pace
+    done: int = 0
 
 
 class Progress:
-    """A progress bar on a terminal, a line now and then elsewhere, nothing where `shown` is False."""
+    """A progress bar on a terminal, a line now and then elsewhere, nothing where `shown` is False.
+
+    It may be entered again inside itself: the bar stays until the first one who has entered it leaves.
+    """
 
     def __init__(self, shown: bool = True) -> None:
         self.console = Console(stderr=True, emoji=False)
         self.shown = shown
         self.metric = ACCURACY
         self.total = 0
-        self._bar: RichProgress | None = None
-        self._task: TaskID | None = None
+        self.pace = Pace()
+        self._entered = 0
+        self._live: Live | None = None
+        self._silence: threading.Event | None = None
+        self._counted: list[_Counted] = []
         self._label = self._numbers = ""
-        self._updated = self._printed = 0.0
+        self._step: int | None = None
+        self._opened = 0.0
 
     def __enter__(self) -> Progress:
-        if self.shown and self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-            times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            self._bar = RichProgress(*columns, TextColumn("{task.fields[numbers]}"), *times, console=self.console)
-            self._bar.start()
-            self._task = self._bar.add_task("", total=self.total or None, numbers="")
-        self._printed = time.monotonic()
+        self._entered += 1
+        if self.shown and self._entered == 1:
+            self._opened = time.monotonic()
+            if self.console.is_terminal:
+                self._live = Live(
+                    get_renderable=self._render, console=self.console, refresh_per_second=_FRAMES_PER_SECOND
+                )
+                self._live.start()
+            else:
+                self._silence = tell_again_and_again(self.tell)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._entered -= 1
+        if self._entered:
+            return
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._silence is not None:
+            self._silence.set()
+            self._silence = None
 
     def label(self, text: str) -> None:
         """Say what is being worked on."""
@@ -66,41 +185,64 @@ class Progress:
         shown = [f"{short[tag]} {value:.4g}" for tag, value in values.items() if tag in short]
         self._numbers = "  ".join(shown)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, style: str = "yellow") -> None:
         """Print a line above the bar: what a person should know before the end."""
         if self.shown:
-            self.console.print(text, highlight=False, markup=False, style="yellow")
+            self.console.print(text, highlight=False, markup=False, style=style, soft_wrap=True)
 
     @contextmanager
     def count(self, text: str, total: int) -> Iterator[Callable[[], None]]:
         """A bar of its own for work that is no training step; what is given says that one more of `total` is done."""
-        done, started = 0, time.monotonic()
-        task = None if self._bar is None else self._bar.add_task(text, total=total, numbers="")
+        counted = _Counted(text, total, Pace())
+        counted.pace.left(0.0, time.monotonic())
+        self._counted.append(counted)
 
         def one_more() -> None:
-            nonlocal done
-            done += 1
-            now = time.monotonic()
-            if self._bar is not None and task is not None:
-                self._bar.update(task, completed=done)
-            elif self.shown and now - self._printed >= _SECONDS_BETWEEN_LINES:
-                self._printed = now
-                left = (now - started) / done * (total - done)
-                self.console.print(f"{text}  {done} of {total}  about {left:.0f} s left", highlight=False)
+            counted.done += 1
 
         try:
             yield one_more
         finally:
-            if self._bar is not None and task is not None:
-                self._bar.remove_task(task)
+            self._counted.remove(counted)
 
     def advance_to(self, step: int) -> None:
-        """Move to a step of the whole search. Cheap: it looks at the clock and seldom does more."""
+        """Move to a step of the whole search. Cheap: who shows it looks by himself from time to time."""
+        if self._step is None:
+            # Before the first step comes what belongs to no step: the pace is counted from here.
+            self.pace.left((step - 1) / max(1, self.total), time.monotonic())
+        self._step = step
+
+    def tell(self) -> None:
+        """Print a line of what is going on, how far it is and what is left."""
         now = time.monotonic()
-        if self._bar is not None and self._task is not None:
-            if now - self._updated >= _SECONDS_BETWEEN_UPDATES:
-                self._updated = now
-                self._bar.update(self._task, completed=step, description=self._label, numbers=self._numbers)
-        elif self.shown and now - self._printed >= _SECONDS_BETWEEN_LINES:
-            self._printed = now
-            self.console.print(f"{self._label}  step {step} of {self.total}  {self._numbers}", highlight=False)
+        if self._counted:
+            counted = self._counted[-1]
+            left = counted.pace.left(counted.done / max(1, counted.total), now)
+            words = [counted.text, f"{counted.done} of {counted.total}", _about(left)]
+        elif self._step is None or not self.total:
+            words = [self._label, f"{clock(now - self._opened)} so far", _about(self.pace.announced)]
+        else:
+            left = self.pace.left(self._step / self.total, now)
+            words = [self._label, f"step {self._step:,} of {self.total:,}", self._numbers, _about(left)]
+        self.console.print("  ".join(filter(None, words)), highlight=False, markup=False, soft_wrap=True)
+
+    def _render(self) -> Group:
+        now, width = time.monotonic(), self.console.width
+        lines = []
+        if self._step is None or not self.total:
+            told = f"{self._label}  {clock(now - self._opened)}"
+            if self._label and not self._counted:
+                lines.append(Text(told, no_wrap=True, overflow="ellipsis"))
+        else:
+            share = self._step / self.total
+            left = self.pace.left(share, now)
+            end = told_left(left) if share < 1 else clock(self.pace.elapsed(now))
+            lines.append(fit_line(width, self._label, share, end, self._numbers))
+        for counted in list(self._counted):
+            share = counted.done / max(1, counted.total)
+            lines.append(fit_line(width, counted.text, share, told_left(counted.pace.left(share, now))))
+        return Group(*lines)
+
+
+def _about(left: float | None) -> str:
+    return "" if left is None else f"about {clock(left)} left"

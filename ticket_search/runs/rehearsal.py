@@ -1,17 +1,20 @@
-"""The first steps of a search, timed: how long the whole of it would take."""
+"""The first steps of a training, timed: how long the whole of it would take."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
-_STEPS = 12
+# So many steps at least, and more until they have taken a while; fewer where each takes long.
+_STEPS, _MOST = 12, 120
+_ENOUGH, _TOO_LONG = 0.3, 5.0
 # The first steps allocate memory, and compile.
 _WARM = 2
+# What takes so many times as long as half of the steps is none.
+_LONGER = 5.0
 
 
 class Rehearsed(Exception):  # noqa: N818 - it ends a search that has gone well
@@ -21,42 +24,48 @@ class Rehearsed(Exception):  # noqa: N818 - it ends a search that has gone well
 class Rehearsal:
     """What the training loop tells of its first steps; with the last of them the search ends.
 
-    `preparation` is the seconds before the first step, `step` those of one step, `evaluation` those of one evaluation
-    on the validation split.
+    `preparation` is the seconds before the first step, `step` those of one step, and `share` the part of the time of
+    the steps in which this program worked: less than all where other programs use the cores too.
     """
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.began = time.perf_counter()
         self.ends: list[float] = []
-        self.evaluation = 0.0
+        self._works: list[float] = []
 
     @property
     def step(self) -> float:
-        """Seconds of a step with everything that belongs to it, the median."""
-        gaps = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
-        return statistics.median(gaps[_WARM - 1 :] or gaps or [0.0])
+        """Seconds of a step with everything that belongs to it: the mean, without what is longer than any step.
+
+        Between two steps may lie an evaluation, or the ending of a short training.
+        """
+        gaps = [after - before for before, after in itertools.pairwise(self.ends)]
+        gaps = gaps[_WARM - 1 :] or gaps or [0.0]
+        longest = _LONGER * statistics.median(gaps)
+        return statistics.fmean(gap for gap in gaps if gap <= longest)
+
+    @property
+    def share(self) -> float:
+        """The part of the time of the steps in which the program worked, at most 1."""
+        wall = self.ends[-1] - self.ends[0] if self.ends else 0.0
+        return min(1.0, (self._works[-1] - self._works[0]) / wall) if wall > 0 else 1.0
 
     @property
     def preparation(self) -> float:
         """Seconds before the first step: scoring, and what else is done before training."""
         return max(0.0, self.ends[0] - self.began - self.step) if self.ends else time.perf_counter() - self.began
 
-    def tick(self, evaluate: Callable[[], Any]) -> None:
+    def tick(self) -> None:
         """A step is done.
 
         Raises:
             Rehearsed: it was the last one needed.
         """
-        self._wait()
-        self.ends.append(time.perf_counter())
-        if len(self.ends) < _STEPS:
-            return
-        evaluate()
-        self._wait()
-        self.evaluation = time.perf_counter() - self.ends[-1]
-        raise Rehearsed
-
-    def _wait(self) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+        self._works.append(time.thread_time())
+        number, passed = len(self.ends), self.ends[-1] - self.ends[0]
+        if (number >= _STEPS and (passed >= _ENOUGH or number >= _MOST)) or (number > _WARM and passed >= _TOO_LONG):
+            raise Rehearsed

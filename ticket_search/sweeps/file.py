@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import pydantic
 
-from ..contract.errors import Problems, RequestError, describe_expected, unknown
+from ..contract.errors import Problems, RequestError, describe_expected, nearest_hint, unknown
 from ..contract.flags import Config, find_recipe, public_fields, read_toml, to_plain
 from ..contract.leave import FLAGS, Leaves, code_in, leave_here, refuse, without_leave
 from ..methods import find_method, method_names, usable_methods
@@ -210,6 +210,7 @@ def make_sweep(
     runs = _make_runs(own, spread, allowed, seeds, choice, problems)
     problems.add(*_repeated(runs))
     folder = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    problems.add(*_idle_tables(file, [run.method for run in asked]))
     sweep = Sweep(
         folder, tuple(runs), file.controls, file.control_levels, file.controls_on, file.controls_for, file.about,
         file.predictions,
@@ -370,6 +371,21 @@ def _table_problems(file: _File) -> list[str]:
         if getattr(file, key) and not file.controls:
             found.append(f"{key} goes with controls")
     return found
+
+
+def _idle_tables(file: _File, methods: Sequence[str]) -> list[str]:
+    """A sentence for each table of a method of which there is no run: what it says would have no effect."""
+    there = sorted(set(methods))
+    tables = [("base", file.base), ("choose", file.choose)]
+    return [
+        f"[{where}.{name}]: there is no run of {name}, the runs are of {', '.join(there)}{nearest_hint(name, there)}"
+        for where, table in tables
+        for name, inner in table.items()
+        if isinstance(inner, dict)
+        and name in method_names()
+        and name not in there
+        and (where, name) != ("choose", "at")
+    ]
 
 
 def _expand(file: _File) -> list[dict[str, Any]]:

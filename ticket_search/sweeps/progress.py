@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
-from rich.table import Table
+from rich.text import Text
 
-from ..runs.progress import Progress
+from ..runs.progress import Pace, Progress, fit_line, tell_again_and_again, told_left
 
 WAITING, RUNNING, CONTROLS, ENDED = range(4)
 
@@ -73,30 +74,54 @@ class BoardProgress(Progress):
         self._board.move(self._run, step)
 
 
-class SweepProgress:
-    """What a sweep shows: a line for each run that ends and, on a terminal, the runs under way and the time left."""
+@dataclass(frozen=True)
+class Work:
+    """What a run of a sweep takes in seconds, and the controls after it; in any unit, as only shares are told."""
 
-    def __init__(self, names: Sequence[str], steps: Sequence[int], board: Board, shown: bool = True) -> None:
+    run: float
+    controls: float = 0.0
+
+
+class SweepProgress:
+    """What a sweep shows: a line for each run that ends, how far the whole is, and the time left.
+
+    On a terminal that is a bar with the runs under way, elsewhere a line now and then.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        steps: Sequence[int],
+        board: Board,
+        shown: bool = True,
+        work: Sequence[Work] = (),
+        announced: float | None = None,
+    ) -> None:
         self.console = Console(stderr=True, emoji=False)
         self.shown = shown
         self._names, self._steps, self._board = names, steps, board
+        self._work = work or [Work(float(each)) for each in steps]
         self._ended: dict[str, int] = {}
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        columns = (BarColumn(), TextColumn("{task.percentage:3.0f} %"), *times)
-        self._bar = RichProgress(*columns, console=self.console, auto_refresh=False)
-        self._task = self._bar.add_task("", total=max(1, sum(steps)))
+        self._pace = Pace(announced)
         self._live: Live | None = None
+        self._silence: threading.Event | None = None
 
     def __enter__(self) -> SweepProgress:
+        self._pace.left(0.0, time.monotonic())
         if self.shown and self.console.is_terminal:
             self._live = Live(get_renderable=self._render, console=self.console, transient=True)
             self._live.start()
+        elif self.shown:
+            self._silence = tell_again_and_again(self.tell)
         return self
 
     def __exit__(self, *error: Any) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
+        if self._silence is not None:
+            self._silence.set()
+            self._silence = None
 
     def ended(self, run: int, state: str, text: str) -> None:
         """Print that a run has ended, and how."""
@@ -113,18 +138,40 @@ class SweepProgress:
         if self.shown:
             self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
+    def tell(self) -> None:
+        """Print a line of how far the sweep is and what is left."""
+        share = self._share()
+        left = self._pace.left(share, time.monotonic())
+        words = [f"{100 * share:.0f} %", self._counts(), "" if left is None else f"about {told_left(left)}"]
+        self.console.print("  ".join(filter(None, words)), markup=False, highlight=False, soft_wrap=True)
+
+    def _share(self) -> float:
+        """The share of the work that is done."""
+        done = 0.0
+        for run, (work, steps) in enumerate(zip(self._work, self._steps, strict=True)):
+            phase, step, _ = self._board.read(run)
+            trained = 1.0 if phase in (CONTROLS, ENDED) else min(step, steps) / max(1, steps)
+            done += work.run * trained + work.controls * (phase == ENDED)
+        whole = sum(work.run + work.controls for work in self._work)
+        return done / whole if whole else 0.0
+
+    def _counts(self) -> str:
+        phases = [self._board.read(run)[0] for run in range(len(self._names))]
+        going = sum(phase in (RUNNING, CONTROLS) for phase in phases)
+        waiting = len(self._names) - going - sum(self._ended.values())
+        return ", ".join([*(f"{count} {state}" for state, count in self._ended.items()),
+                          f"{going} running", f"{waiting} waiting"])  # fmt: skip
+
     def _render(self) -> Group:
-        table = Table.grid(padding=(0, 2))
-        done = going = 0
+        width, share, now = self.console.width, self._share(), time.monotonic()
+        lines = []
         for run, (name, steps) in enumerate(zip(self._names, self._steps, strict=True)):
             phase, step, value = self._board.read(run)
-            done += steps if phase in (CONTROLS, ENDED) else min(step, steps)
             if phase in (RUNNING, CONTROLS):
-                going += 1
                 where = "controls" if phase == CONTROLS else f"{step:,} of {steps:,}"
-                table.add_row(name, where, f"validation {value:.4g}" if value else "")
-        self._bar.update(self._task, completed=done)
-        waiting = len(self._names) - going - sum(self._ended.values())
-        counts = [f"{count} {state}" for state, count in self._ended.items()]
-        table.add_row(", ".join([*counts, f"{going} running", f"{waiting} waiting"]), "", "")
-        return Group(table, self._bar)
+                measured = f"  validation {value:.4g}" if value else ""
+                if len(name) + len(where) + len(measured) + 2 > width:
+                    measured = ""
+                lines.append(Text(f"{name}  {where}{measured}", no_wrap=True, overflow="ellipsis"))
+        left = told_left(self._pace.left(share, now))
+        return Group(*lines, fit_line(width, self._counts(), share, left))

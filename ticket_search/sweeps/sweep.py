@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TypeVar
 
 from ..contract.errors import Problems, RequestError, RunError
-from ..contract.flags import Config, to_plain
-from ..data.samples import Samples
+from ..contract.flags import Config, steps_of, to_plain
+from ..contract.method import Stage
+from ..data.samples import Samples, whole_batches
 from ..data.trees import to_lists
 from ..methods import find_method
+from ..running.duration import Costs, makespan, stretch
 from ..running.plan import make_plan, plan_stages
 from ..running.request import find_weights
 from ..running.search import check_code
 from ..runs.experiment import Setup, exact_arithmetic, find_model, load_data, make_setup, own_random_numbers, resolve
 from ..runs.folders import State, inspect_folder
+from ..runs.names import ELSEWHERE, EVALUATED
 from ..training.objective import make_objective
 from ..training.trial import check_model
 from .file import Sweep as Sweep
 from .file import SweepRun
 from .file import read_sweep as read_sweep
 from .local_engine import Job, run_jobs
-from .progress import Board, SweepProgress
+from .progress import Board, SweepProgress, Work
 from .trials import read_trials, settle, trials_of
 
 Value = TypeVar("Value")
@@ -35,23 +40,37 @@ _UNTIMED = (
     "seed", "init_seed", "order_seed", "mask_seed", "split_seed", "density", "epochs", "lr", "momentum", "nesterov",
     "weight_decay", "schedule", "milestones", "drop", "warmup", "label_smoothing", "init", "dtype",
 )  # fmt: skip
+# The flags that the ending of a training depends on, and a step with masks that are held.
+_OF_ENDING = (
+    "model", "model_args", "activation", "data", "data_dir", "train_size", "batch_size", "precision", "channels_last",
+    "compile", "threads", "device", "image_size", "workers", "crop", "flip", "optimizer", "accumulate", "loss",
+    "metric",
+)  # fmt: skip
 # The flags that the data in memory depend on.
 _OF_DATA = ("data", "data_dir", "train_size", "split_seed", "crop", "flip", "image_size", "workers", "device")
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of a sweep on this machine: its configuration here, its folder, which is not another run's, its steps."""
+    """A run of a sweep on this machine: its configuration here, its folder, which is not another run's, its steps.
+
+    `seconds` is what is left of it, and `control_seconds` what the controls after it take.
+    """
 
     config: Config
     folder: Path
     state: State
     steps: int = 0
+    seconds: float = 0.0
+    control_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """The runs that differ in their seeds only: how many there are, how many are done, what the others take."""
+    """The runs that differ in their seeds only: how many there are, how many are done, what is left of them.
+
+    `seconds` is that of the runs and their controls, one after another.
+    """
 
     configuration: str
     runs: int
@@ -62,12 +81,18 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep would do. `seconds` is how long its runs take one after another, `hours` with `jobs` at once."""
+    """What a sweep would do. `seconds` is how long its runs take one after another, `hours` with `jobs` at once.
+
+    `starting` is the seconds until a process of it begins its first run, and `share` the part of its time in which this
+    process worked when the steps of the runs were timed.
+    """
 
     sweep: Sweep
     runs: tuple[PlannedRun, ...]
     rows: tuple[PlanRow, ...]
     jobs: int
+    starting: float = 0.0
+    share: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -76,13 +101,28 @@ class SweepPlan:
 
     @property
     def seconds(self) -> float:
-        """The seconds that the steps take which are left to do."""
-        return sum(row.seconds for row in self.rows)
+        """The seconds of what is left to do, one after another in one process."""
+        work = sum(row.seconds for row in self.rows)
+        return self.starting + work if work else 0.0
 
     @property
     def hours(self) -> float:
-        """The hours that the sweep would take."""
-        return self.seconds / 3600 / max(1, min(self.jobs, _count_left(self.runs)))
+        """The hours that the sweep takes: its processes start, and share the cores."""
+        left = [seconds for run in self.runs if (seconds := run.seconds + run.control_seconds)]
+        jobs = min(self.jobs, len(left))
+        if not left:
+            return 0.0
+        threads = max(run.config.threads or 1 for run in self.runs)
+        slower = stretch(self.share, threads, jobs, os.cpu_count() or 1)
+        return slower * (self.starting + makespan(left, jobs)) / 3600
+
+    @property
+    def settled(self) -> float:
+        """The share of the work that the trials of [choose] do: the best of each is a run of the sweep."""
+        deciding = {run.name for run in self.sweep.runs if run.decides}
+        done = sum(run.seconds for run in self.runs if run.folder.name in deciding)
+        whole = sum(run.seconds + run.control_seconds for run in self.runs)
+        return done / whole if whole else 0.0
 
     @property
     def warning(self) -> str:
@@ -122,7 +162,7 @@ def run_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 1
         RequestError: every problem of every run at once; nothing is written.
         RunError: the processes cannot start, or every candidate of a choice has failed.
     """
-    timed: dict[str, float] = {}
+    timed: dict[str, Costs] = {}
     plan = plan_sweep(sweep, runs, jobs, timed)
     if (trials := trials_of(sweep)) is not None:
         tried = run_plan(plan_sweep(trials, runs, jobs, timed), progress)
@@ -133,9 +173,13 @@ def run_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 1
 
 
 def plan_sweep(
-    sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 1, timed: dict[str, float] | None = None
+    sweep: Sweep,
+    runs: str | os.PathLike[str] = "runs",
+    jobs: int = 1,
+    timed: dict[str, Costs] | None = None,
+    starting: float = 0.0,
 ) -> SweepPlan:
-    """What a sweep would do: the folder and the steps of each run, and the time, from a few timed steps.
+    """What a sweep would do: the folder and the steps of each run, and the time, from what is timed of them.
 
     Nothing is written.
 
@@ -143,7 +187,8 @@ def plan_sweep(
         sweep: what `read_sweep` has read.
         runs: the folder of all runs.
         jobs: how many runs go on at the same time.
-        timed: the seconds of steps that were timed before, which are not timed again; what is timed now is added.
+        timed: what was timed before, which is not timed again; what is timed now is added.
+        starting: the seconds in which a process starts and imports what it needs.
 
     Raises:
         RequestError: every problem of every run at once, among them a folder that holds another run.
@@ -167,19 +212,48 @@ def plan_sweep(
         names.setdefault(key, run.configuration)
     # The first run stands for those of all seeds. A group whose runs are all finished has nothing left to count.
     firsts = {key: group[0].config for key, group in groups.items() if _count_left(group)}
-    loaded: dict[str, Samples] = {}
+    loaded: dict[str, _Loaded] = {}
     timed = {} if timed is None else timed
     counted = _try_all(firsts, lambda key: _count_steps(firsts[key], loaded, sweep.controls_on), problems)
-    seconds = _try_all(counted, lambda key: _time_step(firsts[key], counted[key][0], names[key], timed), problems)
+    costs = _try_all(counted, lambda key: _time_run(firsts[key], counted[key], names[key], timed), problems)
     rows: list[PlanRow] = []
     planned: list[PlannedRun] = []
     for key, group in groups.items():
         left = _count_left(group)
-        steps = counted[key][1] if left else 0
-        todo = left * steps
-        rows.append(PlanRow(names[key], len(group), len(group) - left, todo, todo * seconds.get(key, 0.0)))
-        planned += [replace(run, steps=steps) for run in group]
-    return SweepPlan(sweep, tuple(planned), tuple(rows), jobs)
+        # Of finished runs nothing was timed: their controls are there as a rule.
+        each = _plan_group(sweep, group, counted[key], costs[key]) if left else group
+        steps = counted[key].steps if left else 0
+        seconds = sum(run.seconds + run.control_seconds for run in each)
+        rows.append(PlanRow(names[key], len(group), len(group) - left, left * steps, seconds))
+        planned += each
+    shares = [each.share for each in costs.values()] or [1.0]
+    first = max((each.first for each in timed.values()), default=0.0)
+    return SweepPlan(sweep, tuple(planned), tuple(rows), jobs, starting + first, fmean(shares))
+
+
+def _plan_group(sweep: Sweep, group: Sequence[PlannedRun], counted: _Counted, costs: Costs) -> list[PlannedRun]:
+    """The runs of a group with their steps and with what they take."""
+    seconds = costs.loading + costs.search(counted.stages, counted.evaluate_every)
+    planned = []
+    for run in group:
+        todo = run.state != "finished"
+        controls = _control_seconds(sweep, run.config, counted, costs) if todo else 0.0
+        planned.append(replace(run, steps=counted.steps, seconds=seconds if todo else 0.0, control_seconds=controls))
+    return planned
+
+
+def _control_seconds(sweep: Sweep, config: Config, counted: _Counted, costs: Costs) -> float:
+    """What the controls after a run take (see `local_engine`)."""
+    kinds, traits = sweep.controls_of(config), find_method(config.method).traits
+    if not kinds or traits.dense:
+        return 0.0
+    if not traits.trains_weights:
+        return costs.loading + costs.untrained * sum(kind in EVALUATED for kind in kinds)
+    has_levels = len(counted.stages) > 1
+    levels = sum(0 < level < len(counted.stages) for level in sweep.control_levels) if has_levels else 1
+    elsewhere = 1 + has_levels + sum(kind in ELSEWHERE for kind in kinds) if sweep.controls_on else 0
+    number = (len(kinds) + elsewhere) * (levels if sweep.control_levels else 1)
+    return number * costs.control(counted.stages[-1].steps, counted.evaluate_every)
 
 
 def _try_all(keys: Iterable[str], work: Callable[[str], Value], problems: Problems) -> dict[str, Value]:
@@ -220,7 +294,30 @@ def _find_folder(run: SweepRun, place: Path, runs: str | os.PathLike[str], numbe
         number += 1
 
 
-def _set_up(config: Config, loaded: dict[str, Samples]) -> Setup:
+@dataclass(frozen=True)
+class _Loaded:
+    """Data, and the seconds in which they were read."""
+
+    samples: Samples
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What a run works on, and what it does."""
+
+    setup: Setup
+    stages: list[Stage]
+    evaluate_every: int
+    loading: float
+
+    @property
+    def steps(self) -> int:
+        """Its steps."""
+        return sum(stage.steps for stage in self.stages)
+
+
+def _set_up(config: Config, loaded: dict[str, _Loaded]) -> Setup:
     """The network and the data of a run. Data that several runs have in common are read once.
 
     Raises:
@@ -232,16 +329,18 @@ def _set_up(config: Config, loaded: dict[str, Samples]) -> Setup:
 
     def load() -> None:
         if key not in loaded:
-            loaded[key] = load_data(config.data, config).to(config.device)
+            began = time.perf_counter()
+            samples = load_data(config.data, config).to(config.device)
+            loaded[key] = _Loaded(samples, time.perf_counter() - began)
 
     problems.attempt(load)
     problems.attempt(lambda: find_model(config.model, config.leaves))
     problems.attempt(lambda: make_objective(config))
     problems.raise_if_any()
-    return make_setup(find_method(config.method), config.model, loaded[key], config)
+    return make_setup(find_method(config.method), config.model, loaded[key].samples, config)
 
 
-def _count_steps(config: Config, loaded: dict[str, Samples], controls_on: str) -> tuple[Setup, int]:
+def _count_steps(config: Config, loaded: dict[str, _Loaded], controls_on: str) -> _Counted:
     """What a run works on, and the number of its steps.
 
     Raises:
@@ -260,27 +359,35 @@ def _count_steps(config: Config, loaded: dict[str, Samples], controls_on: str) -
     with exact_arithmetic(config), own_random_numbers():
         model = setup.make_model(config)
         check_model(setup, config, model)
-        return setup, sum(stage.steps for stage in plan_stages(config, setup, setup.targets(config, model)))
+        stages = plan_stages(config, setup, setup.targets(config, model))
+    every = steps_of(config.evaluate_every, whole_batches(setup.data.train_size, config.batch_size))
+    seconds = next(each.seconds for each in loaded.values() if each.samples is setup.data)
+    return _Counted(setup, stages, every, seconds)
 
 
-def _time_step(config: Config, setup: Setup, name: str, timed: dict[str, float]) -> float:
-    """The seconds of a step with its share of the evaluations, measured once for all runs that take the same time.
+def _time_run(config: Config, counted: _Counted, name: str, timed: dict[str, Costs]) -> Costs:
+    """What the parts of a run take, measured once for all runs that take the same time.
+
+    What comes at the end of a training is measured once for all methods.
 
     Raises:
         RequestError: a step of training fails.
     """
-    key = repr({name: value for name, value in to_plain(config).items() if name not in _UNTIMED})
+    told = {name: value for name, value in to_plain(config).items() if name not in _UNTIMED}
+    key = repr(told)
+    of_ending = repr({name: value for name, value in told.items() if name in _OF_ENDING})
     if key not in timed:
         try:
-            plan = make_plan(config, setup)
+            plan = make_plan(config, counted.setup, timed.get(of_ending))
         except RequestError:
             raise
         except RunError:
             # A loss that is no number within the first steps: the run will say so, and the others go on.
-            return 0.0
+            return Costs()
         except Exception as error:
             raise RequestError(f"{name}: a step of training raises {type(error).__name__}: {error}") from error
-        timed[key] = plan.seconds / max(1, sum(stage.steps for stage in plan.stages))
+        timed[key] = replace(plan.costs, loading=counted.loading)
+        timed.setdefault(of_ending, timed[key])
     return timed[key]
 
 
@@ -296,7 +403,11 @@ def run_plan(plan: SweepPlan, progress: bool = True) -> SweepResult:
     ]  # fmt: skip
     board = Board(len(jobs))
     steps = [0 if run.state == "finished" else run.steps for run in todo]
-    shows = SweepProgress([run.folder.name for run in todo], steps, board, progress)
+    work = [Work(run.seconds, run.control_seconds) for run in todo]
+    known = sum(each.run + each.controls for each in work) > 0
+    shows = SweepProgress(
+        [run.folder.name for run in todo], steps, board, progress, work if known else (), 3600 * plan.hours or None
+    )
     ended = run_jobs(jobs, min(plan.jobs, len(jobs)), board, shows) if jobs else {}
     failures = {todo[place].folder.name: end["text"] for place, end in ended.items() if end["state"] == "failed"}
     finished = [run.folder for run in plan.runs if inspect_folder(run.folder).state == "finished"]

@@ -144,7 +144,7 @@ class _Loop:
             self.step += 1
             self.hook.on_step(self.step, self.model, self.optimizer)
             if self.run.rehearsal is not None:
-                self.run.rehearsal.tick(self._validate)
+                self.run.rehearsal.tick()
             if self.step % self.evaluate_every == 0 or self.step == self.total:
                 self.seconds += time.perf_counter() - clock
                 self._evaluate()

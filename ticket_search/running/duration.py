@@ -1,0 +1,79 @@
+"""How long searches take: arithmetic over what was timed on this machine. Imports no torch."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..contract.method import Stage
+
+# A program that is alone on its core still waits for a few percent of the time.
+_ALONE = 0.95
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of the parts of a search, as they were timed.
+
+    loading: the data read and the network found. preparation: what is done before the first step, as scoring. step: a
+        step of the method's own training. held_step: one of a training whose masks are held. evaluation: one on the
+        validation split, with what is logged of it. ending: what comes after the last step of each training: the ticket
+        measured, saved and drawn. finish: what comes at the end of the search. first: what only the first search of a
+        process takes. untrained: a control that is evaluated and not trained.
+    share: of the time in which this program wanted to work the part in which it did.
+    """
+
+    loading: float = 0.0
+    preparation: float = 0.0
+    step: float = 0.0
+    held_step: float = 0.0
+    evaluation: float = 0.0
+    ending: float = 0.0
+    finish: float = 0.0
+    first: float = 0.0
+    untrained: float = 0.0
+    share: float = 1.0
+
+    def trainings(self, stages: Iterable[Stage], evaluate_every: int) -> float:
+        """The seconds of trainings with an evaluation after each `evaluate_every` steps and at the end of each.
+
+        The first is the method's own; those after it train what masks have left, where they keep less than all.
+        """
+        seconds = 0.0
+        for place, stage in enumerate(stages):
+            step = self.held_step if place and stage.density < 1 else self.step
+            evaluations = stage.steps // max(1, evaluate_every) + 1
+            seconds += stage.steps * step + evaluations * self.evaluation + self.ending
+        return seconds
+
+    def search(self, stages: Sequence[Stage], evaluate_every: int) -> float:
+        """The seconds of a search whose data and network are there."""
+        return self.preparation + self.trainings(stages, evaluate_every) + self.finish
+
+    def control(self, steps: int, evaluate_every: int) -> float:
+        """The seconds of a control that is trained for so many steps, in a run of its own."""
+        evaluations = steps // max(1, evaluate_every) + 1
+        return self.loading + steps * self.held_step + evaluations * self.evaluation + self.ending + self.finish
+
+
+def makespan(seconds: Iterable[float], jobs: int) -> float:
+    """How long pieces of work take that `jobs` processes carry out in this order, each the next when it is free."""
+    free = [0.0] * max(1, jobs)
+    for each in seconds:
+        heapq.heapreplace(free, free[0] + each)
+    return max(free)
+
+
+def stretch(share: float, threads: int, jobs: int, cores: int) -> float:
+    """By how much work takes longer when `jobs` programs do it at the same time than it took one of them alone.
+
+    Args:
+        share: of its time that the one alone could work: less than 1 where other programs use the cores too.
+        threads: of each program.
+        jobs: how many there are.
+        cores: of the machine.
+    """
+    others = max(0.0, cores / share - threads) if share < _ALONE else 0.0
+    together = min(1.0, cores / (jobs * threads + others))
+    return max(1.0, min(1.0, share) / together)
