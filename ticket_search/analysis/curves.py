@@ -94,7 +94,7 @@ def draw(comparison: Comparison, published: Sequence[Mapping[str, Any]], look: L
         RequestError: groups of several metrics.
     """
     metric = only_metric(comparison)
-    joined = _join_densities(comparison.groups)
+    joined = join_densities(comparison.groups)
     series, dense = _make_series(joined), _make_dense(joined)
     handles, labels = _make_legend(joined, series, dense, published)
     groups = [line for line in series if not line.control]
@@ -131,7 +131,7 @@ def draw(comparison: Comparison, published: Sequence[Mapping[str, Any]], look: L
     return figure
 
 
-def _join_densities(groups: Sequence[Group]) -> list[Group]:
+def join_densities(groups: Sequence[Group]) -> list[Group]:
     """Join groups of one measurement each that differ in the density only into one curve."""
     found: dict[Any, list[Group]] = {}
     for index, group in enumerate(groups):

@@ -26,10 +26,22 @@ from ..contract.metric import named_values
 from ..data.tasks import through_task
 from ..runs.experiment import Setup, exact_arithmetic, load_data
 from ..runs.folders import choose_folder, find_run, inspect_folder
-from ..runs.names import CONTROLS, DEFAULT, ELSEWHERE, EVALUATED, MOVING, REWIND_POINT, SURVIVORS, TICKET, TRAINED
+from ..runs.names import (
+    CONTROL_RUNS,
+    CONTROLS,
+    DEFAULT,
+    ELSEWHERE,
+    EVALUATED,
+    MOVING,
+    REWIND_POINT,
+    SURVIVORS,
+    TICKET,
+    TRAINED,
+)
 from ..runs.progress import Progress
 from ..runs.records import read_record, write_record
 from ..runs.run import Run
+from ..runs.tensorboard import EventFile
 from ..training.evaluation import evaluate, mean_of_tasks
 from ..training.trial import find_objective
 from .read_config import find_kind, read_config
@@ -232,7 +244,7 @@ def _train(
     place = kind if level is None else f"{kind}-level-{level:02d}"
     if elsewhere:
         place += f"-{re.sub(r'[^A-Za-z0-9._-]+', '-', elsewhere)}"
-    folder = run.path / "controls" / place
+    folder = run.path / CONTROL_RUNS / place
     config = run.config
     ticket = run.path / TICKET if level is None else run.path / "levels" / f"{level:02d}" / TICKET
     if kind == "small-dense":
@@ -241,7 +253,7 @@ def _train(
         row = train_small_dense(
             run, kept, folder.parent, place, setup, given.model, given.data, progress, given.functions
         )
-        return {**{key: row[key] for key in _ROW if key in row}, "path": f"controls/{place}"}
+        return {**{key: row[key] for key in _ROW if key in row}, "path": f"{CONTROL_RUNS}/{place}"}
     if inspect_folder(folder).state == "finished":
         return _row(Run(folder, read_config(folder)), run)
     if kind == "dense":
@@ -278,7 +290,7 @@ def _row(control: Run, run: Run) -> dict[str, Any]:
     # On other data the metric may be another one, where it follows from the data.
     other = {} if control.metric == run.metric else {"metric": control.metric.to_dict()}
     found = {key: summary[key] for key in _ROW if key in summary}
-    return {**other, **found, "path": f"controls/{control.path.name}"}
+    return {**other, **found, "path": f"{CONTROL_RUNS}/{control.path.name}"}
 
 
 def _set_up(run: Run, given: _Given) -> Setup:
@@ -293,7 +305,12 @@ def _evaluate(run: Run, kind: str, made: Setup) -> dict[str, Any]:
     """
     ticket = run.ticket
     tickets = [ticket.task(name) for name in ticket.tasks] or [ticket]
-    return mean_of_tasks([_evaluate_one(each, run.config, kind, made) for each in tickets])
+    row = mean_of_tasks([_evaluate_one(each, run.config, kind, made) for each in tickets])
+    events = EventFile(run.path / CONTROL_RUNS / kind, run.metric)
+    events.cut_back({})
+    events.write_end(run.summary["cost"]["steps"], row)
+    events.close()
+    return row
 
 
 def _evaluate_one(ticket: Ticket, config: Config, kind: str, made: Setup) -> dict[str, Any]:
