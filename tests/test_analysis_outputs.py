@@ -25,7 +25,7 @@ from ticket_search import RequestError
 from ticket_search.analysis import html as page
 from ticket_search.analysis import to_tensorboard as board
 from ticket_search.analysis.curves import COLOURS, Look, draw, join_densities
-from ticket_search.analysis.findings import Answer, Comparison, Control, Group, Level, Verdict
+from ticket_search.analysis.findings import Answer, Comparison, Control, Group, Level, Verdict, to_rows
 from ticket_search.analysis.headlines import headlines
 from ticket_search.analysis.html import to_html
 from ticket_search.analysis.intervals import Difference, confidence_interval, difference
@@ -46,7 +46,6 @@ from ticket_search.analysis.tables import (
     to_csv,
     to_latex,
     to_markdown,
-    to_rows,
 )
 from ticket_search.analysis.to_tensorboard import (
     BEST,

@@ -73,9 +73,11 @@ OURS = ("supermask", "ticket_search")
 # What may be imported inside a function, and why it does not stand at the top of the file. Of PyTorch every module is
 # named, of others the package.
 LATE_IMPORTS = {
+    "IPython": "is there in a notebook only",
     "PIL": "only image folders decode pictures",
     "matplotlib": "takes a second to import, and most runs draw nothing",
     "mnist1d": "an extra that may not be installed",
+    "pandas": "an extra that may not be installed",
     "onnxruntime": "an extra that may not be installed",
     "scipy": "takes a second to import, and only SVHN is stored in its format",
     "tensorboard": "loaded with the first event file",

@@ -9,6 +9,7 @@ from . import foreign as foreign
 from . import header as header
 from . import lazy as lazy
 from . import reader as reader
+from . import summary as summary
 from . import tasks as tasks
 from . import ticket as ticket
 from . import union as union

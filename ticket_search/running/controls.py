@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import filelock
 from torch import nn
@@ -41,6 +41,7 @@ from ..runs.names import (
 from ..runs.progress import Progress
 from ..runs.records import read_record, write_record
 from ..runs.run import Run
+from ..runs.summary import ControlRow
 from ..runs.tensorboard import EventFile
 from ..training.evaluation import evaluate, mean_of_tasks
 from ..training.trial import find_objective
@@ -72,7 +73,7 @@ def controls(
     leaves: Leaves | None = None,
     runs: str | os.PathLike[str] = "runs",
     progress: bool = True,
-) -> list[dict[str, Any]]:
+) -> list[ControlRow]:
     """Train or evaluate the controls of a finished run. Those that are there already are not made again.
 
         controls("runs/imp-...", kinds=["reinit", "shuffle"], levels=[3, 7])
@@ -132,7 +133,7 @@ def controls(
                 row = _evaluate(opened, kind, made)
             with filelock.FileLock(folder / ".controls.lock"):
                 # Read again: another process may make other controls of this run.
-                rows = [*_read(path), {**key, "seed": opened.config.seed, **row}]
+                rows = [*_read(path), cast(ControlRow, {**key, "seed": opened.config.seed, **row})]
                 write_record(folder, CONTROLS, {"rows": rows})
     return rows
 
@@ -176,7 +177,7 @@ def _check_names(request: Request, opened: Run, elsewhere: Any) -> None:
         raise RequestError(refused)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[ControlRow]:
     return list(read_record(path.parent, CONTROLS)["rows"]) if path.exists() else []
 
 
@@ -286,7 +287,7 @@ def _train(
 
 
 def _row(control: Run, run: Run) -> dict[str, Any]:
-    summary = control.summary
+    summary = cast(dict[str, Any], control.summary)
     # On other data the metric may be another one, where it follows from the data.
     other = {} if control.metric == run.metric else {"metric": control.metric.to_dict()}
     found = {key: summary[key] for key in _ROW if key in summary}
