@@ -24,7 +24,7 @@ SOURCES = sorted([*ROOT.glob("supermask/**/*.py"), *ROOT.glob("ticket_search/**/
 
 @pytest.mark.parametrize(
     "command",
-    [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports"]],
+    [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["mypy", "tests/typed_use.py"], ["lint-imports"]],
     ids=lambda command: " ".join(command),
 )
 def test_checkers(command):

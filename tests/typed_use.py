@@ -1,4 +1,4 @@
-"""What a user's own code sees of the types, checked by mypy (see test_shown.py); never run."""
+"""What a user's own code sees of the types, checked by mypy (see test_house.py); never run."""
 
 from pathlib import Path
 from typing import assert_type
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import supermask
 from supermask import Masks, Ticket
 from ticket_search import Run, compare, controls, search
+from ticket_search.analysis.findings import Verdict
 
 run = search("imp", density=0.2)
 assert_type(run, Run)
@@ -25,5 +26,6 @@ assert_type(supermask.prune(nn.Linear(2, 3), 0.5), Masks)
 assert_type(controls(run)[0]["test_accuracy"], float)
 for group in compare([run]).groups:
     assert_type(group.mean, float)
-    assert_type(group.levels[0].matching.answer if group.levels[0].matching else None, object)
+    assert_type(group.levels[0].values, tuple[float, ...])
+    assert_type(group.verdict, Verdict | None)
 run.summary["test_acuracy"]  # type: ignore[typeddict-item]
