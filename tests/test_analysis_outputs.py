@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import io
+import json
 import re
 import statistics
 import xml.etree.ElementTree as ElementTree
@@ -19,12 +20,14 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from ticket_search import RequestError
 from ticket_search.analysis import html as page
 from ticket_search.analysis import to_tensorboard as board
-from ticket_search.analysis.curves import COLOURS, Look, draw
-from ticket_search.analysis.findings import Answer, Comparison, Control, Group, Level, Verdict
+from ticket_search.analysis.curves import COLOURS, Look, draw, join_densities
+from ticket_search.analysis.findings import Answer, Comparison, Control, Group, Level, Verdict, to_rows
+from ticket_search.analysis.headlines import headlines
 from ticket_search.analysis.html import to_html
 from ticket_search.analysis.intervals import Difference, confidence_interval, difference
 from ticket_search.analysis.plots import (
@@ -44,9 +47,24 @@ from ticket_search.analysis.tables import (
     to_csv,
     to_latex,
     to_markdown,
-    to_rows,
 )
-from ticket_search.analysis.to_tensorboard import FIGURE, OVERVIEW, TAGS, write_board
+from ticket_search.analysis.to_tensorboard import (
+    BEST,
+    CONTROL,
+    COST,
+    EARLY,
+    FIGURE,
+    GAP,
+    HEADLINES,
+    KEPT,
+    OVERVIEW,
+    STEP,
+    TABLE,
+    TAGS,
+    TEXT,
+    ends_of,
+    write_board,
+)
 
 WEIGHTS = 266_200
 HOSTILE = (
@@ -525,64 +543,146 @@ def read(path: Path) -> EventAccumulator:
     return events
 
 
+def scalars(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+    found = events.Scalars(tag) if tag in events.Tags()["scalars"] else []
+    return [(event.step, event.value) for event in found]
+
+
 @pytest.mark.usefixtures("_quick_figures")
-def test_the_board_has_a_curve_of_each_group_upwards(comparison, tmp_path):
+def test_the_board_has_an_entry_for_each_method_with_curves_upwards(comparison, tmp_path):
     folders = write_board(comparison, tmp_path / "board", PUBLISHED)
     assert len(set(folders)) == len(folders)
-    groups = [folder for folder in folders[1:] if folder.parent == tmp_path / "board"]
-    assert len(groups) == len(comparison.groups)
-    for group, folder in zip(comparison.groups, groups, strict=True):
+    entries = join_densities(comparison.groups)
+    assert sorted(path.parent for path in (tmp_path / "board").rglob("events.*")) == sorted(folders)
+    assert len(folders) == 1 + len(entries), "no entry but those of methods, and one of all together"
+    kept = [row.kept for group in comparison.groups for row in group.levels]
+    for group, folder in zip(entries, folders[1:], strict=True):
         events = read(folder)
         rows = sorted(group.levels, key=lambda row: row.kept)
-        for tag, values in {
-            "comparison/test-accuracy": [(row.kept, row.mean) for row in rows],
-            "comparison/test-accuracy-low": [(row.kept, row.interval[0]) for row in rows if row.interval],
-            "comparison/test-accuracy-high": [(row.kept, row.interval[1]) for row in rows if row.interval],
-            "comparison/steps-to-min-validation-loss": [(row.kept, row.early_step) for row in rows],
-            "comparison/difference-to-dense": [(row.kept, row.difference.mean) for row in rows if row.difference],
-        }.items():
-            found = (
-                [(event.step, event.value) for event in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
-            )
-            assert np.allclose(found, values) if values else not found
-            if found:
+        if group.verdict is None:
+            by_kept = {KEPT: [(end, rows[0].mean) for end in (min(kept), max(kept))]}
+            low, _ = ends_of(KEPT)
+            by_kept[low] = [(end, rows[0].interval[0]) for end, _ in by_kept[KEPT] if rows[0].interval]
+        else:
+            by_kept = {KEPT: [(row.kept, row.mean) for row in rows]}
+            for index, tag in enumerate(ends_of(KEPT)):
+                by_kept[tag] = [(row.kept, row.interval[index]) for row in rows if row.interval]
+            by_kept[EARLY] = [(row.kept, row.early_step) for row in rows]
+            by_kept[GAP] = [(row.kept, row.difference.mean) for row in rows if row.difference]
+            by_kept[COST] = sorted((round(100 * row.dense_trainings), row.mean) for row in rows)
+        for tag, values in by_kept.items():
+            found = scalars(events, tag)
+            assert [step for step, _ in found] == [step for step, _ in dict(values).items()], tag
+            assert np.allclose(found, list(dict(values).items())) if values else not found
+            if found and tag in TAGS:
                 assert events.SummaryMetadata(tag).summary_description == TAGS[tag]
                 assert events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"
     with pytest.raises(RequestError, match="choose a new folder"):
         write_board(comparison, tmp_path)
 
 
-def test_the_board_lays_the_groups_over_one_another(tmp_path):
+def test_the_board_lays_the_methods_over_one_another(tmp_path):
     comparison = make_comparison(few())
     folders = write_board(comparison, tmp_path, PUBLISHED)
-    names = {str(folder.relative_to(tmp_path)) for folder in folders}
-    assert names >= {OVERVIEW, "dense", "imp-fraction=0.5", "imp-fraction=0.5/reinit", "edge-popup/shuffle-untrained"}
-    control = read(tmp_path / "imp-fraction=0.5" / "reinit")
-    assert "comparison/difference-to-dense" not in control.Tags()["scalars"]
-    assert len(control.Scalars("comparison/test-accuracy")) == len(IMP) - 1
-    events = read(tmp_path / OVERVIEW)
-    (image,) = events.Images(FIGURE)
-    assert image.encoded_image_string == figure_png(comparison, PUBLISHED)
-    assert (image.width, image.height) == Image.open(io.BytesIO(image.encoded_image_string)).size
+    assert [folder.name for folder in folders] == [OVERVIEW, "dense", "imp-fraction=0.5", "snip", "edge-popup"]
+    entries = {folder.name: read(folder) for folder in folders}
+    for kind in CONTROLS:
+        assert len(scalars(entries["imp-fraction=0.5"], CONTROL.format(kind))) == len(IMP) - 1
+    assert scalars(entries["edge-popup"], CONTROL.format("shuffle-untrained"))
+    events = entries[OVERVIEW]
+    assert sorted(events.Tags()["images"]) == sorted([BEST, HEADLINES, FIGURE])
+    for tag in (BEST, HEADLINES, FIGURE):
+        (image,) = events.Images(tag)
+        drawn = Image.open(io.BytesIO(image.encoded_image_string))
+        assert (image.width, image.height) == drawn.size and (np.asarray(drawn.convert("L")) < 128).sum() > 500
+    assert events.Images(FIGURE)[0].encoded_image_string == figure_png(comparison, PUBLISHED)
     (event,) = events.Tensors("custom_scalars__config__")
     assert events.SummaryMetadata("custom_scalars__config__").plugin_data.plugin_name == "custom_scalars"
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
-    (category,) = layout.category
-    patterns = [pattern for chart in category.chart for pattern in chart.multiline.tag]
-    lines = [[tag for tag in TAGS if re.match(pattern, tag)] for pattern in patterns]
-    assert [len(tags) for tags in lines] == [1, 1, 1]
-    (margin,) = [series for chart in category.chart for series in chart.margin.series]
-    assert {margin.value, margin.lower, margin.upper} | {tag for tags in lines for tag in tags} == set(TAGS)
+    charts = [chart for category in layout.category for chart in category.chart]
+    assert not any(category.closed for category in layout.category)
+    margins = [series for chart in charts for series in chart.margin.series]
+    assert [margin.value for margin in margins] == [KEPT, COST, GAP], "that by weights kept first"
+    assert all((margin.lower, margin.upper) == ends_of(margin.value) for margin in margins)
+    written = {tag for entry in entries.values() for tag in entry.Tags()["scalars"]}
+    assert {tag for margin in margins for tag in (margin.value, margin.lower, margin.upper)} <= written
+    patterns = [pattern for chart in charts for pattern in chart.multiline.tag]
+    assert all(any(re.match(pattern, tag) for tag in written) for pattern in patterns)
+    (text,) = events.Tensors(TEXT)
+    words = text.tensor_proto.string_val[0].decode()
+    assert all(f"- {line.subject}".partition(" at")[0] in words.replace("\\", "") for line in headlines(comparison))
 
 
 @pytest.mark.usefixtures("_quick_figures")
-def test_the_board_leaves_out_what_has_no_number_of_weights(tmp_path):
+def test_the_board_has_a_table_of_methods_by_density(tmp_path):
+    comparison = make_comparison(few())
+    folders = write_board(comparison, tmp_path)
+    cells = {}
+    for folder in folders[1:]:
+        events = read(folder)
+        found = {
+            tag: plugin_data_pb2.HParamsPluginData.FromString(events.SummaryMetadata(tag).plugin_data.content)
+            for tag in events.Tags()["tensors"]
+        }
+        start = found["_hparams_/session_start_info"].session_start_info
+        values = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
+        infos = found["_hparams_/experiment"].experiment.metric_infos
+        shown = {info.display_name: scalars(events, info.name.tag) for info in infos}
+        cells[values["method"]] = values, {name: points[-1][1] for name, points in shown.items() if points}
+    labels = [group.label for group in comparison.groups]
+    assert list(cells) == labels
+    for group in comparison.groups:
+        values, shown = cells[group.label]
+        assert values["density"] == min(row.density for row in group.levels)
+        assert ("matches_dense_down_to" in values) == (group.verdict is not None)
+        means = {f"test % at {100 * row.density:.3g} %": row.mean for row in group.levels}
+        assert shown and all(shown[name] == pytest.approx(means[name]) for name in shown)
+        sparsest = min(group.levels, key=lambda row: row.density)
+        assert f"test % at {100 * sparsest.density:.3g} %" in shown
+    assert TABLE.format("0.2") in read(folders[3]).Tags()["scalars"]
+
+
+@pytest.mark.usefixtures("_quick_figures")
+def test_the_board_shows_validation_over_the_steps_of_the_search(tmp_path):
+    logs = {0: {10: 80.0, 20: 90.0, 25: 91.0}, 1: {10: 82.0, 20: 94.0}, 2: {10: 87.0, 20: 95.0}}
+    for seed, log in logs.items():
+        folder = tmp_path / "runs" / f"{seed}"
+        folder.mkdir(parents=True)
+        rows = [
+            {"step": step, "stage": "a", "accuracy/validation": value, "loss/train": 1} for step, value in log.items()
+        ]
+        lines = [*rows, {"step": 10, "stage": "a", "density/total": 1.0}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    runs = tuple(str(tmp_path / "runs" / f"{seed}") for seed in logs)
+    dense, snip, other = few()[0], replace(few()[2], runs=runs), few()[3]
+    folders = write_board(make_comparison([replace(dense, runs=runs), snip, other]), tmp_path / "board")
+    tag, low, high = STEP.format("0.2"), *ends_of(STEP.format("0.2"))
+    events = read(folders[2])
+    for step, value, below, above in zip((10, 20), *(scalars(events, name) for name in (tag, low, high)), strict=True):
+        values = [log[step] for log in logs.values()]
+        interval = confidence_interval(values)
+        assert (value[0], below[0], above[0]) == (step, step, step)
+        assert np.allclose((value[1], below[1], above[1]), (np.mean(values), *interval))
+    assert scalars(read(folders[1]), tag) == scalars(events, tag), "the dense network is in every chart"
+    assert scalars(read(folders[1]), STEP.format("0.5")) and not scalars(read(folders[3]), STEP.format("0.5"))
+
+
+@pytest.mark.usefixtures("_quick_figures")
+def test_the_board_leaves_out_curves_of_what_has_no_number_of_weights(tmp_path):
     groups = few()
     groups[3] = replace(groups[3], levels=tuple(replace(row, kept=None) for row in groups[3].levels))
-    groups[1], groups[2] = (replace(group, label=OVERVIEW) for group in groups[1:3])
+    groups[1], groups[2] = (replace(group, label=OVERVIEW, curve=OVERVIEW) for group in groups[1:3])
     folders = write_board(make_comparison(groups), tmp_path)
-    assert "edge-popup" not in {folder.name for folder in folders}
-    assert len(set(folders)) == len(folders)
+    assert KEPT not in read(folders[4]).Tags()["scalars"] and COST in read(folders[4]).Tags()["scalars"]
+    assert len(set(folders)) == len(folders) == 5
+
+
+@pytest.mark.usefixtures("_quick_figures")
+def test_the_names_of_entries_are_names_of_folders(tmp_path):
+    folders = write_board(make_comparison(CASES["hostile"]), tmp_path)
+    assert all(folder.parent == tmp_path and re.fullmatch(r"[A-Za-z0-9=,_.-]+", folder.name) for folder in folders)
+    (text,) = read(folders[0]).Tensors(TEXT)
+    assert "<script>" not in text.tensor_proto.string_val[0].decode()
 
 
 def test_single_measurements_that_differ_in_density_are_one_curve():

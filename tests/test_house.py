@@ -24,7 +24,7 @@ SOURCES = sorted([*ROOT.glob("supermask/**/*.py"), *ROOT.glob("ticket_search/**/
 
 @pytest.mark.parametrize(
     "command",
-    [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports"]],
+    [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["mypy", "tests/typed_use.py"], ["lint-imports"]],
     ids=lambda command: " ".join(command),
 )
 def test_checkers(command):
@@ -73,10 +73,12 @@ OURS = ("supermask", "ticket_search")
 # What may be imported inside a function, and why it does not stand at the top of the file. Of PyTorch every module is
 # named, of others the package.
 LATE_IMPORTS = {
+    "IPython": "is there in a notebook only",
     "PIL": "only image folders decode pictures",
     "huggingface_hub": "an extra that may not be installed",
     "matplotlib": "takes a second to import, and most runs draw nothing",
     "mnist1d": "an extra that may not be installed",
+    "pandas": "an extra that may not be installed",
     "onnxruntime": "an extra that may not be installed",
     "scipy": "takes a second to import, and only SVHN is stored in its format",
     "tensorboard": "loaded with the first event file",

@@ -78,6 +78,37 @@ def test_steps_are_lines_off_a_terminal(clock):
     ]
 
 
+def test_in_a_notebook_one_bar_takes_its_own_place(clock, monkeypatch):
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, page):
+            shown[-1] = page.data
+
+    def display(page, display_id):
+        assert display_id
+        shown.append(page.data)
+        return Handle()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    shows = Progress()
+    shows.console = Console(file=io.StringIO(), force_jupyter=True)
+    shows.total = 1000
+    with shows:
+        shows.label("level <2>")
+        for step in range(1, 1001):
+            clock.now += 0.01
+            shows.numbers({"loss/train": 1 / step})
+            shows.advance_to(step)
+            if step == 500:
+                assert 'value="0.4510"' in shown[0] and "about 0:05 left" in shown[0], (
+                    "twice a second, not at each step"
+                )
+    (page,) = shown
+    assert 'value="1.0000" max="1"' in page and "level &lt;2&gt;  step 1,000 of 1,000  loss 0.001  0:10<" in page
+    assert written(shows) == ""
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_nothing_is_written_where_nothing_is_shown(terminal, clock):
     with on(terminal, shown=False) as shows, shows.count("scoring", 2) as one_more:

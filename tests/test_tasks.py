@@ -307,7 +307,9 @@ def test_everything_that_is_shown_names_the_metric(tmp_path, ticket):
     for command in (["runs", "list", "--runs", str(tmp_path / "runs")], ["inspect", str(run.path)]):
         assert "mae" in ticket(*command).out
     assert "level/mae-test" in events(run.path) and "accuracy" not in events(run.path)
-    assert "comparison/test-mae" in "".join(events(path) for path in (tmp_path / "board").rglob("*") if path.is_dir())
+    assert "by-weights-kept/test-mae" in "".join(
+        events(path) for path in (tmp_path / "board").rglob("*") if path.is_dir()
+    )
 
 
 def events(folder: Path) -> str:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from torch import nn
 import supermask
 from supermask import Masks
 from supermask.live.held import program_of
-from ticket_search import Interrupted, search
+from ticket_search import Interrupted, controls, search
 from ticket_search.contract.flags import make_config
 from ticket_search.methods.imp import Config
 from ticket_search.runs import tensorboard
@@ -114,7 +115,7 @@ def test_every_tag_has_a_meaning_and_is_used(method, runs):
             assert events.SummaryMetadata(tag).summary_description == meanings[general] != ""
             assert events.SummaryMetadata(tag).plugin_data.plugin_name == plugin
             written.add(general)
-    unused = {"memory/allocated-megabytes"} | (
+    unused = {"memory/allocated-megabytes", "controls/{}"} | (
         {"scores/{}"} if method == "imp" else {tag for tag in TAGS["scalars"] if tag.startswith("level/")}
     )
     assert written == {tag for meanings in TAGS.values() for tag in meanings} - unused
@@ -369,6 +370,39 @@ def test_a_run_killed_while_it_ends_logs_the_end_once(tmp_path, monkeypatch, run
     monkeypatch.undo()
     assert search("edge-popup", runs=tmp_path, **EDGE_POPUP).path == folder
     assert contents(folder) == contents(runs["edge-popup"].path)
+
+
+def test_controls_are_in_the_entry_of_their_run(tmp_path):
+    run = search("snip", runs=tmp_path, density=0.3, epochs=2, threads=1, evaluate_every="10it", progress=False)
+    before = contents(run.path)
+    with stopping_at(15, 16), pytest.raises(Interrupted):
+        controls(run.path, ["reinit", "shuffle"], progress=False)
+    controls(run.path, ["reinit", "shuffle"], progress=False)
+    assert {path.parent for path in tmp_path.rglob("events.out.tfevents.*")} == {run.path}
+    found = contents(run.path)
+    assert {tag: found[tag] for tag in before} == before
+    shown = {"loss-train", "loss-validation", "accuracy-train", "accuracy-validation", "accuracy-test"}
+    assert found.keys() - before.keys() == {f"controls/{kind}/{tag}" for kind in ("reinit", "shuffle") for tag in shown}
+    events = read(run.path)
+    for kind in ("reinit", "shuffle"):
+        control = Run(run.path / "controls" / kind, run.config)
+        for tag in ("loss/train", "loss/validation", "accuracy/validation"):
+            rows = [(row["step"], row[tag]) for row in control.metrics if tag in row]
+            assert len(rows) >= 5
+            tag = f"controls/{kind}/{tag.replace('/', '-')}"
+            assert np.allclose([(event.step, event.value) for event in events.Scalars(tag)], rows)
+            assert events.SummaryMetadata(tag).summary_description == TAGS["scalars"]["controls/{}"]
+        ends = [(event.step, event.value) for event in events.Scalars(f"controls/{kind}/accuracy-test")]
+        assert np.allclose(ends, [(end, control.summary["test_accuracy"]) for end in (0, STEPS)])
+
+
+def test_controls_that_are_evaluated_are_in_the_entry_of_their_run(tmp_path, runs):
+    folder = shutil.copytree(runs["edge-popup"].path, tmp_path / "run")
+    for _ in range(2):
+        (row,) = controls(folder, ["shuffle"], progress=False)
+        (folder / "controls.json").unlink()
+    ends = [(event.step, event.value) for event in read(folder).Scalars("controls/shuffle/accuracy-test")]
+    assert np.allclose(ends, [(end, row["test_accuracy"]) for end in (0, runs["edge-popup"].summary["cost"]["steps"])])
 
 
 class Server:

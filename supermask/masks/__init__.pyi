@@ -1,5 +1,6 @@
 from . import masks as masks
 from . import memory as memory
+from . import notebook as notebook
 from . import random_numbers as random_numbers
 from . import targets as targets
 from .masks import LayerDensity as LayerDensity

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import notebook
 from .random_numbers import permutation
 from .targets import find_targets, nearest
 
@@ -71,6 +72,11 @@ class Masks(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         return f"Masks({len(self)} tensors, {self.kept} of {self.size} weights kept, density {self.density:.4g})"
+
+    def _repr_html_(self) -> str:
+        facts = {"weights kept": notebook.share(self.kept, self.size), "tensors": len(self)}
+        bars = notebook.bars_of((row.name, row.kept, row.size) for row in self.report())
+        return notebook.page("Masks", facts, bars)
 
     def __and__(self, other: Mapping[str, Tensor]) -> Masks:
         """What both keep."""

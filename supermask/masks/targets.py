@@ -15,6 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 from torch.optim.swa_utils import AveragedModel
 
+from . import notebook
 from .memory import refuse_overlaps
 
 # What wrappers put into a parameter's name. A ticket must fit the plain model, so they are dropped.
@@ -112,6 +113,22 @@ class Targets(Mapping[str, Target]):
 
     def __len__(self) -> int:
         return len(self._targets)
+
+    def __repr__(self) -> str:
+        aside = f", {len(self.left_out)} parameters left out" if self.left_out else ""
+        return f"Targets({len(self)} tensors, {self.size} maskable weights{aside})"
+
+    def _repr_html_(self) -> str:
+        largest = max((target.size for target in self.values()), default=1)
+        bars = [
+            notebook.Bar(name, target.size / largest, f"{target.size:,} {list(target.parameter.shape)} {target.kind}")
+            for name, target in self.items()
+        ]
+        left_out = {
+            f"left out, {reason}": f"{tensors} tensors, {size:,} numbers"
+            for reason, (tensors, size) in self.left_out_by_reason().items()
+        }
+        return notebook.page("Targets", {"maskable weights": f"{self.size:,}", **left_out}, bars)
 
     @property
     def size(self) -> int:

@@ -20,6 +20,7 @@ from ..weights.architectures import find_architecture
 from ..weights.fitting import Fit, first_names, fit, merge_tied, plain_tensors, set_state
 from ..weights.inits import Draw, fingerprint
 from ..weights.plain import why_not_masked, why_not_plain, zero_where
+from . import summary
 from .differences import Difference, compare_masks, compare_plain, compare_tensors
 from .union import UnionMasks
 
@@ -295,10 +296,10 @@ class Ticket:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        about = ", ".join(str(self.meta[key]) for key in ("method", "model", "data") if key in self.meta)
-        if self.parts:
-            return f"Ticket({about + ': ' if about else ''}{len(self.parts)} tasks, density {self.density:.4g} each)"
-        return f"Ticket({about + ': ' if about else ''}density {self.density:.4g}, {self.masks.kept} weights kept)"
+        return summary.in_a_line(self.meta, self.density, self.kept, len(self.parts))
+
+    def _repr_html_(self) -> str:
+        return summary.to_html(self.meta, self.masks, self.states, {name: self.sets[name] for name in self.parts})
 
     def at_level(self, level: int) -> Masks:
         """The mask number `level`, from 1, of the chain of nested masks; tensors without levels keep their mask.

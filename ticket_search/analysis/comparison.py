@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ..contract.errors import RequestError
@@ -35,7 +35,7 @@ _Rows = Mapping[Any, Mapping[str, Any]]
 
 
 def compare(
-    runs: Iterable[str | Path], *, delta: float | None = None, others: Iterable[Mapping[str, Any]] = ()
+    runs: Iterable[str | os.PathLike[str]], *, delta: float | None = None, others: Iterable[Mapping[str, Any]] = ()
 ) -> Comparison:
     """Group finished runs that differ in their seeds only, and say of each group whether it is a ticket.
 

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from supermask.masks import notebook
 
 from ..contract.errors import RequestError
 from ..contract.keyed import Keyed
 from ..contract.metric import ACCURACY, Metric
 from .intervals import Difference
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -207,6 +212,50 @@ class Comparison(Keyed):
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        lines = [f"  {', '.join(cell for cell in _told(group) if cell)}" for group in self.groups]
+        number = f"{len(self.groups)} group{'' if len(self.groups) == 1 else 's'}"
+        return "\n".join([f"Comparison({number})", *lines])
+
+    def _repr_html_(self) -> str:
+        columns = ("method", "density", "test", "95 % interval", "seeds", "minus dense", "matches the dense network")
+        below = "".join(notebook.page("", {"left out": line}) for line in self.left_out)
+        below += "".join(notebook.page("", {"note": line}) for line in self.notes)
+        return f"<div><div><b>Comparison</b></div>{notebook.table(columns, map(_cells, self.groups))}{below}</div>"
+
+    def frame(self) -> pandas.DataFrame:
+        """A pandas DataFrame with a row for each level and each control of each group (see `to_rows`).
+
+        Raises:
+            RequestError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise RequestError("a data frame is made by a package: pip install pandas") from None
+        return pandas.DataFrame(to_rows(self))
+
+
+def _cells(group: Group) -> tuple[str, ...]:
+    """What a notebook shows of a group: its sparsest level."""
+    metric, last = group.metric, group.levels[-1]
+    ends = "" if group.interval is None else f"{metric.show(group.interval[0])} to {metric.show(group.interval[1])}"
+    gap = "" if last.difference is None else f"{last.difference.mean:+{metric.form}} {metric.gap}"
+    matches = "" if last.matching is None else last.matching.in_words()
+    return group.label, f"{group.density:.4g}", metric.with_unit(group.mean), ends, f"{group.n}", gap, matches
+
+
+def _told(group: Group) -> tuple[str, ...]:
+    """The parts of the line that says the same in a terminal."""
+    label, density, mean, ends, seeds, gap, matches = _cells(group)
+    return (
+        f"{label}: density {density}",
+        f"test {group.metric.name} {mean}{f' ({ends})' if ends else ''}",
+        f"{seeds} seed{'' if group.n == 1 else 's'}",
+        f"{gap} to the dense network" if gap else "",
+        f"matches it: {matches}" if matches else "",
+    )
+
 
 def only_metric(comparison: Comparison) -> Metric:
     """The metric of all groups, for what shows one.
@@ -229,3 +278,53 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
             for row in group["levels"]:
                 del row["matching"]  # a dense network is not asked whether it matches one
     return found
+
+
+def to_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """A flat dictionary for each level and each control, with its group, its measurements and its comparison.
+
+    Values are those of the group's metric, accuracies in percent; differences are in its unit (percentage points),
+    positive where the ticket is better. `low` and `high` are the ends of the 95 % interval
+    of the mean. A level's `difference` is ticket minus dense, a control's is ticket minus control, both paired by seed;
+    `difference_low` and `difference_high` are the ends of its 95 % interval.
+    """
+    return [flatten(group, row) for group in comparison.groups for row in group.rows]
+
+
+def flatten(group: Group, row: Row) -> dict[str, Any]:
+    """A level or a control of a group as a flat dictionary (see `to_rows`)."""
+    control = row if isinstance(row, Control) else None
+    level = None if isinstance(row, Control) else row
+    low, high = row.interval or (None, None)
+    gap_low, gap_high = (row.difference.interval if row.difference else None) or (None, None)
+    return {
+        "method": group.method,
+        "label": group.label,
+        "control": control and control.control,
+        "trained": control and control.trained,
+        "data": (control and control.data) or group.data,
+        "model": group.model,
+        "precision": group.precision,
+        **{"metric": group.metric.name, "direction": group.metric.direction, "unit": group.metric.unit},
+        "level": row.level,
+        "density": row.density,
+        "kept": row.kept,
+        "n": row.n,
+        "mean": row.mean,
+        "std": row.std,
+        "low": low,
+        "high": high,
+        "early_step": row.early_step,
+        "dense_trainings": level and level.dense_trainings,
+        "difference": row.difference and row.difference.mean,
+        "difference_low": gap_low,
+        "difference_high": gap_high,
+        "p_holm": control and control.p_holm,
+        "matching": _matching(level.matching if level else None),
+    }
+
+
+def _matching(answer: Answer | None) -> str | None:
+    if answer is None:
+        return None
+    return answer.answer if answer.tested else "not tested"

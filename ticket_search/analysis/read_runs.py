@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -90,7 +91,7 @@ class Member:
 
 
 def read_members(
-    runs: Iterable[str | Path], others: Iterable[Mapping[str, Any]] = ()
+    runs: Iterable[str | os.PathLike[str]], others: Iterable[Mapping[str, Any]] = ()
 ) -> tuple[list[Member], list[str]]:
     """The finished runs among folders, the measurements of other programs, and why each other folder is left out."""
     members, left_out = [], []

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from ..contract.errors import RequestError, nearest_hint
 from ..contract.metric import Metric
-from .findings import Answer, Comparison, Control, Group, Row
+from .findings import Comparison, Group, flatten
 from .paper import Cell, PaperTable, paper_tables
 
 # The columns of the CSV, which has one line for each seed of each level and of each control.
@@ -84,55 +84,6 @@ class Table:
     rows: list[tuple[str, ...]]
 
 
-def to_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """A flat dictionary for each level and each control, with its group, its measurements and its comparison.
-
-    Values are those of the group's metric, accuracies in percent; differences are in its unit (percentage points),
-    positive where the ticket is better. `low` and `high` are the ends of the 95 % interval
-    of the mean. A level's `difference` is ticket minus dense, a control's is ticket minus control, both paired by seed;
-    `difference_low` and `difference_high` are the ends of its 95 % interval.
-    """
-    return [_flatten(group, row) for group in comparison.groups for row in group.rows]
-
-
-def _flatten(group: Group, row: Row) -> dict[str, Any]:
-    control = row if isinstance(row, Control) else None
-    level = None if isinstance(row, Control) else row
-    low, high = row.interval or (None, None)
-    gap_low, gap_high = (row.difference.interval if row.difference else None) or (None, None)
-    return {
-        "method": group.method,
-        "label": group.label,
-        "control": control and control.control,
-        "trained": control and control.trained,
-        "data": (control and control.data) or group.data,
-        "model": group.model,
-        "precision": group.precision,
-        **{"metric": group.metric.name, "direction": group.metric.direction, "unit": group.metric.unit},
-        "level": row.level,
-        "density": row.density,
-        "kept": row.kept,
-        "n": row.n,
-        "mean": row.mean,
-        "std": row.std,
-        "low": low,
-        "high": high,
-        "early_step": row.early_step,
-        "dense_trainings": level and level.dense_trainings,
-        "difference": row.difference and row.difference.mean,
-        "difference_low": gap_low,
-        "difference_high": gap_high,
-        "p_holm": control and control.p_holm,
-        "matching": _matching(level.matching if level else None),
-    }
-
-
-def _matching(answer: Answer | None) -> str | None:
-    if answer is None:
-        return None
-    return answer.answer if answer.tested else "not tested"
-
-
 def to_csv(comparison: Comparison) -> str:
     """CSV with one line for each seed of each level and control, in the columns COLUMNS; `read_csv` reads it.
 
@@ -144,7 +95,7 @@ def to_csv(comparison: Comparison) -> str:
     writer.writeheader()
     for group in comparison.groups:
         for row in group.rows:
-            flat = _flatten(group, row)
+            flat = flatten(group, row)
             trained = None if flat["trained"] is None else str(flat["trained"]).lower()
             steps = row.early_steps or [None] * len(row.seeds)
             for seed, value, step in zip(row.seeds, row.values, steps, strict=True):
@@ -264,7 +215,7 @@ def make_tables(comparison: Comparison) -> list[Table]:
 
 
 def _tables_of(groups: Sequence[Group], metric: Metric) -> list[Table]:
-    rows = [_flatten(group, row) for group in groups for row in group.rows]
+    rows = [flatten(group, row) for group in groups for row in group.rows]
     form = metric.form
     several = len({(row["model"], row["data"], row["precision"]) for row in rows}) > 1
     levels = [row for row in rows if row["control"] is None]

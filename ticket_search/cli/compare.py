@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +77,12 @@ def compare(
     ] = False,
     html: Annotated[str, typer.Option("--html", help="Write everything to this file as one page.")] = "",
     board: Annotated[
-        str, typer.Option("--tensorboard", help="Write curves over the number of weights kept to this new folder.")
+        str,
+        typer.Option(
+            "--tensorboard",
+            help="Write an entry for each method to this new folder, with means and bands over the seeds: `tensorboard "
+            "--logdir FOLDER` opens with which method is better, and at which density.",
+        ),
     ] = "",
     masks: Annotated[
         bool,
@@ -167,6 +173,9 @@ def _write(
         analysis.to_tensorboard.write_board(found, board)
     for path in filter(None, [*files.values(), board]):
         errors().print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    if board:
+        line = f"  tensorboard --logdir {shlex.quote(board)}"
+        errors().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_found(found: Comparison, full: bool) -> None:

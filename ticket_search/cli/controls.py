@@ -15,6 +15,7 @@ from ..running.request import shape_of
 from ..runs.folders import find_run
 from ..runs.names import MOVING, SUMMARY
 from ..runs.records import read_record
+from ..runs.summary import ControlRow
 from .terminal import errors, output, print_json, print_table
 from .tickets import Data, Loss, Metric, Model
 
@@ -77,7 +78,7 @@ def controls(
         output().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _cells(row: dict[str, Any], metric: contract_metric.Metric) -> tuple[Any, ...]:
+def _cells(row: ControlRow, metric: contract_metric.Metric) -> tuple[Any, ...]:
     how = "trained" if row["trained"] else "not trained"
     return (
         f"{row['control']}, {how}", row["data"], row["level"], f"{row['density']:.4g}", row["kept"],

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import filelock
 from torch import nn
@@ -27,10 +27,23 @@ from ..contract.metric import named_values
 from ..data.tasks import through_task
 from ..runs.experiment import Setup, exact_arithmetic, load_data
 from ..runs.folders import choose_folder, find_run, inspect_folder
-from ..runs.names import CONTROLS, DEFAULT, ELSEWHERE, EVALUATED, MOVING, REWIND_POINT, SURVIVORS, TICKET, TRAINED
+from ..runs.names import (
+    CONTROL_RUNS,
+    CONTROLS,
+    DEFAULT,
+    ELSEWHERE,
+    EVALUATED,
+    MOVING,
+    REWIND_POINT,
+    SURVIVORS,
+    TICKET,
+    TRAINED,
+)
 from ..runs.progress import Progress, in_words
 from ..runs.records import read_record, write_record
 from ..runs.run import Run
+from ..runs.summary import ControlRow
+from ..runs.tensorboard import EventFile
 from ..training.evaluation import evaluate, mean_of_tasks
 from ..training.trial import find_objective
 from .plan import make_plan, time_untrained
@@ -62,7 +75,7 @@ def controls(
     leaves: Leaves | None = None,
     runs: str | os.PathLike[str] = "runs",
     progress: bool = True,
-) -> list[dict[str, Any]]:
+) -> list[ControlRow]:
     """Train or evaluate the controls of a finished run. Those that are there already are not made again.
 
         controls("runs/imp-...", kinds=["reinit", "shuffle"], levels=[3, 7])
@@ -129,7 +142,7 @@ def controls(
                 row = _evaluate(opened, kind, made)
             with filelock.FileLock(folder / ".controls.lock"):
                 # Read again: another process may make other controls of this run.
-                rows = [*_read(path), {**key, "seed": opened.config.seed, **row}]
+                rows = [*_read(path), cast(ControlRow, {**key, "seed": opened.config.seed, **row})]
                 write_record(folder, CONTROLS, {"rows": rows})
     return rows
 
@@ -193,7 +206,7 @@ def _check_names(request: Request, opened: Run, elsewhere: Any) -> None:
         raise RequestError(refused)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[ControlRow]:
     return list(read_record(path.parent, CONTROLS)["rows"]) if path.exists() else []
 
 
@@ -261,14 +274,14 @@ def _train(
     place = kind if level is None else f"{kind}-level-{level:02d}"
     if elsewhere:
         place += f"-{re.sub(r'[^A-Za-z0-9._-]+', '-', elsewhere)}"
-    folder = run.path / "controls" / place
+    folder = run.path / CONTROL_RUNS / place
     if kind == "small-dense":
         kept = supermask.load(_ticket_of(run, level)).masks.kept
         setup = _set_up(run, given)
         row = train_small_dense(
             run, kept, folder.parent, place, setup, given.model, given.data, progress, given.functions
         )
-        return {**{key: row[key] for key in _ROW if key in row}, "path": f"controls/{place}"}
+        return {**{key: row[key] for key in _ROW if key in row}, "path": f"{CONTROL_RUNS}/{place}"}
     if inspect_folder(folder).state == "finished":
         return _row(Run(folder, read_config(folder)), run)
     config, setup = _prepare(run, kind, level, given, head)
@@ -311,11 +324,11 @@ def _ticket_of(run: Run, level: int | None) -> Path:
 
 
 def _row(control: Run, run: Run) -> dict[str, Any]:
-    summary = control.summary
+    summary = cast(dict[str, Any], control.summary)
     # On other data the metric may be another one, where it follows from the data.
     other = {} if control.metric == run.metric else {"metric": control.metric.to_dict()}
     found = {key: summary[key] for key in _ROW if key in summary}
-    return {**other, **found, "path": f"controls/{control.path.name}"}
+    return {**other, **found, "path": f"{CONTROL_RUNS}/{control.path.name}"}
 
 
 def _set_up(run: Run, given: _Given) -> Setup:
@@ -330,7 +343,12 @@ def _evaluate(run: Run, kind: str, made: Setup) -> dict[str, Any]:
     """
     ticket = run.ticket
     tickets = [ticket.task(name) for name in ticket.tasks] or [ticket]
-    return mean_of_tasks([_evaluate_one(each, run.config, kind, made) for each in tickets])
+    row = mean_of_tasks([_evaluate_one(each, run.config, kind, made) for each in tickets])
+    events = EventFile(run.path / CONTROL_RUNS / kind, run.metric)
+    events.cut_back({})
+    events.write_end(run.summary["cost"]["steps"], row)
+    events.close()
+    return row
 
 
 def _evaluate_one(ticket: Ticket, config: Config, kind: str, made: Setup) -> dict[str, Any]:

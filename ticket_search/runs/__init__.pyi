@@ -7,4 +7,5 @@ from . import progress as progress
 from . import records as records
 from . import rehearsal as rehearsal
 from . import run as run
+from . import summary as summary
 from . import tensorboard as tensorboard

@@ -14,6 +14,8 @@ REWIND_POINT = "rewind.safetensors"
 COMPACT = "compact.safetensors"
 SUMMARY = "summary.json"
 CONTROLS = "controls.json"
+# The folder of the runs in which a run's controls are trained.
+CONTROL_RUNS = "controls"
 STATE = "state.pt"
 # The state before the newest, for the case that the newest is damaged.
 EARLIER_STATE = "state-before.pt"

@@ -1,7 +1,11 @@
-"""The live line of a search: what is being trained, how far, loss, metric and the time left. On stderr only."""
+"""The live line of a search: what is being trained, how far, loss, metric and the time left.
+
+On stderr; in a notebook one bar of HTML that is drawn anew, which needs no widgets.
+"""
 
 from __future__ import annotations
 
+import html
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +23,8 @@ from ..contract.metric import ACCURACY
 # Off a terminal a line comes at least every ten seconds.
 _SECONDS_BETWEEN_LINES = 9.0
 _FRAMES_PER_SECOND = 8
+# Each drawing in a notebook is a message to the browser.
+_SECONDS_BETWEEN_DRAWINGS = 0.5
 _LONGEST_BAR = 40
 _SHORTEST_BAR = 4
 # Before so much of the work is done, what was announced says more about the time left than the pace so far.
@@ -128,8 +134,31 @@ class _Counted:
     done: int = 0
 
 
+class NotebookBar:
+    """A bar in the output of a notebook's cell, which takes its own place each time that it is drawn."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._drawn = 0.0
+
+    def is_due(self) -> bool:
+        """Whether it was not drawn a moment ago."""
+        return time.monotonic() - self._drawn >= _SECONDS_BETWEEN_DRAWINGS
+
+    def draw(self, share: float, text: str) -> None:
+        """Draw how much of the work is done, and what is said of it."""
+        from IPython.display import HTML, display
+
+        self._drawn = time.monotonic()
+        page = HTML(f'<progress value="{share:.4f}" max="1"></progress> <code>{html.escape(text)}</code>')
+        if self._handle is None:
+            self._handle = display(page, display_id=True)
+        else:
+            self._handle.update(page)
+
+
 class Progress:
-    """A progress bar on a terminal, a line now and then elsewhere, nothing where `shown` is False.
+    """A progress bar on a terminal and in a notebook, a line now and then elsewhere, nothing where not `shown`.
 
     It may be entered again inside itself: the bar stays until the first one who has entered it leaves.
     """
@@ -143,6 +172,7 @@ class Progress:
         self._entered = 0
         self._live: Live | None = None
         self._silence: threading.Event | None = None
+        self._page: NotebookBar | None = None
         self._counted: list[_Counted] = []
         self._label = self._numbers = ""
         self._step: int | None = None
@@ -152,7 +182,9 @@ class Progress:
         self._entered += 1
         if self.shown and self._entered == 1:
             self._opened = time.monotonic()
-            if self.console.is_terminal:
+            if self.console.is_jupyter:
+                self._page = NotebookBar()
+            elif self.console.is_terminal:
                 self._live = Live(
                     get_renderable=self._render, console=self.console, refresh_per_second=_FRAMES_PER_SECOND
                 )
@@ -171,6 +203,9 @@ class Progress:
         if self._silence is not None:
             self._silence.set()
             self._silence = None
+        if self._page is not None:
+            self._page.draw(*self._told())
+            self._page = None
 
     def label(self, text: str) -> None:
         """Say what is being worked on."""
@@ -199,6 +234,7 @@ class Progress:
 
         def one_more() -> None:
             counted.done += 1
+            self._draw_page()
 
         try:
             yield one_more
@@ -211,20 +247,31 @@ class Progress:
             # Before the first step comes what belongs to no step: the pace is counted from here.
             self.pace.left((step - 1) / max(1, self.total), time.monotonic())
         self._step = step
+        self._draw_page()
 
     def tell(self) -> None:
         """Print a line of what is going on, how far it is and what is left."""
-        now = time.monotonic()
+        self.console.print(self._told()[1], highlight=False, markup=False, soft_wrap=True)
+
+    def _draw_page(self) -> None:
+        # In the thread of the cell: what another thread displays is not shown in every notebook.
+        if self._page is not None and self._page.is_due():
+            self._page.draw(*self._told())
+
+    def _told(self) -> tuple[float, str]:
+        """The share of the work that is done, and what is going on, how far it is and what is left."""
+        now, share = time.monotonic(), 0.0
         if self._counted:
             counted = self._counted[-1]
-            left = counted.pace.left(counted.done / max(1, counted.total), now)
-            words = [counted.text, f"{counted.done} of {counted.total}", _about(left)]
+            share = counted.done / max(1, counted.total)
+            words = [counted.text, f"{counted.done} of {counted.total}", _about(counted.pace.left(share, now))]
         elif self._step is None or not self.total:
             words = [self._label, f"{clock(now - self._opened)} so far", _about(self.pace.announced)]
         else:
-            left = self.pace.left(self._step / self.total, now)
-            words = [self._label, f"step {self._step:,} of {self.total:,}", self._numbers, _about(left)]
-        self.console.print("  ".join(filter(None, words)), highlight=False, markup=False, soft_wrap=True)
+            share = self._step / self.total
+            left = _about(self.pace.left(share, now)) if share < 1 else clock(self.pace.elapsed(now))
+            words = [self._label, f"step {self._step:,} of {self.total:,}", self._numbers, left]
+        return share, "  ".join(filter(None, words))
 
     def _render(self) -> Group:
         now, width = time.monotonic(), self.console.width

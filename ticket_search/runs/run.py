@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import filelock
 import numpy
@@ -30,6 +30,7 @@ from ..contract.flags import Config, to_plain
 from ..contract.metric import ACCURACY, Metric, metric_of
 from ..data.samples import Samples
 from ..trust.mark import write_mark
+from . import summary
 from .experiment import Setup
 from .first_layer import picture_first_layer
 from .folders import find_leftovers, inspect_folder
@@ -38,6 +39,7 @@ from .names import STATE as _STATE
 from .progress import Progress
 from .records import UNREADABLE, add_checksum, digest_of_start, read_record, read_rows, seal, unseal, write_record
 from .rehearsal import Rehearsal
+from .summary import LevelRow, Summary
 from .tensorboard import EventFile, surviving_weights
 
 # A state is written at the end of an epoch: not twice within the first number of seconds, and so seldom that it takes
@@ -80,6 +82,14 @@ class Run:
         """Its folder: wherever a run's path is taken, the run may be given."""
         return str(self.path)
 
+    def __repr__(self) -> str:
+        return summary.in_a_line(self.config, str(self.path), self.summary if self.finished else None)
+
+    def _repr_html_(self) -> str:
+        done = self.finished
+        masks = self.ticket.masks if done else None
+        return summary.to_html(self.config, str(self.path), self.summary if done else None, masks)
+
     @property
     def setup(self) -> Setup:
         """Model and data of the run while it is searched."""
@@ -104,15 +114,14 @@ class Run:
         return supermask.load(self.path / TICKET)
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Summary:
         """What the finished run reports."""
-        return read_record(self.path, SUMMARY)
+        return cast(Summary, read_record(self.path, SUMMARY))
 
     @property
-    def levels(self) -> list[dict[str, Any]]:
+    def levels(self) -> list[LevelRow]:
         """One row per level, level 0 the dense network; empty for methods without levels."""
-        rows: list[dict[str, Any]] = self.summary.get("levels", [])
-        return rows
+        return self.summary.get("levels", [])
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

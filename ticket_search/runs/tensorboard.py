@@ -11,6 +11,7 @@ import numpy
 
 from ..contract.metric import ACCURACY, Metric, known_value
 from .first_layer import Picture, draw
+from .names import CONFIG, CONTROL_RUNS
 
 if TYPE_CHECKING:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -40,6 +41,7 @@ TAGS = {
         "accuracy/final-test": "percent of the test split, of the run's ticket",
         "accuracy/final-validation": "percent of the validation split, of the run's ticket",
         "density/kept": "number of weights that the run's ticket keeps",
+        "controls/{}": "of the run's controls, one after the other as KIND or KIND-level-NN: what their trainings log",
     },
     "histograms": {
         "weights/{}": "the tensor's surviving weights at the end of a training",
@@ -62,6 +64,8 @@ METRICS = {
     "kept": "density/kept",
 }
 BUCKETS = 30
+# What is shown of a control's training, in the entry of the run that it belongs to.
+_OF_CONTROLS = ("loss/train", "loss/validation", "accuracy/train", "accuracy/validation")
 
 
 def tag_of(tag: str, metric: Metric) -> str:
@@ -114,24 +118,36 @@ def level_curve(levels: Sequence[Mapping[str, Any]], metric: Metric = ACCURACY) 
 class EventFile:
     """The run's event files: one per start of the process, cut back to the saved step when a run resumes.
 
+    TensorBoard makes an entry of each folder with event files. Those of a control, which is trained in `controls/NAME`
+    of a run's folder, lie beside the run's own, `@NAME` ends their names, and their tags begin with `controls/NAME/`: a
+    run with its controls is one entry. In version 0.1 controls had entries of their own, which `^[^/]*$` hides.
+
     Written through TensorBoard's own writer: torch.utils.tensorboard takes longer to import than a short search to run.
     """
 
     def __init__(self, folder: Path, metric: Metric = ACCURACY) -> None:
-        self.folder, self.metric = folder, metric
+        run = folder.resolve().parents[1] if folder.resolve().parent.name == CONTROL_RUNS else folder
+        self.control = folder.name if run != folder and (run / CONFIG).exists() else ""
+        self.folder, self.metric = run if self.control else folder, metric
         self.writer: EventFileWriter | None = None
         self.described: set[str] = set()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add scalars at a step, by tag."""
+        """Add scalars at a step, by tag; of a control those of losses and of the metric."""
+        if self.control:
+            shown = {tag_of(tag, self.metric) for tag in _OF_CONTROLS}
+            values = {self._tag_of_control(tag): value for tag, value in values.items() if tag in shown}
         self._add("scalars", step, {tag: {"simple_value": value} for tag, value in values.items()})
 
     def write_histograms(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Add histograms at a step, by tag, each of all finite values of a tensor in 30 buckets of equal width."""
-        self._add("histograms", step, {tag: {"histo": _count(value)} for tag, value in values.items()})
+        if not self.control:
+            self._add("histograms", step, {tag: {"histo": _count(value)} for tag, value in values.items()})
 
     def write_pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
         """Add pictures at a step, by tag, drawn."""
+        if self.control:
+            return
         images = {}
         for tag, picture in pictures.items():
             png, width, height = draw(picture)
@@ -140,6 +156,8 @@ class EventFile:
 
     def write_start(self, config: Config) -> None:
         """Add what the HPARAMS tab shows of the run in its columns, and which columns and metrics there are."""
+        if self.control:
+            return
         from tensorboard.plugins.hparams.plugin_data_pb2 import SessionStartInfo
 
         names = [{"name": name, "type": kind, "differs": name in SHOWN_HPARAMS} for name, kind in HPARAMS.items()]
@@ -151,12 +169,28 @@ class EventFile:
         self._add_session("session_start_info", start)
 
     def write_end(self, step: int, summary: Mapping[str, Any]) -> None:
-        """Add the numbers of a finished run: the metrics of the HPARAMS tab, and the curve of its levels."""
+        """Add the numbers of a finished run: the metrics of the HPARAMS tab, and the curve of its levels.
+
+        Of a control this is its value on the test split; any row of numbers will do.
+        """
+        if self.control:
+            tag = self._tag_of_control(tag_of("accuracy/test", self.metric))
+            for end in (0, step):
+                self._add("scalars", end, {tag: {"simple_value": known_value(summary, "test")}})
+            return
         for kept, values in level_curve(summary.get("levels", []), self.metric):
             self.write(kept, values)
         for end in (0, step):  # a line: charts leave out a single point that lies above those of other runs
             self.write(end, {tag: summary[name] for name, tag in metrics_of(self.metric).items()})
         self._add_session("session_end_info", {"status": "STATUS_SUCCESS", "end_time_secs": time.time()})
+
+    def _tag_of_control(self, tag: str) -> str:
+        return f"controls/{self.control}/{tag.replace('/', '-')}"
+
+    def _files(self) -> list[Path]:
+        """The event files in the folder that are of this run, or of this control."""
+        found = sorted(self.folder.glob("events.out.tfevents.*"))
+        return [path for path in found if path.name.partition("@")[2] == self.control]
 
     def _add_session(self, kind: str, content: Any) -> None:
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -169,6 +203,8 @@ class EventFile:
 
     def _add(self, plugin: str, step: int, values: Mapping[str, Mapping[str, Any]]) -> None:
         summary = []
+        if not values:
+            return
         for tag, value in values.items():
             added = {"tag": tag, **value}
             if tag not in self.described:
@@ -187,18 +223,19 @@ class EventFile:
         if self.writer is None:
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-            self.writer = EventFileWriter(str(self.folder))
+            suffix = f"@{self.control}" if self.control else ""
+            self.writer = EventFileWriter(str(self.folder), filename_suffix=suffix)
         self.writer.add_event(Event(wall_time=time.time(), step=step, summary={"value": values}))
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each event file, with everything written so far on disk."""
         if self.writer is not None:
             self.writer.flush()
-        return {path.name: path.stat().st_size for path in sorted(self.folder.glob("events.out.tfevents.*"))}
+        return {path.name: path.stat().st_size for path in self._files()}
 
     def cut_back(self, sizes: dict[str, int]) -> None:
         """Drop what was written after `sizes` was taken, so that no step of a resumed run appears twice."""
-        for path in self.folder.glob("events.out.tfevents.*"):
+        for path in self._files():
             if path.name not in sizes:
                 path.unlink()
             elif path.stat().st_size > sizes[path.name]:
