@@ -25,7 +25,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def compare(
-    names: Annotated[list[str], typer.Argument(help="Folders or names of runs, as runs/*.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Folders or names of runs, as runs/*.")] = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     delta: Annotated[
         float | None,
@@ -64,7 +64,7 @@ def compare(
     files["--heat-map"] = heat_map
     _check(files, delta, overwrite)
     rows = [row for path in others or () for row in analysis.tables.read_csv(path)]
-    folders = [Path(name) if Path(name).exists() else Path(runs) / name for name in names]
+    folders = [Path(name) if Path(name).exists() else Path(runs) / name for name in names or ()]
     found = analysis.comparison.compare(folders, delta=delta, others=rows)
     if board or any(files[flag] for flag in ("--plot", "--html")):
         analysis.findings.only_metric(found)
