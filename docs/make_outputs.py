@@ -4,9 +4,11 @@
     python docs/make_outputs.py verdict     the pages of these names
     python docs/make_outputs.py --stale     only say which outputs no longer belong to their page or to the code
 
-A block of `text` right after a block of `bash` or `python` is what that one prints, and is replaced. A block with a title
-is a file. `<!-- before ... -->` has commands that a page does not show, `<!-- shown: 12 lines -->` before an output cuts it,
-and `<!-- table: NAME -->` is filled from the code. A picture of a page is a file that its commands write.
+A block of `text` right after a block of `bash` or `python` is what that one prints, and is replaced; commands whose
+output is not shown are not carried out. A block with a title is a file. `<!-- before ... -->` has commands that a page
+does not show. `<!-- shown: 12 lines -->` before an output cuts it; with `12 lines, and from TEXT` it goes on at the
+line that has this text, if there is one. `<!-- table: NAME -->` is filled from the code. A picture is a file that the
+commands write.
 """
 
 from __future__ import annotations
@@ -34,13 +36,15 @@ DOCS = ROOT / "docs"
 PICTURES = DOCS / "pictures"
 RECORD = DOCS / "outputs.json"
 # What the console of a reader would be: wide enough for tables, without colours and moving bars.
-CONSOLE = {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "0", "NO_COLOR": "1", "TERM": "xterm", "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+CONSOLE = {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "0", "NO_COLOR": "1", "TERM": "xterm", "COLUMNS": "100"}
+# One thread: the numbers do not depend on how many cores there are, and processes do not wait for one another.
+CONSOLE |= {"OMP_NUM_THREADS": "1"}
 BLOCK = re.compile(
     r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```\n"
     r"|^<!-- before\n(?P<before>.*?)^-->\n",
     re.DOTALL | re.MULTILINE,
 )
-OUTPUT = re.compile(r"\n(?:<!-- shown: (?P<shown>\d+) lines -->\n)?```text\n(?P<text>.*?)^```\n", re.DOTALL | re.MULTILINE)
+OUTPUT = re.compile(r"\n(?:<!-- shown: (?P<shown>.*?) -->\n)?```text\n(?P<text>.*?)^```\n", re.DOTALL | re.MULTILINE)
 TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->\n)", re.DOTALL)
 PICTURE = re.compile(r"!\[[^]]*\]\((?:docs/)?pictures/([\w.-]+)\)")
 # Times differ from run to run; an output in which nothing else differs is left as it is.
@@ -51,14 +55,14 @@ TIMES = re.compile(r"\b[\d,.]+ (?:s|min|h)\b(?: \d+ (?:s|min))?| *\n")
 class Block:
     """A block of a page: its language (`before` where it is not shown), the file it is, its code, and what it prints.
 
-    place: the span of its output in the page, or None where the page shows none; shown: the lines that are shown of it.
+    place: the span of its output in the page, or None where the page shows none; shown: what is shown of it.
     """
 
     language: str
     title: str
     code: str
     place: tuple[int, int] | None = None
-    shown: int | None = None
+    shown: str = ""
 
     @property
     def runs(self) -> bool:
@@ -80,10 +84,8 @@ def blocks_of(text: str) -> list[Block]:
         elif match["language"] != "text":
             output = OUTPUT.match(text, match.end())
             place = output and output.span("text")
-            shown = output and output["shown"]
-            found.append(
-                Block(match["language"], match["title"] or "", match["code"], place, int(shown) if shown else None)
-            )
+            shown = (output and output["shown"]) or ""
+            found.append(Block(match["language"], match["title"] or "", match["code"], place, shown))
     return found
 
 
@@ -193,6 +195,17 @@ def tidy(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(line for line in lines if "━" not in line)).strip("\n") + "\n"
 
 
+def cut(printed: str, shown: str) -> str:
+    """What is shown of an output: `12 lines`, or `12 lines, and from TEXT`."""
+    if not shown:
+        return printed
+    count, _, text = shown.partition(" lines, and from ")
+    lines, first = printed.splitlines(), int(count.removesuffix(" lines"))
+    rest = next((place for place, line in enumerate(lines) if text and place >= first and text in line), len(lines))
+    gap = ["..."] if rest > first and len(lines) > first else []
+    return "\n".join([*lines[:first], *gap, *lines[rest:]]) + "\n"
+
+
 def make_page(path: Path, folder: Path) -> None:
     """Carry out a page in a folder, and write its outputs into it and its pictures beside it."""
     text = path.read_text()
@@ -203,16 +216,15 @@ def make_page(path: Path, folder: Path) -> None:
         if block.place is None:
             continue
         start, end = block.place
-        lines = printed.splitlines()
-        if block.shown is not None and len(lines) > block.shown:
-            printed = "\n".join([*lines[: block.shown], "..."]) + "\n"
+        printed = cut(printed, block.shown)
         same = TIMES.sub("", text[start:end]) == TIMES.sub("", printed)
         new += [text[done:start], text[start:end] if same else printed]
         done = end
     path.write_text("".join([*new, text[done:]]))
     for name in PICTURE.findall(text):
         PICTURES.mkdir(exist_ok=True)
-        shutil.copyfile(name, PICTURES / name)
+        if Path(name).exists() or not (PICTURES / name).exists():  # else it is shown here, and made by another page
+            shutil.copyfile(name, PICTURES / name)
 
 
 def fill_tables(text: str) -> str:
@@ -248,7 +260,7 @@ def own_flags() -> str:
     """The flags that each method has beside those of all, and where its defaults differ from theirs."""
     from ticket_search.cli.search import _default
     from ticket_search.contract.flags import Config, public_fields
-    from ticket_search.methods import own_methods, find_method
+    from ticket_search.methods import find_method, own_methods
 
     shared, parts = public_fields(Config), []
     for name in sorted(own_methods()):

@@ -135,7 +135,13 @@ def test_commands_are_commands(asked):
 
 @pytest.mark.parametrize(
     "wrong",
-    ["search --methd imp", "search --method imp --density 2", "train RUN --fraction 1", "compare runs/* --plt x.png", "serch"],
+    [
+        "search --methd imp",
+        "search --method imp --density 2",
+        "train RUN --fraction 1",
+        "compare runs/* --plt x.png",
+        "serch",
+    ],
 )
 def test_a_wrong_command_is_found(wrong):
     with pytest.raises(Exception, match=r"methd|density|fraction|plt|serch"):
@@ -215,6 +221,18 @@ def test_outputs_are_put_in_their_places(tmp_path, monkeypatch):
     assert shown == ["6 x\nx\n...\n", "took 12 min 5 s\n"]
 
 
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ("", "abcde"), ("2 lines", "ab."), ("5 lines", "abcde"), ("9 lines", "abcde"),
+        ("2 lines, and from d", "ab.de"), ("2 lines, and from c", "abcde"), ("2 lines, and from a", "ab."),
+    ],
+)  # fmt: skip
+def test_what_is_shown_of_an_output(shown, expected):
+    cut = make_outputs.cut("a\nb\nc\nd\ne\n", shown)
+    assert cut.replace("...", ".").replace("\n", "") == expected
+
+
 @pytest.mark.parametrize("page", sorted({f"{name}" for name, _ in blocks("python")}))
 def test_python_compiles(page):
     for block in (block for name, block in blocks("python") if name == page):
@@ -230,7 +248,9 @@ def test_the_loops_on_the_page_of_masks_run(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("title", "model", "data"), [("mine.py", "make_model", "make_data"), ("curve.py", "net", "data")])
+@pytest.mark.parametrize(
+    ("title", "model", "data"), [("mine.py", "make_model", "make_data"), ("curve.py", "net", "data")]
+)
 def test_the_files_on_the_pages_fit_together(title, model, data):
     (code,) = (block.code for _, block in blocks("python") if block.title == title)
     names: dict = {}
@@ -248,7 +268,9 @@ def documented(page: str) -> list[str]:
     return re.findall(r"^::: (\S+)$", TEXTS[page], re.MULTILINE)
 
 
-@pytest.mark.parametrize(("page", "package"), [("python-supermask", supermask), ("python-ticket-search", ticket_search)])
+@pytest.mark.parametrize(
+    ("page", "package"), [("python-supermask", supermask), ("python-ticket-search", ticket_search)]
+)
 def test_the_reference_has_every_public_name(page, package):
     listed = documented(page)
     assert len(listed) == len(set(listed))
