@@ -175,7 +175,7 @@ def shortened(words: list[str]) -> list[str]:
     """A command of the README with flags that make its trainings short."""
     if words[0] != "search" or "--help" in words:
         return words
-    flags = SHORT_IMP if "imp" in words else SHORT
+    flags = SHORT_IMP if "imp" in words and "--levels" not in words else SHORT
     return [*words, *(word for name, value in flags.items() if name not in words for word in (name, value))]
 
 

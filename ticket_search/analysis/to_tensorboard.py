@@ -29,9 +29,9 @@ from ..runs.names import METRICS
 from ..runs.records import read_rows
 from .curves import shorten
 from .findings import Comparison, Control, Group, Level, only_metric
-from .levels import join_densities
 from .headlines import headlines
 from .intervals import confidence_interval
+from .levels import join_densities
 from .plots import figure_png, render
 from .tables import to_markdown
 
