@@ -78,7 +78,7 @@ def rehearsed(monkeypatch, amounts) -> Rehearsal:
 
 def test_steps_are_timed_without_the_first_and_without_what_is_none(monkeypatch):
     # The first step compiles, the fifth is followed by an evaluation, the others take 0.1 s and 0.2 s in turn.
-    amounts = [7.0, 3.0, *([0.1, 0.2] * 3), 30.0, *([0.1, 0.2] * 20)]
+    amounts = [7.0, 1.0, *([0.1, 0.2] * 2), 1.0, *([0.1, 0.2] * 20)]
     found = rehearsed(monkeypatch, amounts)
     assert len(found.ends) == 12
     assert found.step == pytest.approx(0.15, rel=0.1)
@@ -118,11 +118,14 @@ def test_threads_work_at_the_same_time(monkeypatch):
 # --- a sweep, by costs that are given
 
 
+# Batches of 60 of the digits; IMP is evaluated every 100 steps.
+PER_EPOCH = 21
 SWEEP = {
     "seeds": "0-2",
     "controls": ["reinit", "shuffle"],
     "base": {"epochs": 1, "model_args": "width=0.1"},
-    "grid": {"method": ["imp", "edge-popup", "dense"]},
+    "grid": {"method": ["imp", "edge-popup"], "density": [0.5]},
+    "runs": [{"method": "dense"}],
     "choose": {"dense": {"lr": [0.1, 0.2]}},
 }
 
@@ -142,9 +145,9 @@ def planned(monkeypatch, tmp_path):
 def test_a_sweep_counts_runs_controls_and_starts(planned):
     plan = planned(starting=10.0)
     imp, edge_popup, dense = (run for run in plan.runs if run.config.seed == 0)
-    levels = [Stage("", density, 10) for density in [1.0] + [0.9] * 3]
-    assert imp.steps == 40 and imp.seconds == pytest.approx(3.0 + COSTS.search(levels, 10))
-    assert imp.control_seconds == pytest.approx(2 * COSTS.control(10, 10)), "of the last level"
+    levels = [Stage("", density, PER_EPOCH) for density in (1.0, 0.8, 0.64, 0.512, 0.5)]
+    assert imp.steps == 5 * PER_EPOCH and imp.seconds == pytest.approx(3.0 + COSTS.search(levels, 100))
+    assert imp.control_seconds == pytest.approx(2 * COSTS.control(PER_EPOCH, 100)), "of the last level"
     assert edge_popup.control_seconds == pytest.approx(3.0 + 2 * 0.7), "evaluated, not trained"
     assert dense.control_seconds == 0
     each = sum(run.seconds + run.control_seconds for run in (imp, edge_popup, dense))
@@ -160,15 +163,15 @@ def test_jobs_share_the_work_and_the_cores(planned):
     assert plan.seconds == pytest.approx(10 + sum(alone)), "one after another nothing is shared"
 
 
-@pytest.mark.parametrize(("levels", "number"), [([1, 3], 2), ([2], 1), ([7], 0)])
+@pytest.mark.parametrize(("levels", "number"), [([1, 3], 2), ([2], 1), ([7], 0), ([1, 7], 1)])
 def test_controls_of_levels(levels, number, planned):
     imp = planned(control_levels=levels).runs[0]
-    assert imp.control_seconds == pytest.approx(number * 2 * COSTS.control(10, 10))
+    assert imp.control_seconds == pytest.approx(number * 2 * COSTS.control(PER_EPOCH, 100))
 
 
 def test_controls_on_other_data_train_the_ticket_and_the_dense_network_too(planned):
     imp = planned(controls_on="digits").runs[0]
-    assert imp.control_seconds == pytest.approx((2 + 4) * COSTS.control(10, 10))
+    assert imp.control_seconds == pytest.approx((2 + 4) * COSTS.control(PER_EPOCH, 100))
 
 
 def test_the_trials_come_on_top_but_for_the_best(planned, capsys):
@@ -206,7 +209,7 @@ def test_what_is_announced_is_right_within_a_factor_of_two(plan, tmp_path):
         + "[sweep.choose]\nlr = [0.05, 0.1]\n"
     )
     if plan == "controls":
-        run(["search", *"--method imp --density 0.4 --epochs 3 --threads 1 --name search".split()], tmp_path)
+        run(f"{PLANS['a search of several trainings']} --name search".split(), tmp_path)
     said, took, first = run(PLANS[plan].split(), tmp_path)
     assert took / 2 <= said <= 2 * took, f"announced {said:.1f} s, took {took:.1f} s"
     assert first < 10
