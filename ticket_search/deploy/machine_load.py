@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import statistics
+import threading
 import time
 from dataclasses import asdict, dataclass
 
@@ -13,6 +15,8 @@ from ..contract.keyed import Keyed
 LOAD_PER_CORE = 0.3
 STRETCH = 1.1
 WAITED = 0.02
+_BYTES = bytes(1 << 17)
+_SECONDS = 0.15
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,40 @@ class Load(Keyed):
     def as_dict(self) -> dict[str, float | None]:
         """The numbers, and whether the machine is busy."""
         return {**asdict(self), "busy": self.busy}
+
+
+def measure_sharing(one: int, several: int, rounds: int = 3) -> float:
+    """By how much a program of `one` thread, or more, slows down where as many as `several` threads work at once.
+
+    A fixed piece of work is done again and again by so many threads, alternately; other programs, cores that are two
+    halves of one, and limits on what this user may use all count, as they would for a program that trains.
+
+    Returns:
+        At least 1.
+    """
+    few = many = 0.0
+    for _ in range(rounds):
+        few += _work_done(one)
+        many += _work_done(several)
+    return max(1.0, few / max(many, 1e-9))
+
+
+def _work_done(threads: int) -> float:
+    """How often a thread does a piece of work, of so many that do it at the same time."""
+    counts = [0] * threads
+    end = time.perf_counter() + _SECONDS
+
+    def work(thread: int) -> None:
+        while time.perf_counter() < end:
+            hashlib.sha256(_BYTES)  # which lets other threads work
+            counts[thread] += 1
+
+    workers = [threading.Thread(target=work, args=(thread,)) for thread in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return statistics.fmean(counts)
 
 
 def measure_load(times: int = 30) -> Load:

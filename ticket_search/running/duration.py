@@ -8,9 +8,6 @@ from dataclasses import dataclass
 
 from ..contract.method import Stage
 
-# A program that is alone on its core still waits for a few percent of the time.
-_ALONE = 0.95
-
 
 @dataclass(frozen=True)
 class Costs:
@@ -21,7 +18,6 @@ class Costs:
         validation split, with what is logged of it. ending: what comes after the last step of each training: the ticket
         measured, saved and drawn. finish: what comes at the end of the search. first: what only the first search of a
         process takes. untrained: a control that is evaluated and not trained.
-    share: of the time in which this program wanted to work the part in which it did.
     """
 
     loading: float = 0.0
@@ -33,7 +29,6 @@ class Costs:
     finish: float = 0.0
     first: float = 0.0
     untrained: float = 0.0
-    share: float = 1.0
 
     def trainings(self, stages: Iterable[Stage], evaluate_every: int) -> float:
         """The seconds of trainings with an evaluation after each `evaluate_every` steps and at the end of each.
@@ -63,17 +58,3 @@ def makespan(seconds: Iterable[float], jobs: int) -> float:
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)
     return max(free)
-
-
-def stretch(share: float, threads: int, jobs: int, cores: int) -> float:
-    """By how much work takes longer when `jobs` programs do it at the same time than it took one of them alone.
-
-    Args:
-        share: of its time that the one alone could work: less than 1 where other programs use the cores too.
-        threads: of each program.
-        jobs: how many there are.
-        cores: of the machine.
-    """
-    others = max(0.0, cores / share - threads) if share < _ALONE else 0.0
-    together = min(1.0, cores / (jobs * threads + others))
-    return max(1.0, min(1.0, share) / together)

@@ -88,7 +88,7 @@ def make_plan(config: Config, setup: Setup, ending: Costs | None = None) -> Plan
         remarks = setup.remarks(model, targets)
         timed = rehearse(model, config, setup)
         costs = ending or time_ending(config, setup, timed.step)
-    costs = replace(costs, preparation=timed.preparation, step=timed.step, share=timed.share)
+    costs = replace(costs, preparation=timed.preparation, step=timed.step)
     every = steps_of(config.evaluate_every, whole_batches(setup.data.train_size, config.batch_size))
     return Plan(config, targets, remarks, stages, costs, every)
 

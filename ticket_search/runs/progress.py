@@ -98,7 +98,7 @@ def fit_line(width: int, label: str, share: float, end: str, numbers: str = "") 
     tail = f" {100 * share:3.0f} % {end}"
     room = width - cell_len(tail)
     if room < _SHORTEST_BAR + 2:
-        return Text(tail.strip()[:width], no_wrap=True)
+        return Text((tail.strip() if cell_len(tail) <= width else end)[:width], no_wrap=True)
     shown = f" {numbers}" if numbers and room - cell_len(label) - cell_len(numbers) - 2 >= 2 * _SHORTEST_BAR else ""
     room -= cell_len(shown)
     bar = min(_LONGEST_BAR, max(_SHORTEST_BAR, room - cell_len(label) - 1))

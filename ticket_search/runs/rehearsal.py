@@ -24,15 +24,13 @@ class Rehearsed(Exception):  # noqa: N818 - it ends a search that has gone well
 class Rehearsal:
     """What the training loop tells of its first steps; with the last of them the search ends.
 
-    `preparation` is the seconds before the first step, `step` those of one step, and `share` the part of the time of
-    the steps in which this program worked: less than all where other programs use the cores too.
+    `preparation` is the seconds before the first step, `step` those of one step.
     """
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.began = time.perf_counter()
         self.ends: list[float] = []
-        self._works: list[float] = []
 
     @property
     def step(self) -> float:
@@ -44,12 +42,6 @@ class Rehearsal:
         gaps = gaps[_WARM - 1 :] or gaps or [0.0]
         longest = _LONGER * statistics.median(gaps)
         return statistics.fmean(gap for gap in gaps if gap <= longest)
-
-    @property
-    def share(self) -> float:
-        """The part of the time of the steps in which the program worked, at most 1."""
-        wall = self.ends[-1] - self.ends[0] if self.ends else 0.0
-        return min(1.0, (self._works[-1] - self._works[0]) / wall) if wall > 0 else 1.0
 
     @property
     def preparation(self) -> float:
@@ -65,7 +57,6 @@ class Rehearsal:
         if self.device == "cuda":
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
-        self._works.append(time.thread_time())
         number, passed = len(self.ends), self.ends[-1] - self.ends[0]
         if (number >= _STEPS and (passed >= _ENOUGH or number >= _MOST)) or (number > _WARM and passed >= _TOO_LONG):
             raise Rehearsed

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import TypeVar
 
 from ..contract.errors import Problems, RequestError, RunError
@@ -16,8 +15,9 @@ from ..contract.flags import Config, steps_of, to_plain
 from ..contract.method import Stage
 from ..data.samples import Samples, whole_batches
 from ..data.trees import to_lists
+from ..deploy.machine_load import measure_sharing
 from ..methods import find_method
-from ..running.duration import Costs, makespan, stretch
+from ..running.duration import Costs, makespan
 from ..running.plan import make_plan, plan_stages
 from ..running.request import find_weights
 from ..running.search import check_code
@@ -83,8 +83,8 @@ class PlanRow:
 class SweepPlan:
     """What a sweep would do. `seconds` is how long its runs take one after another, `hours` with `jobs` at once.
 
-    `starting` is the seconds until a process of it begins its first run, and `share` the part of its time in which this
-    process worked when the steps of the runs were timed.
+    `starting` is the seconds until a process of it begins its first run, and `stretch` says by how much runs slow each
+    other down.
     """
 
     sweep: Sweep
@@ -92,7 +92,7 @@ class SweepPlan:
     rows: tuple[PlanRow, ...]
     jobs: int
     starting: float = 0.0
-    share: float = 1.0
+    stretch: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -109,12 +109,7 @@ class SweepPlan:
     def hours(self) -> float:
         """The hours that the sweep takes: its processes start, and share the cores."""
         left = [seconds for run in self.runs if (seconds := run.seconds + run.control_seconds)]
-        jobs = min(self.jobs, len(left))
-        if not left:
-            return 0.0
-        threads = max(run.config.threads or 1 for run in self.runs)
-        slower = stretch(self.share, threads, jobs, os.cpu_count() or 1)
-        return slower * (self.starting + makespan(left, jobs)) / 3600
+        return self.stretch * (self.starting + makespan(left, self.jobs)) / 3600 if left else 0.0
 
     @property
     def settled(self) -> float:
@@ -226,9 +221,10 @@ def plan_sweep(
         seconds = sum(run.seconds + run.control_seconds for run in each)
         rows.append(PlanRow(names[key], len(group), len(group) - left, left * steps, seconds))
         planned += each
-    shares = [each.share for each in costs.values()] or [1.0]
     first = max((each.first for each in timed.values()), default=0.0)
-    return SweepPlan(sweep, tuple(planned), tuple(rows), jobs, starting + first, fmean(shares))
+    at_once, threads = min(jobs, _count_left(planned)), max((run.config.threads or 1 for run in planned), default=1)
+    stretch = measure_sharing(threads, at_once * threads) if at_once > 1 else 1.0
+    return SweepPlan(sweep, tuple(planned), tuple(rows), jobs, starting + first, stretch)
 
 
 def _plan_group(sweep: Sweep, group: Sequence[PlannedRun], counted: _Counted, costs: Costs) -> list[PlannedRun]:
