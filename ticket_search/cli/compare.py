@@ -43,6 +43,14 @@ Full = Annotated[
 Plot = Annotated[
     str, typer.Option("--plot", help="Draw the metric against density and cost to this file, .png, .svg or .pdf.")
 ]
+Board = Annotated[
+    str,
+    typer.Option(
+        "--tensorboard",
+        help="Write an entry for each method to this new folder, with means and bands over the seeds: `tensorboard "
+        "--logdir FOLDER` opens with which method is better, and at which density.",
+    ),
+]
 _STYLES = {"good": "bold green", "bad": "bold red", "open": "yellow"}
 # Signs for terminals that have no others.
 _PLAIN = {"\N{CHECK MARK}": "+", "\N{BALLOT X}": "-", "\N{PLUS-MINUS SIGN}": "+-"}
@@ -76,14 +84,7 @@ def compare(
         bool, typer.Option("--paper", help="Draw --plot 3.3 inches wide, for a column of a paper that has two.")
     ] = False,
     html: Annotated[str, typer.Option("--html", help="Write everything to this file as one page.")] = "",
-    board: Annotated[
-        str,
-        typer.Option(
-            "--tensorboard",
-            help="Write an entry for each method to this new folder, with means and bands over the seeds: `tensorboard "
-            "--logdir FOLDER` opens with which method is better, and at which density.",
-        ),
-    ] = "",
+    board: Board = "",
     masks: Annotated[
         bool,
         typer.Option("--masks", help="Also show overlaps and layer densities of the masks; in --html as heat maps."),
