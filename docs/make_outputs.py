@@ -6,9 +6,9 @@
 
 A block of `text` right after a block of `bash` or `python` is what that one prints, and is replaced; commands whose
 output is not shown are not carried out. A block with a title is a file. `<!-- before ... -->` has commands that a page
-does not show. `<!-- shown: 12 lines -->` before an output cuts it; with `12 lines, and from TEXT` it goes on at the
-line that has this text, if there is one. `<!-- table: NAME -->` is filled from the code. A picture is a file that the
-commands write.
+does not show, `<!-- before python ... -->` code. `<!-- shown: 12 lines -->` before an output cuts it; with
+`12 lines, and from TEXT` it goes on at the line that has this text, if there is one. `<!-- table: NAME -->` is filled
+from the code. A picture is a file that the commands write.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CONSOLE = {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "0", "NO_COLOR": "1", "TERM
 CONSOLE |= {"OMP_NUM_THREADS": "1"}
 BLOCK = re.compile(
     r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```\n"
-    r"|^<!-- before\n(?P<before>.*?)^-->\n",
+    r"|^<!-- before(?P<hidden> python)?\n(?P<before>.*?)^-->\n",
     re.DOTALL | re.MULTILINE,
 )
 OUTPUT = re.compile(r"\n(?:<!-- shown: (?P<shown>.*?) -->\n)?```text\n(?P<text>.*?)^```\n", re.DOTALL | re.MULTILINE)
@@ -80,7 +80,7 @@ def blocks_of(text: str) -> list[Block]:
     found = []
     for match in BLOCK.finditer(text):
         if match["before"] is not None:
-            found.append(Block("before", "", match["before"]))
+            found.append(Block("python" if match["hidden"] else "before", "", match["before"]))
         elif match["language"] != "text":
             output = OUTPUT.match(text, match.end())
             place = output and output.span("text")
