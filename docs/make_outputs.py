@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -227,6 +228,12 @@ def make_page(path: Path, folder: Path) -> None:
             shutil.copyfile(name, PICTURES / name)
 
 
+def cpu_seconds() -> float:
+    """What the pages have taken so far, whatever else the machine does."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def fill_tables(text: str) -> str:
     """A page with its tables as they follow from the code. Imports no PyTorch."""
     return TABLE.sub(lambda match: match[1] + "\n" + TABLES[match[2]]() + "\n" + match[3], text)
@@ -302,7 +309,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     code, failed = fingerprint_of_code(), []
     for name in asked.names or pages():
-        path, began = pages()[name], time.monotonic()
+        path, began, worked = pages()[name], time.monotonic(), cpu_seconds()
         before = path.read_text()
         path.write_text(fill_tables(before))
         if shows_outputs(before):
@@ -318,7 +325,7 @@ def main() -> None:
                 json.dumps(read_record() | {name: {"page": fingerprint_of(before), "code": code}}, indent=1) + "\n"
             )
         changed = "changed" if path.read_text() != before else "as before"
-        print(f"{name}: {changed}, {time.monotonic() - began:.0f} s", flush=True)
+        print(f"{name}: {changed}, {time.monotonic() - began:.0f} s, {cpu_seconds() - worked:.0f} s of CPU", flush=True)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
