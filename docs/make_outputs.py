@@ -6,9 +6,9 @@
 
 A block of `text` right after a block of `bash` or `python` is what that one prints, and is replaced; commands whose
 output is not shown are not carried out. A block with a title is a file. `<!-- before ... -->` has commands that a page
-does not show. `<!-- shown: 12 lines -->` before an output cuts it; with `12 lines, and from TEXT` it goes on at the
-line that has this text, if there is one. `<!-- table: NAME -->` is filled from the code. A picture is a file that the
-commands write.
+does not show, `<!-- before python ... -->` code. `<!-- shown: 12 lines -->` before an output cuts it; with
+`12 lines, and from TEXT` it goes on at the line that has this text, if there is one. `<!-- table: NAME -->` is filled
+from the code. A picture is a file that the commands write.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -41,7 +42,7 @@ CONSOLE = {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "0", "NO_COLOR": "1", "TERM
 CONSOLE |= {"OMP_NUM_THREADS": "1"}
 BLOCK = re.compile(
     r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```\n"
-    r"|^<!-- before\n(?P<before>.*?)^-->\n",
+    r"|^<!-- before(?P<hidden> python)?\n(?P<before>.*?)^-->\n",
     re.DOTALL | re.MULTILINE,
 )
 OUTPUT = re.compile(r"\n(?:<!-- shown: (?P<shown>.*?) -->\n)?```text\n(?P<text>.*?)^```\n", re.DOTALL | re.MULTILINE)
@@ -80,7 +81,7 @@ def blocks_of(text: str) -> list[Block]:
     found = []
     for match in BLOCK.finditer(text):
         if match["before"] is not None:
-            found.append(Block("before", "", match["before"]))
+            found.append(Block("python" if match["hidden"] else "before", "", match["before"]))
         elif match["language"] != "text":
             output = OUTPUT.match(text, match.end())
             place = output and output.span("text")
@@ -227,6 +228,12 @@ def make_page(path: Path, folder: Path) -> None:
             shutil.copyfile(name, PICTURES / name)
 
 
+def cpu_seconds() -> float:
+    """What the pages have taken so far, whatever else the machine does."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def fill_tables(text: str) -> str:
     """A page with its tables as they follow from the code. Imports no PyTorch."""
     return TABLE.sub(lambda match: match[1] + "\n" + TABLES[match[2]]() + "\n" + match[3], text)
@@ -302,7 +309,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     code, failed = fingerprint_of_code(), []
     for name in asked.names or pages():
-        path, began = pages()[name], time.monotonic()
+        path, began, worked = pages()[name], time.monotonic(), cpu_seconds()
         before = path.read_text()
         path.write_text(fill_tables(before))
         if shows_outputs(before):
@@ -318,7 +325,7 @@ def main() -> None:
                 json.dumps(read_record() | {name: {"page": fingerprint_of(before), "code": code}}, indent=1) + "\n"
             )
         changed = "changed" if path.read_text() != before else "as before"
-        print(f"{name}: {changed}, {time.monotonic() - began:.0f} s", flush=True)
+        print(f"{name}: {changed}, {time.monotonic() - began:.0f} s, {cpu_seconds() - worked:.0f} s of CPU", flush=True)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

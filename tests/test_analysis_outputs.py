@@ -695,3 +695,21 @@ def test_single_measurements_that_differ_in_density_are_one_curve():
     (drawn,) = [line for line in panel.lines if len(line.get_xdata()) == len(rows)]
     assert list(drawn.get_xdata()) == sorted((row.density for row in rows), reverse=True)
     assert next(text.get_text() for text in figure.legends[0].get_texts()) == "imp"
+
+
+def test_numbers_of_a_file_are_compared_by_themselves(ticket):
+    """Those of a study of ours: a ticket that is better than its controls."""
+    numbers = Path(__file__).parent.parent / "results" / "frankle2018-lenet.csv"
+    answer = ticket("compare", "--with", str(numbers), "--json")
+    assert answer.code == 0, answer.err
+    (group,) = json.loads(answer.out)["groups"]
+    assert (group["method"], group["n"]) == ("imp", 5)
+    assert [group["verdict"][key]["answer"] for key in ("matching", "init", "positions", "trivial")] == [
+        "yes",
+        "yes",
+        "yes",
+        "no",
+    ]
+    nothing = ticket("compare")
+    assert nothing.code == 2
+    assert "no finished run to compare" in nothing.err

@@ -85,7 +85,7 @@ def test_links_lead_somewhere(path):
 def test_pages_are_short(name):
     """What one reads in five minutes: blocks and tables, which are looked at, are not counted, nor the references."""
     if name not in ("ticket_format", "flags"):
-        assert len(prose_of(TEXTS[name]).split()) <= 1200
+        assert len(re.sub(r"^\|.*\n", "", prose_of(TEXTS[name]), flags=re.MULTILINE).split()) <= 1000
 
 
 COMMANDS = {
@@ -151,7 +151,11 @@ def test_a_wrong_command_is_found(wrong):
 @pytest.mark.parametrize("page", [f"{n}: {b.title}" for n, b in blocks("toml")])
 def test_files_of_sweeps_are_right(page):
     (block,) = (block for name, block in blocks("toml") if f"{name}: {block.title}" == page)
-    assert sweep_file.make_sweep(tomllib.loads(block.code), Path(block.title).stem).runs
+    table = tomllib.loads(block.code)
+    typed = {
+        key: name for key, name in table["base"].items() if isinstance(name, str) and ":" in name
+    }  # as the command on the page does
+    assert sweep_file.make_sweep(table, Path(block.title).stem, code=typed).runs
 
 
 def keys_under(heading: str) -> set[str]:
