@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -164,7 +166,15 @@ def begin(board: Board, folder: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     _process.board = board
+    # Last of all that is done at the end: to take apart what PyTorch has built takes seconds, and serves nobody.
+    multiprocessing.util.Finalize(None, _leave, exitpriority=-1000)
     threading.Thread(target=_watch, daemon=True).start()
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _watch() -> None:
