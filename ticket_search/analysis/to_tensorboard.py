@@ -47,6 +47,7 @@ COST = "3-by-cost/test-accuracy"
 STEP = "4-by-step/validation-accuracy-at-density-{}"
 CONTROL = "5-controls/{}"
 TABLE = "6-table/test-accuracy-at-density-{}"
+LAST = "6-table/test-accuracy-at-its-sparsest"
 ENDS = "7-ends-of-intervals/"
 FIGURE = "8-figure/figure"
 TAGS = {
@@ -60,6 +61,7 @@ TAGS = {
     STEP: "validation accuracy in percent, mean over seeds, by the training step of the searches for this density",
     CONTROL: "test accuracy in percent of controls of this kind, mean over seeds, by the number of weights kept",
     TABLE: "test accuracy in percent at this density, mean over seeds: a column of the HPARAMS tab",
+    LAST: "test accuracy in percent at the method's sparsest level, mean over seeds: a column of the HPARAMS tab",
     ENDS: "an end of the 95 % interval of the mean: of the bands in the CUSTOM SCALARS tab",
     FIGURE: "test accuracy against density and against the cost of the search; see it in its actual size",
 }
@@ -68,6 +70,9 @@ _LAYOUT = "custom_scalars__config__"
 # Pictures of the size and shape of a card, which TensorBoard scales pixel by pixel, and what they have room for.
 _WIDTH, _HEIGHT, _PIXELS = 4.08, 2.12, 200
 _LETTERS, _MOST_LINES, _MOST_COLUMNS = 58, 9, 4
+# TensorBoard ticks five metrics in the HPARAMS tab: the value at the sparsest level, and that at so many densities. More
+# are there only where several methods have them.
+_MOST_CELLS = 4
 # Of the HPARAMS tab; TensorBoard sorts them by name, and few leave room for the accuracies.
 _COLUMNS = {"method": "string", "density": "float64", "matches_dense_down_to": "float64"}
 # Values by tag for each step.
@@ -118,7 +123,7 @@ def write_board(comparison: Comparison, folder: str | Path, published: Sequence[
     _write(written[0], [(0, overview)])
     for entry in entries:
         described = [
-            _session("experiment", _experiment(columns, metric)),
+            _session("experiment", _experiment(entries, columns, metric)),
             _session("session_start_info", _start(entry)),
         ]
         # TensorBoard's reader drops what it has of a tag when a smaller step comes.
@@ -171,7 +176,10 @@ def _most_kept(entries: Iterable[_Entry]) -> list[int]:
 
 
 def _columns(entries: Sequence[_Entry]) -> list[str]:
-    """The densities that make a column of the table: those of several methods, and the sparsest of each."""
+    """The densities that make a column of the table, from the densest.
+
+    Those of several methods, the sparsest of each, and as many others between them as there is room for.
+    """
     found: dict[str, list[float]] = {}
     sparsest = set()
     for entry in entries:
@@ -179,8 +187,17 @@ def _columns(entries: Sequence[_Entry]) -> list[str]:
         sparsest.add(min(own, key=lambda text: own[text]))
         for text, density in own.items():
             found.setdefault(text, []).append(density)
-    chosen = [text for text, densities in found.items() if len(densities) > 1 or text in sparsest]
-    return sorted(chosen, key=lambda text: -found[text][0])
+    ordered = sorted(found, key=lambda text: -found[text][0])
+    chosen = [text for text in ordered if len(found[text]) > 1 or text in sparsest]
+    others = [text for text in ordered if text not in chosen]
+    return [text for text in ordered if text in {*chosen, *_spread(others, max(0, _MOST_CELLS - len(chosen)))}]
+
+
+def _spread(items: Sequence[str], number: int) -> list[str]:
+    """At most `number` items, evenly from the first to the last."""
+    if len(items) <= number:
+        return list(items)
+    return [items[round(place * (len(items) - 1) / max(1, number - 1))] for place in range(number)]
 
 
 def _curves(
@@ -208,6 +225,8 @@ def _curves(
         if (density := f"{row.density:.3g}") in columns:
             for end in (0, 1):
                 add(end, TABLE.format(density), row.mean)
+    for end in (0, 1):
+        add(end, LAST, min(entry.joined.levels, key=lambda row: row.density).mean)
     for control in entry.joined.controls:
         if control.kept is not None:
             add(control.kept, CONTROL.format(_kind(control, entry.joined)), control.mean, control.interval)
@@ -317,29 +336,31 @@ def _draw_lines(title: str, lines: Sequence[str]) -> Figure | None:
 
 
 def _draw_table(entries: Sequence[_Entry], columns: Sequence[str], metric: Metric) -> Figure:
-    """The methods by density: mean over the seeds, half of its interval, and the best mean of a column in bold."""
-    shown = _most_shared(entries, columns)
+    """The methods by density: mean over the seeds, half of its interval, and the best of several means in bold."""
+    shown = _most_telling(entries, columns)
     figure = _blank(f"Test {shorten(metric.axis, 30)}: mean \u00b1 95 % interval")
-    wide = min(0.26, 0.8 / len(shown))
+    wide, form = min(0.2, 0.7 / len(shown)), ".1f" if metric.unit == "%" else ".3g"
     places = [0.98 - wide * (len(shown) - 1 - index) for index in range(len(shown))]
     figure.text(0.02, 0.82, "weights kept", fontsize=8, va="top", color="#555555")
     for place, density in zip(places, shown, strict=True):
         figure.text(place, 0.82, f"{100 * float(density):.3g} %", fontsize=8, va="top", ha="right", color="#555555")
-    best = {density: max((metric.merit(row.mean) for row in _at(entries, density)), default=0.0) for density in shown}
+    merits = {density: [metric.merit(row.mean) for row in _at(entries, density)] for density in shown}
+    best = {density: max(values) for density, values in merits.items() if len(values) > 1}
     # Those that are compared with first, then the better ones, by the sparsest density that is shown.
-    merits = {
+    order = {
         entry.name: [-metric.merit(row.mean) for row in _at([entry], shown[-1])] or [math.inf] for entry in entries
     }
-    listed = sorted(entries, key=lambda entry: (not entry.is_dense, merits[entry.name]))
+    listed = sorted(entries, key=lambda entry: (not entry.is_dense, order[entry.name]))
+    listed = [entry for entry in listed if any(_at([entry], density) for density in shown)]
     for index, entry in enumerate(listed[: _MOST_LINES - 1]):
         high = 0.72 - 0.09 * index
         name = shorten(entry.joined.curve or entry.joined.label, int(62 * (places[0] - wide)))
         figure.text(0.02, high, name, fontsize=8, va="top", parse_math=False)
         for place, density in zip(places, shown, strict=True):
             for row in _at([entry], density):
-                half = "" if row.interval is None else f" \u00b1 {metric.show((row.interval[1] - row.interval[0]) / 2)}"
-                weight = "bold" if metric.merit(row.mean) == best[density] else "normal"
-                text = f"{metric.show(row.mean)}{half}"
+                half = "" if row.interval is None else f" \u00b1 {(row.interval[1] - row.interval[0]) / 2:{form}}"
+                weight = "bold" if metric.merit(row.mean) == best.get(density) else "normal"
+                text = f"{row.mean:{form}}{half}"
                 figure.text(place, high, text, fontsize=8, va="top", ha="right", weight=weight)
     return figure
 
@@ -349,10 +370,19 @@ def _at(entries: Iterable[_Entry], density: str) -> list[Level]:
     return [row for entry in entries for row in entry.joined.levels if f"{row.density:.3g}" == density]
 
 
-def _most_shared(entries: Sequence[_Entry], columns: Sequence[str]) -> list[str]:
-    """As many columns as a picture has room for: those that most entries have, the sparser ones first."""
-    ranked = sorted(reversed(columns), key=lambda density: -len(_at(entries, density)))[:_MOST_COLUMNS]
-    return [density for density in columns if density in ranked]
+def _most_telling(entries: Sequence[_Entry], columns: Sequence[str]) -> list[str]:
+    """As many columns as a picture has room for: each method in one of them if that can be, others evenly spread."""
+    chosen: list[str] = []
+    missing = list(entries)
+    while missing and len(chosen) < _MOST_COLUMNS:
+        # Of those that show equally many methods the sparsest.
+        best = max(reversed(columns), key=lambda density: len(_at(missing, density)))
+        chosen.append(best)
+        missing = [entry for entry in missing if not _at([entry], best)]
+    others = [density for density in columns if density not in chosen]
+    shared = [density for density in others if len(_at(entries, density)) > 1] or others
+    chosen += _spread(shared, _MOST_COLUMNS - len(chosen))
+    return [density for density in columns if density in chosen]
 
 
 def _text(comparison: Comparison, metric: Metric) -> dict[str, Any]:
@@ -403,16 +433,19 @@ def _layout(tags: Sequence[str], metric: Metric) -> dict[str, Any]:
     return {"tag": _LAYOUT, "tensor": _string_tensor(layout), "metadata": _metadata("custom_scalars", "", "TENSOR")}
 
 
-def _experiment(columns: Sequence[str], metric: Metric) -> dict[str, Any]:
+def _experiment(entries: Sequence[_Entry], columns: Sequence[str], metric: Metric) -> dict[str, Any]:
+    """The columns of the HPARAMS tab: first the densities of most methods, of these the sparsest first."""
+    ordered = sorted(reversed(columns), key=lambda density: -len(_at(entries, density)))
     names = [{"name": name, "type": f"DATA_TYPE_{kind.upper()}", "differs": True} for name, kind in _COLUMNS.items()]
     metrics = [
         {
             "name": {"tag": tag_of(TABLE, metric).format(density)},
             "display_name": f"test {metric.column} at {100 * float(density):.3g} %",
         }
-        for density in columns
+        for density in ordered
     ]
-    return {"hparam_infos": names, "metric_infos": metrics}
+    last = {"name": {"tag": tag_of(LAST, metric)}, "display_name": f"test {metric.column}"}
+    return {"hparam_infos": names, "metric_infos": [last, *metrics]}
 
 
 def _start(entry: _Entry) -> SessionStartInfo:
