@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 COPIED = (
-    "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "results/*.*", "examples/*.py", "configs/*.toml",
+    "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "results/*.*", "examples/*.py",
+    "examples/notebooks/*.*", "configs/*.toml",
     "configs/studies/*.toml", "configs/studies/*/*.toml",
 )  # fmt: skip
 FENCE = re.compile(r"(^```.*?^```\n)", re.DOTALL | re.MULTILINE)

@@ -103,12 +103,18 @@ COMMANDS |= {
 }
 
 
+def method_of(command: str, words: list[str]) -> str:
+    """The method whose flags a search or a training takes; some method where NAME stands for one, or a recipe has it."""
+    named = words[words.index("--method") + 1] if "--method" in words else ""
+    return "train" if command == "train" else named if named in own_methods() else "imp"
+
+
 def check_command(words: list[str], whole: bool) -> None:
     """Raise where a command is not what the command line takes; `whole`: with the values of a search."""
     name, *rest = words
     if name in ("search", "train"):
         problems = Problems()
-        given = read_flags(rest if name == "search" else rest[1:], problems)
+        given = read_flags(rest if name == "search" else rest[1:], problems, method_of(name, rest))
         problems.raise_if_any()
         if name == "search" and whole and "--help" not in given:
             read_request(rest)
