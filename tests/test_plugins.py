@@ -57,6 +57,10 @@ def test_what_a_package_declares_is_listed_with_its_name(plugged, ticket):
     methods = {row["name"]: row for row in json.loads(ticket("methods", "--json").out)["methods"]}
     assert methods["shrunk"]["package"] == "plugged 1.2"
     assert methods["shrunk"]["paper"] == find_method("shrunk").paper
+    assert methods["shrunk"]["when"] == "To find a sparse network whose weights are trained.", (
+        "it does not say so itself"
+    )
+    assert methods["popular"]["when"] == "To find a subnetwork that is good without training its weights."
     assert methods["imp"]["package"] == f"supermask {supermask.__version__}"
     assert set(methods) == {*own_methods(), *METHODS}
     models = {row["name"]: row for row in json.loads(ticket("models", "--json").out)["models"]}
@@ -74,7 +78,7 @@ def test_without_other_packages_nothing_is_said_of_packages(ticket):
     for kind in ("methods", "models", "data"):
         shown = ticket(kind)
         assert shown.code == 0
-        assert "package" not in shown.out.splitlines()[1]
+        assert "package" not in shown.out.splitlines()[1] and "\nof " not in shown.out
         assert "refused" not in json.loads(ticket(kind, "--json").out)
 
 
@@ -431,8 +435,8 @@ NO_METHOD = {
     "empty": ("", ["it has no Config, TRAITS, plan, search", "its docstring does not open with the idea"]),
     "no paper": ('"""An idea."""', ["its docstring does not open with the idea in one line and the paper after it"]),
     "config": (
-        "class Config: pass\nTRAITS = {}\nplan = search = 3",
-        ["no subclass of ticket_search.contract.flags.Config", "its TRAITS are no ticket_search", "its plan is no function", "its search is no function"],
+        "class Config: pass\nTRAITS = {}\nplan = search = WHEN = 3",
+        ["its WHEN is 3, expected one line of text", "no subclass of ticket_search.contract.flags.Config", "its TRAITS are no ticket_search", "its plan is no function", "its search is no function"],
     ),
     "name": (
         "from ticket_search.contract.flags import Config as Shared\nclass Config(Shared):\n    speed: int = 3\n"

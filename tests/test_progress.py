@@ -118,7 +118,7 @@ def test_a_line_fits_and_says_what_is_left(width, label, numbers):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_search_shows_what_is_left_at_any_width(width, watch):
     shows = on(terminal=True, width=width)
-    shows.total = 100
+    shows.expect(100)
     shows.label("imp  level-04")
     shows.numbers({"loss/train": 0.51234, "accuracy/train": 93.1, "accuracy/validation": 91.0})
     for step in range(1, 41):
@@ -131,11 +131,20 @@ def test_a_search_shows_what_is_left_at_any_width(width, watch):
 
 def test_the_bar_ends_with_what_it_took(watch):
     shows = on(terminal=True)
-    shows.total = 4
+    shows.expect(4)
     for step in range(1, 5):
         shows.advance_to(step)
         watch.now += 10
     assert drawn(shows)[0].endswith("100 % 0:40")
+
+
+def test_several_runs_one_after_another_have_a_bar_each(watch):
+    shows = on(terminal=True)
+    for steps in (4, 8):
+        shows.expect(steps)
+        assert drawn(shows) == []
+        shows.advance_to(1)
+        assert f" {100 / steps:.0f} % " in drawn(shows)[0]
 
 
 # --- off a terminal
@@ -143,7 +152,7 @@ def test_the_bar_ends_with_what_it_took(watch):
 
 def test_steps_are_lines_off_a_terminal(watch):
     shows = on(terminal=False)
-    shows.total = 1000
+    shows.expect(1000)
     shows.label("level 2 of 3")
     shows.numbers({"loss/train": 0.51234, "accuracy/validation": 91.0, "lr": 0.1})
     for step in range(1, 26):

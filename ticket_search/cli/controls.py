@@ -14,6 +14,7 @@ from ..running.read_config import read_config
 from ..running.request import shape_of
 from ..runs.folders import find_run
 from ..runs.names import MOVING, SUMMARY
+from ..runs.progress import Progress
 from ..runs.records import read_record
 from ..runs.summary import ControlRow
 from .terminal import errors, output, print_json, print_table
@@ -53,13 +54,13 @@ def controls(
     folder = find_run(run, runs)
     errors().print(f"controls of {folder}", markup=False, highlight=False, soft_wrap=True)
     try:
-        rows = running.controls.controls(
-            folder,
-            chosen or None,
-            [int(word) for word in words] or None,
-            model=model, data=data, loss=loss, metric=metric, elsewhere=elsewhere or None,
-            head=head, survivors=survivors,
-        )  # fmt: skip
+        with Progress() as progress:
+            progress.label("loading PyTorch, the data and the network")
+            rows = running.controls.controls(
+                folder, chosen or None, [int(word) for word in words] or None,
+                model=model, data=data, loss=loss, metric=metric, elsewhere=elsewhere or None,
+                head=head, survivors=survivors, progress=progress,
+            )  # fmt: skip
     except KeyboardInterrupt:
         errors().print("\nstopped; the same command continues", markup=False, highlight=False)
         raise typer.Exit(130) from None

@@ -74,7 +74,7 @@ def controls(
     survivors: bool = False,
     leaves: Leaves | None = None,
     runs: str | os.PathLike[str] = "runs",
-    progress: bool = True,
+    progress: bool | Progress = True,
 ) -> list[ControlRow]:
     """Train or evaluate the controls of a finished run. Those that are there already are not made again.
 
@@ -101,7 +101,7 @@ def controls(
         survivors: train the weights that a search over frozen weights has kept.
         leaves: which names may be imported; where it is None, those that are given here and those of the run's mark.
         runs: the folder of all runs.
-        progress: show a progress line on stderr.
+        progress: show a progress line on stderr, or the one that is shown already.
 
     Returns:
         The rows of the run's `controls.json`: `control trained data level density kept seed test_metric ...`.
@@ -129,13 +129,13 @@ def controls(
         if not _is_there(key := {"control": kind, "trained": asked.trained, "data": where, "level": level}, rows)
     ]
     there = given if elsewhere is None else dataclasses.replace(given, data=elsewhere)
-    with Progress(progress) as shows:
-        if todo and progress:
+    with progress if isinstance(progress, Progress) else Progress(progress) as shows:
+        if todo and shows.shown:
             shows.label("controls: timing the first steps")
             made = _announce(opened, len(todo), asked, there, head, shows)
         for kind, level, key in todo:
             if asked.trained:
-                row = _train(opened, kind, level, there, "" if elsewhere is None else where, progress, head)
+                row = _train(opened, kind, level, there, "" if elsewhere is None else where, shows, head)
             else:
                 shows.label(f"evaluating {kind}")
                 made = made or _set_up(opened, given)
@@ -268,7 +268,7 @@ def _check(
 
 
 def _train(
-    run: Run, kind: str, level: int | None, given: _Given, elsewhere: str, progress: bool, head: str
+    run: Run, kind: str, level: int | None, given: _Given, elsewhere: str, shows: Progress, head: str
 ) -> dict[str, Any]:
     """Train a control, in a folder of its own inside the run's folder."""
     place = kind if level is None else f"{kind}-level-{level:02d}"
@@ -278,14 +278,12 @@ def _train(
     if kind == "small-dense":
         kept = supermask.load(_ticket_of(run, level)).masks.kept
         setup = _set_up(run, given)
-        row = train_small_dense(
-            run, kept, folder.parent, place, setup, given.model, given.data, progress, given.functions
-        )
+        row = train_small_dense(run, kept, folder.parent, place, setup, given.model, given.data, shows, given.functions)
         return {**{key: row[key] for key in _ROW if key in row}, "path": f"{CONTROL_RUNS}/{place}"}
     if inspect_folder(folder).state == "finished":
         return _row(Run(folder, read_config(folder)), run)
     config, setup = _prepare(run, kind, level, given, head)
-    return _row(carry_out(Run(choose_folder(config, folder.parent, place), config, setup, Progress(progress))), run)
+    return _row(carry_out(Run(choose_folder(config, folder.parent, place), config, setup, shows)), run)
 
 
 def _prepare(run: Run, kind: str, level: int | None, given: _Given, head: str) -> tuple[Config, Setup]:

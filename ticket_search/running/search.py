@@ -335,7 +335,7 @@ def carry_out(run: Run) -> Run:
         model = setup.make_model(config)
         check_model(setup, config, model)
         targets = setup.targets(config, model)
-        run.progress.total = sum(stage.steps for stage in plan_stages(config, setup, targets))
+        run.progress.expect(sum(stage.steps for stage in plan_stages(config, setup, targets)))
         for sentence in setup.remarks(model, targets):
             run.progress.say(sentence)
         with run.opened():

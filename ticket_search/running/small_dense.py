@@ -69,7 +69,7 @@ def train_small_dense(
     setup: Setup,
     model: str | Callable[..., nn.Module] | None,
     data: Any,
-    progress: bool,
+    progress: Progress,
     functions: Mapping[str, Callable[..., Any]] | None = None,
 ) -> dict[str, Any]:
     """Train the dense network of `kept` weights as the run's own was trained, in a folder of its own.
@@ -96,7 +96,7 @@ def train_small_dense(
             model_name=model_name, given=(), functions=functions, leaves=config.leaves, origin=config.origin,
         )  # fmt: skip
         narrow, its_setup = prepare(request)
-        found = carry_out(Run(choose_folder(narrow, folder, name), narrow, its_setup, Progress(progress)))
+        found = carry_out(Run(choose_folder(narrow, folder, name), narrow, its_setup, progress))
     return {**found.summary, "density": found.summary["kept"] / run.summary["weights"]}
 
 

@@ -207,6 +207,12 @@ class Progress:
             self._page.draw(*self._told())
             self._page = None
 
+    def expect(self, steps: int) -> None:
+        """So many steps are to come: of the first run that is shown, or of another one after it."""
+        if self._step is not None:
+            self.pace, self._step, self._numbers = Pace(), None, ""
+        self.total = steps
+
     def label(self, text: str) -> None:
         """Say what is being worked on."""
         self._label = text
