@@ -69,8 +69,8 @@ _LAYOUT = "custom_scalars__config__"
 # Pictures of the size and shape of a card, which TensorBoard scales pixel by pixel, and what they have room for.
 _WIDTH, _HEIGHT, _PIXELS = 4.08, 2.12, 200
 _LETTERS, _MOST_LINES, _MOST_COLUMNS = 58, 9, 4
-# TensorBoard ticks five metrics in the HPARAMS tab: the value at the sparsest level, and that at so many densities. More
-# are there only where several methods have them.
+# TensorBoard ticks five metrics in the HPARAMS tab: the value at the sparsest level, and that at so many densities.
+# More are there only where several methods have them.
 _MOST_CELLS = 4
 # Of the HPARAMS tab; TensorBoard sorts them by name, and few leave room for the accuracies.
 _COLUMNS = {"method": "string", "density": "float64", "matches_dense_down_to": "float64"}

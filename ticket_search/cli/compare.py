@@ -50,9 +50,7 @@ def compare(
     board: Annotated[
         str,
         typer.Option(
-            "--tensorboard",
-            help="Write an entry for each method to this new folder, with means and bands over the seeds: `tensorboard "
-            "--logdir FOLDER` opens with which method is better, and at which density.",
+            "--tensorboard", help="Write an entry for each method, with bands over seeds, to this new folder."
         ),
     ] = "",
     masks: Annotated[
