@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
@@ -57,6 +58,22 @@ def start_python(folder: Path, code: str, *arguments: object, cwd: str | Path = 
     )
     process.start()
     return process
+
+
+def run_ranks(work: Callable[..., None], *arguments: object, ranks: int) -> None:
+    """`work(rank, *arguments)` in as many processes, forked from one that has imported what all of them need."""
+    process = multiprocessing.get_context("forkserver").Process(target=_fork_ranks, args=(work, arguments, ranks))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, "what went wrong is told above"
+
+
+def _fork_ranks(work: Callable[..., None], arguments: tuple[object, ...], ranks: int) -> None:
+    import torch._dynamo  # by DistributedDataParallel, when it is first used
+    import torch.distributed.fsdp
+    import torch.multiprocessing
+
+    torch.multiprocessing.start_processes(work, arguments, nprocs=ranks, start_method="fork")
 
 
 def _execute(code: str, arguments: list[str], cwd: str, folder: str) -> None:

@@ -372,7 +372,9 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(quick):
 
     run = quick("dense")
     before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
-    config, setup = prepare(check_request("dense", "lenet-300-100", "digits", {"epochs": 3, "threads": 1, "train_size": 320}))
+    config, setup = prepare(
+        check_request("dense", "lenet-300-100", "digits", {"epochs": 3, "threads": 1, "train_size": 320})
+    )
     with pytest.raises(RequestError, match="has finished"):
         carry_out(Run(run.path, config, setup))
     assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before
@@ -458,7 +460,9 @@ _KILLED_EDGE_POPUP = ("edge-popup", {"density": 0.5, "epochs": 20}, "training")
         pytest.param(*_KILLED_EDGE_POPUP, signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_process_resumes_to_the_same_bytes(method, flags, stage, number, tmp_path, ticket, forkserver_with_torch):
+def test_a_killed_process_resumes_to_the_same_bytes(
+    method, flags, stage, number, tmp_path, ticket, forkserver_with_torch
+):
     Path("slowly").touch()
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     words = ["search", "--method", method, "--runs", tmp_path, "--threads", "1", *words]

@@ -88,7 +88,16 @@ def test_evaluation_equals_the_mean_over_single_samples():
 
 
 def test_training_equals_a_loop_written_by_hand(quick):
-    run = quick("dense", epochs=2, train_size=None, batch_size=100, optimizer="sgd", lr=0.05, schedule="cosine", init="kaiming-normal")
+    run = quick(
+        "dense",
+        epochs=2,
+        train_size=None,
+        batch_size=100,
+        optimizer="sgd",
+        lr=0.05,
+        schedule="cosine",
+        init="kaiming-normal",
+    )
     import supermask
     from supermask.masks.random_numbers import permutation
 
