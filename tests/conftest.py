@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 # Loaded when they are first used: the process that hands the tests out uses none of them.
 np, torch, ticket_search = map(lazy_loader.load, ("numpy", "torch", "ticket_search"))
 
-# Small enough that a search takes a second, large enough that a tensor has ties, levels and more than one batch.
-FAST = {"epochs": 3, "threads": 1}
+# Small enough that a search takes half a second, large enough that a tensor has ties, levels and more than one batch.
+FAST = {"epochs": 3, "threads": 1, "train_size": 320}
 
 
 @pytest.fixture
 def quick(tmp_path: Path):
-    """Search on the digits in a second: `quick("imp", density=0.5)`."""
+    """Search on some of the digits in half a second: `quick("imp", density=0.5)`."""
 
     def run(method: str, folder: str = "runs", **flags) -> Run:
         return ticket_search.search(method, runs=tmp_path / folder, progress=False, **{**FAST, **flags})

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,13 +45,35 @@ def check_not_imported(module: str, commands: list[list[str]]) -> None:
 def run_python(code: str, *arguments: object, cwd: str | Path = ".") -> Ended:
     """What `python -c CODE ARGUMENTS` does; needs the fixture `forkserver_with_torch`."""
     with tempfile.TemporaryDirectory() as folder:
-        process = multiprocessing.get_context("forkserver").Process(
-            target=_execute, args=(code, [str(each) for each in arguments], str(Path(cwd).resolve()), folder)
-        )
-        process.start()
+        process = start_python(Path(folder), code, *arguments, cwd=cwd)
         process.join()
         assert process.exitcode is not None
         return Ended(process.exitcode, *(Path(folder, name).read_text() for name in ("stdout", "stderr")))
+
+
+def start_python(folder: Path, code: str, *arguments: object, cwd: str | Path = ".") -> BaseProcess:
+    """The same, under way: what it says is in the files `stdout` and `stderr` of the folder."""
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_execute, args=(code, [str(each) for each in arguments], str(Path(cwd).resolve()), str(folder))
+    )
+    process.start()
+    return process
+
+
+def run_ranks(work: Callable[..., None], *arguments: object, ranks: int) -> None:
+    """`work(rank, *arguments)` in as many processes, forked from one that has imported what all of them need."""
+    process = multiprocessing.get_context("forkserver").Process(target=_fork_ranks, args=(work, arguments, ranks))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, "what went wrong is told above"
+
+
+def _fork_ranks(work: Callable[..., None], arguments: tuple[object, ...], ranks: int) -> None:
+    import torch._dynamo  # by DistributedDataParallel, when it is first used
+    import torch.distributed.fsdp
+    import torch.multiprocessing
+
+    torch.multiprocessing.start_processes(work, arguments, nprocs=ranks, start_method="fork")
 
 
 def _execute(code: str, arguments: list[str], cwd: str, folder: str) -> None:

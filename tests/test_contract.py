@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from method_tests import FEW
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -343,8 +344,9 @@ def drawn_globally(work: Callable[[], Any]) -> list[str]:
 @pytest.mark.parametrize("name", method_names())
 def test_no_method_draws_from_the_global_stream(name, tmp_path):
     method = find_method(name)
-    flags = {"density": 1.0 if method.traits.dense else 0.5, "epochs": 2, "optimizer": "adam", "momentum": 0.9}
-    run = start(method, tmp_path / "run", **flags)
+    few = {key: value for key, value in FEW.items() if key in method.Config.model_fields}
+    flags = {"density": 1.0 if method.traits.dense else 0.5, "optimizer": "adam", "momentum": 0.9, **few}
+    run = start(method, tmp_path / "run", train_size=240, **flags)
     model, built = run.setup.make_model(run.config), run.setup.build()
     # A network that is built draws its own first weights, from a seed that is set for it.
     run.setup.build = lambda: copy.deepcopy(built)

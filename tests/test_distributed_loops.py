@@ -1,4 +1,4 @@
-"""Held masks in two processes: DistributedDataParallel and sharded parameters, beside one process and float64."""
+"""Masks in two processes: DistributedDataParallel and sharded parameters, beside one process and float64."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import torch
 import torch.distributed as dist
 from held import batches, zero
 from networks import perceptron
+from processes import run_ranks
+from rules import RULES, learn
+from test_learned_checkpointing import Net
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -148,10 +151,46 @@ def flattened(rank: int) -> dict[str, str]:
     return found
 
 
+def small_perceptron() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
+
+
+NETWORKS = {"perceptron": small_perceptron, "checkpointed": lambda: Net("several")}
+CASES = [("perceptron", rule) for rule in RULES] + [("checkpointed", rule) for rule in ("edge-popup", "bernoulli")]
+
+
+def train_learned(network: str, rule: str, rank: int | None = None) -> dict[str, Any]:
+    """Three steps, on every second sample of each batch or on all of them; what is left, and what is seen of it."""
+    torch.manual_seed(0)
+    model = NETWORKS[network]().double()
+    learn(model, rule)
+    # Of the tasks only the one in use learns.
+    run = model if rank is None else DistributedDataParallel(model, find_unused_parameters=rule == "tasks")
+    part = slice(None) if rank is None else slice(rank, None, RANKS)
+    optimizer = torch.optim.SGD([p for p in run.parameters() if p.requires_grad], 0.5, momentum=0.9)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        x, y = torch.randn(8, 8, generator=generator).double(), torch.randint(0, 4, (8,), generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(run(x[part]), y[part]).backward()
+        optimizer.step()
+        supermask.check(run)
+    return {
+        "state": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "masks": dict(supermask.masks_of(run)),
+        "baked": supermask.bake(run).eval()(x).detach(),
+        "evaluated": run.eval()(x).detach(),
+    }
+
+
+def learned(rank: int) -> dict[Any, Any]:
+    return {case: train_learned(*case, rank) for case in CASES}
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
-    found = {part.__name__: part(rank) for part in (replicated, sharded, flattened)}
+    found = {part.__name__: part(rank) for part in (replicated, sharded, flattened, learned)}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -159,7 +198,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory, forkserver_with_torch) -> list[dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.start_processes(work, (str(folder),), nprocs=RANKS, start_method="forkserver")
+    run_ranks(work, str(folder), ranks=RANKS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 
@@ -207,3 +246,13 @@ def test_flattened_parameters_are_refused(order, original, ranks):
     expected = "has a mask of shape" if order == "before" else "the masks do not fit the model"
     for rank in ranks:
         assert expected in rank["flattened"][f"{order}, use_orig_params={original}"]
+
+
+@pytest.mark.parametrize(("network", "rule"), CASES)
+def test_replicas_of_learned_masks_equal_one_process_on_the_joined_batch(network, rule, ranks):
+    alone = train_learned(network, rule)
+    for found in (rank["learned"][network, rule] for rank in ranks):
+        torch.testing.assert_close(found["state"], alone["state"], rtol=1e-9, atol=1e-12)
+        assert supermask.Masks(found["masks"]) == supermask.Masks(alone["masks"])
+        torch.testing.assert_close(found["baked"], found["evaluated"])
+        torch.testing.assert_close(found["evaluated"], alone["evaluated"])

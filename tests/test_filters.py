@@ -18,7 +18,7 @@ from ticket_search import RequestError, compare, controls, search
 from ticket_search.methods.filters import Config, count_filters, drop, find_filters
 from ticket_search.training.sensitivity import DENSITIES, lowest
 
-QUICK = {"epochs": 2, "threads": 1, "progress": False}
+QUICK = {"epochs": 2, "threads": 1, "progress": False, "train_size": 320}
 
 
 class Chain(nn.Module):
@@ -235,7 +235,7 @@ def test_the_lowest_density_stops_at_the_first_loss():
 
 
 def test_a_model_of_ones_own_ends_in_a_smaller_one(tmp_path):
-    x = numpy.random.default_rng(0).normal(size=(300, 1, 8, 8)).astype("float32")
+    x = numpy.random.default_rng(0).normal(size=(450, 1, 8, 8)).astype("float32")
     y = (x.mean((1, 2, 3)) > 0).astype("int64")
     run = search("filters", model=Chain, data=(x, y), runs=tmp_path, exclude="head", **QUICK)
     small = supermask.load_compact(run.path / "compact.safetensors", model=Chain())

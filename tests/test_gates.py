@@ -19,7 +19,7 @@ from ticket_search import Interrupted, RequestError, resume, search
 from ticket_search.runs.progress import Progress
 
 pytestmark = pytest.mark.quick
-QUICK = {"epochs": 2, "threads": 1, "progress": False}
+QUICK = {"epochs": 2, "threads": 1, "progress": False, "train_size": 320}
 GATES_ASKED = {
     "hard-concrete": {"density": 0.3},
     "gumbel-sigmoid": {"density": 0.3, "allocation": "global"},
@@ -171,7 +171,7 @@ def test_every_gate_is_stopped_and_resumed(gate, freeze, tmp_path, monkeypatch):
 
     def advance_to(self, step):
         steps.append(step)
-        if len(steps) == 9:
+        if len(steps) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Progress, "advance_to", advance_to)
@@ -194,12 +194,12 @@ def test_the_penalty_steers_the_expected_density(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Steering, "on_epoch", lambda self, *args: (seen.append(self.excess.abs().max().item()), on_epoch(self, *args))
     )
-    search("gates", runs=tmp_path, density=0.2, begin="random", **{**QUICK, "epochs": 10})
+    search("gates", runs=tmp_path, density=0.2, begin="random", **{**QUICK, "epochs": 10, "train_size": None})
     assert seen[-1] < 0.02
 
 
 def test_gates_over_the_weights_of_a_run(tmp_path):
-    dense = search("dense", runs=tmp_path, epochs=6, threads=1, progress=False)
+    dense = search("dense", runs=tmp_path, **QUICK)
     run = search("gates", runs=tmp_path, weights=str(dense.path), density=0.1, freeze=True, **QUICK)
     trained = dense.ticket.state_dict("final")
     for name, mask in run.ticket.masks.items():

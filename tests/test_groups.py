@@ -17,7 +17,7 @@ from ticket_search import search
 from ticket_search.contract.errors import RequestError
 from ticket_search.methods.imp import Config, patterns
 
-QUICK = {"epochs": 2, "threads": 1, "progress": False}
+QUICK = {"epochs": 2, "threads": 1, "progress": False, "train_size": 320}
 
 
 def one_by_one(keys: np.ndarray, n: int) -> list[list[bool]]:

@@ -19,7 +19,7 @@ from ticket_search.methods.imp import Config
 from ticket_search.runs.progress import Progress
 
 LEVELS = (0.51, 0.13, 0.049)
-SHORT = {"epochs": 2, "levels": LEVELS, "optimizer": "sgd", "lr": 0.1, "train_size": 600}
+SHORT = {"epochs": 2, "levels": LEVELS, "optimizer": "sgd", "lr": 0.1}
 
 
 @pytest.mark.parametrize("allocation", ["global", "layerwise", "module"])
@@ -79,7 +79,7 @@ def test_a_stopped_one_goes_on_as_if_it_had_not_been(quick, monkeypatch):
     count = iter(range(10**6))
 
     def stop(self, step):
-        if next(count) == 40:
+        if next(count) == 22:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -137,7 +137,7 @@ SHAPES = {
         for name in ("fc1.weight", "fc2.weight", "fc3.weight")
     },
 }
-UNITS = {"epochs": 2, "optimizer": "sgd", "lr": 0.1, "train_size": 600, "levels": (0.5, 0.21, 0.06)}
+UNITS = {"epochs": 2, "optimizer": "sgd", "lr": 0.1, "levels": (0.5, 0.21, 0.06)}
 
 
 def alive(cut, tensor: torch.Tensor) -> list[bool]:
@@ -217,7 +217,7 @@ def test_of_filters_ranked_together_each_layer_keeps_one(quick):
 
 
 def test_without_levels_each_drops_a_fraction_of_the_units(quick):
-    flags = {"epochs": 1, "train_size": 600, "granularity": "block:2x2", "fraction": 0.3, "density": 0.2}
+    flags = {"epochs": 1, "granularity": "block:2x2", "fraction": 0.3, "density": 0.2}
     run = quick("imp", **flags)
     units = 50200 // 4
     nominal = [0.7, 0.7**2, 0.7**3, 0.7**4, 0.2]
@@ -235,7 +235,7 @@ def test_units_survive_a_stop(shape, quick):
     flags = {**UNITS, "granularity": shape, "rewind": "3it", "rewind_optimizer": "restore"}
     whole = quick("imp", name="whole", **flags)
     with pytest.MonkeyPatch.context() as patch:
-        count_steps(patch, 10, 30)
+        count_steps(patch, 4, 21)
         with pytest.raises(Interrupted) as stop:
             quick("imp", name="stopped", **flags)
         with pytest.raises(Interrupted):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from method_tests import tickets_of
+from method_tests import FEW, tickets_of
 from processes import run_python
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -131,7 +131,9 @@ def test_a_mac_trains_on_the_cpu_and_says_so(monkeypatch):
 @pytest.mark.parametrize("method", [name for name in method_names() if name != "dense"])
 def test_every_method_searches_in_float64(method, tmp_path):
     """Weights, batches and sums are float64; the masks are nearly those of float32."""
+    few = {key: value for key, value in FEW.items() if key in find_method(method).Config.model_fields}
     same = {"density": 0.4, "epochs": 2, "threads": 1, "train_size": 256, "progress": False, "model_args": "width=0.1"}
+    same |= few
     run = search(method, precision="fp64", runs=tmp_path / "fp64", **same)
     ticket, *_ = tickets_of(run)
     final, start = ticket.state_dict("final"), ticket.state_dict("start")

@@ -19,7 +19,7 @@ from ticket_search.runs.progress import Progress
 from ticket_search.training.at_init import AtInitConfig, DataConfig, score_batches
 
 AT_INIT = [name for name in method_names() if issubclass(find_method(name).Config, AtInitConfig)]
-QUICK = {"epochs": 2, "threads": 1, "progress": False}
+QUICK = {"epochs": 2, "threads": 1, "progress": False, "train_size": 320}
 
 
 def test_the_methods_at_initialization():
@@ -35,7 +35,7 @@ def test_masks_are_those_of_the_score_on_the_initial_network(name, tmp_path):
     with torch.no_grad():  # the dropped weights too
         for key, parameter in model.named_parameters():
             parameter.copy_(draws[key].tensor(key))
-    data = read_samples("digits", None, 0)
+    data = read_samples("digits", None, 0).first(QUICK["train_size"], 0)
     evidence = {"rounds": config.rounds, "example_input": torch.ones(1, 1, 8, 8)}
     if isinstance(config, DataConfig):
         batches = list(score_batches(data, config, config.samples_per_class))
@@ -161,7 +161,7 @@ def test_a_floor_leaves_no_layer_empty(tmp_path):
 
 @pytest.mark.parametrize("then", ["rewind", "lr-rewind", "fine-tune"])
 def test_one_shot_starts_again_from_where_it_says(then, tmp_path):
-    more = {"retrain_epochs": 1} if then == "fine-tune" else {"rewind": "10it"}
+    more = {"retrain_epochs": 1} if then == "fine-tune" else {"rewind": "4it"}
     run = search("one-shot", runs=tmp_path, density=0.3, then=then, **more, **QUICK)
     dense, pruned = run.load_level(0), run.load_level(1)
     trained = dense.state_dict("final")
@@ -173,7 +173,7 @@ def test_one_shot_starts_again_from_where_it_says(then, tmp_path):
     if then == "rewind":
         fresh = dense.state_dict("start")
         assert not any(torch.equal(start[n], torch.where(m, fresh[n], 0.0)) for n, m in pruned.masks.items())
-    assert run.summary["cost"]["steps"] == (42 + 21 if then == "fine-tune" else 42 + 32)
+    assert run.summary["cost"]["steps"] == (10 + 5 if then == "fine-tune" else 10 + 6)
     assert [row["density"] for row in run.levels] == [1.0, pytest.approx(0.3, abs=1e-4)]
 
 
@@ -187,7 +187,7 @@ def test_one_shot_takes_any_score(score, tmp_path):
 
 @pytest.mark.slow
 def test_one_shot_by_the_scale_of_batch_norms(tmp_path):
-    flags = {"score": "bn-scale", "granularity": "filter", "batch_size": 400, **QUICK, "epochs": 1}
+    flags = {"score": "bn-scale", "granularity": "filter", "batch_size": 400, **QUICK, "epochs": 1, "train_size": None}
     run = search("one-shot", "resnet20", runs=tmp_path, density=0.5, exclude=("head",), **flags)
     masks = run.ticket.masks
     norms = [name for name in masks.uncounted if "norm" in name and name.endswith("weight")]
@@ -208,7 +208,7 @@ def test_one_shot_without_retraining_keeps_the_trained_weights(tmp_path):
     assert pruned.masks == supermask.prune(dense.model("final"), 0.2)
     for name, tensor in dense.state_dict("final").items():
         assert torch.equal(pruned.state_dict("final")[name], tensor * pruned.masks.get(name, torch.ones(())))
-    assert run.summary["cost"]["steps"] == 42, "those of the dense training"
+    assert run.summary["cost"]["steps"] == 10, "those of the dense training"
 
 
 def test_one_shot_flags_that_do_not_go_together():
@@ -227,9 +227,8 @@ def test_one_shot_flags_that_do_not_go_together():
 
 
 def test_gradual_density_falls_by_the_cubic_law_and_never_rises(tmp_path):
-    run = search(
-        "gradual", runs=tmp_path, density=0.1, prune_from="5it", prune_until="35it", prune_every="6it", **QUICK
-    )
+    flags = {"prune_from": "5it", "prune_until": "35it", "prune_every": "6it", **QUICK, "train_size": None}
+    run = search("gradual", runs=tmp_path, density=0.1, **flags)
     rows = [row for row in run.metrics if "density/total" in row and row["stage"] == "pruning"]
     assert [row["step"] for row in rows] == [11, 17, 23, 29, 35]
     for row in rows:
@@ -290,7 +289,7 @@ def test_controls_that_cannot_be(ticket, tmp_path):
         train(ticket.path, runs=tmp_path, control="reinit", progress=False)
     with pytest.raises(RequestError, match="expected --state start"):
         train(ticket.path, runs=tmp_path, control="shuffle", state="final", progress=False)
-    rewound = search("imp", runs=tmp_path, density=0.5, fraction=0.5, rewind="5it", **{**QUICK, "epochs": 1})
+    rewound = search("imp", runs=tmp_path, density=0.5, fraction=0.5, rewind="3it", **{**QUICK, "epochs": 1})
     with pytest.raises(RequestError, match=r"fc1\.weight"):
         train(rewound.path, runs=tmp_path, control="shuffle", progress=False)
     with pytest.raises(RequestError, match="--mask-seed goes with --control"):

@@ -25,7 +25,7 @@ from ticket_search.runs.progress import Progress
 pytestmark = pytest.mark.quick
 
 RUNS = sorted(Path(__file__).parent.glob("fixtures/runs-0.1.0/*/*/config.toml"))
-QUICK = {"epochs": 1, "threads": 1, "progress": False}
+QUICK = {"epochs": 1, "threads": 1, "progress": False, "train_size": 320}
 
 
 class Later(dense.Config):

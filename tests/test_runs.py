@@ -4,16 +4,16 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import tomllib
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import filelock
 import numpy as np
 import pytest
 import torch
+from processes import start_python
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_selection import sorted_top_k
 from torch import nn
@@ -24,11 +24,9 @@ from ticket_search.methods.imp import Config, level_counts
 from ticket_search.runs.folders import find_run
 from ticket_search.runs.tensorboard import METRICS, TAGS
 
-SLOWLY = [sys.executable, "-c", "import slowly; slowly.main()"]
-
 
 def test_the_folder_of_a_finished_run(quick):
-    run = quick("imp", density=0.6, evaluate_every="20it")
+    run = quick("imp", density=0.6, evaluate_every="4it")
     assert run.path.name == "imp-lenet-300-100-digits-d0.6-s0"
     files = {str(p.relative_to(run.path)) for p in run.path.rglob("*") if p.is_file() and p.name != ".lock"}
     events = {name for name in files if name.startswith("events.out.tfevents")}
@@ -55,7 +53,7 @@ def test_the_folder_of_a_finished_run(quick):
     ):
         assert key in run.summary
     assert run.summary["cost"]["dense_trainings"] == 4.0
-    assert run.summary["cost"]["steps"] == 4 * 3 * (1293 // 60)
+    assert run.summary["cost"]["steps"] == 4 * 3 * (320 // 60)
     forward = 2 * 50200
     assert run.summary["cost"]["flops"] == 3 * forward * 60 * run.summary["cost"]["steps"]
     assert [row["level"] for row in run.levels] == [0, 1, 2, 3]
@@ -72,7 +70,7 @@ def scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
 @pytest.mark.parametrize("method", ["dense", "imp", "edge-popup"])
 def test_tensorboard_and_metrics_hold_the_same_numbers(method, quick):
     flags = {"dense": {}, "imp": {"density": 0.5, "fraction": 0.5}, "edge-popup": {"density": 0.5}}[method]
-    run = quick(method, evaluate_every="20it" if method == "imp" else "1ep", **flags)
+    run = quick(method, evaluate_every="2it" if method == "imp" else "1ep", **flags)
     at_the_end = {*METRICS.values(), *(tag for tag in TAGS["scalars"] if tag.startswith("level/"))}
     written = {tag: points for tag, points in scalars(run.path).items() if tag not in at_the_end}
     rows: dict[str, list[tuple[int, float]]] = {}
@@ -107,11 +105,12 @@ def test_a_resumed_run_has_no_doubled_and_no_missing_steps(tmp_path, monkeypatch
     def advance_to(self, step):
         nonlocal count
         count += 1
-        if count in (17, 40, 55):
+        if count in (7, 22, 40):
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Progress, "advance_to", advance_to)
-    flags = {"density": 0.6, "epochs": 3, "threads": 1, "evaluate_every": "5it", "runs": tmp_path, "progress": False}
+    flags = {"density": 0.6, "epochs": 3, "threads": 1, "train_size": 320, "runs": tmp_path, "progress": False}
+    flags["evaluate_every"] = "4it"
     for _ in range(3):
         with pytest.raises(Interrupted):
             search("imp", **flags)
@@ -119,9 +118,9 @@ def test_a_resumed_run_has_no_doubled_and_no_missing_steps(tmp_path, monkeypatch
     written = scalars(run.path)["loss/validation"]
     stages = {row["stage"] for row in run.metrics}
     assert len(stages) == 4
-    per_level = [*range(5, 64, 5), 63]
-    assert [s for s, _ in written] == [63 * level + s for level in range(4) for s in per_level]
-    assert run.summary["cost"]["steps"] == 4 * 63
+    per_level = [4, 8, 12, 15]
+    assert [s for s, _ in written] == [15 * level + s for level in range(4) for s in per_level]
+    assert run.summary["cost"]["steps"] == 4 * 15
 
 
 def test_names_taken_and_numbers(quick, tmp_path):
@@ -310,7 +309,7 @@ def test_levels_follow_the_rates_and_end_on_the_density():
 def test_weights_and_biases_of_a_module_are_ranked_together(tmp_path):
     """The notebook of MNIST-1D does so: a bias tensor ranked by itself keeps too much of it."""
     flags = {"include": ("*",), "allocation": "module", "fraction": 0.5, "output_fraction": 0.2}
-    run = search("imp", runs=tmp_path, density=0.2, epochs=1, threads=1, progress=False, **flags)
+    run = search("imp", runs=tmp_path, density=0.2, epochs=1, threads=1, train_size=320, progress=False, **flags)
     assert len(run.levels) > 2
     for level in range(1, len(run.levels)):
         trained = run.load_level(level - 1)
@@ -373,7 +372,9 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(quick):
 
     run = quick("dense")
     before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
-    config, setup = prepare(check_request("dense", "lenet-300-100", "digits", {"epochs": 3, "threads": 1}))
+    config, setup = prepare(
+        check_request("dense", "lenet-300-100", "digits", {"epochs": 3, "threads": 1, "train_size": 320})
+    )
     with pytest.raises(RequestError, match="has finished"):
         carry_out(Run(run.path, config, setup))
     assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before
@@ -381,10 +382,10 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(quick):
 
 def test_rewinding_restores_the_step_and_the_schedule(quick):
     run = quick(
-        "imp", density=0.6, rewind="10it", schedule="cosine", epochs=2, rewind_optimizer="restore", data_order="same"
+        "imp", density=0.6, rewind="4it", schedule="cosine", epochs=2, rewind_optimizer="restore", data_order="same"
     )
     point = run.load_rewind_point()
-    assert point.meta["step"] == 10
+    assert point.meta["step"] == 4
     late, initial = point.state_dict("final"), point.state_dict("start")
     assert not torch.equal(late["fc1.weight"], initial["fc1.weight"])
     for level in (1, 2, 3):
@@ -395,7 +396,7 @@ def test_rewinding_restores_the_step_and_the_schedule(quick):
     rows = [row for row in run.metrics if "learning-rate" in row]
     assert len({row["learning-rate"] for row in rows if row["stage"] == "level-00"}) == 1
     assert rows[-1]["learning-rate"] == rows[0]["learning-rate"], "the last step's rate is the schedule's end again"
-    assert run.summary["cost"]["steps"] == 42 + 3 * 32
+    assert run.summary["cost"]["steps"] == 10 + 3 * 6
 
 
 def test_restored_moments_of_dropped_weights_are_zero():
@@ -417,7 +418,7 @@ def test_restored_moments_of_dropped_weights_are_zero():
     ("flags", "problem"),
     [
         ({"rewind": "3ep"}, "less than the 3 epochs"),
-        ({"rewind": "63it"}, "less than the 63 steps"),
+        ({"rewind": "15it"}, "less than the 15 steps"),
         ({"rewind": "soon"}, "expected steps or epochs"),
         ({"rewind": "5"}, "expected steps or epochs"),
         ({"rewind_optimizer": "restore"}, "needs --rewind"),
@@ -430,18 +431,10 @@ def test_rewind_points_that_are_none(flags, problem, quick, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [*SLOWLY, "search", "--runs", str(folder), "--threads", "1", *words], cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(condition, process: BaseProcess, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process.is_alive(), Path("stderr").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -467,21 +460,25 @@ _KILLED_EDGE_POPUP = ("edge-popup", {"density": 0.5, "epochs": 20}, "training")
         pytest.param(*_KILLED_EDGE_POPUP, signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_process_resumes_to_the_same_bytes(method, flags, stage, number, tmp_path, ticket):
+def test_a_killed_process_resumes_to_the_same_bytes(
+    method, flags, stage, number, tmp_path, ticket, forkserver_with_torch
+):
     Path("slowly").touch()
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    process = start(tmp_path, "--method", method, *words)
+    words = ["search", "--method", method, "--runs", tmp_path, "--threads", "1", *words]
+    process = start_python(tmp_path, "import slowly; slowly.main()", *words)
     run = tmp_path / f"{method}-lenet-300-100-digits-d0.5-s0"
     # Rows are written when the state is, so the stage is under way; then into the middle of it.
     wait_for(stage_started(run, stage), process)
     time.sleep(0.3)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    os.kill(process.pid, number)
+    process.join(60)
+    err = Path("stderr").read_text()
     assert not (run / "summary.json").exists(), "killed too late to tell anything"
     if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
+        assert process.exitcode == -signal.SIGKILL
     else:
-        assert process.returncode == 130, err
+        assert process.exitcode == 130, err
         assert f"ticket resume {run}" in err
     Path("slowly").unlink()
     again = ticket("resume", str(run), "--json")

@@ -88,7 +88,16 @@ def test_evaluation_equals_the_mean_over_single_samples():
 
 
 def test_training_equals_a_loop_written_by_hand(quick):
-    run = quick("dense", epochs=2, batch_size=100, optimizer="sgd", lr=0.05, schedule="cosine", init="kaiming-normal")
+    run = quick(
+        "dense",
+        epochs=2,
+        train_size=None,
+        batch_size=100,
+        optimizer="sgd",
+        lr=0.05,
+        schedule="cosine",
+        init="kaiming-normal",
+    )
     import supermask
     from supermask.masks.random_numbers import permutation
 
@@ -148,7 +157,7 @@ def test_dropout_does_not_touch_the_callers_random_numbers(tmp_path):
 def test_golden_curves(method, quick):
     """Loss over training as recorded; other processors round otherwise, so within a few percent."""
     flags = {} if method == "dense" else {"density": 0.5}
-    run = quick(method, epochs=4, evaluate_every="7it", **flags)
+    run = quick(method, epochs=4, train_size=None, evaluate_every="7it", **flags)
     curve = [row["loss/train"] for row in run.metrics if "loss/train" in row]
     path = GOLDEN / f"{method}.json"
     recorded = json.loads(path.read_text())
