@@ -11,7 +11,7 @@ from ..running.read_config import find_kind
 from ..running.request import LAUNCH_FLAGS, read_flags
 from ..running.train import FIXED
 from .search import carry_out, print_flags
-from .terminal import output, print_definitions
+from .terminal import errors, output, print_definitions
 from .tickets import ticket_path
 
 _LAUNCH = ("--runs", "--name", "--dry-run", "--json", "--help")
@@ -37,6 +37,7 @@ def train(context: typer.Context) -> None:
     flags = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
     problems.raise_if_any()
     place = launch.get("--runs", "runs")
+    errors().print(f"train {words[0]}", markup=False, highlight=False, soft_wrap=True)
     model, data = flags.pop("model", None), flags.pop("data", None)
     request = running.search.check_training(ticket_path(words[0], place), model, data, flags, launch)
     carry_out(request, place)
