@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ from test_data_formats import write_set
 from ticket_bytes import full_ticket
 
 import supermask
+import ticket_search
+from supermask.weights.architectures import find_architecture
 from ticket_search.cli import app
 from ticket_search.contract.flags import Config, flag, public_fields, recipes
 from ticket_search.methods import find_method, method_names
@@ -41,6 +44,106 @@ def test_a_table_loses_nothing_on_a_narrow_terminal(width, monkeypatch, capsys):
     words = [word for text in (*columns, *map(terminal._text, rows[0])) for word in text.split()]
     assert all(word in shown for word in words), shown
     assert max(map(len, shown.splitlines())) <= width
+
+
+LONG_NAMES = [f"edge-popup-wide-resnet-28-10-fashion-mnist-d0.5-s{seed}" for seed in range(3)]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_names_of_runs_are_whole_and_a_table_is_no_list_of_records(width, monkeypatch, capsys):
+    from rich.console import Console
+
+    from ticket_search.cli import terminal
+
+    monkeypatch.setattr(terminal, "output", lambda: Console(width=width))
+    columns = ("run", "density", "test", "validation", "time")
+    terminal.print_table(columns, [(name, "0.5", "98.33 %", "97.22 %", "2 h 5 min") for name in LONG_NAMES])
+    lines = capsys.readouterr().out.splitlines()
+    text = "\n".join(lines)
+    for name in LONG_NAMES:
+        assert sum(name in line for line in lines) == 1, "it can be copied"
+    assert all(text.count(column) == 1 for column in ("density", "time")), text
+    assert all(len(line) <= width or line in LONG_NAMES for line in lines)
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    """A folder with a run of several levels and one without, and the controls of both."""
+    folder = tmp_path_factory.mktemp("two") / "runs"
+    flags = {"runs": folder, "progress": False, "epochs": 1, "threads": 1, "model_args": "width=0.1"}
+    for method in ("imp", "edge-popup"):
+        run = ticket_search.search(method, density=0.7, name=f"{method}-of-a-network-with-a-long-name-d0.7-s0", **flags)
+        ticket_search.controls(run, progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize(
+    "words", ["runs list", "inspect RUN", "evaluate RUN", "controls RUN", "resume RUN", "models", "methods", "data", "search --help"]
+)  # fmt: skip
+def test_what_a_command_shows_fits_the_terminal(words, width, two_runs, ticket, monkeypatch):
+    from rich.console import Console
+
+    from ticket_search.cli import terminal
+
+    monkeypatch.setattr(terminal, "output", lambda: Console(width=width, emoji=False))
+    for run in sorted(two_runs.iterdir()):
+        shown = ticket(*[str(run) if word == "RUN" else word for word in words.split()],
+                       *(["--runs", str(two_runs)] if "RUN" in words or words == "runs list" else []))  # fmt: skip
+        assert shown.code == 0, shown.err
+        # Paths and commands are whole, on lines as long as they are: a terminal folds them and they can be copied.
+        long = [line for line in shown.out.splitlines() if len(line) > width]
+        assert all(str(two_runs) in line or line.startswith(("Flags", "recipes", "`ticket")) for line in long), long
+        assert "…" not in shown.out and not re.search(r"\w\.\.\.(\s|$)", shown.out.replace("A,B,...", ""))
+        if words == "runs list":
+            assert sum(run.name in line for line in shown.out.splitlines()) == 1
+
+
+def test_models_have_their_size_and_methods_their_use(ticket):
+    models = {row["name"]: row for row in json.loads(ticket("models", "--json").out)["models"]}
+    assert (models["lenet-300-100"]["parameters"], models["lenet-300-100"]["input_shape"]) == (266_610, [1, 28, 28])
+    for name, row in models.items():
+        with torch.device("meta"):
+            network = find_architecture(name)(input_shape=tuple(row["input_shape"]))
+        assert row["parameters"] == sum(parameter.numel() for parameter in network.parameters())
+    shown = ticket("models").out
+    assert re.search(r"lenet-300-100 +266,610 +1x28x28", shown)
+    methods = json.loads(ticket("methods", "--json").out)["methods"]
+    text = " ".join(ticket("methods").out.split())
+    for row in methods:
+        assert row["when"] in text and row["idea"] in text and row["paper"] in text
+
+
+FIRST = """
+import sys, time
+from ticket_search import cli
+from ticket_search.cli import search
+
+def stop(*words):
+    print("torch" in sys.modules, file=sys.stderr)
+    sys.exit(7)
+
+search.carry_out = stop
+sys.argv = ["ticket", "search", "--method", "imp", "--density", "0.2", "--seed", "3"]
+cli.main()
+"""
+
+
+def test_the_first_line_of_a_search_comes_before_torch():
+    done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    assert done.stderr.splitlines() == ["imp on lenet-300-100 and digits, density 0.2, seed 3", "False"]
+
+
+def test_a_search_says_how_long_it_takes(ticket):
+    done = ticket("search", "--method", "imp", "--density", "0.7", "--epochs", "1", "--threads", "1", "--name", "x")
+    assert done.code == 0, done.err
+    first, second = done.err.splitlines()[:2]
+    assert first == "imp on lenet-300-100 and digits, density 0.7, seed 0"
+    assert re.fullmatch(r"63 steps in 3 trainings, about \d.* s: runs/x", second)
+    assert "about" in ticket("controls", "x").err
+    # What is there is not announced again.
+    assert "about" not in ticket("controls", "x").err
 
 
 def test_search_inspect_evaluate_compare_and_remove(ticket, tmp_path):
@@ -196,7 +299,7 @@ def test_recipe_files_are_checked(ticket, tmp_path):
         "--lr [1]",
         "--seed true",
         "--density '0.5'",
-        "write density",
+        "did you mean --density 0.9, in Python density=0.9?",
     ):
         assert problem in answer.err
     recipe.write_text("epochs = = 3")
@@ -273,7 +376,9 @@ def test_unfinished_runs_are_said_to_be(ticket):
     with pytest.MonkeyPatch.context() as patch:
 
         def stop(self, step):
-            raise KeyboardInterrupt
+            # Not in the steps that are timed before the run.
+            if self.shown:
+                raise KeyboardInterrupt
 
         patch.setattr(Progress, "advance_to", stop)
         assert ticket("search").code == 130

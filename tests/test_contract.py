@@ -373,8 +373,7 @@ def test_a_plan_times_the_methods_own_steps_and_writes_nothing(tmp_path, monkeyp
 
     run = start(method_of(lambda model, run: Told()), tmp_path / "run", epochs=500)
     plan = make_plan(run.config, run.setup)
-    assert told == list(range(1, len(told) + 1)), "some steps, through the method's own hook"
-    assert 12 <= len(told) <= 120
+    assert told == list(range(1, 13)), "a few steps, through the method's own hook"
     assert plan.seconds > 0
     assert [stage.steps for stage in plan.stages] == [500 * 21]
     assert list(tmp_path.iterdir()) == []

@@ -85,9 +85,7 @@ def test_steps_are_timed_without_the_first_and_without_what_is_none(monkeypatch)
     assert found.preparation == pytest.approx(7.0 - found.step)
 
 
-def test_short_steps_are_timed_for_a_while_and_long_ones_a_few_times(monkeypatch):
-    assert 100 < len(rehearsed(monkeypatch, [0.001] * 1000).ends) <= 120
-    assert len(rehearsed(monkeypatch, [0.01] * 1000).ends) == pytest.approx(31, abs=1)
+def test_of_steps_that_take_long_fewer_are_timed(monkeypatch):
     found = rehearsed(monkeypatch, [4.0] * 10)
     assert len(found.ends) == 3 and found.step == pytest.approx(4.0)
 

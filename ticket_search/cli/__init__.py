@@ -33,7 +33,13 @@ from .terminal import errors
 
 
 class _Commands(typer.core.TyperGroup):
-    """The commands. A word that is none of them is told as any other unknown word is."""
+    """The commands. A word that is none of them is told as any other unknown word is, and help cuts no sentence."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The commands with the first sentence about each, whole."""
+        sentences = {name: " ".join((command.help or "").split()) for name, command in self.commands.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, f"{text.partition('. ')[0].rstrip('.')}.") for name, text in sentences.items()])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command of the first word.

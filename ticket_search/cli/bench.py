@@ -77,16 +77,16 @@ def bench(
     shown = measured.metric or ACCURACY
     facts = [(key.replace("_", " "), value) for key, value in plain["sizes"].items() if value is not None]
     print_table(("ticket", ""), [(key, f"{value:.4g}" if isinstance(value, float) else value) for key, value in facts])
-    print_table(
-        ("variant", "engine", "batch", "median ms", "quartiles", "samples/s", f"test {shown.column}", ""),
-        [_cells(row, shown) for row in measured.rows],
-    )
+    columns = ("variant, engine, batch", "median ms", "quartiles", "samples/s", f"test {shown.column}", "")
+    rows = [_cells(row, shown) for row in measured.rows]
+    last = len(columns) if any(row[-1] for row in rows) else -1
+    print_table(columns[:last], [row[:last] for row in rows])
     output().print(harmless(measured.best.sentence, 1000), markup=False, highlight=False, soft_wrap=True)
 
 
 def _cells(row: Row, metric: Measured) -> tuple[Any, ...]:
-    where = (row.variant, row.engine, row.batch)
+    where = f"{row.variant}, {row.engine}, {row.batch:,}"
     if row.median_ms is None or row.samples_per_second is None:
-        return (*where, None, None, None, None, row.reason)
+        return (where, None, None, None, None, row.reason)
     quartiles = f"{row.q1:.4g} - {row.q3:.4g}"
-    return (*where, f"{row.median_ms:.4g}", quartiles, round(row.samples_per_second), metric.show(row.test_metric), "")
+    return (where, f"{row.median_ms:.4g}", quartiles, round(row.samples_per_second), metric.show(row.test_metric), "")

@@ -33,11 +33,12 @@ def errors() -> Console:
 
 @contextmanager
 def stop_told(folder: Path) -> Iterator[None]:
-    """When a run is stopped by a signal, print the command that resumes it and exit with 130."""
+    """When a run is stopped by a signal, print the command that resumes it, if it has begun, and exit with 130."""
     try:
         yield
     except KeyboardInterrupt:
-        line = f"\nstopped; continue with:\n  ticket resume {folder}"
+        begun = folder.exists()
+        line = f"\nstopped; continue with:\n  ticket resume {folder}" if begun else "\nstopped; nothing was written"
         errors().print(line, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
 
@@ -174,7 +175,7 @@ def harmless(text: str, most: int = 300) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return re.fullmatch(r"(-?[\d,]*\.?\d+( (s|to|min|h)\b.*)?)?", text) is not None
+    return re.fullmatch(r"(-?[\d,]*\.?\d+( ((s|to|min|h)\b|- ).*)?)?", text) is not None
 
 
 def percent(value: float | None) -> str:

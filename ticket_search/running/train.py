@@ -21,7 +21,6 @@ from ..contract.flags import Config as SharedConfig
 from ..contract.flags import flag
 from ..contract.method import Stage, Traits
 from ..data.samples import whole_batches
-from ..data.tasks import through_task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -278,7 +277,7 @@ def search(model: nn.Module, run: Run) -> Ticket:
     supermask.hold(model, ticket.masks)
     # As the ticket's task sees them, where it is of one of several.
     of_task = {"task": parent.meta["task"]} if "task" in parent.meta else {}
-    with run.setup.using(through_task(parent.meta, run.data)):
+    with run.setup.using(data.tasks.through_task(parent.meta, run.data)):
         return training.conclude.train_once(
             model,
             run,

@@ -8,9 +8,9 @@ import time
 
 import torch
 
-# So many steps at least, and more until they have taken a while; fewer where each takes long.
-_STEPS, _MOST = 12, 120
-_ENOUGH, _TOO_LONG = 0.3, 5.0
+# So many steps, or fewer where each takes long.
+_STEPS = 12
+_TOO_LONG = 5.0
 # The first steps allocate memory, and compile.
 _WARM = 2
 # What takes so many times as long as half of the steps is none.
@@ -58,5 +58,5 @@ class Rehearsal:
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
         number, passed = len(self.ends), self.ends[-1] - self.ends[0]
-        if (number >= _STEPS and (passed >= _ENOUGH or number >= _MOST)) or (number > _WARM and passed >= _TOO_LONG):
+        if number >= _STEPS or (number > _WARM and passed >= _TOO_LONG):
             raise Rehearsed
