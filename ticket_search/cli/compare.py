@@ -49,9 +49,7 @@ def compare(
     html: Annotated[str, typer.Option("--html", help="Write everything to this file as one page.")] = "",
     board: Annotated[
         str,
-        typer.Option(
-            "--tensorboard", help="Write an entry for each method, with bands over seeds, to this new folder."
-        ),
+        typer.Option("--tensorboard", help="Write an entry for each method to this new folder, with bands over seeds."),
     ] = "",
     masks: Annotated[
         bool,
