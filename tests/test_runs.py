@@ -88,7 +88,7 @@ def test_tensorboard_and_metrics_hold_the_same_numbers(method, quick):
     }  # fmt: skip
     expected |= {"mask/changed"} if method != "dense" else set()
     assert set(rows) == expected
-    elsewhere = {"mask/changed", "density/{}", "memory/allocated-megabytes"}
+    elsewhere = {"mask/changed", "density/{}", "memory/allocated-megabytes", "controls/{}"}
     assert {tag for tag in expected if not tag.startswith("density/fc")} | elsewhere == set(
         TAGS["scalars"]
     ) - at_the_end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,9 +16,11 @@ from ..runs.folders import find_run
 from ..runs.names import MOVING, SUMMARY
 from ..runs.progress import Progress
 from ..runs.records import read_record
-from ..runs.summary import ControlRow
 from .terminal import errors, output, print_json, print_table
 from .tickets import Data, Loss, Metric, Model
+
+if TYPE_CHECKING:
+    from ..runs.summary import ControlRow
 
 
 def add_to(app: typer.Typer) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from supermask import Masks
 from supermask.masks import notebook
 
 from ..contract.flags import Config
 from ..contract.metric import known_value, metric_of
+
+if TYPE_CHECKING:
+    from supermask import Masks
 
 
 class MetricRecord(TypedDict):
