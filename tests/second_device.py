@@ -10,14 +10,13 @@ indices. It runs below autograd, so that backward passes and optimizers are refu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 # Of the devices of every build of PyTorch one that is neither the CPU nor without memory.
 SECOND = torch.device("lazy", 0)
@@ -77,6 +76,21 @@ def _there(x: Tensor) -> Tensor:
     return x if isinstance(x, There) else There(x)
 
 
+def _in_each(change: Callable[[Tensor], Any], given: Any) -> Any:
+    """What operations are given and give, with each tensor changed: tensors, and lists and tuples of them."""
+    if isinstance(given, Tensor):
+        return change(given)
+    if isinstance(given, (list, tuple)):
+        return type(given)([_in_each(change, each) for each in given])
+    return given
+
+
+def _tensors_in(args: Any, named: dict[str, Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    _in_each(found.append, (args, list(named.values())))
+    return found
+
+
 def _refuse(func: Any, name: str, tensors: list[Tensor]) -> None:
     others = [x for x in tensors if not isinstance(x, There)]
     if len(others) in (0, len(tensors)) or name in _COPIES or name in _INDICES:
@@ -88,7 +102,7 @@ def _refuse(func: Any, name: str, tensors: list[Tensor]) -> None:
 
 def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = func._schema.name.split("::")[1]
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    tensors = _tensors_in(args, kwargs)
     _refuse(func, name, tensors)
     named = dict(kwargs)
     there = any(isinstance(x, There) for x in tensors)
@@ -97,12 +111,12 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         named["device"] = torch.device("cpu")
     if name in _COPIES:
         there = False  # what is written into stays where it is
-    out = func(*tree_map_only(Tensor, _here, args), **tree_map_only(Tensor, _here, named))
+    out = func(*_in_each(_here, args), **{key: _in_each(_here, value) for key, value in named.items()})
     if name in _COPIES:
         return args[0]
     if not there:
         return out
-    wrapped = tree_map_only(Tensor, _there, out)
+    wrapped = _in_each(_there, out)
     if any(each.alias_info is not None for each in func._schema.returns):
         return return_and_correct_aliasing(func, args, kwargs, wrapped)
     return wrapped
@@ -115,7 +129,7 @@ class _Mode(TorchDispatchMode):
         named = kwargs or {}
         device = named.get("device")
         made = device is not None and torch.device(device).type == SECOND.type
-        if made or any(isinstance(x, There) for x in tree_leaves((args, named))):
+        if made or any(isinstance(x, There) for x in _tensors_in(args, named)):
             return _dispatch(func, args, named)
         return func(*args, **named)
 

@@ -107,7 +107,7 @@ densities = st.one_of(st.just(1.0), st.floats(0.01, 1))
 
 @given(shapes_of_layers, densities, st.integers(1, 9), st.data())
 @pytest.mark.parametrize("name", ALLOCATIONS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_counts_equal_the_slow_ones(name, shapes, density, values, data):
     model, by_name = network(shapes)
     units: Lists = {}
@@ -126,7 +126,7 @@ def test_counts_equal_the_slow_ones(name, shapes, density, values, data):
 
 @given(shapes_of_layers, st.floats(0.05, 1), st.integers(0, 999))
 @pytest.mark.parametrize("name", [name for name in ALLOCATIONS if name != "layerwise"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_what_was_dropped_before_is_not_counted_on(name, shapes, share, seed):
     model, by_name = network(shapes)
     generator = torch.Generator().manual_seed(seed)
@@ -179,7 +179,7 @@ def test_erk_gives_small_layers_more_and_er_forgets_the_kernel():
     st.lists(st.tuples(st.integers(1, 60), st.sampled_from([0.1, 0.2, 0.5, 0.9])), min_size=1, max_size=5),
     st.floats(0.02, 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_rates_meet_the_total_at_one_level_of_all(layers, density):
     sizes = {str(i): size for i, (size, _) in enumerate(layers)}
     rates = {str(i): rate for i, (_, rate) in enumerate(layers)}
@@ -261,7 +261,7 @@ def slow_floor(name: str, units: Lists, density: float, floor: float, shapes: di
 
 @given(shapes_of_layers, st.floats(0.1, 1), st.floats(0.001, 0.99), st.integers(0, 999))
 @pytest.mark.parametrize("name", [name for name in ALLOCATIONS if name != "layerwise"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_floors_take_from_the_others_what_they_give(name, shapes, density, floor, seed):
     model, by_name = network(shapes)
     generator = torch.Generator().manual_seed(seed)

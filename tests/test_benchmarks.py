@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import subprocess
 import sys
@@ -22,10 +24,12 @@ TIMES = ("ours_ns", "partition_ns", "ratio")
 @pytest.fixture(scope="module")
 def selection(tmp_path_factory) -> dict:
     path = tmp_path_factory.mktemp("benchmarks") / "selection.json"
-    command = [sys.executable, FOLDER / "selection.py", "--quick", "--sizes", "1e4", "--threads", "1", "--json", path]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    return {"printed": answer.stdout, **json.loads(path.read_text())}
+    flags = ["--quick", "--sizes", "1e4", "--threads", "1", "--json", str(path)]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.syspath_prepend(str(FOLDER))
+        patch.setattr(sys, "argv", ["selection.py", *flags])
+        importlib.import_module("selection").main()
+    return {"printed": printed.getvalue(), **json.loads(path.read_text())}
 
 
 def test_selection_has_a_row_for_all_keys_and_densities(selection):

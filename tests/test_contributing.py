@@ -58,9 +58,12 @@ def house(tmp_path_factory):
 
 
 def carry_out(house: Path, folder: Path, *commands: str) -> list[str]:
-    """What each `ticket` command prints, in one process of the copied project."""
+    """What each `ticket` command prints, in one process of the copied project; its pictures stay blank."""
     script = """
 import contextlib, io, json, sys
+from pictures import leave_blank
+from ticket_search.runs import tensorboard
+tensorboard.draw = leave_blank
 from ticket_search.cli import main
 printed = []
 for words in json.loads(sys.argv[1]):
@@ -73,7 +76,12 @@ for words in json.loads(sys.argv[1]):
     printed.append(shown.getvalue())
 print(json.dumps(printed))
 """
-    environment = {**os.environ, "PYTHONPATH": str(house), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(house), str(ROOT / "tests")]),
+        "COLUMNS": "200",
+        "OMP_NUM_THREADS": "1",
+    }
     answer = subprocess.run(
         [sys.executable, "-c", script, json.dumps([command.split() for command in commands])],
         cwd=folder, env=environment, capture_output=True, text=True, check=False,
@@ -145,7 +153,8 @@ def test_what_another_package_adds(theirs, ticket):
 
 
 def test_the_method_is_what_a_method_must_be(theirs, tmp_path):
-    searches = Searches(tmp_path, data="sums")
+    # So wide that a ten-thousandth of the weights is one of them.
+    searches = Searches(tmp_path, data="sums", model_args="width=0.6", train_size=640)
     for check in checks_of("grown"):
         check("grown", searches)
 

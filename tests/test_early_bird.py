@@ -17,7 +17,7 @@ from ticket_search.methods.early_bird import Config, choose
 from ticket_search.training.units import find_filters
 
 # Masks of several epochs, of which those in the end are alike.
-SHORT = {"epochs": 9, "lr": 0.05, "train_size": 600, "memory": 3, "settled": 0.06, "latest": "9ep"}
+SHORT = {"epochs": 7, "lr": 0.05, "memory": 3, "settled": 0.06, "latest": "7ep"}
 # So that sums in another order rank the same.
 EXACT = {"precision": "fp64"}
 
@@ -117,7 +117,7 @@ def test_masks_of_single_weights_need_no_norms(quick, model):
 
 
 def test_masks_that_never_settle_are_drawn_at_the_latest_and_said_to_be(ticket):
-    words = "search --method early-bird --epochs 6 --threads 1 --settled 0 --latest 4ep --name never"
+    words = "search --method early-bird --epochs 6 --train-size 320 --threads 1 --settled 0 --latest 4ep --name never"
     answer = ticket(*words.split())
     assert answer.code == 0, answer.err
     err = " ".join(answer.err.split())
@@ -126,12 +126,13 @@ def test_masks_that_never_settle_are_drawn_at_the_latest_and_said_to_be(ticket):
     run = resume("never", progress=False)
     assert (run.summary["settled"], run.summary["drawn_at_epoch"]) == (False, 4)
     assert run.summary["cost"]["dense_trainings"] == 1.0
-    first = search("early-bird", runs="runs", epochs=2, threads=1, latest="3it", name="first", progress=False)
-    assert (first.summary["settled"], first.summary["drawn_at_step"]) == (False, 3)
+    shared = {"runs": "runs", "threads": 1, "train_size": 320, "progress": False}
+    first = search("early-bird", epochs=2, latest="1it", name="first", **shared)
+    assert (first.summary["settled"], first.summary["drawn_at_step"]) == (False, 1)
     assert "mask_distance" not in first.summary
     # A mask out of its turn, one step after the second, is alike, and is not said to have settled.
-    flags = {"epochs": 3, "threads": 1, "memory": 2, "settled": 0.04, "latest": "21it", "name": "early"}
-    early = search("early-bird", runs="runs", progress=False, **flags)
+    flags = {"epochs": 3, "memory": 2, "settled": 0.04, "latest": "5it", "name": "early"}
+    early = search("early-bird", **shared, **flags)
     assert early.summary["mask_distance"] <= 0.04 and not early.summary["settled"]
 
 

@@ -22,8 +22,6 @@ from ticket_search.deploy.export import export
 from ticket_search.deploy.onnx import check, difference, onnx_session, to_onnx, to_torch_export
 from ticket_search.models.names import model_names
 
-LIGHT = "lenet-300-100"
-NETWORKS = [name if name == LIGHT else pytest.param(name, marks=pytest.mark.slow) for name in model_names()]
 SHAPE = (1, 8, 8)
 SAMPLES = random_samples(floats(list(SHAPE)))
 TOKENS = random_samples({"dtype": "int64", "shape": [9], "range": [0, 4]})
@@ -58,7 +56,8 @@ def network(name: str) -> nn.Module:
     return disturbed(find_architecture(name)((9,) if name == "gpt-tiny" else SHAPE, 5))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", model_names())
 def test_every_network_as_onnx_and_as_torch_export(name):
     model = network(name)
     samples = TOKENS if name == "gpt-tiny" else SAMPLES

@@ -41,14 +41,17 @@ A test elsewhere that covers one is named here, and must exist:
 from __future__ import annotations
 
 import ast
+import functools
 import math
 import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from networks import NETWORKS, Residual, perceptron, start_of
+from products import combine
 from torch import nn
 
 import supermask
@@ -76,8 +79,18 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@functools.cache
 def functions_of(path: Path) -> dict[str, ast.FunctionDef]:
-    return {node.name: node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+    return {node.name: node for node in statements(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
+def statements(node: ast.AST) -> Iterator[ast.stmt]:
+    """All statements within a module or a statement; expressions, which are many more, have none in them."""
+    for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for each in getattr(node, part, ()):
+            if isinstance(each, ast.stmt):
+                yield each
+            yield from statements(each)
 
 
 @pytest.mark.parametrize(("defect", "file", "name"), ROWS, ids=[row[0] for row in ROWS])
@@ -118,16 +131,15 @@ def test_the_ends_of_the_range(allocation, granularity):
             supermask.prune(model, density, allocation=allocation, granularity=granularity)
 
 
-@pytest.mark.parametrize("score", SCORES)
-def test_density_is_what_is_kept_and_not_what_is_dropped(score):
+@combine(score=SCORES, allocation=ALLOCATIONS)
+def test_density_is_what_is_kept_and_not_what_is_dropped(score, allocation):
     model = nn.Sequential(
         nn.Conv2d(2, 6, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4), nn.Flatten()
     )
     batches = [(torch.randn(4, 2, 3, 3), torch.tensor([0, 1, 2, 3]))]
     ask = {"batches": batches, "example_input": batches[0][0], "start": start_of(model)}
-    for allocation in ALLOCATIONS:
-        few, many = (supermask.prune(model, density, score, allocation, rounds=2, **ask) for density in (0.1, 0.9))
-        assert few.density < 0.2 < 0.8 < many.density
+    few, many = (supermask.prune(model, density, score, allocation, rounds=2, **ask) for density in (0.1, 0.9))
+    assert few.density < 0.2 < 0.8 < many.density
 
 
 def test_density_of_learned_masks_and_the_scale_that_goes_with_it():
@@ -228,11 +240,11 @@ COMPARING = {"equal", "allclose", "array_equal", "isclose", "within"}
 
 def thrown_away(path: Path) -> list[int]:
     """Lines on which a comparison is made and nobody looks at what came out; errors that are expected apart."""
-    tree, lines, refused = ast.parse(path.read_text()), [], set()
-    for node in ast.walk(tree):
+    every, lines, refused = list(statements(ast.parse(path.read_text()))), [], set()
+    for node in every:
         if isinstance(node, ast.With) and "raises" in ast.dump(node.items[0]):
             refused |= {id(statement) for statement in node.body}
-    for node in ast.walk(tree):
+    for node in every:
         if isinstance(node, ast.Expr) and id(node) not in refused:
             called = node.value.func if isinstance(node.value, ast.Call) else None
             if isinstance(node.value, ast.Compare) or getattr(called, "attr", getattr(called, "id", None)) in COMPARING:

@@ -12,7 +12,8 @@ METHODS = method_names()
 
 @pytest.fixture(scope="module")
 def searches(tmp_path_factory) -> Searches:
-    return Searches(tmp_path_factory.mktemp("searches"))
+    # So wide that a ten-thousandth of the weights is one of them.
+    return Searches(tmp_path_factory.mktemp("searches"), model_args="width=0.5", train_size=900)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ MOVES = {
     st.integers(1, 199),
     st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_marks_and_cuts_are_those_of_a_sort_whatever_the_keys_do(moves, dtype, k, seed):
     stream = np.random.default_rng(seed)
     keys = np.abs(stream.normal(0, 1, 200)).astype(dtype)
@@ -172,7 +172,7 @@ def test_compiled_choices_begin_where_the_last_ended_with_a_compiler_or_without(
 
 @pytest.mark.skipif(COMPILER is None, reason="this machine has no C++ compiler")
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_cut_in_a_band_is_that_of_a_sort(data):
     """Several tensors, ties, infinities, too little room: the cut of all of them, or nothing."""
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
