@@ -104,13 +104,13 @@ def test_sharing_is_how_much_less_each_thread_does(cores, stretch, monkeypatch):
 
 def test_threads_work_at_the_same_time(monkeypatch):
     monkeypatch.setattr(machine_load, "_SECONDS", 0.02)
-    at_once: list[int] = []
+    who: list[int] = []
     hashed = machine_load.hashlib.sha256
     monkeypatch.setattr(
-        machine_load.hashlib, "sha256", lambda data: (at_once.append(threading.active_count()), hashed(data))[1]
+        machine_load.hashlib, "sha256", lambda data: (who.append(threading.get_ident()), hashed(data))[1]
     )
-    assert machine_load._work_done(3) > 0
-    assert max(at_once) >= 4, "three and the one that waits for them"
+    assert machine_load._work_done(3) == len(who) / 3
+    assert len(set(who)) == 3 and len(set(who[: len(who) // 2])) == 3, "in turns, and not one after another"
 
 
 # --- a sweep, by costs that are given

@@ -69,10 +69,11 @@ def measure_sharing(one: int, several: int, rounds: int = 3) -> float:
 
 def _work_done(threads: int) -> float:
     """How often a thread does a piece of work, of so many that do it at the same time."""
-    counts = [0] * threads
-    end = time.perf_counter() + _SECONDS
+    counts, together = [0] * threads, threading.Barrier(threads)
 
     def work(thread: int) -> None:
+        together.wait()
+        end = time.perf_counter() + _SECONDS
         while time.perf_counter() < end:
             hashlib.sha256(_BYTES)  # which lets other threads work
             counts[thread] += 1
