@@ -16,7 +16,7 @@ from ..runs.folders import find_run
 from ..runs.names import MOVING, SUMMARY
 from ..runs.progress import Progress
 from ..runs.records import read_record
-from .terminal import errors, output, print_json, print_table
+from .terminal import errors, harmless, output, print_json, print_table
 from .tickets import Data, Loss, Metric, Model
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def controls(
     if not all(word.isdecimal() for word in words):
         raise RequestError(f"--levels {levels}: expected numbers, as 3,7")
     folder = find_run(run, runs)
-    errors().print(f"controls of {folder}", markup=False, highlight=False, soft_wrap=True)
+    errors().print(harmless(f"controls of {folder}"), markup=False, highlight=False, soft_wrap=True)
     try:
         with Progress() as progress:
             progress.label("loading PyTorch, the data and the network")

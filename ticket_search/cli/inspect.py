@@ -11,7 +11,7 @@ import supermask
 from supermask import tickets
 
 from .. import analysis
-from .terminal import harmless, output, percent, print_json, print_table
+from .terminal import harmless, output, percent, print_json, print_sentence, print_table
 from .tickets import Task, TicketName, ticket_path
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def inspect(
     layers, tasks = described.pop("layers"), described.pop("tasks", [])
     print_table(("ticket", ""), [(key.replace("_", " "), _text(value)) for key, value in described.items()])
     if size.why:
-        output().print(harmless(size.why, 1000), style="yellow", markup=False, highlight=False)
+        print_sentence(size.why, "yellow")
     if tasks:
         print_table(
             ("task", "kept", "density", "bytes of its masks", "test accuracy"),

@@ -23,7 +23,18 @@ from ..runs.names import TICKET
 from ..runs.progress import Progress
 from ..sweeps.file import sweep_of_seeds
 from .sweep import carry_out_sweep
-from .terminal import duration, errors, output, print_definitions, print_json, print_table, print_texts, stop_told
+from .terminal import (
+    duration,
+    errors,
+    harmless,
+    output,
+    print_definitions,
+    print_json,
+    print_sentence,
+    print_table,
+    print_texts,
+    stop_told,
+)
 
 if TYPE_CHECKING:
     from ..running.plan import Plan
@@ -78,7 +89,7 @@ def _print_start(request: Request) -> None:
     seeds = f"seeds {request.launch['--seeds']}" if "--seeds" in request.launch else f"seed {config.seed}"
     density = "" if request.method.traits.dense else f", density {config.density:g}"
     told = f"{config.method} on {config.model} and {config.data}{density}, {seeds}"
-    errors().print(told, markup=False, highlight=False, soft_wrap=True)
+    errors().print(harmless(told), markup=False, highlight=False, soft_wrap=True)
 
 
 def _carry_out_announced(run: Run) -> Run:
@@ -231,7 +242,7 @@ def print_summary(run: Run) -> None:
         ],
     )
     if size.why:
-        output().print(size.why, highlight=False, markup=False)
+        print_sentence(size.why, "yellow")
     output().print(
         f"the ticket: {run.path}/ticket.safetensors\n"
         f"next:\n  ticket inspect {run.path}\n  ticket compare {run.path.parent}/*\n"

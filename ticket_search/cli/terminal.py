@@ -141,6 +141,11 @@ def _print_under_names(first: _Column, columns: Sequence[_Column], room: int) ->
         console.print(lines([column.cells[place] for column in columns]), highlight=False, markup=False)
 
 
+def print_sentence(text: str, style: str = "") -> None:
+    """Print what is to be read and not to be copied: a terminal folds it between words."""
+    output().print(harmless(text, 1000), style=style, markup=False, highlight=False)
+
+
 def print_texts(rows: Iterable[tuple[str, Sequence[str]]]) -> None:
     """Print names, and beside each what is said of it: sentences, each on a new line."""
     table = Table.grid(padding=(0, 2))

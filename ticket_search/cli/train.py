@@ -13,7 +13,7 @@ from ..running.read_config import find_kind
 from ..running.request import LAUNCH_FLAGS, read_flags
 from ..running.train import FIXED
 from .search import carry_out, print_flags
-from .terminal import errors, output, print_definitions
+from .terminal import errors, harmless, output, print_definitions
 from .tickets import ticket_path
 
 _LAUNCH = ("--runs", "--name", "--dry-run", "--json", "--help")
@@ -39,7 +39,7 @@ def train(context: typer.Context) -> None:
     flags = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
     problems.raise_if_any()
     place = launch.get("--runs", "runs")
-    errors().print(f"train {words[0]}", markup=False, highlight=False, soft_wrap=True)
+    errors().print(harmless(f"train {words[0]}"), markup=False, highlight=False, soft_wrap=True)
     model, data = flags.pop("model", None), flags.pop("data", None)
     ticket = words[0] if tickets.hub.is_place(words[0]) else ticket_path(words[0], place)
     carry_out(running.search.check_training(ticket, model, data, flags, launch), place)
