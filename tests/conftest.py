@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 # for one another take the time of the other process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import lazy_loader
 import pytest
 
+# Imported where they are used: the process that hands the tests out uses none of them.
 if TYPE_CHECKING:
-    from ticket_search.runs.run import Run
+    import numpy as np
 
-# Loaded when they are first used: the process that hands the tests out uses none of them.
-np, torch, ticket_search = map(lazy_loader.load, ("numpy", "torch", "ticket_search"))
+    from ticket_search.runs.run import Run
 
 # Small enough that a search takes half a second, large enough that a tensor has ties, levels and more than one batch.
 FAST = {"epochs": 3, "threads": 1, "train_size": 320}
@@ -30,6 +29,8 @@ def quick(tmp_path: Path):
     """Search on some of the digits in half a second: `quick("imp", density=0.5)`."""
 
     def run(method: str, folder: str = "runs", **flags) -> Run:
+        import ticket_search
+
         return ticket_search.search(method, runs=tmp_path / folder, progress=False, **{**FAST, **flags})
 
     return run
@@ -40,6 +41,8 @@ def small_mnist1d(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random numbers in the shape of MNIST-1D, which takes seconds to generate."""
 
     def generate(seed: int) -> dict[str, np.ndarray]:
+        import numpy as np
+
         draw = np.random.default_rng(seed)
         sizes = {"": 600, "_test": 100}
         x = {f"x{part}": draw.standard_normal((size, 40)) for part, size in sizes.items()}
@@ -50,6 +53,8 @@ def small_mnist1d(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_threads():
+    import torch
+
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

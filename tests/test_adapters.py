@@ -5,21 +5,28 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import lazy_loader
 import pytest
 import torch
 import torch.distributed as dist
-import transformers
 from held import assert_held
 from torch import nn
 
 import supermask
 
-# Long to import: not in both processes of the tests.
-peft = lazy_loader.load("peft")
+# Long to import: not while tests are collected, which all processes do. What is loaded lazily pytest loads then.
+
+
+def peft() -> ModuleType:
+    return import_module("peft")
+
+
+def transformers() -> ModuleType:
+    return import_module("transformers")
 
 
 @pytest.fixture(autouse=True)
@@ -28,19 +35,19 @@ def _one_thread():
 
 
 def gpt2() -> nn.Module:
-    config = transformers.GPT2Config(
+    config = transformers().GPT2Config(
         vocab_size=20, n_positions=8, n_embd=8, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
-    return transformers.GPT2LMHeadModel(config)
+    return transformers().GPT2LMHeadModel(config)
 
 
 def llama() -> nn.Module:
-    config = transformers.LlamaConfig(
+    config = transformers().LlamaConfig(
         vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
         intermediate_size=16, max_position_embeddings=8,
     )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)
+    return transformers().LlamaForCausalLM(config)
 
 
 class Convolutions(nn.Module):
@@ -68,7 +75,7 @@ TOKENS = torch.randint(0, 20, (4, 6), generator=torch.Generator().manual_seed(1)
 
 
 def config(make: Callable[[], nn.Module], **more: Any) -> Any:
-    return peft.LoraConfig(**{"r": 3, "lora_alpha": 24, **LORA[make], **more})
+    return peft().LoraConfig(**{"r": 3, "lora_alpha": 24, **LORA[make], **more})
 
 
 def logits(model: nn.Module) -> torch.Tensor:
@@ -97,7 +104,7 @@ def adapted(make: Callable[[], nn.Module], steps: int = 5, **more: Any) -> tuple
     """The wrapper of peft with adapters that have been trained, the model inside, and the masks."""
     model, masks = masked(make)
     supermask.hold(model, masks)
-    wrapped = peft.get_peft_model(model, config(make, **more))
+    wrapped = peft().get_peft_model(model, config(make, **more))
     assert supermask.masked_adapters(wrapped)
     train(wrapped, steps)
     return wrapped, model, masks
@@ -187,7 +194,7 @@ def test_either_order_gives_the_same(order):
     model, _ = masked(llama)
     if order == "masks before adapters":
         supermask.hold(model, masks)
-    wrapped = peft.get_peft_model(model, config(llama))
+    wrapped = peft().get_peft_model(model, config(llama))
     object_ = wrapped if order == "the wrapper of peft" else model
     if order == "pruned while adapters are on":
         found = supermask.prune(object_, 0.4, allocation="layerwise")
@@ -209,7 +216,7 @@ def test_either_order_gives_the_same(order):
 def test_adapters_are_no_targets_unless_included():
     model, _ = masked(gpt2)
     plain = supermask.find_targets(model)
-    wrapped = peft.get_peft_model(model, config(gpt2))
+    wrapped = peft().get_peft_model(model, config(gpt2))
     targets = supermask.find_targets(wrapped)
     assert [name.replace(".base_layer", "") for name in targets] == list(plain)
     assert targets.size == plain.size
@@ -243,7 +250,7 @@ def test_adapters_are_saved_and_read(tmp_path):
     wrapped.save_pretrained(tmp_path)
     fresh, _ = masked(llama)
     supermask.hold(fresh, masks)
-    read = peft.PeftModel.from_pretrained(fresh, tmp_path)
+    read = peft().PeftModel.from_pretrained(fresh, tmp_path)
     with pytest.raises(ValueError, match="adapters add to dropped weights of .*q_proj.*masked_adapters"):
         supermask.check(read)
     supermask.masked_adapters(read)
@@ -258,7 +265,7 @@ def test_bfloat16_keeps_zeros_exactly():
     model, masks = masked(llama)
     model.to(torch.bfloat16)
     supermask.hold(model, masks)
-    wrapped = peft.get_peft_model(model, config(llama), autocast_adapter_dtype=False)
+    wrapped = peft().get_peft_model(model, config(llama), autocast_adapter_dtype=False)
     supermask.masked_adapters(wrapped)
     train(wrapped)
     before = logits(wrapped)
@@ -269,9 +276,9 @@ def test_bfloat16_keeps_zeros_exactly():
 
 REFUSED = {
     "DoraLinearVariant": lambda: config(llama, use_dora=True),
-    "loha.layer.Linear": lambda: peft.LoHaConfig(target_modules=["q_proj"]),
-    "lokr.layer.Linear": lambda: peft.LoKrConfig(target_modules=["q_proj"]),
-    "adalora.layer.SVDLinear": lambda: peft.AdaLoraConfig(target_modules=["q_proj"], total_step=9),
+    "loha.layer.Linear": lambda: peft().LoHaConfig(target_modules=["q_proj"]),
+    "lokr.layer.Linear": lambda: peft().LoKrConfig(target_modules=["q_proj"]),
+    "adalora.layer.SVDLinear": lambda: peft().AdaLoraConfig(target_modules=["q_proj"], total_step=9),
 }
 
 
@@ -279,7 +286,7 @@ REFUSED = {
 def test_other_adapters_are_refused_by_name(name):
     model, masks = masked(llama)
     supermask.hold(model, masks)
-    wrapped = peft.get_peft_model(model, REFUSED[name]())
+    wrapped = peft().get_peft_model(model, REFUSED[name]())
     with pytest.raises(ValueError, match=rf"layers.0.*{name}.*layers.1.*{name}.*expected"):
         supermask.masked_adapters(wrapped)
     with pytest.raises(ValueError, match="masked_adapters"):
@@ -293,7 +300,7 @@ def test_what_cannot_be_masked_is_said():
     supermask.hold(model, masks)
     with pytest.raises(ValueError, match="no adapter is over a weight with a mask.*transformer.h.0.attn.c_attn.weight"):
         supermask.masked_adapters(model)
-    wrapped = peft.get_peft_model(model, config(gpt2))
+    wrapped = peft().get_peft_model(model, config(gpt2))
     wrapped.merge_adapter()
     with pytest.raises(ValueError, match="default merged into it already: unmerge_adapter"):
         supermask.masked_adapters(wrapped)
@@ -310,8 +317,8 @@ def test_what_cannot_be_masked_is_said():
 def test_scales_of_activations_need_no_mask():
     model, masks = masked(llama)
     supermask.hold(model, masks)
-    wrapped = peft.get_peft_model(
-        model, peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    wrapped = peft().get_peft_model(
+        model, peft().IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
     )
     supermask.check(wrapped)
     train(wrapped)
@@ -329,18 +336,18 @@ def test_the_trainer_with_everything_on(make, steps, tmp_path):
     """bf16, gradient checkpointing and accumulation: after the merge exactly the zeros of the masks."""
     model, masks = masked(make)
     supermask.hold(model, masks)
-    wrapped = peft.get_peft_model(model, config(make, lora_dropout=0.1))
+    wrapped = peft().get_peft_model(model, config(make, lora_dropout=0.1))
     supermask.masked_adapters(wrapped)
     wrapped.enable_input_require_grads()
     data = [{"input_ids": x, "labels": x} for x in TOKENS.repeat(2, 1)]
-    arguments = transformers.TrainingArguments(
+    arguments = transformers().TrainingArguments(
         output_dir=str(tmp_path), max_steps=steps, per_device_train_batch_size=2, gradient_accumulation_steps=2,
         gradient_checkpointing=True, bf16=True, use_cpu=True, learning_rate=0.02, lr_scheduler_type="constant",
         report_to="none", save_strategy="no", disable_tqdm=True, seed=0,
     )  # fmt: skip
     # Of the model inside: the Trainer leaves the wrapper's passes in bf16.
     start = logits(model.eval()).clone()
-    transformers.Trainer(wrapped, arguments, train_dataset=data).train()
+    transformers().Trainer(wrapped, arguments, train_dataset=data).train()
     before = logits(model.eval())
     assert (before - start).abs().max() > 0.01
     merged = wrapped.merge_and_unload()
@@ -366,7 +373,7 @@ def work(rank: int, folder: str, steps: int) -> None:
             model, masks = masked(make)
             if not late:
                 supermask.hold(model, masks)
-            wrapped = peft.get_peft_model(model, config(make))
+            wrapped = peft().get_peft_model(model, config(make))
             mesh = dist.init_device_mesh("cpu", (RANKS,))
             for block in model.transformer.h if make is gpt2 else model.model.layers:
                 fully_shard(block, mesh=mesh)

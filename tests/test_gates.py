@@ -9,6 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from products import combine
 from torch import nn
 
 import supermask
@@ -162,8 +163,7 @@ def test_what_gates_cannot_be():
 # --- the method
 
 
-@pytest.mark.parametrize("freeze", [False, True])
-@each_gate
+@combine(gate=GATES, freeze=[False, True])
 def test_every_gate_is_stopped_and_resumed(gate, freeze, tmp_path, monkeypatch):
     asked = {**QUICK, **GATES_ASKED[gate], "gate": gate, "freeze": freeze}
     whole = search("gates", runs=tmp_path / "whole", **asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
 import subprocess
@@ -49,6 +50,7 @@ def test_files_stay_small():
     assert {name: length for name, length in lengths.items() if length > 500} == {}
 
 
+@functools.cache
 def functions_of(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     tree = ast.parse(path.read_text())
     return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
@@ -90,6 +92,7 @@ LATE_IMPORTS = {
 }
 
 
+@functools.cache
 def imports_inside_functions() -> list[tuple[str, str]]:
     """The file and the module of each import statement that stands in a function; a relative module is `ours`."""
     found = {}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from method_tests import count_steps
+from products import combine
 
 import supermask
 from supermask.selection.top_k import count_kept
@@ -161,8 +162,7 @@ def best_units(cuts, trained, before, counts) -> dict[str, list[bool]]:
     return {name: [(tensor, place) in kept for place in range(len(before[name]))] for tensor, name in enumerate(cuts)}
 
 
-@pytest.mark.parametrize("rewind", ["0", "3it"])
-@pytest.mark.parametrize("shape", SHAPES)
+@combine(shape=SHAPES, rewind=["0", "3it"])
 def test_units_are_kept_as_a_whole_and_are_the_largest_at_every_level(shape, rewind, quick):
     run = quick("imp", granularity=shape, rewind=rewind, **UNITS)
     cuts = SHAPES[shape]
@@ -230,7 +230,7 @@ def test_without_levels_each_drops_a_fraction_of_the_units(quick):
     assert len(quick("imp", folder="whole", **{**flags, "density": 1.0}).levels) == 1
 
 
-@pytest.mark.parametrize("shape", ["filter", "block:2x4"])
+@pytest.mark.parametrize("shape", ["filter", pytest.param("block:2x4", marks=pytest.mark.slow)])
 def test_units_survive_a_stop(shape, quick):
     flags = {**UNITS, "granularity": shape, "rewind": "3it", "rewind_optimizer": "restore"}
     whole = quick("imp", name="whole", **flags)

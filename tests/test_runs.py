@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from processes import start_python
+from products import combine
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_selection import sorted_top_k
 from torch import nn
@@ -192,8 +193,7 @@ def own_data(kind=np.asarray):
     return kind(x), kind((x @ generator.normal(size=(5, 3))).argmax(1))
 
 
-@pytest.mark.parametrize("method", ["imp", "edge-popup", "dense"])
-@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+@combine(method=["imp", "edge-popup", "dense"], kind=[np.asarray, torch.as_tensor])
 def test_ones_own_model_and_data(method, kind, tmp_path):
     flags = {"dense": {}, "imp": {"density": 0.5, "fraction": 0.5}, "edge-popup": {"density": 0.5}}[method]
     run = search(
