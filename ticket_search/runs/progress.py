@@ -204,7 +204,9 @@ class Progress:
             self._silence.set()
             self._silence = None
         if self._page is not None:
-            self._page.draw(*self._told())
+            # What took no step and counted nothing is over before anybody has looked.
+            if self._step is not None:
+                self._page.draw(*self._told())
             self._page = None
 
     def expect(self, steps: int) -> None:
