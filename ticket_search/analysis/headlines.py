@@ -133,9 +133,7 @@ def _without_controls(group: Group, controls: Sequence[Control]) -> list[str]:
 def _controls_command(group: Group, row: Level, runs: Sequence[str]) -> str:
     """The command that makes the controls of runs, at the level of a row."""
     level = "" if row is group.levels[-1] or row.level is None else f" --levels {row.level}"
-    if len(runs) == 1:
-        return f"ticket controls {shlex.quote(runs[0])}{level}"
-    return f'for run in {" ".join(map(shlex.quote, runs))}; do ticket controls "$run"{level}; done'
+    return f"ticket controls {' '.join(map(shlex.quote, runs))}{level}"
 
 
 def _tell(group: Group, gap: Difference) -> str:

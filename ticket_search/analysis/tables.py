@@ -328,7 +328,10 @@ def _mean_markdown(cell: Cell) -> str:
 
 
 def to_latex(comparison: Comparison, *, full: bool = False) -> str:
-    r"""A table in LaTeX, methods by densities, or all levels and controls (`full`); needs `\usepackage{booktabs}`."""
+    r"""A table in LaTeX, methods by densities, or all levels and controls (`full`).
+
+    Needs `\usepackage{booktabs}`, and for all levels `\usepackage{graphicx}`: their table is scaled to the page's width.
+    """
     if not full:
         return "\n".join(map(_paper_latex, paper_tables(comparison)))
     parts = []
@@ -336,18 +339,16 @@ def to_latex(comparison: Comparison, *, full: bool = False) -> str:
         kinds = "".join("r" if right else "l" for right in right_aligned(table))
         lines = list(map(_latex_line, table.rows))
         caption = f"{table.title}: {_escape_latex(table.note)}."
-        parts.append(_latex_table(caption, kinds, _latex_line(table.columns), lines))
+        parts.append(_latex_table(caption, kinds, _latex_line(table.columns), lines, whole_width=True))
     return "\n".join(parts)
 
 
-def _latex_table(caption: str, kinds: str, head: str, lines: Sequence[str]) -> str:
-    return "\n".join(
-        [
-            r"\begin{table}", r"\centering", r"\small", r"\setlength{\tabcolsep}{4pt}", rf"\caption{{{caption}}}",
-            rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}",
-            r"\end{table}", "",
-        ]
-    )  # fmt: skip
+def _latex_table(caption: str, kinds: str, head: str, lines: Sequence[str], whole_width: bool = False) -> str:
+    rows = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
+    if whole_width:
+        rows = [r"\resizebox{\linewidth}{!}{%", *rows, "}"]
+    above = [r"\begin{table}", r"\centering", r"\small", r"\setlength{\tabcolsep}{4pt}", rf"\caption{{{caption}}}"]
+    return "\n".join([*above, *rows, r"\end{table}", ""])
 
 
 def _paper_latex(table: PaperTable) -> str:

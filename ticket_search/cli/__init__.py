@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib import metadata
 from typing import Annotated, Any
 
 import typer
 import typer.core
+import typer.main
 
 from supermask.plugins.entry_points import DeclarationError
 
@@ -95,10 +97,16 @@ study.add_to(app)
 catalog.add_to(app)
 
 
+@cache
+def _command() -> Any:
+    """The commands as what reads words, made once: that takes longer than most commands do."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Run the command line: exit 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted."""
     try:
-        app()
+        _command()()
     except RequestError as error:
         for problem in error.problems:
             errors().print(f"error: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import running
 from ..contract import metric as contract_metric
-from ..contract.errors import RequestError
+from ..contract.errors import Problems, RequestError
 from ..contract.metric import metric_of, value_of
 from ..running.read_config import read_config
 from ..running.request import shape_of
@@ -29,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def controls(
-    run: Annotated[str, typer.Argument(help="The folder or name of a finished run.")],
+    run: Annotated[list[str], typer.Argument(help="The folders or names of finished runs.")],
     kinds: Annotated[
         str, typer.Option("--controls", help="Kinds, as reinit,shuffle,random,random-erk,small-dense.")
     ] = "",
@@ -48,27 +50,53 @@ def controls(
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train or evaluate the controls of a run, such as fresh weights or shuffled masks; results stay in its folder."""
+    """Train or evaluate the controls of runs, such as fresh weights or shuffled masks; results stay in their folders."""
     chosen = [word for word in kinds.split(",") if word]
     words = [word for word in levels.split(",") if word]
     if not all(word.isdecimal() for word in words):
         raise RequestError(f"--levels {levels}: expected numbers, as 3,7")
-    folder = find_run(run, runs)
-    errors().print(harmless(f"controls of {folder}"), markup=False, highlight=False, soft_wrap=True)
+    asked: dict[str, Any] = {
+        "kinds": chosen or None, "levels": [int(word) for word in words] or None, "model": model, "data": data,
+        "loss": loss, "metric": metric, "elsewhere": elsewhere or None, "head": head, "survivors": survivors,
+    }  # fmt: skip
+    folders = _check(run, runs, asked)
+    made: dict[str, list[ControlRow]] = {}
     try:
         with Progress() as progress:
-            progress.label("loading PyTorch, the data and the network")
-            rows = running.controls.controls(
-                folder, chosen or None, [int(word) for word in words] or None,
-                model=model, data=data, loss=loss, metric=metric, elsewhere=elsewhere or None,
-                head=head, survivors=survivors, progress=progress,
-            )  # fmt: skip
+            for folder in folders:
+                errors().print(harmless(f"controls of {folder}"), markup=False, highlight=False, soft_wrap=True)
+                progress.label("loading PyTorch, the data and the network")
+                made[str(folder)] = running.controls.controls(folder, progress=progress, **asked)
     except KeyboardInterrupt:
         errors().print("\nstopped; the same command continues", markup=False, highlight=False)
         raise typer.Exit(130) from None
     if as_json:
-        print_json({"rows": rows})
+        one = len(folders) == 1
+        print_json({"rows": made[str(folders[0])]} if one else {"runs": {name: {"rows": made[name]} for name in made}})
         return
+    for folder in folders:
+        if len(folders) > 1:
+            output().print(harmless(str(folder)), markup=False, highlight=False, soft_wrap=True)
+        _show(folder, made[str(folder)], chosen)
+
+
+def _check(names: list[str], runs: str, asked: dict[str, Any]) -> list[Path]:
+    """The folders of runs, after all that is wrong with the request for any of them.
+
+    Raises:
+        RequestError: every problem; nothing has been done.
+    """
+    problems = Problems()
+    folders = [problems.attempt(partial(find_run, name, runs)) for name in dict.fromkeys(names)]
+    if len(folders) > 1:
+        for folder in filter(None, folders):
+            problems.attempt(partial(running.controls.check_controls, folder, **asked))
+    problems.raise_if_any()
+    return list(dict.fromkeys(filter(None, folders)))
+
+
+def _show(folder: Path, rows: list[ControlRow], chosen: list[str]) -> None:
+    """Print the controls of a run."""
     shown, config = metric_of(read_record(folder, SUMMARY)), read_config(folder)
     columns = ("control", "data", "level", "density", "kept", f"test {shown.column}", f"val. {shown.column}")
     cells = [_cells(row, shown) for row in rows]

@@ -111,13 +111,10 @@ def controls(
         Interrupted: stopped by a signal; the same call goes on from there.
     """
     folder = find_run(os.fspath(run), runs)
-    request = request_of(read_config(folder), model, data, loss, metric)
-    granted = leave_here(elsewhere) if leaves is None else leaves
-    opened = Run(folder, request.config.allowing(granted))
-    asked = _check(opened, kinds, levels, elsewhere, survivors, head)
-    given = _Given(model, data, request.functions)
-    _check_names(request, opened, elsewhere)
-    _check_data(opened, data)
+    opened, asked, given = check_controls(
+        folder, kinds, levels, model=model, data=data, loss=loss, metric=metric, elsewhere=elsewhere, head=head,
+        survivors=survivors, leaves=leaves,
+    )  # fmt: skip
     path = folder / CONTROLS
     where = opened.config.data if elsewhere is None else _name_of(elsewhere, opened)
     made: Setup | None = None
@@ -147,11 +144,38 @@ def controls(
     return rows
 
 
+def check_controls(
+    folder: Path,
+    kinds: Sequence[str] | None = None,
+    levels: Sequence[int] | None = None,
+    *,
+    model: str | Callable[..., nn.Module] | None = None,
+    data: Any = None,
+    loss: str | Callable[..., Any] | None = None,
+    metric: str | Callable[..., Any] | None = None,
+    elsewhere: Any = None,
+    head: str = "ticket",
+    survivors: bool = False,
+    leaves: Leaves | None = None,
+) -> tuple[Run, Asked, Given]:
+    """The run of a request for controls, which are asked for, and what stands in for names; see `controls`.
+
+    Raises:
+        RequestError: every problem of the request at once; nothing has been done.
+    """
+    request = request_of(read_config(folder), model, data, loss, metric)
+    opened = Run(folder, request.config.allowing(leave_here(elsewhere) if leaves is None else leaves))
+    asked = _check(opened, kinds, levels, elsewhere, survivors, head)
+    _check_names(request, opened, elsewhere)
+    _check_data(opened, data)
+    return opened, asked, Given(model, data, request.functions)
+
+
 def _is_there(key: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
     return any(all(row.get(name) == value for name, value in key.items()) for row in rows)
 
 
-def _announce(run: Run, number: int, asked: _Asked, given: _Given, head: str, shows: Progress) -> Setup | None:
+def _announce(run: Run, number: int, asked: Asked, given: Given, head: str, shows: Progress) -> Setup | None:
     """Say how long so many controls take. A setup that can be used on is returned."""
     began = time.perf_counter()
     if asked.trained:
@@ -168,7 +192,7 @@ def _announce(run: Run, number: int, asked: _Asked, given: _Given, head: str, sh
 
 
 @dataclasses.dataclass(frozen=True)
-class _Given:
+class Given:
     """What stands in for names of the run's configuration."""
 
     model: str | Callable[..., nn.Module] | None
@@ -211,7 +235,7 @@ def _read(path: Path) -> list[ControlRow]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Asked:
+class Asked:
     kinds: list[str]
     levels: list[int | None]
     trained: bool
@@ -219,7 +243,7 @@ class _Asked:
 
 def _check(
     run: Run, kinds: Sequence[str] | None, levels: Sequence[int] | None, elsewhere: Any, survivors: bool, head: str
-) -> _Asked:
+) -> Asked:
     if not run.finished:
         raise RequestError(f"the run {run.path} is not finished; `ticket resume {run.path}` goes on")
     problems = Problems()
@@ -264,11 +288,11 @@ def _check(
             *(f"level {level}: after the dense level 0 the run has levels 1 to {there[-1]}" for level in wrong)
         )
     problems.raise_if_any()
-    return _Asked(chosen, list(dict.fromkeys(levels)) if levels else [there[-1] if there else None], trained)
+    return Asked(chosen, list(dict.fromkeys(levels)) if levels else [there[-1] if there else None], trained)
 
 
 def _train(
-    run: Run, kind: str, level: int | None, given: _Given, elsewhere: str, shows: Progress, head: str
+    run: Run, kind: str, level: int | None, given: Given, elsewhere: str, shows: Progress, head: str
 ) -> dict[str, Any]:
     """Train a control, in a folder of its own inside the run's folder."""
     place = kind if level is None else f"{kind}-level-{level:02d}"
@@ -286,7 +310,7 @@ def _train(
     return _row(carry_out(Run(choose_folder(config, folder.parent, place), config, setup, shows)), run)
 
 
-def _prepare(run: Run, kind: str, level: int | None, given: _Given, head: str) -> tuple[Config, Setup]:
+def _prepare(run: Run, kind: str, level: int | None, given: Given, head: str) -> tuple[Config, Setup]:
     """What a control that is trained works on."""
     config, ticket = run.config, _ticket_of(run, level)
     if kind == "dense":
@@ -329,7 +353,7 @@ def _row(control: Run, run: Run) -> dict[str, Any]:
     return {**other, **found, "path": f"{CONTROL_RUNS}/{control.path.name}"}
 
 
-def _set_up(run: Run, given: _Given) -> Setup:
+def _set_up(run: Run, given: Given) -> Setup:
     request = request_of(run.config, given.model, given.data)
     return prepare(dataclasses.replace(request, functions=given.functions))[1]
 

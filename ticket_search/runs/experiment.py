@@ -18,6 +18,7 @@ from torch import nn
 
 import supermask
 from supermask import Draw, choosing
+from supermask.choosing.gradients import seed_generators
 from supermask.masks.targets import Targets
 from supermask.weights.architectures import find_architecture
 
@@ -85,7 +86,7 @@ class Setup:
         """The network at initialization, on the configured device. The same seed gives the same weights."""
         seed = config.seeds["init"]
         with own_random_numbers():
-            torch.manual_seed(seed)
+            seed_generators(seed)
             model = self.build()
         if given := config.weights_given:
             tensors, self.earlier = read_weights(given)

@@ -14,7 +14,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from supermask.choosing.gradients import call
+from supermask.choosing.gradients import call, seed_generators
 from supermask.live.held import mask_gradients
 from supermask.masks.random_numbers import permutation, random_words
 
@@ -82,7 +82,7 @@ def train_network(
     """
     config = config or run.config
     # Dropout and whatever else the model draws; the data order and the augmentation have seeds of their own.
-    torch.manual_seed(_derive(config, f"dropout/{order}"))
+    seed_generators(_derive(config, f"dropout/{order}"))
     data = run.data.with_seed(_derive(config, f"augmentation/{order}"))
     loop = _Loop(model, data, config, run, hook or Hook(), start, order)
     if optimizer_state is not None:
