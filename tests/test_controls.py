@@ -10,7 +10,9 @@ SMALL = ("--epochs", "1", "--threads", "1", "--train-size", "320", "--model-args
 
 def test_several_runs_are_controlled_by_one_command_and_nothing_is_done_where_one_is_wrong(ticket, tmp_path: Path):
     for seed in ("0", "1"):
-        made = ticket("search", "--method", "edge-popup", "--density", "0.5", "--seed", seed, "--name", f"s{seed}", *SMALL)
+        made = ticket(
+            "search", "--method", "edge-popup", "--density", "0.5", "--seed", seed, "--name", f"s{seed}", *SMALL
+        )
         assert made.code == 0, made.err
     assert ticket("search", "--method", "dense", "--name", "dense", *SMALL).code == 0
     wrong = ticket("controls", "s0", "dense", "s2", "--controls", "reinit")

@@ -101,17 +101,17 @@ def test_tensorboard_and_metrics_hold_the_same_numbers(method, quick):
 def test_a_resumed_run_has_no_doubled_and_no_missing_steps(tmp_path, monkeypatch):
     from ticket_search.runs.progress import Progress
 
-    # Longer than other tests: files of events that begin in one second are put in order by a number in their names.
     count = 0
 
     def advance_to(self, step):
         nonlocal count
         count += 1
-        if count in (17, 40, 55):
+        if count in (7, 22, 40):
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Progress, "advance_to", advance_to)
-    flags = {"density": 0.6, "epochs": 3, "threads": 1, "evaluate_every": "5it", "runs": tmp_path, "progress": False}
+    flags = {"density": 0.6, "epochs": 3, "threads": 1, "train_size": 320, "runs": tmp_path, "progress": False}
+    flags["evaluate_every"] = "4it"
     for _ in range(3):
         with pytest.raises(Interrupted):
             search("imp", **flags)
@@ -119,9 +119,9 @@ def test_a_resumed_run_has_no_doubled_and_no_missing_steps(tmp_path, monkeypatch
     written = scalars(run.path)["loss/validation"]
     stages = {row["stage"] for row in run.metrics}
     assert len(stages) == 4
-    per_level = [*range(5, 64, 5), 63]
-    assert [s for s, _ in written] == [63 * level + s for level in range(4) for s in per_level]
-    assert run.summary["cost"]["steps"] == 4 * 63
+    per_level = [4, 8, 12, 15]
+    assert [s for s, _ in written] == [15 * level + s for level in range(4) for s in per_level]
+    assert run.summary["cost"]["steps"] == 4 * 15
 
 
 def test_names_taken_and_numbers(quick, tmp_path):

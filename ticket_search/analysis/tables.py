@@ -330,7 +330,7 @@ def _mean_markdown(cell: Cell) -> str:
 def to_latex(comparison: Comparison, *, full: bool = False) -> str:
     r"""A table in LaTeX, methods by densities, or all levels and controls (`full`).
 
-    Needs `\usepackage{booktabs}`, and for all levels `\usepackage{graphicx}`: their table is scaled to the page's width.
+    Needs `\usepackage{booktabs}`, and for all levels `\usepackage{graphicx}`: their table is scaled to the page.
     """
     if not full:
         return "\n".join(map(_paper_latex, paper_tables(comparison)))

@@ -50,7 +50,7 @@ def controls(
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train or evaluate the controls of runs, such as fresh weights or shuffled masks; results stay in their folders."""
+    """Train or evaluate the controls of runs, as fresh weights or shuffled masks; results stay in their folders."""
     chosen = [word for word in kinds.split(",") if word]
     words = [word for word in levels.split(",") if word]
     if not all(word.isdecimal() for word in words):

@@ -75,8 +75,9 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
         None,
         description="start from the weights in this checkpoint: a state dict or a safetensors file, or FILE#KEY where "
         "one file holds several state dicts; or from the final weights of a finished run, given by its folder or its "
-        "ticket file, or hf:USER/NAME, a ticket on the hub: those that the ticket dropped start at zero, and what the run has cost counts in the cost of "
-        "this search; {seed} in it stands for the run's own seed, as in runs/dense-s{seed}",
+        "ticket file, or hf:USER/NAME, a ticket on the hub: those that the ticket dropped start at zero, and what "
+        "the run has cost counts in the cost of this search; {seed} in it stands for the run's own seed, as in "
+        "runs/dense-s{seed}",
     )
     data: str = Field(
         "digits", description="data set: a built-in name (`ticket data` lists them), or package.module:function"

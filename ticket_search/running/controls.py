@@ -158,7 +158,7 @@ def check_controls(
     survivors: bool = False,
     leaves: Leaves | None = None,
 ) -> tuple[Run, Asked, Given]:
-    """The run of a request for controls, which are asked for, and what stands in for names; see `controls`.
+    """The run of a request for controls, what is asked for, and what stands in for names; see `controls`.
 
     Raises:
         RequestError: every problem of the request at once; nothing has been done.
@@ -236,6 +236,8 @@ def _read(path: Path) -> list[ControlRow]:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
+    """Which controls are asked for, and whether they are trained or evaluated."""
+
     kinds: list[str]
     levels: list[int | None]
     trained: bool

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +16,8 @@ from .first_layer import Picture, draw
 from .names import CONFIG, CONTROL_RUNS
 
 if TYPE_CHECKING:
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
     from torch import Tensor, nn
 
     from supermask import Masks
@@ -52,6 +55,8 @@ TAGS = {
         "first-layer/masks": "masks of the first layer's first units or filters, white = kept",
     },
 }
+# So old is what TensorBoard shows of a run in progress, at most, once the next number comes.
+_SECONDS_BETWEEN_FLUSHES = 5.0
 _CLASSES = {"scalars": "DATA_CLASS_SCALAR", "histograms": "DATA_CLASS_TENSOR", "images": "DATA_CLASS_BLOB_SEQUENCE"}
 # The columns of the HPARAMS tab: any method's, because TensorBoard takes the list of one run for all. It shows five at
 # first, and those before others that are said to differ.
@@ -122,14 +127,17 @@ class EventFile:
     of a run's folder, lie beside the run's own, `@NAME` ends their names, and their tags begin with `controls/NAME/`: a
     run with its controls is one entry. In version 0.1 controls had entries of their own, which `^[^/]*$` hides.
 
-    Written through TensorBoard's own writer: torch.utils.tensorboard takes longer to import than a short search to run.
+    TensorBoard reads the files of a folder in the order of their names, which begin with the time to the nanosecond.
+    Written by its record writer, in this thread: torch.utils.tensorboard takes longer to import than a short search to
+    run, and what a thread of its own cannot write is told too late or never.
     """
 
     def __init__(self, folder: Path, metric: Metric = ACCURACY) -> None:
         run = folder.resolve().parents[1] if folder.resolve().parent.name == CONTROL_RUNS else folder
         self.control = folder.name if run != folder and (run / CONFIG).exists() else ""
         self.folder, self.metric = run if self.control else folder, metric
-        self.writer: EventFileWriter | None = None
+        self.writer: RecordWriter | None = None
+        self.flushed = 0.0
         self.described: set[str] = set()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -220,12 +228,27 @@ class EventFile:
     def _send(self, step: int, values: Sequence[Mapping[str, Any]]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
+        now = time.time()
         if self.writer is None:
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+            self.writer = self._open()
+            self._write(Event(wall_time=now, file_version="brain.Event:2"))
+        self._write(Event(wall_time=now, step=step, summary={"value": values}))
+        if now - self.flushed > _SECONDS_BETWEEN_FLUSHES:
+            self.writer.flush()
+            self.flushed = now
 
-            suffix = f"@{self.control}" if self.control else ""
-            self.writer = EventFileWriter(str(self.folder), filename_suffix=suffix)
-        self.writer.add_event(Event(wall_time=time.time(), step=step, summary={"value": values}))
+    def _open(self) -> RecordWriter:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        suffix = f"@{self.control}" if self.control else ""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+        name = f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}.{socket.gethostname()}.{os.getpid()}{suffix}"
+        return RecordWriter((self.folder / name).open("xb"))
+
+    def _write(self, event: Event) -> None:
+        assert self.writer is not None, "a file is open"
+        self.writer.write(event.SerializeToString())
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each event file, with everything written so far on disk."""
