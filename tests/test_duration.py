@@ -17,6 +17,7 @@ from ticket_search.contract.method import Stage
 from ticket_search.deploy import machine_load
 from ticket_search.running.duration import Costs, makespan
 from ticket_search.runs import rehearsal
+from ticket_search.runs.folders import FolderState
 from ticket_search.runs.rehearsal import Rehearsal, Rehearsed
 from ticket_search.sweeps.file import make_sweep
 from ticket_search.sweeps.sweep import plan_sweep
@@ -152,6 +153,15 @@ def test_a_sweep_counts_runs_controls_and_starts(planned):
     assert plan.seconds == pytest.approx(10 + 3 * each)
     assert 3600 * plan.hours == pytest.approx(plan.seconds)
     assert plan.settled == pytest.approx(dense.seconds / (3 * each))
+
+
+def test_controls_that_a_finished_run_lacks_count(planned, monkeypatch):
+    monkeypatch.setattr("ticket_search.sweeps.sweep.inspect_folder", lambda folder, *_: FolderState(folder, "finished"))
+    imp, *_ = planned().runs
+    assert imp.seconds == 0 and imp.control_seconds == pytest.approx(2 * COSTS.control(PER_EPOCH, 100))
+    imp.folder.mkdir(parents=True)
+    (imp.folder / "controls.json").touch()
+    assert planned().runs[0].control_seconds == 0
 
 
 def test_jobs_share_the_work_and_the_cores(planned):

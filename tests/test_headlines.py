@@ -199,3 +199,9 @@ def test_numbers_of_another_program_have_no_command():
     assert search_command({"method": "theirs", "model": "x"}, [1]) == ""
     (group,) = compare([], others=rows_of({0.03: 0.1}, seeds=2)).groups
     assert headline(group, group.levels[-1]).command == ""
+
+
+def test_a_command_says_the_densities_once():
+    recipe = {"method": "imp", "model": "lenet-300-100", "density": 0.2, "levels": [0.5, 0.2]}
+    assert search_command(recipe, [1, 2]) == "ticket search --method imp --levels 0.5,0.2 --seeds 1-2"
+    assert "--density 0.3" in search_command({**recipe, "density": 0.3, "levels": []}, [1])

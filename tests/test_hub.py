@@ -122,6 +122,15 @@ def test_every_command_that_takes_a_ticket_takes_one_of_the_hub(words, hub, run,
         assert "models--you--theirs" in config and there.commits[0][0] in config
 
 
+def test_a_broken_ticket_is_named_as_it_was_given(hub, run, ticket):
+    whole = (run.path / "ticket.safetensors").read_bytes()
+    hub.repositories["you/theirs"] = Repository()
+    hub.repositories["you/theirs"].commit({"ticket.safetensors": whole[: len(whole) // 2]}, "half")
+    for words in (("search", "--weights", "hf:you/theirs", "--method", "dense"), ("inspect", "hf:you/theirs")):
+        told = ticket(*words)
+        assert told.code == 2 and "hf:you/theirs" in told.err and "snapshots" not in told.err, told.err
+
+
 @pytest.mark.parametrize(
     "text", ["hf:a/b", "hf:a/b@v1", "hf:a/b:c/d.safetensors", "hf:a_1/b.c-d@refs/pr/1:x.safetensors"]
 )

@@ -179,8 +179,10 @@ def search_command(recipe: Mapping[str, Any], seeds: Sequence[int]) -> str:
     words = ["ticket", "search", "--method", method]
     for name, entry in public_fields(find_method(method).Config).items():
         value, default = recipe.get(name), entry.get_default()
-        if name in _OF_THE_MACHINE or (name == "density" and find_method(method).traits.dense):
-            continue
+        if name in _OF_THE_MACHINE or (
+            name == "density" and (find_method(method).traits.dense or recipe.get("levels"))
+        ):
+            continue  # of a list of levels the last is the density
         if value is None or value in (default, list(default) if isinstance(default, tuple) else default):
             continue
         if isinstance(value, bool):

@@ -189,7 +189,9 @@ def read_weights(given: str) -> tuple[dict[str, Tensor], EarlierRun | None]:
     except OSError as error:
         raise RequestError(f"--weights {given}: {path} cannot be read: {error.strerror}") from None
     except supermask.TicketError as error:
-        raise RequestError(f"--weights {error}") from None
+        # Of the hub the file is a copy in a cache, whose name tells nobody anything.
+        told = str(error).replace(str(path), given) if tickets.hub.is_place(given) else str(error)
+        raise RequestError(f"--weights {told}") from None
     place = path.resolve()
     folder = folder_of_ticket(place)
     name = folder.name if (folder / CONFIG).exists() else path.name

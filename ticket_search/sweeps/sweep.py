@@ -23,7 +23,7 @@ from ..running.request import find_weights
 from ..running.search import check_code
 from ..runs.experiment import Setup, exact_arithmetic, find_model, load_data, make_setup, own_random_numbers, resolve
 from ..runs.folders import State, inspect_folder
-from ..runs.names import ELSEWHERE, EVALUATED
+from ..runs.names import CONTROLS, ELSEWHERE, EVALUATED
 from ..training.objective import make_objective
 from ..training.trial import check_model
 from .file import Sweep as Sweep
@@ -233,7 +233,8 @@ def _plan_group(sweep: Sweep, group: Sequence[PlannedRun], counted: _Counted, co
     planned = []
     for run in group:
         todo = run.state != "finished"
-        controls = _control_seconds(sweep, run.config, counted, costs) if todo else 0.0
+        lacks = todo or not (run.folder / CONTROLS).exists()
+        controls = _control_seconds(sweep, run.config, counted, costs) if lacks else 0.0
         planned.append(replace(run, steps=counted.steps, seconds=seconds if todo else 0.0, control_seconds=controls))
     return planned
 
