@@ -206,7 +206,7 @@ def plan_sweep(
         groups.setdefault(key, []).append(found)
         names.setdefault(key, run.configuration)
     # The first run stands for those of all seeds. A group whose runs are all finished has nothing left to count.
-    firsts = {key: group[0].config for key, group in groups.items() if _count_left(group)}
+    firsts = {key: group[0].config for key, group in groups.items() if any(_has_work(sweep, run) for run in group)}
     loaded: dict[str, _Loaded] = {}
     timed = {} if timed is None else timed
     counted = _try_all(firsts, lambda key: _count_steps(firsts[key], loaded, sweep.controls_on), problems)
@@ -215,8 +215,7 @@ def plan_sweep(
     planned: list[PlannedRun] = []
     for key, group in groups.items():
         left = _count_left(group)
-        # Of finished runs nothing was timed: their controls are there as a rule.
-        each = _plan_group(sweep, group, counted[key], costs[key]) if left else group
+        each = _plan_group(sweep, group, counted[key], costs[key]) if key in firsts else group
         steps = counted[key].steps if left else 0
         seconds = sum(run.seconds + run.control_seconds for run in each)
         rows.append(PlanRow(names[key], len(group), len(group) - left, left * steps, seconds))
@@ -233,10 +232,15 @@ def _plan_group(sweep: Sweep, group: Sequence[PlannedRun], counted: _Counted, co
     planned = []
     for run in group:
         todo = run.state != "finished"
-        lacks = todo or not (run.folder / CONTROLS).exists()
-        controls = _control_seconds(sweep, run.config, counted, costs) if lacks else 0.0
+        controls = _control_seconds(sweep, run.config, counted, costs) if _has_work(sweep, run) else 0.0
         planned.append(replace(run, steps=counted.steps, seconds=seconds if todo else 0.0, control_seconds=controls))
     return planned
+
+
+def _has_work(sweep: Sweep, run: PlannedRun) -> bool:
+    """Whether a run is not finished, or is and has none of the controls that are asked for."""
+    asked = sweep.controls_of(run.config) and not find_method(run.config.method).traits.dense
+    return run.state != "finished" or (bool(asked) and not (run.folder / CONTROLS).exists())
 
 
 def _control_seconds(sweep: Sweep, config: Config, counted: _Counted, costs: Costs) -> float:
