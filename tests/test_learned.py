@@ -12,6 +12,7 @@ import pytest
 import torch
 from networks import Tied as SmallTied
 from processes import run_python
+from products import combine
 from rules import RULES, Bernoulli, Biprop, Clamped, Gates, Patterns, Redrawing, Signed, Straight, Tasks, learn
 from torch import nn
 
@@ -81,7 +82,8 @@ some_rules = pytest.mark.parametrize(
     "rule",
     [pytest.param(rule, marks=() if rule == "edge-popup" else pytest.mark.slow) for rule in RULES],
 )
-each_network = pytest.mark.parametrize("network", NETWORKS)
+# A mask that is chosen, and one that draws noise over weights that are trained: on each of the networks.
+rules_and_networks = combine(("edge-popup", "gates"), rule=RULES, network=NETWORKS)
 
 
 @pytest.fixture(autouse=True)
@@ -122,8 +124,7 @@ def bits(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-@each_network
-@each_rule
+@rules_and_networks
 def test_training_moves_what_is_learned_and_baking_gives_what_an_evaluation_sees(rule, network):
     plain = NETWORKS[network][0]()
     names, flags = list(plain.state_dict()), [p.requires_grad for p in plain.parameters()]
@@ -192,8 +193,7 @@ def test_a_deep_copy_learns_on_its_own(rule):
         assert not all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-@each_network
-@each_rule
+@rules_and_networks
 def test_saved_loaded_and_resumed_is_never_stopped(rule, network):
     model, _, x = make(rule, network)
     optimizer = train(model, x, 2)

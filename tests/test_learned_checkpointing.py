@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from products import combine
 from rules import RULES, learn
 from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
@@ -92,8 +93,8 @@ def assert_same_gradients(net, twin) -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("way", PASSES)
-@pytest.mark.parametrize("rule", RULES)
+# One that draws nothing, one that draws noise, and one whose weights are trained: with each of the ways.
+@combine(("edge-popup", "bernoulli", "gates"), rule=RULES, way=PASSES)
 def test_gradients_are_those_of_a_pass_that_keeps_everything(rule, way):
     net, twin = pair(rule, way)
     ours, theirs = (torch.optim.SGD([p for p in n.parameters() if p.requires_grad], 0.1) for n in (net, twin))

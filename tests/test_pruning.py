@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import NETWORKS, Residual, perceptron, start_of
+from products import combine_pairs
 from test_allocation import SLOW as SLOW_ALLOCATIONS
 from test_granularity import slow_sums, slow_units
 from torch import Tensor, nn
@@ -201,9 +202,7 @@ def ask(model: nn.Module, density: float, score: str, allocation: str, granulari
         return str(error)
 
 
-@pytest.mark.parametrize("granularity", [*GRANULARITIES, "block:2x2", "2:4", COUPLED])
-@pytest.mark.parametrize("allocation", ALLOCATIONS)
-@pytest.mark.parametrize("score", SCORES)
+@combine_pairs(score=SCORES, allocation=ALLOCATIONS, granularity=[*GRANULARITIES, "block:2x2", "2:4", COUPLED])
 def test_every_combination_works_or_says_why_not(score, allocation, granularity, small):
     density = 0.5 if granularity == "2:4" else 0.37
     masks = ask(small, density, score, allocation, granularity)
