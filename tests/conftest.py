@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import copy
+import functools
+import math
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +20,7 @@ import pytest
 # Imported where they are used: the process that hands the tests out uses none of them.
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from ticket_search.runs.run import Run
 
@@ -75,6 +79,27 @@ def _blank_pictures() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ticket_search.runs.tensorboard.draw", leave_blank)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _computed_once() -> Iterator[None]:
+    """The digits are read once, and small tensors of weights drawn once: a short search would do so again and again."""
+    from supermask.weights import inits
+    from ticket_search.data import digits
+
+    read, draw = functools.cache(digits.read), inits.draw
+    drawn = functools.lru_cache(maxsize=400)(draw)
+
+    def draw_once(init: str, shape: Iterable[int], seed: int, name: str, scale: float = 1.0) -> Tensor:
+        sizes = tuple(int(size) for size in shape)
+        if math.prod(sizes) > 2**16:
+            return draw(init, sizes, seed, name, scale)
+        return drawn(init, sizes, seed, name, scale).clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "read", lambda *args: copy.deepcopy(read(*args)))
+        patch.setattr(inits, "draw", draw_once)
         yield
 
 

@@ -9,10 +9,12 @@ No check knows a method by its name: what a method is asked follows from its tra
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,49 @@ DENSITY = 0.3
 FEW = {"fraction": 0.45, "rounds": 5, "tasks": "permuted:2", "decisions": 5}
 
 
+@dataclass
+class Watched:
+    """What the steps of a search were seen to do."""
+
+    models: list[torch.nn.Module] = field(default_factory=list)
+    steps: int = 0
+    masked: int = 0
+    unmasked: list[int] = field(default_factory=list)
+    not_zero: list[str] = field(default_factory=list)
+
+    def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        model = self.models[-1]
+        program = program_of(model)
+        if program is None:
+            return
+        net = model if isinstance(program, Hold) else supermask.bake(model)
+        for name, mask in supermask.masks_of(model).items():
+            if net.get_parameter(name).detach()[~mask].view(torch.int32).any():
+                self.not_zero.append(f"{name} in the {self.masked + 1}th step under masks")
+        self.masked += 1
+
+    def advance_to(self, step: int) -> None:
+        self.steps += 1
+        if program_of(self.models[-1]) is None:
+            self.unmasked.append(step)
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[Watched]:
+    """Look at the network after each step of what is searched meanwhile."""
+    seen, make = Watched(), loop.make_optimizer
+    # The first model that is held brings the hook that makes dropped weights 0: it comes before the one that looks.
+    supermask.hold(layer := torch.nn.Linear(2, 2), supermask.prune(layer, 0.5))
+    handle = register_optimizer_step_post_hook(seen.after_step)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "make_optimizer", lambda model, *args: (seen.models.append(model), make(model, *args))[1])
+            patch.setattr(Progress, "advance_to", lambda self, step: seen.advance_to(step))
+            yield seen
+    finally:
+        handle.remove()
+
+
 class Searches:
     """Short searches, each in a folder of its own; the one that most checks look at is made once for each method.
 
@@ -44,18 +89,21 @@ class Searches:
 
     def __init__(self, folder: Path, **flags: Any) -> None:
         self.folder, self.flags = folder, flags
-        self.steps: dict[str, int] = {}
+        self._watched: dict[str, Watched] = {}
         self._runs: dict[str, Run] = {}
         self._folders = (folder / f"{number:02d}" for number in itertools.count())
 
     def finished(self, name: str) -> Run:
         """The run that `search(name)` makes."""
         if name not in self._runs:
-            with pytest.MonkeyPatch.context() as patch:
-                count = count_steps(patch)
+            with watch() as self._watched[name]:
                 self._runs[name] = self.search(name)
-            self.steps[name] = next(count)
         return self._runs[name]
+
+    def watched(self, name: str) -> Watched:
+        """What the steps of that run were seen to do."""
+        self.finished(name)
+        return self._watched[name]
 
     def search(self, name: str, **flags: Any) -> Run:
         """A search of two epochs."""
@@ -68,7 +116,9 @@ class Searches:
         if "rounds" in few:
             few["rounds"] = min(few["rounds"], method.Config().rounds)
         density = {} if method.traits.dense else {"density": DENSITY}
-        return {"epochs": 2, "threads": 1, "evaluate_every": "15it", **density, **few, **self.flags, **flags}
+        # Moments and a decay that would move what is dropped.
+        steps = {"epochs": 2, "threads": 1, "optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1}
+        return {**steps, "evaluate_every": "15it", **density, **few, **self.flags, **flags}
 
 
 def tickets_of(run: Run) -> list[supermask.Ticket]:
@@ -135,7 +185,8 @@ def extreme_densities_are_met_or_refused(name: str, searches: Searches) -> None:
     fields = method.Config.model_fields
     flags = {"epochs": 1, **({"allocation": "global"} if "allocation" in fields else {})}
     flags |= {"fraction": 0.99} if "fraction" in fields else {}
-    for density in (1e-4, 1.0):
+    one = 1 / searches.finished(name).summary["weights"]
+    for density in (one, 1.0):
         each, refused = None, ""
         try:
             each = [ticket.masks for ticket in tickets_of(searches.search(name, density=density, **flags))]
@@ -151,42 +202,15 @@ def extreme_densities_are_met_or_refused(name: str, searches: Searches) -> None:
 
 
 def dropped_weights_are_zero_after_every_step(name: str, searches: Searches) -> None:
-    models: list[torch.nn.Module] = []
-    masked: list[int] = []
-    unmasked: list[int] = []
-
-    def after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
-        program = program_of(models[-1])
-        if program is None:
-            return
-        masks = supermask.masks_of(models[-1])
-        net = models[-1] if isinstance(program, Hold) else supermask.bake(models[-1])
-        bits = [net.get_parameter(n).detach()[~m].view(torch.int32) for n, m in masks.items()]
-        assert not torch.cat(bits).any()
-        masked.append(masks.kept)
-
-    def advance_to(self: Progress, step: int) -> None:
-        if program_of(models[-1]) is None:
-            unmasked.append(step)
-
-    make = loop.make_optimizer
-    # The first model that is held brings the hook that makes dropped weights 0: it comes before the one that looks.
-    supermask.hold(layer := torch.nn.Linear(2, 2), supermask.prune(layer, 0.5))
-    handle = register_optimizer_step_post_hook(after_step)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "make_optimizer", lambda model, *args: (models.append(model), make(model, *args))[1])
-            patch.setattr(Progress, "advance_to", advance_to)
-            run = searches.search(name, optimizer="adamw", lr=1e-3, weight_decay=0.1)
-    finally:
-        handle.remove()
+    run, seen = searches.finished(name), searches.watched(name)
+    assert seen.not_zero == []
     method = find_method(name)
     per_epoch = whole_batches(run.data.train_size, run.config.batch_size)
-    stages = method.plan(run.config, run.setup.targets(run.config, models[-1]), per_epoch)
-    assert masked or not any(stage.steps for stage in stages if stage.density < 1)
+    stages = method.plan(run.config, run.setup.targets(run.config, seen.models[-1]), per_epoch)
+    assert seen.masked or not any(stage.steps for stage in stages if stage.density < 1)
     # Only the dense network goes without masks: nothing is dropped before such a step, nor at the next time that is told.
     told = [(row["step"], row["density/total"]) for row in run.metrics if "density/total" in row]
-    for step in unmasked:
+    for step in seen.unmasked:
         before = [density for at, density in told if at < step]
         after = [(at, density) for at, density in told if at >= step]
         assert before == [] or before[-1] == 1
@@ -261,7 +285,7 @@ def another_seed_gives_another_ticket(name: str, searches: Searches) -> None:
 def stopped_and_resumed_is_never_stopped(name: str, searches: Searches) -> None:
     """Stopped after the first step, in the middle and before the last step: the bytes of the same command."""
     whole = searches.finished(name)
-    steps = searches.steps[name]
+    steps = searches.watched(name).steps
     stops = (1, steps // 2, steps - 1)
     folder = None
     with pytest.MonkeyPatch.context() as patch:

@@ -346,7 +346,7 @@ def test_no_method_draws_from_the_global_stream(name, tmp_path):
     method = find_method(name)
     few = {key: value for key, value in FEW.items() if key in method.Config.model_fields}
     flags = {"density": 1.0 if method.traits.dense else 0.5, "optimizer": "adam", "momentum": 0.9, **few}
-    run = start(method, tmp_path / "run", train_size=240, **flags)
+    run = start(method, tmp_path / "run", train_size=60, batch_size=20, **flags)
     model, built = run.setup.make_model(run.config), run.setup.build()
     # A network that is built draws its own first weights, from a seed that is set for it.
     run.setup.build = lambda: copy.deepcopy(built)
@@ -382,9 +382,8 @@ def test_a_plan_times_the_methods_own_steps_and_writes_nothing(tmp_path, monkeyp
 @pytest.mark.parametrize("name", method_names())
 def test_a_plan_of_every_method(name):
     method = find_method(name)
-    run = start(
-        method, Path("unused"), **({} if method.traits.dense else {"density": 0.5}), optimizer="adam", momentum=0.9
-    )
+    density = {} if method.traits.dense else {"density": 0.5}
+    run = start(method, Path("unused"), **density, optimizer="adam", momentum=0.9, train_size=320)
     plan = make_plan(run.config, run.setup)
     assert 0 < plan.seconds < 300
     assert not Path("unused").exists()

@@ -112,9 +112,7 @@ def lists_of(masks: Masks | Arrays) -> dict[str, list]:
 HOW = (networks(), st.sampled_from(sorted(SLOW_SCORES)), st.sampled_from(SHAPES), st.sampled_from(sorted(ALLOCATIONS)))
 
 
-@given(*HOW, st.lists(st.one_of(st.just(1.0), st.just(0.0), st.floats(0.3, 1)), min_size=3, max_size=3))
-@settings(max_examples=150, deadline=None)
-def test_prune_equals_the_slow_one(model, score, shape, allocation, shares):
+def assert_equal_to_the_slow_one(model, score, shape, allocation, shares) -> None:
     targets = find_targets(model)
     scores = scores_of(score, targets)
     cut = [target for name, target in targets.items() if shape != "filter" or name != targets.output]
@@ -133,8 +131,24 @@ def test_prune_equals_the_slow_one(model, score, shape, allocation, shares):
         assert lists_of(previous) == lists_of(slow)
 
 
+SHARES = st.lists(st.one_of(st.just(1.0), st.just(0.0), st.floats(0.3, 1)), min_size=3, max_size=3)
+
+
+@given(*HOW, SHARES)
+@settings(max_examples=60, deadline=None)
+def test_prune_equals_the_slow_one(model, score, shape, allocation, shares):
+    assert_equal_to_the_slow_one(model, score, shape, allocation, shares)
+
+
+@pytest.mark.slow
+@given(*HOW, SHARES)
+@settings(max_examples=500, deadline=None)
+def test_prune_equals_the_slow_one_many_times(model, score, shape, allocation, shares):
+    assert_equal_to_the_slow_one(model, score, shape, allocation, shares)
+
+
 @given(*HOW, st.lists(st.floats(0.3, 1), min_size=2, max_size=4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_rounds_equal_the_slow_one_called_again_and_again(model, score, shape, allocation, goals):
     targets, goals = find_targets(model), sorted(goals, reverse=True)
     original, before = {name: t.parameter.detach().clone() for name, t in targets.items()}, None
