@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import math
 import multiprocessing
 import os
@@ -101,6 +102,14 @@ def _computed_once() -> Iterator[None]:
         patch.setattr(digits, "read", lambda *args: copy.deepcopy(read(*args)))
         patch.setattr(inits, "draw", draw_once)
         yield
+
+
+@pytest.fixture
+def young_objects() -> Iterator[None]:
+    """The garbage collector looks at what the test makes, and not for a second at all that has been imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from method_tests import FEW
+from test_methods import each_search
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -341,12 +342,12 @@ def drawn_globally(work: Callable[[], Any]) -> list[str]:
     return found + (["numpy.random"] if used_now != used or not np.array_equal(words_now, words) else [])
 
 
-@pytest.mark.parametrize("name", method_names())
+@each_search
 def test_no_method_draws_from_the_global_stream(name, tmp_path):
     method = find_method(name)
     few = {key: value for key, value in FEW.items() if key in method.Config.model_fields}
     flags = {"density": 1.0 if method.traits.dense else 0.5, "optimizer": "adam", "momentum": 0.9, **few}
-    run = start(method, tmp_path / "run", train_size=60, batch_size=20, **flags)
+    run = start(method, tmp_path / "run", train_size=80, batch_size=20, **flags)
     model, built = run.setup.make_model(run.config), run.setup.build()
     # A network that is built draws its own first weights, from a seed that is set for it.
     run.setup.build = lambda: copy.deepcopy(built)
@@ -379,7 +380,7 @@ def test_a_plan_times_the_methods_own_steps_and_writes_nothing(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", method_names())
+@each_search
 def test_a_plan_of_every_method(name):
     method = find_method(name)
     density = {} if method.traits.dense else {"density": 0.5}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -48,21 +49,22 @@ SMALL = {
 }
 LARGE = {
     "resnet20": (resnet20, (3, 32, 32), 3 * (16 + 32 + 64) + 16 + 32 + 64),
-    "vgg11": (vgg11, (3, 32, 32), 64 + 128 + 2 * 256 + 4 * 512),
+    "vgg11": (partial(vgg11, width=0.25), (3, 32, 32), 16 + 32 + 2 * 64 + 4 * 128),
     "torchvision resnet18": (
         lambda: torchvision.models.resnet18(num_classes=5),
         (3, 64, 64),
         2 * (64 + 128 + 256 + 512) + 960,
     ),
     "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(num_classes=5), (3, 32, 32), None),
-    "densenet121": pytest.param("densenet121", marks=pytest.mark.slow),
 }
 NETWORKS = {
     **SMALL,
     **LARGE,
     "densenet121": (lambda: torchvision.models.densenet121(num_classes=5), (3, 32, 32), 10240),
 }
-NAMES = [*SMALL, *[LARGE[name] if name == "densenet121" else name for name in LARGE]]
+# Residual sums are those of resnet20, concatenations those of a small densenet.
+LONG = ("torchvision resnet18", "densenet121")
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in NETWORKS]
 
 
 def make(name: str) -> tuple[nn.Module, Tensor]:

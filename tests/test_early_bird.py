@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import pytest
@@ -56,9 +57,18 @@ def magnitudes(model) -> torch.Tensor:
     return torch.cat([model.get_parameter(f"fc{layer}.weight").detach().abs().flatten() for layer in (1, 2, 3)])
 
 
+@pytest.fixture(scope="module")
+def find(tmp_path_factory):
+    """The run of a search with these flags, which is made once: `find(then="rewind")`."""
+    more = {"threads": 1, "train_size": 320, "progress": False}
+    return functools.cache(
+        lambda **flags: search("early-bird", runs=tmp_path_factory.mktemp("runs"), **SHORT, **more, **flags)
+    )
+
+
 @pytest.mark.parametrize("penalty", [0.0, 0.02])
-def test_the_ticket_is_that_of_a_training_written_out(quick, penalty):
-    run = quick("early-bird", **SHORT, **EXACT, norm_penalty=penalty)
+def test_the_ticket_is_that_of_a_training_written_out(find, penalty):
+    run = find(**EXACT, norm_penalty=penalty)
     told, weights, kept = train_by_hand(run, penalty, scales)
     assert run.summary["settled"]
     logged = [row["mask/distance"] for row in run.metrics if "mask/distance" in row]
@@ -89,13 +99,13 @@ def test_the_ticket_is_that_of_a_training_written_out(quick, penalty):
     assert small.fc1.out_features + small.fc2.out_features == 200
 
 
-def test_the_penalty_decides(quick):
-    runs = [quick("early-bird", folder=str(penalty), **SHORT, norm_penalty=penalty) for penalty in (0.0, 0.02)]
+def test_the_penalty_decides(find):
+    runs = [find(**EXACT, norm_penalty=penalty) for penalty in (0.0, 0.02)]
     one, two = (run.load_rewind_point().state_dict() for run in runs)
     assert two["norm1.weight"].abs().sum() < one["norm1.weight"].abs().sum()
 
 
-@pytest.mark.parametrize("model", ["lenet-300-100", "lenet-300-100-bn"])
+@pytest.mark.parametrize("model", ["lenet-300-100", pytest.param("lenet-300-100-bn", marks=pytest.mark.slow)])
 def test_masks_of_single_weights_need_no_norms(quick, model):
     flags = {**SHORT, "settled": 0.05, "density": 0.2, "model": model, "granularity": "weight"}
     run = quick("early-bird", **flags, **EXACT)
@@ -143,8 +153,8 @@ def test_drawn_at_the_end_nothing_is_left_to_train(quick):
     assert all(torch.equal(tensor, final[name]) for name, tensor in start.items())
 
 
-def test_rewinding_starts_again_and_costs_it(quick):
-    keep, rewind = (quick("early-bird", folder=then, **SHORT, then=then) for then in ("keep", "rewind"))
+def test_rewinding_starts_again_and_costs_it(find):
+    keep, rewind = (find(then=then) for then in ("keep", "rewind"))
     assert keep.ticket.masks == rewind.ticket.masks
     model = rewind.setup.make_model(rewind.config)
     for name, tensor in rewind.ticket.state_dict("start").items():
@@ -157,21 +167,21 @@ def test_rewinding_starts_again_and_costs_it(quick):
 
 
 @pytest.mark.parametrize("then", ["keep", "rewind"])
-def test_training_the_ticket_again_is_its_own_training(quick, then):
-    run = quick("early-bird", **SHORT, then=then)
-    again = train(run, runs=run.path.parent / "again", progress=False)
+def test_training_the_ticket_again_is_its_own_training(find, tmp_path, then):
+    run = find(then=then)
+    again = train(run, runs=tmp_path / "again", progress=False)
     assert supermask.fingerprint(again.ticket.state_dict()) == supermask.fingerprint(run.ticket.state_dict())
     assert again.summary["test_accuracy"] == run.summary["test_accuracy"]
 
 
 @pytest.mark.parametrize("granularity", ["filter", "weight"])
-def test_the_masks_before_a_stop_count_after_it(granularity, quick):
-    whole = quick("early-bird", **SHORT, granularity=granularity, name="whole")
+def test_the_masks_before_a_stop_count_after_it(granularity, quick, find):
+    whole = find(then="keep") if granularity == "filter" else find(granularity=granularity)
     step = whole.summary["drawn_at_step"]
     with pytest.MonkeyPatch.context() as patch:
         count_steps(patch, step - 1, step + 2)
         with pytest.raises(Interrupted) as stop:
-            quick("early-bird", **SHORT, granularity=granularity, name="stopped")
+            quick("early-bird", **SHORT, granularity=granularity)
         with pytest.raises(Interrupted):
             resume(stop.value.path, progress=False)
     again = resume(stop.value.path, progress=False)

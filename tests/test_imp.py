@@ -20,7 +20,7 @@ from ticket_search.methods.imp import Config
 from ticket_search.runs.progress import Progress
 
 LEVELS = (0.51, 0.13, 0.049)
-SHORT = {"epochs": 2, "levels": LEVELS, "optimizer": "sgd", "lr": 0.1}
+SHORT = {"epochs": 2, "levels": LEVELS, "optimizer": "sgd", "lr": 0.1, "model_args": "width=0.2"}
 
 
 @pytest.mark.parametrize("allocation", ["global", "layerwise", "module"])
@@ -139,6 +139,7 @@ SHAPES = {
     },
 }
 UNITS = {"epochs": 2, "optimizer": "sgd", "lr": 0.1, "levels": (0.5, 0.21, 0.06)}
+FEW_UNITS = {**UNITS, "model_args": "width=0.2"}
 
 
 def alive(cut, tensor: torch.Tensor) -> list[bool]:
@@ -164,7 +165,7 @@ def best_units(cuts, trained, before, counts) -> dict[str, list[bool]]:
 
 @combine(shape=SHAPES, rewind=["0", "3it"])
 def test_units_are_kept_as_a_whole_and_are_the_largest_at_every_level(shape, rewind, quick):
-    run = quick("imp", granularity=shape, rewind=rewind, **UNITS)
+    run = quick("imp", granularity=shape, rewind=rewind, **FEW_UNITS)
     cuts = SHAPES[shape]
     assert run.config.allocation == ("global" if shape.startswith("block") else "layerwise")
     point = run.load_rewind_point().state_dict() if rewind != "0" else run.load_level(0).state_dict("start")
@@ -217,9 +218,9 @@ def test_of_filters_ranked_together_each_layer_keeps_one(quick):
 
 
 def test_without_levels_each_drops_a_fraction_of_the_units(quick):
-    flags = {"epochs": 1, "granularity": "block:2x2", "fraction": 0.3, "density": 0.2}
+    flags = {"epochs": 1, "granularity": "block:2x2", "fraction": 0.3, "density": 0.2, "model_args": "width=0.2"}
     run = quick("imp", **flags)
-    units = 50200 // 4
+    units = run.summary["weights"] // 4
     nominal = [0.7, 0.7**2, 0.7**3, 0.7**4, 0.2]
     assert [row["nominal_density"] for row in run.levels[1:]] == pytest.approx(nominal)
     assert [row["units_kept"] for row in run.levels[1:]] == [math.floor(density * units + 0.5) for density in nominal]
@@ -232,7 +233,7 @@ def test_without_levels_each_drops_a_fraction_of_the_units(quick):
 
 @pytest.mark.parametrize("shape", ["filter", pytest.param("block:2x4", marks=pytest.mark.slow)])
 def test_units_survive_a_stop(shape, quick):
-    flags = {**UNITS, "granularity": shape, "rewind": "3it", "rewind_optimizer": "restore"}
+    flags = {**FEW_UNITS, "granularity": shape, "rewind": "3it", "rewind_optimizer": "restore"}
     whole = quick("imp", name="whole", **flags)
     with pytest.MonkeyPatch.context() as patch:
         count_steps(patch, 4, 21)
@@ -246,7 +247,7 @@ def test_units_survive_a_stop(shape, quick):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_controls_of_units_do_not_move_single_weights(shape, quick, tmp_path):
-    run = quick("imp", granularity=shape, rewind="3it", **{**UNITS, "levels": (0.3,)})
+    run = quick("imp", granularity=shape, rewind="3it", **{**FEW_UNITS, "levels": (0.3,)})
     with pytest.raises(RequestError, match=f"keeps units of {shape}: shuffle would move single weights"):
         controls(run.path, ["shuffle"], progress=False)
     (row,) = controls(run.path, progress=False)
@@ -259,7 +260,8 @@ def test_controls_of_units_do_not_move_single_weights(shape, quick, tmp_path):
 
 
 def test_units_from_the_shell(ticket):
-    words = ["search", "--method", "imp", "--granularity", "filter", "--levels", "0.5,0.125", "--epochs", "1"]
+    words = ["search", "--method", "imp", "--granularity", "filter", "--levels", "0.5,0.125", "--epochs", "1",
+             "--train-size", "320"]  # fmt: skip
     plan = ticket(*words, "--dry-run")
     assert plan.code == 0 and "0.1250" in plan.out, plan.err
     assert "6,275" not in plan.out, "an eighth of the filters is no eighth of the weights"
@@ -269,7 +271,7 @@ def test_units_from_the_shell(ticket):
     refused = ticket("search", "--method", "imp", "--granularity", "block:4x4", "--dry-run")
     assert refused.code == 2 and "fc3.weight of shape [10, 100] cannot be cut into blocks '4x4'" in refused.err
     cut = ticket("search", "--method", "imp", "--granularity", "channel", "--density", "0.002", "--fraction", "0.99",
-                 "--epochs", "1", "--name", "cut")  # fmt: skip
+                 "--epochs", "1", "--train-size", "320", "--name", "cut")  # fmt: skip
     assert cut.code == 0 and "keeps no weight of" in cut.err, cut.err
     assert "on a path from input to output" in " ".join(cut.err.split()), "said before a level is trained"
 
@@ -331,14 +333,14 @@ def test_what_a_score_draws_follows_from_the_seed(score, few, quick):
     flags = {**SHORT, "levels": (0.5, 0.2), "score": score, **few}
     runs = [quick("imp", folder=str(seed), mask_seed=seed, **flags) for seed in (1, 1, 2)]
     assert runs[0].ticket.masks == runs[1].ticket.masks != runs[2].ticket.masks
-    assert runs[0].ticket.masks.kept == count_kept(0.2, 50200)
+    assert runs[0].ticket.masks.kept == count_kept(0.2, runs[0].summary["weights"])
 
 
 def test_small_weights_are_kept_of_those_that_are_there(quick):
     """What was dropped is 0, and so the smallest; it stays dropped."""
     run = quick("imp", score="small-final", **{**SHORT, "levels": (0.5, 0.2)})
     before, masks = run.load_level(1), run.ticket.masks
-    assert masks.within(before.masks) and masks.kept == count_kept(0.2, 50200)
+    assert masks.within(before.masks) and masks.kept == count_kept(0.2, masks.size)
     final = before.state_dict()
     kept = torch.cat([final[name][mask].abs() for name, mask in masks.items()])
     gone = torch.cat([final[name][before.masks[name] & ~mask].abs() for name, mask in masks.items()])

@@ -215,7 +215,7 @@ def test_saved_tensors_are_still_watched_under_hooks_of_others():
         out.sum().backward()
 
 
-def test_nothing_is_kept_alive_by_a_pass_that_is_over():
+def test_nothing_is_kept_alive_by_a_pass_that_is_over(young_objects):
     """An operation that saves its own output must not keep itself alive, hooks or not."""
     import gc
     import weakref

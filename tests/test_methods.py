@@ -16,6 +16,9 @@ from ticket_search.methods import method_names
 METHODS = method_names()
 # Of methods that are one search with another score or rule, one is asked in every run what that search decides.
 SAME_SEARCH = ("grasp", "magnitude-at-init", "random", "synflow", "set", "wanda")  # as snip, rigl and sparsegpt
+each_search = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SAME_SEARCH else []) for name in METHODS]
+)
 OF_THE_SEARCH = (
     another_seed_gives_another_ticket,
     extreme_densities_are_met_or_refused,

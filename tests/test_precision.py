@@ -8,13 +8,14 @@ import pytest
 import torch
 from method_tests import FEW, tickets_of
 from processes import run_python
+from test_methods import each_search
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from supermask.masks.random_numbers import permutation
 from ticket_search import RequestError, search
 from ticket_search.data.sources import read_samples
-from ticket_search.methods import find_method, method_names
+from ticket_search.methods import find_method
 from ticket_search.methods.dense import Config
 from ticket_search.models.lenet import lenet_300_100
 from ticket_search.runs import experiment
@@ -128,24 +129,25 @@ def test_a_mac_trains_on_the_cpu_and_says_so(monkeypatch):
     assert experiment.resolve(Config(device="mps")).device == "mps"
 
 
-@pytest.mark.parametrize("method", [name for name in method_names() if name != "dense"])
-def test_every_method_searches_in_float64(method, tmp_path):
+@each_search
+def test_every_method_searches_in_float64(name, tmp_path):
     """Weights, batches and sums are float64; the masks are nearly those of float32."""
-    few = {key: value for key, value in FEW.items() if key in find_method(method).Config.model_fields}
-    same = {"density": 0.4, "epochs": 2, "threads": 1, "train_size": 256, "progress": False, "model_args": "width=0.1"}
-    same |= few
-    run = search(method, precision="fp64", runs=tmp_path / "fp64", **same)
+    method = find_method(name)
+    density = {} if method.traits.dense else {"density": 0.4}
+    few = {key: value for key, value in FEW.items() if key in method.Config.model_fields}
+    same = {"epochs": 2, "threads": 1, "train_size": 256, "progress": False, "model_args": "width=0.1", **density, **few}
+    run = search(name, precision="fp64", runs=tmp_path / "fp64", **same)
     ticket, *_ = tickets_of(run)
     final, start = ticket.state_dict("final"), ticket.state_dict("start")
     assert {tensor.dtype for tensor in final.values() if tensor.is_floating_point()} == {torch.float64}
     assert any(bool((tensor != tensor.float()).any()) for tensor in final.values()) == (
-        find_method(method).traits.weights in ("trained", "computed")
+        method.traits.weights in ("trained", "computed")
     ), "drawn weights are float32's, whatever comes of them is not"
-    usual = search(method, runs=tmp_path / "fp32", **same)
+    usual = search(name, runs=tmp_path / "fp32", **same)
     usual_ticket, *_ = tickets_of(usual)
     assert ticket.masks.overlap(usual_ticket.masks) > 0.95
-    for name, tensor in usual_ticket.state_dict("start").items():
-        torch.testing.assert_close(start[name].to(tensor), tensor, rtol=0, atol=1e-6 if name in ticket.masks else 1)
+    for key, tensor in usual_ticket.state_dict("start").items():
+        torch.testing.assert_close(start[key].to(tensor), tensor, rtol=0, atol=1e-6 if key in ticket.masks else 1)
     assert run.summary["val_loss"] == pytest.approx(usual.summary["val_loss"], rel=0.05)
 
 

@@ -195,7 +195,7 @@ def test_the_cut_in_a_band_is_that_of_a_sort(data):
         assert np.array_equal(by_cut(keys, tracking.Cut(*found)), sorted_top_k(keys, k))
 
 
-def test_a_copy_remembers_for_itself_and_what_is_gone_is_forgotten():
+def test_a_copy_remembers_for_itself_and_what_is_gone_is_forgotten(young_objects):
     scores = [torch.randn(SIZE)]
     chooser = Chooser([100])
     chooser.choose(scores)
@@ -226,8 +226,7 @@ def test_a_choice_on_an_accelerator_asks_the_host_nothing():
             scores[0].sum().item()
 
 
-@pytest.mark.parametrize("size", [4, 200, SIZE])
-@pytest.mark.parametrize("bad", [1, 3, "all"])
+@combine(size=[4, 200, SIZE], bad=[1, 3, "all"])
 def test_scores_that_are_no_numbers_break_nothing_here(size, bad):
     """They are reported where the loss is; the selection only must not fall over them, or for ever after."""
     chooser = Chooser([size // 2])
