@@ -74,7 +74,9 @@ def watch() -> Iterator[Watched]:
     handle = register_optimizer_step_post_hook(seen.after_step)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "make_optimizer", lambda model, *args: (seen.models.append(model), make(model, *args))[1])
+            patch.setattr(
+                loop, "make_optimizer", lambda model, *args: (seen.models.append(model), make(model, *args))[1]
+            )
             patch.setattr(Progress, "advance_to", lambda self, step: seen.advance_to(step))
             yield seen
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -275,9 +276,17 @@ each_network = pytest.mark.parametrize(
 )
 
 
-def make(case: Case) -> nn.Module:
+@functools.cache
+def made(make: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(0)
-    return case.make().eval()
+    return make().eval()
+
+
+def make(case: Case) -> nn.Module:
+    """The network of a case: made once, as that takes longer than a test, and copied."""
+    model = copy.deepcopy(made(case.make))
+    torch.manual_seed(0)
+    return model
 
 
 def outputs(model: nn.Module, inputs: Any) -> list[torch.Tensor]:

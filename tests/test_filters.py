@@ -109,7 +109,7 @@ def test_densities_by_layer_and_their_rounding():
 
 
 def test_the_scan_tells_what_it_found(ticket):
-    words = ("search", "--method", "filters", "--epochs", "1", "--threads", "1")
+    words = ("search", "--method", "filters", "--epochs", "1", "--threads", "1", "--train-size", "320")
     answer = ticket(*words, "--scan", "--densities", "fc1*=0.3")
     assert answer.code == 0, answer.err
     assert "-d0.5-by-layer-s0/sensitivity.png" in answer.err.replace("\n", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from networks import NETWORKS, perceptron, start_of
+from products import combine
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -273,10 +275,9 @@ class Drifting(nn.Module):
         return self.last(self.two(self.drop(self.norm(self.one(x)).relu()))).mean((2, 3))
 
 
-@pytest.mark.parametrize("failing", [False, True])
-@pytest.mark.parametrize("granularity", ["weight", "filter"])
-@pytest.mark.parametrize("score", SCORES)
-def test_the_model_is_left_as_it_was(score, granularity, failing):
+@combine(score=SCORES, way=itertools.product(["weight", "filter"], [False, True]))
+def test_the_model_is_left_as_it_was(score, way):
+    granularity, failing = way
     model = Drifting()
     model.norm.eval()
     model.two.weight.requires_grad_(False)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from products import combine
 from torch import nn
 
 import supermask
@@ -118,8 +119,7 @@ def test_augmentation_changes_training_only(quick):
     assert plain.ticket != other.ticket
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("wrapped", [False, True])
+@combine(suffix=[".pt", ".safetensors"], wrapped=[True, False])
 def test_a_search_starts_from_a_checkpoint(suffix, wrapped, quick, tmp_path):
     model = lenet_300_100((1, 8, 8), 10)
     state = {("module." if wrapped else "") + name: tensor for name, tensor in model.state_dict().items()}

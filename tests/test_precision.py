@@ -135,7 +135,15 @@ def test_every_method_searches_in_float64(name, tmp_path):
     method = find_method(name)
     density = {} if method.traits.dense else {"density": 0.4}
     few = {key: value for key, value in FEW.items() if key in method.Config.model_fields}
-    same = {"epochs": 2, "threads": 1, "train_size": 256, "progress": False, "model_args": "width=0.1", **density, **few}
+    same = {
+        "epochs": 2,
+        "threads": 1,
+        "train_size": 256,
+        "progress": False,
+        "model_args": "width=0.1",
+        **density,
+        **few,
+    }
     run = search(name, precision="fp64", runs=tmp_path / "fp64", **same)
     ticket, *_ = tickets_of(run)
     final, start = ticket.state_dict("final"), ticket.state_dict("start")

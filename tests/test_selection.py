@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from products import combine
 
 from supermask.choosing.allocation import global_, largest_remainder, layerwise
 from supermask.selection import top_k as selection
@@ -60,7 +61,7 @@ def test_top_k_equals_the_sort(keys, data):
     st.sampled_from([1, 7, 64, STEP]),
     st.data(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_the_sampled_search_equals_the_sort(keys, step, data):
     """Sample and steps small enough that arrays of a few keys take every way through the search."""
     k = data.draw(st.integers(0, keys.size))
@@ -107,8 +108,7 @@ def counts_to_try(keys: np.ndarray) -> set[int]:
     }
 
 
-@pytest.mark.parametrize("size", [SMALL - 1, SMALL, 10_007, 1 << 14, (1 << 14) + 1, 40_005])
-@pytest.mark.parametrize("kind", KINDS)
+@combine(kind=KINDS, size=[SMALL - 1, SMALL, 10_007, 1 << 14, (1 << 14) + 1, 40_005])
 def test_every_kind_of_keys_at_every_size(kind, size):
     keys = KINDS[kind](np.random.default_rng(size).standard_normal(size, dtype=np.float32))
     with mock.patch.object(selection, "STEP", 1 << 14):
