@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -276,17 +275,9 @@ each_network = pytest.mark.parametrize(
 )
 
 
-@functools.cache
-def made(make: Callable[[], nn.Module]) -> nn.Module:
-    torch.manual_seed(0)
-    return make().eval()
-
-
 def make(case: Case) -> nn.Module:
-    """The network of a case: made once, as that takes longer than a test, and copied."""
-    model = copy.deepcopy(made(case.make))
     torch.manual_seed(0)
-    return model
+    return case.make().eval()
 
 
 def outputs(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
