@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from held import assert_held
+from products import combine
 from torch import nn
 
 import supermask
@@ -70,7 +71,6 @@ LORA = {
     llama: {"target_modules": ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]},
     Convolutions: {"target_modules": ["table", "wide", "single", "head"]},
 }
-each_model = pytest.mark.parametrize("make", LORA, ids=lambda make: make.__name__)
 TOKENS = torch.randint(0, 20, (4, 6), generator=torch.Generator().manual_seed(1))
 
 
@@ -139,8 +139,7 @@ VARIATIONS = {
 }
 
 
-@pytest.mark.parametrize("safe", [False, True])
-@each_model
+@combine(make=LORA, safe=[False, True])
 def test_a_merge_fills_no_zero_and_changes_no_output(make, safe):
     wrapped, model, masks = adapted(make)
     before = logits(wrapped)

@@ -279,7 +279,11 @@ def test_a_channel_of_pixels_counts_for_its_neighbours_in_the_final_check(monkey
 
 @pytest.mark.parametrize(
     "make",
-    [vision.resnet18, pytest.param(vision.densenet121, marks=pytest.mark.slow), vision.mobilenet_v3_small],
+    [
+        pytest.param(vision.resnet18, marks=pytest.mark.slow),
+        pytest.param(vision.densenet121, marks=pytest.mark.slow),
+        vision.mobilenet_v3_small,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_what_is_dropped_is_a_constant_wherever_it_is_read(make):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from products import combine
 from torch import nn
 
 import supermask
@@ -47,9 +48,9 @@ def test_shortcuts_and_head_of_resnet20():
     assert targets["head.weight"].size == 640
 
 
-@pytest.mark.parametrize("name", model_names())
-@pytest.mark.parametrize(("shape", "classes"), [((1, 8, 8), 10), ((3, 28, 28), 7)])
-def test_any_input_size_and_number_of_classes(name, shape, classes):
+@combine(name=model_names(), asked=[((1, 8, 8), 10), ((3, 28, 28), 7)])
+def test_any_input_size_and_number_of_classes(name, asked):
+    shape, classes = asked
     if name in TOKENS:
         shape = shape[2:]
     model = find_architecture(name)(shape, classes).eval()
@@ -60,8 +61,7 @@ def samples(name: str, shape: tuple[int, ...], classes: int) -> torch.Tensor:
     return torch.randint(0, classes, (2, *shape)) if name in TOKENS else torch.randn(2, *shape)
 
 
-@pytest.mark.parametrize("name", sorted(set(model_names()) - LARGE))
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@combine(["lenet-300-100"], name=sorted(set(model_names()) - LARGE), activation=ACTIVATIONS)
 def test_every_activation_in_every_network(name, activation):
     shape = (8,) if name in TOKENS else (1, 8, 8)
     model = find_architecture(name)(shape, 4, activation=activation)
