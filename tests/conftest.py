@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 # Before PyTorch is imported, here and in what tests start: two processes of tests have a core each, and threads that wait
 # for one another take the time of the other process.
@@ -76,6 +76,29 @@ def _blank_pictures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ticket_search.runs.tensorboard.draw", leave_blank)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _unannounced() -> Iterator[dict[str, Any]]:
+    """Searches and controls of the shell begin at once; with `announced` steps are timed before, to say how long."""
+    from ticket_search.cli import search
+    from ticket_search.running import controls
+
+    timed = {
+        "ticket_search.cli.search._carry_out_announced": search._carry_out_announced,
+        "ticket_search.running.controls._announce": controls._announce,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_carry_out_announced", lambda run: search.running.search.carry_out(run))
+        patch.setattr(controls, "_announce", lambda *_: None)
+        yield timed
+
+
+@pytest.fixture
+def announced(monkeypatch: pytest.MonkeyPatch, _unannounced: dict[str, Any]) -> None:
+    """Searches and controls of the shell say how long they take."""
+    for name, function in _unannounced.items():
+        monkeypatch.setattr(name, function)
 
 
 @pytest.fixture(scope="session")
