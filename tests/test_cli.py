@@ -138,7 +138,8 @@ def test_the_first_line_of_a_search_comes_before_torch():
 
 
 def test_a_search_says_how_long_it_takes(ticket, announced):
-    done = ticket(*"search --method imp --density 0.7 --epochs 1 --train-size 320 --threads 1 --name x".split())
+    words = "search --method imp --density 0.7 --epochs 1 --train-size 320 --threads 1 --name x"
+    done = ticket(*words.split())
     assert done.code == 0, done.err
     first, second = done.err.splitlines()[:2]
     assert first == "imp on lenet-300-100 and digits, density 0.7, seed 0"
@@ -503,7 +504,8 @@ def test_inspect_shows_a_strangers_ticket_and_builds_nothing(ticket, tmp_path, m
     [("bf16", torch.bfloat16), pytest.param("fp16", torch.float16, marks=pytest.mark.slow)],
 )
 def test_kept_weights_are_rounded_on_request(dtype, torch_dtype, ticket):
-    flags = ("--method", "imp", "--epochs", "1", "--fraction", "0.5", "--density", "0.25", "--train-size", "320", "--threads", "1")
+    words = "--method imp --epochs 1 --train-size 320 --fraction 0.5 --density 0.25 --threads 1"
+    flags = words.split()
     assert ticket("search", *flags, "--name", "whole").code == 0
     assert ticket("search", *flags, "--name", "rounded", "--dtype", dtype).code == 0
     whole, rounded = (supermask.load(f"runs/{name}/ticket.safetensors") for name in ("whole", "rounded"))
