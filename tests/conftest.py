@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import gc
 import multiprocessing
 import os
@@ -76,6 +77,16 @@ def _blank_pictures() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ticket_search.runs.tensorboard.draw", leave_blank)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _drawn_once() -> Iterator[None]:
+    """Normal numbers of a seed and a name are computed once: a short search draws its weights twenty times."""
+    from supermask.weights import inits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inits, "normal", functools.lru_cache(24)(inits.normal))
         yield
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from processes import run_python
+from products import combine
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,8 +41,7 @@ class Recorder(TorchDispatchMode):
 SEVERAL = {"batch_size": 4, "train_size": 264, "epochs": 1, "model_args": "width=0.1"}
 
 
-@pytest.mark.parametrize("flags", [{}, {"accumulate": 2, "clip": 1.0, "label_smoothing": 0.1}])
-@pytest.mark.parametrize("method", ["dense", "imp", "edge-popup"])
+@combine(method=["dense", "imp", "edge-popup"], flags=[{"accumulate": 2, "clip": 1.0, "label_smoothing": 0.1}, {}])
 def test_no_step_asks_for_a_number(method, flags, quick, monkeypatch):
     """A number that Python reads is a wait for the device: none between two evaluations."""
     recorders = []
