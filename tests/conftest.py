@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 # Before PyTorch is imported, here and in what tests start: two processes of tests have a core each, and threads that wait
 # for one another take the time of the other process.
@@ -112,6 +112,29 @@ def young_objects() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _unannounced() -> Iterator[dict[str, Any]]:
+    """Searches and controls of the shell begin at once; with `announced` steps are timed before, to say how long."""
+    from ticket_search.cli import search
+    from ticket_search.running import controls
+
+    timed = {
+        "ticket_search.cli.search._carry_out_announced": search._carry_out_announced,
+        "ticket_search.running.controls._announce": controls._announce,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_carry_out_announced", lambda run: search.running.search.carry_out(run))
+        patch.setattr(controls, "_announce", lambda *_: None)
+        yield timed
+
+
+@pytest.fixture
+def announced(monkeypatch: pytest.MonkeyPatch, _unannounced: dict[str, Any]) -> None:
+    """Searches and controls of the shell say how long they take."""
+    for name, function in _unannounced.items():
+        monkeypatch.setattr(name, function)
+
+
 @pytest.fixture(scope="session")
 def forkserver_with_torch() -> None:
     """Processes that are started by `forkserver` are forked from one that has imported what forked.py says."""
@@ -158,6 +181,17 @@ def ticket(capsys, monkeypatch, tmp_path):
 
 # A module of checks without a test's name, imported after this one: its assertions tell their values too.
 pytest.register_assert_rewrite("method_tests")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported stays: looking for garbage among it takes a third of the collection, and more in the tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def asks_for_quick_ones(config: pytest.Config) -> bool:

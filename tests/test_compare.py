@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy
 from matplotlib.container import ErrorbarContainer
 from rich.cells import cell_len
 from rich.console import Console
-from scipy import stats
 
 from ticket_search import RequestError, compare
 from ticket_search.analysis import levels, overview, paper
@@ -172,7 +172,9 @@ def test_a_table_for_a_paper_has_methods_by_densities_and_the_best_of_each():
             assert (cell.mean, cell.std) == (f"{group.mean:.2f}", f"{group.std:.2f}")
             assert method.cost == "1"
             gaps = np.subtract(top.levels[-1].values, group.levels[-1].values)
-            tied = group is top or stats.t.interval(0.95, len(gaps) - 1, gaps.mean(), stats.sem(gaps))[0] <= 0
+            tied = (
+                group is top or scipy.stats.t.interval(0.95, len(gaps) - 1, gaps.mean(), scipy.stats.sem(gaps))[0] <= 0
+            )
             assert cell.best == (tied and density != "100")
     assert "over 3 seeds" in table.note and not any(method.seeds for method in table.methods)
 

@@ -58,13 +58,14 @@ def house(tmp_path_factory):
 
 
 def carry_out(house: Path, folder: Path, *commands: str) -> list[str]:
-    """What each `ticket` command prints, in one process of the copied project; its pictures stay blank."""
+    """What each `ticket` command prints, in one process of the copied project; its pictures stay blank, no search is announced."""
     script = """
 import contextlib, io, json, sys
 from pictures import leave_blank
 from ticket_search.runs import tensorboard
 tensorboard.draw = leave_blank
-from ticket_search.cli import main
+from ticket_search.cli import main, search
+search._carry_out_announced = lambda run: search.running.search.carry_out(run)
 printed = []
 for words in json.loads(sys.argv[1]):
     sys.argv = ["ticket", *words]

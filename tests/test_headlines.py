@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from ticket_search import compare, search
 from ticket_search.analysis.headlines import headline, headlines, search_command
@@ -85,7 +85,7 @@ def test_the_chance_of_being_worse_is_that_of_a_one_sided_test():
     stream = np.random.default_rng(0)
     gaps = {name: stream.normal(mean, 0.6, 6) for name, mean in {"a": 0.0, "b": -0.9, "c": -1.4}.items()}
     found = {name: Difference(6, float(gap.mean()), float(gap.std(ddof=1)), (0.0, 0.0)) for name, gap in gaps.items()}
-    theirs = {name: stats.ttest_1samp(gap, -0.5, alternative="less").pvalue for name, gap in gaps.items()}
+    theirs = {name: scipy.stats.ttest_1samp(gap, -0.5, alternative="less").pvalue for name, gap in gaps.items()}
     for name, chance in plainly_worse({**found, "none": None}, 0.5).items():
         assert chance == (None if name == "none" else pytest.approx(holm(theirs)[name]))
     same = {"worse": Difference(5, -0.6, 0.0, (-0.6, -0.6)), "not": Difference(5, -0.4, 0.0, (-0.4, -0.4))}
@@ -97,7 +97,7 @@ def test_a_level_that_is_not_worse_than_the_margin_is_seldom_called_worse(mean):
     """At the margin itself, out of order, with seven other levels: at most one experiment of forty says no by chance."""
     stream, wrong, number = np.random.default_rng(1), 0, 400
     dense, *_ = compare([], others=rows_of({0.5: 0.0})).groups[0].levels
-    quantile = float(stats.t.ppf(0.975, 4))
+    quantile = float(scipy.stats.t.ppf(0.975, 4))
     for _ in range(number):
         rows = [dense]
         for place in range(8):
