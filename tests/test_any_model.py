@@ -268,11 +268,22 @@ LARGE = {
     "timm regnety_002": Case(from_timm("regnety_002"), image(32), 71),
 }
 
-each_network = pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, id=name) for name, case in CASES.items()]
-    + [pytest.param(case, id=name, marks=pytest.mark.slow) for name, case in LARGE.items()],
-)
+OTHERS = [name for name in CASES if name.partition(" ")[0] in ("torchvision", "timm", "transformers")]
+
+
+def networks_but(left_to_slow: list[str]) -> pytest.MarkDecorator:
+    """Each network; of other packages' these and the large ones in the slow run only."""
+    slow = [*left_to_slow, *LARGE]
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(case, id=name, marks=[pytest.mark.slow] if name in slow else [])
+            for name, case in (CASES | LARGE).items()
+        ],
+    )
+
+
+each_network = networks_but([])
 
 
 def make(case: Case) -> nn.Module:
@@ -350,7 +361,7 @@ def test_every_weight_is_a_target_or_named(case):
     assert [name for name in targets if "no pass" in said.get(name, "")] == []
 
 
-@each_network
+@networks_but(OTHERS[::2])
 def test_hold_is_the_plain_network_with_weights_multiplied(case):
     model = make(case)
     names, inputs = list(model.state_dict()), case.inputs()
@@ -375,7 +386,7 @@ def test_hold_is_the_plain_network_with_weights_multiplied(case):
     assert all(not module._forward_pre_hooks for name, module in baked.named_modules() if name != "old")
 
 
-@each_network
+@networks_but(OTHERS[1::2])
 def test_learn_masks_any_network_and_gradients_reach_every_score(case):
     model, inputs = make(case), case.inputs()
     names = list(model.state_dict())

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from method_tests import FEW
-from test_methods import each_search
+from test_methods import each_search, some_searches
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -380,7 +380,7 @@ def test_a_plan_times_the_methods_own_steps_and_writes_nothing(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-@each_search
+@some_searches
 def test_a_plan_of_every_method(name):
     method = find_method(name)
     density = {} if method.traits.dense else {"density": 0.5}

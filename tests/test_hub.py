@@ -272,6 +272,7 @@ def test_in_python_an_error_is_of_our_own():
     assert Place("a/b") == read_place("hf:a/b")
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_with_the_variables_of_the_environment(hub, run, tmp_path):
     """Where nothing has been imported, and no constant was replaced: from the hub, and without it from the cache."""
     hub.repositories["you/theirs"] = Repository()

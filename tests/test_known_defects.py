@@ -97,7 +97,10 @@ def statements(node: ast.AST) -> Iterator[ast.stmt]:
 def test_the_test_that_is_named_exists_and_asserts(defect, file, name):
     found = functions_of(TESTS / f"{file}.py")
     assert name in found, f"{defect}: {file} has no {name}"
-    words = ast.dump(found[name])
+    called = [
+        node.func.id for node in ast.walk(found[name]) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    words = "".join(ast.dump(found[each]) for each in (name, *called) if each in found)
     assert "Assert(" in words or "raises" in words
 
 

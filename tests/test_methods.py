@@ -19,6 +19,11 @@ SAME_SEARCH = ("grasp", "magnitude-at-init", "random", "synflow", "set", "wanda"
 each_search = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SAME_SEARCH else []) for name in METHODS]
 )
+# Those that search each in a way of its own: for checks of what all of them have from the loop and the plan.
+OWN_WAY = ("imp", "edge-popup", "snip", "gates", "rigl", "filters", "sparsegpt", "supsup")
+some_searches = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in OWN_WAY else [pytest.mark.slow]) for name in METHODS]
+)
 OF_THE_SEARCH = (
     another_seed_gives_another_ticket,
     extreme_densities_are_met_or_refused,

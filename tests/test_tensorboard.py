@@ -427,7 +427,7 @@ class Server:
 
 
 # `auto` is what users get: another reader, which forgets a curve's points when its steps go back.
-@pytest.fixture(scope="module", params=["false", "auto"])
+@pytest.fixture(scope="module", params=[pytest.param("false", marks=pytest.mark.slow), "auto"])
 def server(request, runs, tmp_path_factory) -> Iterator[Server]:
     """A TensorBoard over the three runs, which has read them to their ends."""
     log = tmp_path_factory.mktemp("server") / "log"

@@ -78,7 +78,8 @@ def tiny_gpt2() -> nn.Module:
     return transformers.GPT2LMHeadModel(config)
 
 
-@pytest.mark.parametrize("make", [pytest.param(tiny_bert, marks=pytest.mark.slow), tiny_gpt2])
+@pytest.mark.parametrize("make", [tiny_bert, tiny_gpt2])
+@pytest.mark.slow
 def test_hugging_face_and_its_checkpoints(make, tmp_path):
     import transformers
 
