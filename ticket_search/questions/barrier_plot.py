@@ -74,24 +74,20 @@ def _draw_over_steps(
             axes.plot(
                 [barrier.step] * len(values), values, marker, color=colour, markersize=2.5, alpha=0.55, transform=moved
             )
-    axes.update_datalim([(steps[0], 0.0), *((barrier.step, _top(barrier)) for barrier in barriers)])
+    # By the pairs themselves: the interval of two or three is often longer than all of them are high.
+    highest = max([row.barrier for row in rows] + ([1.25 * STABLE] if metric.is_accuracy else []))
     if metric.is_accuracy:
         axes.axhline(STABLE, color="#444444", linewidth=0.9, linestyle="--")
         axes.annotate(
             f"below {STABLE:g} pp: stable", (1, STABLE), xycoords=("axes fraction", "data"), xytext=(-3, 3),
             textcoords="offset points", ha="right", fontsize=SMALL - 1, color="#444444",
         )  # fmt: skip
-    axes.autoscale_view(scalex=False)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15 * highest or 1.0)
     axes.set_xlabel("step k that both children share", fontsize=SMALL)
     axes.set_ylabel(f"barrier of the error ({metric.gap})", fontsize=SMALL)
     axes.tick_params(labelsize=SMALL)
     axes.legend(fontsize=SMALL, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _top(barrier: Barrier) -> float:
-    return barrier.mean if barrier.interval is None else max(barrier.mean, barrier.interval[1])
 
 
 def _show_zero(axes: Axes, steps: Sequence[int]) -> None:
@@ -110,7 +106,7 @@ def _show_zero(axes: Axes, steps: Sequence[int]) -> None:
 
 def _label(barriers: Sequence[Barrier]) -> str:
     first = barriers[0]
-    density = "" if first.density == 1 else f", {first.density:.3g} of the weights"
+    density = "" if first.density == 1 else f", {100 * first.density:.3g} % of the weights"
     return f"{first.arm}{density}"
 
 

@@ -20,12 +20,7 @@ from ..contract.metric import Metric
 ARMS = ("dense", "ticket", "reinit", "shuffle")
 # Percentage points of error below which Frankle et al. call training stable.
 STABLE = 2.0
-_NAMES = {
-    "dense": "dense training",
-    "ticket": "the ticket",
-    "reinit": "the ticket's mask over fresh weights (reinit)",
-    "shuffle": "its shuffled mask (shuffle)",
-}
+_NAMES = {"dense": "dense training", "ticket": "the ticket", "reinit": "reinit", "shuffle": "shuffle"}
 
 
 class Interpolated(pydantic.BaseModel, frozen=True):
@@ -136,29 +131,34 @@ def stable_from(barriers: Sequence[Barrier]) -> Barrier | None:
 
 def headline(barriers: Sequence[Barrier], metric: Metric) -> str:
     """One sentence: which arm is stable from which step on."""
-    arms = [arm for arm in ARMS if any(barrier.arm == arm for barrier in barriers)]
-    parts = [_tell(arm, [barrier for barrier in barriers if barrier.arm == arm], metric) for arm in arms]
-    if not metric.is_accuracy:
-        parts.append(f"which barrier of {metric.name} still counts as stable is not known: 2 pp is said of accuracy")
-    return "; ".join(parts)
+    arms = {arm: [barrier for barrier in barriers if barrier.arm == arm] for arm in ARMS}
+    known = {arm: own for arm, own in arms.items() if own}
+    if metric.is_accuracy:
+        parts = [_tell(arm, own, metric) for arm, own in known.items()]
+    else:
+        told = {
+            arm: ", ".join(f"{_size(each.mean, metric)} at step {each.step}" for each in known[arm]) for arm in known
+        }
+        parts = [f"{_NAMES[arm]}: barrier {told[arm]}" for arm in known]
+        parts.append(f"from which barrier of {metric.name} on training counts as unstable is not known")
+    return "; ".join(parts) + f" ({_pairs(barriers)})"
 
 
 def _tell(arm: str, barriers: Sequence[Barrier], metric: Metric) -> str:
-    name = _NAMES[arm]
-    if not metric.is_accuracy:
-        told = ", ".join(f"{_size(barrier.mean, metric)} at step {barrier.step}" for barrier in barriers)
-        return f"{name}: barrier {told}"
-    found = stable_from(barriers)
+    """What is said of an arm of which accuracy was measured."""
+    found, lowest = stable_from(barriers), min(barriers, key=lambda barrier: barrier.mean)
     if found is not None:
-        pairs = f"{found.pairs} pair{'s' if found.pairs > 1 else ''}"
-        return f"{name} is stable from step {found.step} on (barrier {_size(found.mean, metric)}, {pairs})"
-    lowest = min(barriers, key=lambda barrier: barrier.mean)
-    told = f"{_size(lowest.mean, metric)} at step {lowest.step}"
+        return f"{_NAMES[arm]} is stable from step {found.step} on (barrier {_size(found.mean, metric)})"
     if len(barriers) == 1:
-        return f"{name} is not stable at step {lowest.step} (barrier {_size(lowest.mean, metric)})"
-    if lowest.mean < STABLE:
-        return f"{name} is not stable at the last step that was tried (lowest barrier {told})"
-    return f"{name} is not stable at any step that was tried (lowest barrier {told})"
+        return f"{_NAMES[arm]} is not stable at step {lowest.step} (barrier {_size(lowest.mean, metric)})"
+    where = "the last step" if lowest.mean < STABLE else "any step"
+    told = f"{_size(lowest.mean, metric)} at step {lowest.step}"
+    return f"{_NAMES[arm]} is not stable at {where} that was tried (lowest barrier {told})"
+
+
+def _pairs(barriers: Sequence[Barrier]) -> str:
+    few, most = (choose(barrier.pairs for barrier in barriers) for choose in (min, max))
+    return f"{few} pair{'s' if few > 1 else ''} of children" if few == most else f"{few} to {most} pairs of children"
 
 
 def _size(barrier: float, metric: Metric) -> str:
