@@ -418,7 +418,10 @@ def row_of(arm: str, step: int, pair: int, barrier: float) -> barriers.PairRow:
 )
 def test_the_headline_says_from_which_step_on(values, said):
     rows = [row_of("dense", step, pair, value + pair - 1) for step, value in values.items() for pair in range(3)]
-    assert barriers.headline(barriers.summarize(rows), ACCURACY) == f"dense training {said} (3 pairs of children)"
+    assert (
+        barriers.headline(barriers.summarize(rows), ACCURACY)
+        == f"dense training {said}; measured on 3 pairs of children"
+    )
 
 
 def test_arms_are_compared_pair_by_pair_and_other_metrics_have_no_threshold():

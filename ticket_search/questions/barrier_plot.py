@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy
@@ -75,7 +76,9 @@ def _draw_over_steps(
                 [barrier.step] * len(values), values, marker, color=colour, markersize=2.5, alpha=0.55, transform=moved
             )
     # By the pairs themselves: the interval of two or three is often longer than all of them are high.
-    highest = max([row.barrier for row in rows] + ([1.25 * STABLE] if metric.is_accuracy else []))
+    highest = max(
+        [row.barrier for row in rows if math.isfinite(row.barrier)] + ([1.25 * STABLE] if metric.is_accuracy else [])
+    )
     if metric.is_accuracy:
         axes.axhline(STABLE, color="#444444", linewidth=0.9, linestyle="--")
         axes.annotate(

@@ -42,8 +42,8 @@ class PairRow(pydantic.BaseModel, frozen=True):
     arm: Literal["dense", "ticket", "reinit", "shuffle"]
     level: int | None
     density: float
-    step: int
-    pair: int
+    step: int = pydantic.Field(ge=0, le=10**12)
+    pair: int = pydantic.Field(ge=0)
     order_seeds: list[int]
     barrier: float
     loss_barrier: float
@@ -60,6 +60,12 @@ class Record(pydantic.BaseModel, frozen=True):
     points: int
     rows: list[PairRow]
 
+    @pydantic.model_validator(mode="after")
+    def _is_whole(self) -> Record:
+        if any({len(row.errors), len(row.losses)} != {self.points} for row in self.rows):
+            raise ValueError(f"expected {self.points} errors and losses in each row")
+        return self
+
 
 def check_record(found: Mapping[str, Any], where: str) -> Record:
     """A record as it was read, if it is one.
@@ -70,8 +76,9 @@ def check_record(found: Mapping[str, Any], where: str) -> Record:
     try:
         return Record.model_validate(found)
     except pydantic.ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise RequestError(f"{where} is damaged: {place}: {error.errors()[0]['msg']}") from None
+        first = error.errors()[0]
+        told = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        raise RequestError(f"{where} is damaged: {told}") from None
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ def headline(barriers: Sequence[Barrier], metric: Metric) -> str:
         }
         parts = [f"{_NAMES[arm]}: barrier {told[arm]}" for arm in known]
         parts.append(f"from which barrier of {metric.name} on training counts as unstable is not known")
-    return "; ".join(parts) + f" ({_pairs(barriers)})"
+    return "; ".join([*parts, f"measured on {_pairs(barriers)}"])
 
 
 def _tell(arm: str, barriers: Sequence[Barrier], metric: Metric) -> str:

@@ -171,5 +171,7 @@ def train_child(origin: Origin, start: Path, name: str, order_seed: int, shows: 
 
 
 def same_weights(one: dict[str, Tensor], other: dict[str, Tensor], masks: Masks) -> list[str]:
-    """The names of masked tensors that two networks have alike."""
-    return [name for name in masks if torch.equal(one[name], other[name])]
+    """The names of masked tensors that two networks have alike, but for constant ones, as biases of 0 are."""
+    return [
+        name for name in masks if torch.equal(one[name], other[name]) and (one[name] != one[name].flatten()[0]).any()
+    ]

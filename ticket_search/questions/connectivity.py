@@ -247,7 +247,6 @@ def _check_run(run: Run) -> Problems:
             f"{run.path} is a run of {config.method}, which never trains its weights: there are no two trainings of it "
             "whose networks could be connected"
         )
-    problems.add(*(f"{run.path} {problem}".replace("control", "child") for problem in control_problems(config)))
     return problems
 
 
@@ -265,6 +264,7 @@ def _check(
         RequestError: everything that is wrong with it.
     """
     problems = _check_run(run)
+    problems.add(*(f"{run.path} {problem}".replace("control", "child") for problem in control_problems(run.config)))
     if run.config.method in ("train", "beginning"):
         problems.add(
             f"{run.path} trains a ticket that another run has found, so that it has no dense training of its own: give "
