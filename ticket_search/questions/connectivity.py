@@ -15,43 +15,35 @@ from typing import Any
 import filelock
 from torch import Tensor, nn
 
-import supermask
-from supermask import Ticket
 from supermask.tickets.file import write_atomically
 
-from ..contract.errors import Problems, RequestError, unknown
-from ..contract.flags import DURATION, Config, steps_of
+from ..contract.errors import Problems
+from ..contract.flags import steps_of
 from ..contract.leave import Leaves
 from ..contract.metric import Metric
 from ..data.samples import whole_batches
-from ..running.controls import Given, check_data, check_names
 from ..running.plan import make_plan
-from ..running.read_config import find_kind, read_config
-from ..running.request import control_problems, request_of, shape_of
-from ..running.search import prepare
 from ..runs.experiment import exact_arithmetic, own_random_numbers
 from ..runs.folders import find_run
-from ..runs.names import CONNECT, CONNECT_PICTURE, MOVING, TICKET
+from ..runs.names import CONNECT, CONNECT_PICTURE
 from ..runs.progress import Progress, in_words
 from ..runs.records import read_record, write_record
 from ..runs.run import Run
 from ..training.trial import find_objective
 from .barrier_plot import draw_barriers
-from .barriers import ARMS, Barrier, PairRow, Record, check_record, headline, summarize
+from .barriers import Barrier, PairRow, Record, check_record, headline, summarize
 from .children import (
     Origin,
     find_parent,
     name_of_arm,
     order_seeds,
     prepare_child,
-    same_weights,
     train_child,
     train_parents,
     write_start,
 )
 from .path import POINTS, find_barrier, find_norms, measure_path
-
-_MOST_STEPS, _MOST_PAIRS = 20, 100
+from .question import Question, check_question, check_run, level_of, mismatches, open_run, set_up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +143,9 @@ def connect(
         Interrupted: stopped by a signal; the same call goes on from there.
     """
     folder = find_run(os.fspath(run), runs)
-    opened, given = _open(folder, model, data, loss, metric, leaves)
+    opened, given = open_run(folder, model, data, loss, metric, leaves)
     with progress if isinstance(progress, Progress) else Progress(progress) as shows:
-        asked, origin = _check(opened, given, rewind, level, pairs, arms)
+        asked, origin = check_question(opened, given, rewind, level, pairs, arms)
         if todo := _missing(asked, _read(opened)):
             _answer(origin, todo, shows)
         return _conclude(origin, asked)
@@ -183,15 +175,15 @@ def raw_barrier(
     problems = Problems()
     folders = [problems.attempt(lambda name=name: find_run(os.fspath(name), runs)) for name in (run, other)]  # type: ignore[misc]
     problems.raise_if_any()
-    opened = [_open(folder, model, data, loss, metric, leaves) for folder in folders if folder is not None]
+    opened = [open_run(folder, model, data, loss, metric, leaves) for folder in folders if folder is not None]
     for each, _ in opened:
-        problems.attempt(lambda each=each: _check_run(each).raise_if_any())  # type: ignore[misc]
+        problems.attempt(lambda each=each: check_run(each).raise_if_any())  # type: ignore[misc]
     problems.raise_if_any()
     (first, given), (second, _) = opened
     tickets = [each.ticket for each, _ in opened]
-    problems.add(*_mismatches(first, second, *tickets))
+    problems.add(*mismatches(first, second, *tickets))
     problems.raise_if_any()
-    origin = _set_up(first, given, None)
+    origin = set_up(first, given, None)
     with progress if isinstance(progress, Progress) else Progress(progress) as shows:
         shows.label("measuring between the two networks")
         found = _measure(origin, (tickets[0].state_dict("final"), tickets[1].state_dict("final")))
@@ -202,205 +194,6 @@ def raw_barrier(
     )  # fmt: skip
 
 
-def _open(folder: Path, model: Any, data: Any, loss: Any, metric: Any, leaves: Leaves | None) -> tuple[Run, Given]:
-    """The run of a folder, and what stands in for names of its configuration.
-
-    Raises:
-        RequestError: it needs code or data that were not given.
-    """
-    request = request_of(read_config(folder), model, data, loss, metric)
-    config = request.config.allowing({} if leaves is None else leaves)
-    opened = Run(folder, config)
-    if opened.finished:
-        check_names(request, opened, None)
-    return opened, Given(model, data, request.functions)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """What is asked for: steps of the schedule, the level of the ticket, pairs at each step, and arms."""
-
-    steps: list[int]
-    level: int | None
-    pairs: int
-    arms: list[str]
-    left_out: dict[str, str]
-
-    def shows(self, row: PairRow) -> bool:
-        """Whether a row is of this level; the dense network is of no level."""
-        return row.level == _level_of(row.arm, self.level)
-
-
-def _level_of(arm: str, level: int | None) -> int | None:
-    return None if arm == "dense" else level
-
-
-def _check_run(run: Run) -> Problems:
-    """Whether children of a run can be trained as its own networks were."""
-    problems = Problems()
-    config = run.config
-    if not run.finished:
-        problems.add(f"the run {run.path} is not finished; `ticket resume {run.path}` goes on")
-        return problems
-    if not find_kind(config.method).traits.trains_weights:
-        problems.add(
-            f"{run.path} is a run of {config.method}, which never trains its weights: there are no two trainings of it "
-            "whose networks could be connected"
-        )
-    return problems
-
-
-def _check(
-    run: Run,
-    given: Given,
-    rewind: Sequence[str | int] | None,
-    level: int | None,
-    pairs: int,
-    arms: Sequence[str] | None,
-) -> tuple[_Asked, Origin]:
-    """What is asked for, and what the trainings work on.
-
-    Raises:
-        RequestError: everything that is wrong with it.
-    """
-    problems = _check_run(run)
-    problems.add(*(f"{run.path} {problem}".replace("control", "child") for problem in control_problems(run.config)))
-    if run.config.method in ("train", "beginning"):
-        problems.add(
-            f"{run.path} trains a ticket that another run has found, so that it has no dense training of its own: give "
-            "the run that found it"
-        )
-    problems.raise_if_any()
-    if not 1 <= pairs <= _MOST_PAIRS:
-        problems.add(f"--pairs {pairs}: expected a number from 1 to {_MOST_PAIRS}")
-    level = problems.attempt(lambda: _choose_level(run, level))
-    left_out = _missing_arms(run)
-    problems.add(*(unknown("arm", arm, ARMS) for arm in arms or () if arm not in ARMS))
-    words = _durations(_own_steps(run.config) if rewind is None else rewind, problems)
-    origin = problems.attempt(lambda: _set_up(run, given, level))
-    if origin is None:
-        problems.raise_if_any()
-    assert origin is not None, "what could not be set up is a problem"
-    steps = _steps(origin, words, problems)
-    left_out |= problems.attempt(lambda: _same_starts(origin, left_out)) or {}
-    problems.add(*(f"--arms {arm}: {left_out[arm]}" for arm in dict.fromkeys(arms or ()) if arm in left_out))
-    problems.raise_if_any()
-    chosen = [arm for arm in ARMS if arm in (arms or ARMS) and arm not in left_out]
-    return _Asked(steps, level, pairs, chosen, {} if arms else left_out), origin
-
-
-def _durations(given: Sequence[str | int], problems: Problems) -> list[str]:
-    """The steps that were given, as durations; what is wrong with them is added to the problems."""
-    words = [f"{word}it" if isinstance(word, int) else word for word in given]
-    if not 1 <= len(words) <= _MOST_STEPS:
-        problems.add(f"--rewind: {len(words)} steps, expected from 1 to {_MOST_STEPS} at once")
-    right = []
-    for word in words:
-        match = DURATION.fullmatch(word)
-        if match is None or (match[2] is None and int(match[1]) != 0):
-            problems.add(f"--rewind {word}: expected steps or epochs, as 0, 500it or 2ep")
-        else:
-            right.append(word)
-    return right
-
-
-def _steps(origin: Origin, words: Sequence[str], problems: Problems) -> list[int]:
-    """The steps of durations, upwards; those that leave nothing to train are added to the problems."""
-    config = origin.config
-    per_epoch = whole_batches(origin.setup.data.train_size, config.batch_size)
-    steps = {word: steps_of(word, per_epoch) for word in words}
-    total = config.epochs * per_epoch
-    problems.add(
-        *(
-            f"--rewind {word}: expected less than the {total:,} steps of a training, so that some are left"
-            for word, step in steps.items()
-            if step >= total
-        )
-    )
-    return sorted(set(steps.values()))
-
-
-def _own_steps(config: Config) -> list[str]:
-    """Step 0 and the one that the run rewinds to."""
-    return list(dict.fromkeys(("0", str(getattr(config, "rewind", "0")))))
-
-
-def _is_dense(run: Run) -> bool:
-    return find_kind(run.config.method).traits.dense or len(run.levels) == 1
-
-
-def _choose_level(run: Run, level: int | None) -> int | None:
-    """The level whose ticket is meant; None of a run without levels.
-
-    Raises:
-        RequestError: there is no such level, or its ticket is missing.
-    """
-    there = [int(row["level"]) for row in run.levels][1:]
-    if level is not None and level not in there:
-        if _is_dense(run):
-            told = "it is a dense run, whose network is an arm by itself"
-        else:
-            told = f"after the dense level 0 it has levels 1 to {there[-1]}" if there else "it has no levels"
-        raise RequestError(f"--level {level}: {told}")
-    chosen = level if level is not None or not there else there[-1]
-    if not (path := _ticket_path(run, chosen)).is_file():
-        raise RequestError(
-            f"{path} is missing, whose mask the children of the ticket have; the same search makes it again, or "
-            "--level names another level"
-        )
-    return chosen
-
-
-def _ticket_path(run: Run, level: int | None) -> Path:
-    return run.path / TICKET if level is None else run.path / "levels" / f"{level:02d}" / TICKET
-
-
-def _missing_arms(run: Run) -> dict[str, str]:
-    """The arms that a run cannot have, and why."""
-    if _is_dense(run):
-        return dict.fromkeys(ARMS[1:], f"{run.path} is a dense run, which has no mask")
-    found = {}
-    if run.config.weights:
-        found["reinit"] = "the weights come from a checkpoint, so that fresh ones would differ in more than their seed"
-    if (shape := shape_of(run.config)) != "weight":
-        assert "shuffle" in MOVING, "it moves single weights"
-        found["shuffle"] = f"the run keeps units of {shape}, and a shuffle would move single weights"
-    return found
-
-
-def _same_starts(origin: Origin, left_out: Mapping[str, str]) -> dict[str, str]:
-    """Check that W_0 is the run's own, and say why there are no fresh weights where there are none.
-
-    Raises:
-        RequestError: the network is built with other weights than the run began with.
-    """
-    run, start = origin.run, origin.start(fresh=False)
-    dense = run.load_level(0) if run.levels else run.ticket if _is_dense(run) else None
-    if dense is not None and run.config.dtype == "fp32":
-        known = dense.state_dict("start")
-        if any(name not in start or not known[name].equal(start[name].cpu()) for name in known):
-            raise RequestError(
-                f"the network of {run.path} is built with other weights now than when the run was started: its W_0 is "
-                "gone"
-            )
-    if "reinit" in left_out:
-        return {}
-    same = same_weights(start, origin.start(fresh=True), origin.ticket.masks)
-    return {"reinit": f"another seed draws the same weights of {', '.join(same)}"} if same else {}
-
-
-def _set_up(run: Run, given: Given, level: int | None) -> Origin:
-    """What trainings and measurements work on.
-
-    Raises:
-        RequestError: data or a network that are not to be had, or that are not the run's.
-    """
-    check_data(run, given.data)
-    request = request_of(run.config, given.model, given.data)
-    config, setup = prepare(dataclasses.replace(request, functions=given.functions))
-    return Origin(run, config, setup, given, supermask.load(_ticket_path(run, level)), level)
-
-
 def _read(run: Run) -> list[PairRow]:
     path = run.path / CONNECT
     return check_record(read_record(run.path, CONNECT), str(path)).rows if path.exists() else []
@@ -409,7 +202,7 @@ def _read(run: Run) -> list[PairRow]:
 _Key = tuple[str, int, int]
 
 
-def _missing(asked: _Asked, rows: Sequence[PairRow]) -> list[_Key]:
+def _missing(asked: Question, rows: Sequence[PairRow]) -> list[_Key]:
     """The arms, steps and pairs of which there is no row yet; what is asked first is pair 0 of everything."""
     there = {(row.arm, row.step, row.pair) for row in rows if asked.shows(row)}
     wanted = [(arm, step, pair) for pair in range(asked.pairs) for step in asked.steps for arm in asked.arms]
@@ -463,7 +256,7 @@ def _train_pair(origin: Origin, arm: str, step: int, pair: int, shows: Progress)
     children = [train_child(origin, start, name, seed, shows) for name, seed in zip(names, seeds, strict=True)]
     shows.label(f"measuring between {names[0]} and {names[1]}")
     found = _measure(origin, (children[0].state_dict("final"), children[1].state_dict("final")))
-    where = {"arm": arm, "level": _level_of(arm, origin.level), "density": children[0].density, "step": step}
+    where = {"arm": arm, "level": level_of(arm, origin.level), "density": children[0].density, "step": step}
     return PairRow.model_validate({**where, "pair": pair, "order_seeds": list(seeds), **found})
 
 
@@ -488,7 +281,7 @@ def _measure(origin: Origin, ends: tuple[Mapping[str, Tensor], Mapping[str, Tens
     return {**numbers[0], "ends": [found[0].errors[0], found[0].errors[-1]], **inner}
 
 
-def _conclude(origin: Origin, asked: _Asked) -> Connectivity:
+def _conclude(origin: Origin, asked: Question) -> Connectivity:
     """Everything that is known at this level, and its picture."""
     run = origin.run
     rows = _read(run)
@@ -498,23 +291,3 @@ def _conclude(origin: Origin, asked: _Asked) -> Connectivity:
     write_atomically(picture, draw_barriers(barriers, shown, metric, run.path.name))
     told = headline(barriers, metric)
     return Connectivity(told, barriers, rows, asked.left_out, metric, run.path / CONNECT, picture)
-
-
-def _mismatches(first: Run, second: Run, one: Ticket, other: Ticket) -> list[str]:
-    """Why there is no line between the networks of two runs on which both could be measured."""
-    found = []
-    shapes = [{name: tuple(tensor.shape) for name, tensor in t.state_dict("final").items()} for t in (one, other)]
-    names = [t.meta.get("architecture", {}).get("name") for t in (one, other)]
-    if names[0] != names[1]:
-        found.append(f"the networks differ: {first.path} has {names[0]}, {second.path} has {names[1]}")
-    elif shapes[0] != shapes[1]:
-        odd = [name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name)]
-        told = "; ".join(
-            f"{name} {shapes[0].get(name, 'missing')} and {shapes[1].get(name, 'missing')}" for name in odd
-        )
-        found.append(f"the networks of {first.path} and {second.path} differ: {told}")
-    for key in ("data", "loss", "metric", "activation"):
-        there = [getattr(run.config, key) for run in (first, second)]
-        if there[0] != there[1]:
-            found.append(f"the runs differ in --{key}: {first.path} has {there[0]}, {second.path} has {there[1]}")
-    return found
