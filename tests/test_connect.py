@@ -15,12 +15,14 @@ from torch import nn
 
 import supermask
 import ticket_search
+from supermask.weights.fitting import state_of
 from ticket_search.contract.errors import Interrupted, RequestError
 from ticket_search.contract.metric import ACCURACY, METRICS
 from ticket_search.data.dataset import from_arrays
 from ticket_search.questions import barriers, connectivity
 from ticket_search.questions.barrier_plot import draw_barriers
 from ticket_search.questions.path import POINTS, estimate_statistics, find_barrier, find_norms, measure_path
+from ticket_search.running import beginning
 from ticket_search.running.read_config import read_config
 from ticket_search.runs.run import Run
 from ticket_search.training import loop
@@ -38,7 +40,7 @@ class Small(nn.Module):
         self.one, self.norm, self.out, self.two = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)
 
     def forward(self, x):
-        return self.two(self.out(torch.relu(self.norm(self.one(x)))))
+        return self.two(torch.relu(self.norm(self.one(self.out(x.flatten(1))))))
 
 
 def small_data(seed: int = 0):
@@ -134,6 +136,12 @@ def test_statistics_are_those_of_one_pass_without_augmentation_and_without_dropo
 
     moved = replace(images, augmentation=Augmentation(crop=2, flip=True))
     order = np.arange(moved.train_size)
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)) for _ in range(2)]
+    ends = state_of(nets[0]), state_of(nets[1])
+    assert measure_path(nets[0], ends, moved, CLASSIFICATION, 10) == measure_path(
+        nets[0], ends, images, CLASSIFICATION, 10
+    )
     plain = next(moved.without_augmentation().train_batches(order, 10))[0]
     assert torch.equal(plain, images.train_x[:10])
     assert not torch.equal(next(moved.train_batches(order, 10))[0], plain)
@@ -284,6 +292,14 @@ def test_nothing_is_trained_twice_and_a_stop_changes_no_byte(imp, answered, tmp_
     # Later only what is missing, and the parents that are there serve other arms too.
     connectivity.connect(copy, [4], arms=["dense", "shuffle"], progress=False)
     assert len(steps) == 16 + 2 * 6
+
+
+def test_a_beginning_that_is_taken_up_at_its_end_has_ended(tmp_path):
+    hook, again = (beginning._Keeping([2, 4], supermask.Masks({}), tmp_path) for _ in range(2))
+    assert not hook.done()
+    hook.step = 4
+    again.load_state_dict(hook.state_dict())
+    assert again.done()
 
 
 def test_the_same_by_command(imp, answered, ticket, tmp_path):
