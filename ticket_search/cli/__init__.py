@@ -19,6 +19,7 @@ from . import (
     card,
     catalog,
     compare,
+    connect,
     controls,
     evaluate,
     export,
@@ -92,6 +93,7 @@ bench.add_to(app)
 card.add_to(app)
 push.add_to(app)
 controls.add_to(app)
+connect.add_to(app)
 compare.add_to(app)
 study.add_to(app)
 catalog.add_to(app)

@@ -94,6 +94,10 @@ class Data:
         """The same data, augmented by the random numbers of another seed."""
         return replace(self, seed=seed)
 
+    def without_augmentation(self) -> Data:
+        """The same data, of which the training samples are as they are too."""
+        return replace(self, augmentation=NO_AUGMENTATION)
+
     def first(self, size: int, seed: int) -> Data:
         """The same data with so many of its training samples, drawn by a seed; those of fewer are among those of more.
 

@@ -39,7 +39,8 @@ class Streamed:
     """A folder of images as training, validation and test samples, of which only the batches in use are in memory.
 
     `splits` holds the numbers of the files in `images` for `train`, `validation` and `test`. `workers` processes read
-    ahead; 0: the main process reads. Images are normalized by `mean` and `std` in units of pixels / 255.
+    ahead; 0: the main process reads. Images are normalized by `mean` and `std` in units of pixels / 255. Those of
+    training are cut out at random and mirrored where `augmented`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Streamed:
     splits: Mapping[str, Indices]
     workers: int
     seed: int = 0
+    augmented: bool = True
     device: torch.device = _CPU
     mean: tuple[float, ...] = _MEAN
     std: tuple[float, ...] = _STD
@@ -76,6 +78,10 @@ class Streamed:
         """The same samples, augmented by the random numbers of another seed."""
         return replace(self, seed=seed)
 
+    def without_augmentation(self) -> Streamed:
+        """The same samples, of which those of training are cut out of the middle and not mirrored too."""
+        return replace(self, augmented=False)
+
     def train_batches(
         self, order: Order, batch_size: int, first: int = 0, epoch: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -93,7 +99,12 @@ class Streamed:
         chosen = (
             index[batch * size : (batch + 1) * size] for batch in range(first, whole_batches(len(index), batch_size))
         )
-        return self._stream(list(zip(files[rows].tolist(), seeds[rows].tolist(), strict=True)) for rows in chosen)
+
+        def keys(rows: Indices) -> list[Key]:
+            own = seeds[rows].tolist() if self.augmented else [None] * len(rows)
+            return list(zip(files[rows].tolist(), own, strict=True))
+
+        return self._stream(map(keys, chosen))
 
     def held_out_size(self, split: HeldOut) -> int:
         """How many samples a held-out split has."""

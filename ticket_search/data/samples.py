@@ -72,6 +72,10 @@ class Samples(Protocol):
         """The same samples, augmented by the random numbers of another seed."""
         ...
 
+    def without_augmentation(self) -> Self:
+        """The same samples, of which those of training are as they are too."""
+        ...
+
     def train_batches(self, order: Order, batch_size: int, first: int = 0, epoch: int = 0) -> Iterator[tuple[Any, Any]]:
         """The whole batches of one epoch, from the batch number `first` on, augmented.
 

@@ -17,7 +17,7 @@ from ..contract.errors import RequestError, unknown
 from ..contract.method import Method, describe_method, method_problems
 
 # The training of a ticket is a run too, and is called so in its folder.
-_TAKEN = ("train",)
+_TAKEN = ("train", "beginning")
 
 
 def own_methods() -> list[str]:

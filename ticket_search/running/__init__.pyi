@@ -1,3 +1,4 @@
+from . import beginning as beginning
 from . import controls as controls
 from . import duration as duration
 from . import plan as plan

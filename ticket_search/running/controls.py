@@ -57,7 +57,7 @@ _ROW = (
     "density", "kept", "test_accuracy", "val_accuracy", "test_metric", "val_metric", "min_validation_loss", "seconds"
 )  # fmt: skip
 # Added to a run's seed for a control that must not draw the ticket's own weights or mask again.
-_OTHER_SEED = 1_000_003
+OTHER_SEED = 1_000_003
 
 
 def controls(
@@ -166,8 +166,8 @@ def check_controls(
     request = request_of(read_config(folder), model, data, loss, metric)
     opened = Run(folder, request.config.allowing(leave_here(elsewhere) if leaves is None else leaves))
     asked = _check(opened, kinds, levels, elsewhere, survivors, head)
-    _check_names(request, opened, elsewhere)
-    _check_data(opened, data)
+    check_names(request, opened, elsewhere)
+    check_data(opened, data)
     return opened, asked, Given(model, data, request.functions)
 
 
@@ -200,7 +200,7 @@ class Given:
     functions: Mapping[str, Callable[..., Any]]
 
 
-def _check_data(run: Run, data: Any) -> None:
+def check_data(run: Run, data: Any) -> None:
     """Check that the data are those that the run was made with, where these are no data set of ours.
 
     Raises:
@@ -217,7 +217,7 @@ def _check_data(run: Run, data: Any) -> None:
         raise RequestError(f"the data are not those of the run {run.path}, {config.data}: its controls need the same")
 
 
-def _check_names(request: Request, opened: Run, elsewhere: Any) -> None:
+def check_names(request: Request, opened: Run, elsewhere: Any) -> None:
     """Check that all data are to be had and all code may be imported, before the first control is made.
 
     Raises:
@@ -325,9 +325,9 @@ def _prepare(run: Run, kind: str, level: int | None, given: Given, head: str) ->
     }
     flags |= {key: getattr(config, key) for key in ("data_dir", "compile", "loss", "metric", "dtype", "workers")}
     if kind == "reinit":
-        flags["init_seed"] = config.seeds["init"] + _OTHER_SEED
+        flags["init_seed"] = config.seeds["init"] + OTHER_SEED
     elif kind not in ("ticket", "dense"):
-        flags["mask_seed"] = config.seeds["mask"] + _OTHER_SEED
+        flags["mask_seed"] = config.seeds["mask"] + OTHER_SEED
     if flags["control"] != "none":
         # The ticket does not store the weights under the dropped ones. They are those of the dense network at the step
         # that the ticket was rewound to; of fresh weights, how those of the dense network were drawn is enough.
@@ -377,7 +377,7 @@ def _evaluate(run: Run, kind: str, made: Setup) -> dict[str, Any]:
 
 def _evaluate_one(ticket: Ticket, config: Config, kind: str, made: Setup) -> dict[str, Any]:
     with exact_arithmetic(config), made.using(through_task(ticket.meta, made.data)):
-        control = make_untrained(ticket, kind, config.seeds["mask"] + _OTHER_SEED, made, config)
+        control = make_untrained(ticket, kind, config.seeds["mask"] + OTHER_SEED, made, config)
         network = control.apply_to(made.make_model(config), "final").to(config.device)
         objective = find_objective(made, config, network)
         test, validation = (evaluate(network, made.data, part, objective) for part in ("test", "validation"))
@@ -403,7 +403,7 @@ def make_untrained(ticket: Ticket, kind: str, seed: int, made: Setup, config: Co
     draws = dict(final.drawn)
     if kind == "reinit":
         draws = {
-            name: draw if draw.init in ("zeros", "ones") else dataclasses.replace(draw, seed=draw.seed + _OTHER_SEED)
+            name: draw if draw.init in ("zeros", "ones") else dataclasses.replace(draw, seed=draw.seed + OTHER_SEED)
             for name, draw in draws.items()
         }
     elif kind == "shuffle":

@@ -10,16 +10,19 @@ from ..methods import find_method
 from ..runs.names import CONFIG
 from ..runs.records import read_record
 from ..trust.mark import read_mark
-from . import train
+from . import beginning, train
+
+# Trainings that are runs like those of the methods, but no searches.
+_TRAININGS = {"train": train, "beginning": beginning}
 
 
 def find_kind(name: str) -> Method:
-    """The search method of a name, or `train`: a ticket's training is a run like those of the methods, but no search.
+    """The search method of a name, or `train`, a ticket's training, or `beginning`, the first steps of a network's.
 
     Raises:
         RequestError: the name is unknown.
     """
-    return describe_method(name, train) if name == "train" else find_method(name)
+    return describe_method(name, _TRAININGS[name]) if name in _TRAININGS else find_method(name)
 
 
 def read_config(folder: Path) -> Config:

@@ -29,7 +29,7 @@ from .train import REPEATED
 # A factor of the units changes the number of weights by at least one in so many halvings.
 _HALVINGS = 30
 # What a training of the small network shares with that of the run, beside its recipe.
-_ALSO = (
+ALSO = (
     "init", "data_dir", "compile", "loss", "metric", "dtype", "workers", "device", "threads", "seed", "init_seed",
     "order_seed",
 )  # fmt: skip
@@ -88,7 +88,7 @@ def train_small_dense(
         if config.weights:
             raise RequestError("the control small-dense: a network that starts from a checkpoint has no smaller one")
         width = find_width(kept, setup, factory, config)
-        values = {key: getattr(config, key) for key in (*REPEATED, *_ALSO) if key not in ("include", "exclude")}
+        values = {key: getattr(config, key) for key in (*REPEATED, *ALSO) if key not in ("include", "exclude")}
         values["model_args"] = _narrowed(config, width).model_args
         samples, model_name = config.data if data is None else data, describe_model(factory)
         request = check_request(

@@ -16,6 +16,10 @@ SUMMARY = "summary.json"
 CONTROLS = "controls.json"
 # The folder of the runs in which a run's controls are trained.
 CONTROL_RUNS = "controls"
+CONNECT = "connect.json"
+CONNECT_PICTURE = "connect.png"
+# The folder of the trainings by which it is found out how stable a run's training is.
+CONNECT_RUNS = "connect"
 STATE = "state.pt"
 # The state before the newest, for the case that the newest is damaged.
 EARLIER_STATE = "state-before.pt"
@@ -23,7 +27,10 @@ METRICS = "metrics.jsonl"
 CHECKSUMS = "checksums.json"
 FAILURE = "failure.txt"
 # Each of them is written as a temporary file beside it, which then takes its name.
-WRITTEN_WHOLE = (CONFIG, ENVIRONMENT, TICKET, REWIND_POINT, COMPACT, SUMMARY, CONTROLS, STATE, FAILURE, CHECKSUMS, MARK)
+WRITTEN_WHOLE = (
+    CONFIG, ENVIRONMENT, TICKET, REWIND_POINT, COMPACT, SUMMARY, CONTROLS, CONNECT, CONNECT_PICTURE, STATE, FAILURE,
+    CHECKSUMS, MARK,
+)  # fmt: skip
 
 # The controls that are trained to be compared with a ticket of trained weights; those that are trained on other data.
 TRAINED = ("reinit", "shuffle", "random", "random-erk", "small-dense")

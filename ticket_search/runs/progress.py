@@ -174,6 +174,7 @@ class Progress:
         self._silence: threading.Event | None = None
         self._page: NotebookBar | None = None
         self._counted: list[_Counted] = []
+        self._said: set[str] = set()
         self._label = self._numbers = ""
         self._step: int | None = None
         self._opened = 0.0
@@ -229,8 +230,9 @@ class Progress:
         self._numbers = "  ".join(shown)
 
     def say(self, text: str, style: str = "yellow") -> None:
-        """Print a line above the bar: what a person should know before the end."""
-        if self.shown:
+        """Print a line above the bar: what a person should know before the end. What was said is not said again."""
+        if self.shown and text not in self._said:
+            self._said.add(text)
             self.console.print(text, highlight=False, markup=False, style=style, soft_wrap=True)
 
     @contextmanager

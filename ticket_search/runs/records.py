@@ -21,12 +21,13 @@ from supermask import tickets
 
 from ..contract.errors import RequestError
 from ..contract.flags import read_json, read_toml
-from .names import CHECKSUMS, CONFIG, CONTROLS, SUMMARY
+from .names import CHECKSUMS, CONFIG, CONNECT, CONTROLS, SUMMARY
 
 # What every version has written into a record, and what reads it takes for granted.
 _KEYS = {
     SUMMARY: ("name", "method", "density", "kept", "weights", "seconds", "cost"),
     CONTROLS: ("rows",),
+    CONNECT: ("metric", "rows"),
     CONFIG: ("method",),
 }
 _STATE = b"supermask state 1 sha256 "

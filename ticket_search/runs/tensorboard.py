@@ -13,7 +13,7 @@ import numpy
 
 from ..contract.metric import ACCURACY, Metric, known_value
 from .first_layer import Picture, draw
-from .names import CONFIG, CONTROL_RUNS
+from .names import CONFIG, CONNECT_RUNS, CONTROL_RUNS
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -125,7 +125,8 @@ class EventFile:
 
     TensorBoard makes an entry of each folder with event files. Those of a control, which is trained in `controls/NAME`
     of a run's folder, lie beside the run's own, `@NAME` ends their names, and their tags begin with `controls/NAME/`: a
-    run with its controls is one entry. In version 0.1 controls had entries of their own, which `^[^/]*$` hides.
+    run with its controls is one entry. In version 0.1 controls had entries of their own, which `^[^/]*$` hides. Of the
+    many trainings in `connect/` of a run's folder nothing is shown.
 
     TensorBoard reads the files of a folder in the order of their names, which begin with the time to the nanosecond.
     Written by its record writer, in this thread: torch.utils.tensorboard takes longer to import than a short search to
@@ -136,6 +137,8 @@ class EventFile:
         run = folder.resolve().parents[1] if folder.resolve().parent.name == CONTROL_RUNS else folder
         self.control = folder.name if run != folder and (run / CONFIG).exists() else ""
         self.folder, self.metric = run if self.control else folder, metric
+        above = folder.resolve().parents
+        self.hidden = len(above) > 2 and above[1].name == CONNECT_RUNS and (above[2] / CONFIG).exists()
         self.writer: RecordWriter | None = None
         self.flushed = 0.0
         self.described: set[str] = set()
@@ -149,12 +152,12 @@ class EventFile:
 
     def write_histograms(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Add histograms at a step, by tag, each of all finite values of a tensor in 30 buckets of equal width."""
-        if not self.control:
+        if not (self.control or self.hidden):
             self._add("histograms", step, {tag: {"histo": _count(value)} for tag, value in values.items()})
 
     def write_pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
         """Add pictures at a step, by tag, drawn."""
-        if self.control:
+        if self.control or self.hidden:
             return
         images = {}
         for tag, picture in pictures.items():
@@ -226,6 +229,8 @@ class EventFile:
         self._send(step, summary)
 
     def _send(self, step: int, values: Sequence[Mapping[str, Any]]) -> None:
+        if self.hidden:
+            return
         from tensorboard.compat.proto.event_pb2 import Event
 
         now = time.time()
