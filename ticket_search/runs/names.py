@@ -26,7 +26,9 @@ FAILURE = "failure.txt"
 WRITTEN_WHOLE = (CONFIG, ENVIRONMENT, TICKET, REWIND_POINT, COMPACT, SUMMARY, CONTROLS, STATE, FAILURE, CHECKSUMS, MARK)
 
 # The controls that are trained to be compared with a ticket of trained weights; those that are trained on other data.
-TRAINED = ("reinit", "shuffle", "random", "random-erk", "small-dense")
+# The last three start from signs or magnitudes only: `ticket signs` makes them.
+SIGNS = ("initial-signs", "trained-signs", "magnitudes")
+TRAINED = ("reinit", "shuffle", "random", "random-erk", "small-dense", *SIGNS)
 ELSEWHERE = ("ticket", "dense", "reinit", "shuffle", "random")
 # The controls that are evaluated to be compared with a ticket of frozen weights; those that are trained in its place.
 EVALUATED = ("reinit", "shuffle", "random")
