@@ -27,6 +27,7 @@ from . import (
     resume,
     runs,
     search,
+    signs,
     study,
     sweep,
     train,
@@ -92,6 +93,7 @@ bench.add_to(app)
 card.add_to(app)
 push.add_to(app)
 controls.add_to(app)
+signs.add_to(app)
 compare.add_to(app)
 study.add_to(app)
 catalog.add_to(app)

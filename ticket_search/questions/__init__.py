@@ -1,0 +1,5 @@
+"""Questions about a ticket that take trainings or passes through its data to answer."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+from . import agreement as agreement
+from . import signs as signs
