@@ -64,7 +64,9 @@ def images() -> nn.Module:
 
 
 def sequence() -> nn.Module:
-    return nn.Sequential(nn.Conv1d(3, 4, 3, dilation=2), nn.ReLU(), nn.ConvTranspose1d(4, 2, 2), nn.ReLU(), nn.Flatten())
+    return nn.Sequential(
+        nn.Conv1d(3, 4, 3, dilation=2), nn.ReLU(), nn.ConvTranspose1d(4, 2, 2), nn.ReLU(), nn.Flatten()
+    )
 
 
 NETWORKS = {

@@ -234,14 +234,12 @@ def _group_problems(configs: Mapping[Path, Config]) -> list[str]:
     def plain(one: Config) -> dict[str, Any]:
         return {key: value for key, value in to_plain(one).items() if key not in (*_SEEDS, *_IDLE)}
 
-    found = []
+    found, seeds = [], {tuple(config.seeds.values()): first}
     for folder, other in others:
+        key = tuple(other.seeds.values())
         if differs := differences(plain(config), plain(other)):
             found.append(f"{folder} differs from {first} in more than its seeds: {', '.join(differs)}")
-    seeds: dict[tuple[int, ...], Path] = {}
-    for folder, each in configs.items():
-        key = tuple(each.seeds.values())
-        if key in seeds:
+        elif key in seeds:
             found.append(f"{folder} has the seeds of {seeds[key]}: expected runs of several seeds")
         seeds.setdefault(key, folder)
     return found

@@ -41,7 +41,7 @@ def plot_units(found: Activations, path: str | Path, *, overwrite: bool = False)
         each = found.ticket.calls[place]
         series = [("ticket", each.share)]
         if found.beside is not None:
-            series.append(("beside it", found.beside.calls[place].share))
+            series.append((found.what, found.beside.calls[place].share))
         for index, (label, share) in enumerate(series):
             values = share.numpy()
             counts, _ = numpy.histogram(values[values > 0], edges)
