@@ -194,7 +194,7 @@ def test_overlap_of_masks_by_sets():
         ("no", "yes", "in part"),
         ("no", "no", "It is not the signs"),
         ("yes", "undecided", "whether its magnitudes alone do it too is not decided"),
-        ("undecided", "yes", "Whether it is the signs is not decided"),
+        ("undecided", "yes", "better than the magnitudes alone; whether as well as the ticket is not decided"),
         ("unknown", "unknown", "Whether it is the signs is not decided"),
     ],
 )

@@ -41,12 +41,12 @@ def _print_units(found: Activations) -> None:
         if each.emptied is not None:
             emptied, both = int(each.emptied.sum()), int((each.emptied & each.never).sum())
         row = [
-            each.name, each.units, f"{float(each.share.mean()):.1%}", int(each.never.sum()), emptied, both,
+            each.name, each.units, f"{100 * float(each.share.mean()):.1f} %", int(each.never.sum()), emptied, both,
             int(each.always.sum()),
         ]  # fmt: skip
         if found.beside is not None:
             other = found.beside.calls[number]
-            row += [f"{float(other.share.mean()):.1%}", int(other.never.sum()), int(other.always.sum())]
+            row += [f"{100 * float(other.share.mean()):.1f} %", int(other.never.sum()), int(other.always.sum())]
         rows.append(row)
     print_table(columns, rows)
 

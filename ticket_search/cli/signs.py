@@ -80,7 +80,7 @@ def signs(
 def _show(found: Signs) -> None:
     print_sentence(found.headline, "bold")
     number, metric = len(found.runs), found.metric
-    about = f"{number} run{'s' if number > 1 else ''}, {found.density:.1%} of the weights"
+    about = f"{number} run{'s' if number > 1 else ''}, {100 * found.density:.3g} % of the weights"
     output().print(f"\n{about}; trained under its mask, from", markup=False, highlight=False)
     columns = ("start", f"test {metric.column}", "95 % interval", f"to the ticket ({metric.gap})", "p (Holm)")
     print_table(columns, [_arm_cells(arm, metric) for arm in found.arms])
@@ -88,10 +88,10 @@ def _show(found: Signs) -> None:
         ("question", "answer", "because"), [(each.question, each.in_words(), each.because) for each in found.answers]
     )
     output().print("share of weights that keep their sign, by layer", markup=False, highlight=False)
-    columns = ("layer", "kept", "kept, in the ticket", "kept, in the dense network", "dropped, in the dense network",
-               "kept, trained dense and ticket")  # fmt: skip
+    shares = ("kept, in the ticket", "kept, in the dense network", "dropped, in the dense network",
+              "kept, trained dense and ticket")  # fmt: skip
     print_table(
-        columns,
+        ("layer", "kept", *shares),
         [
             (row.layer, f"{row.weights:,.0f}", *map(_share, (row.ticket, row.dense, row.dropped, row.trained)))
             for row in found.agreement

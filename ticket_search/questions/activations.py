@@ -64,10 +64,11 @@ class Activations(Keyed):
             said += f", {one.never_and_emptied:,} of them emptied by pruning,"
         said += f" and {one.always:,} always"
         said += "" if other is None else f" (beside it: {other.never:,} and {other.always:,})"
-        said += (
-            f". The ticket keeps {one.density:.1%} of the weights; on an average input {one.in_effect:.1%} take part"
+        said += f". The ticket keeps {_percent(one.density)} of the weights; on an average input "
+        said += f"{_percent(one.in_effect)} take part"
+        return said + (
+            "." if other is None else f" (beside it: {_percent(other.in_effect)} of {_percent(other.density)})."
         )
-        return said + ("." if other is None else f" (beside it: {other.in_effect:.1%} of {other.density:.0%}).")
 
     @property
     def remarks(self) -> list[str]:
@@ -121,6 +122,10 @@ class Activations(Keyed):
         except ImportError:
             raise RequestError("a data frame is made by a package: pip install pandas") from None
         return pandas.DataFrame(self.rows())
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def _plain(found: Activity) -> dict[str, Any]:

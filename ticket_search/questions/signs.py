@@ -106,6 +106,8 @@ class Signs(Keyed):
             return "It is not the signs: they alone do no better than the magnitudes alone."
         if alone == "yes":
             return "The signs alone do what the ticket does; whether its magnitudes alone do it too is not decided."
+        if more == "yes":
+            return "The signs alone do better than the magnitudes alone; whether as well as the ticket is not decided."
         return "Whether it is the signs is not decided."
 
     def frame(self) -> pandas.DataFrame:
@@ -289,7 +291,7 @@ def plot_signs(found: Signs, path: str | Path, *, overwrite: bool = False) -> Pa
     """
     families = {"ticket": "ticket", **dict.fromkeys(SIGNS, "signs or magnitudes only")}
     dots = [Dot(arm.name, arm.mean, arm.interval, families.get(arm.name, "controls")) for arm in found.arms]
-    title = f"{len(found.runs)} runs, {found.density:.1%} of the weights, 95 % intervals"
+    title = f"{len(found.runs)} runs, {100 * found.density:.3g} % of the weights, 95 % intervals"
     return plot_dots(
         {title: dots}, path, f"test {found.metric.axis}", ("the ticket", found.arms[0].mean), overwrite=overwrite
     )
