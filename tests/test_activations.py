@@ -108,7 +108,7 @@ def test_an_older_version_and_a_network_of_a_function(runs, tmp_path):
         ("imp", {"inputs": 0}, "inputs 0: expected a number of inputs, 1 or more"),
         ("imp", {"beside": "gelu"}, "the network of gelu has other ReLU units than that of imp"),
         ("imp", {"data": "no-data"}, "unknown data set 'no-data'"),
-        ("imp", {"model": "no-model"}, "the model 'no-model' is not known here by name"),
+        ("imp", {"model": "conv2"}, "conv2: ValueError: the ticket does not fit the model"),
     ],
 )
 def test_what_cannot_be_answered(runs, name, flags, said):

@@ -173,7 +173,7 @@ def test_a_gain_is_that_of_all_weights(init, gain):
     draws = inits.initialize(model, init, seed=0, scale=2.0, unscaled="1.weight", gain=gain)
     factor = inits.GAINS[gain] if isinstance(gain, str) else gain
     for name, scale in (("0.weight", 2.0), ("1.weight", 1.0)):
-        weight = model.get_parameter(name)
+        weight = model.get_parameter(name).detach()
         fans = sum(weight.shape) / 2 if init == "xavier-normal" else weight.shape[1]
         assert weight.square().mean().sqrt() == pytest.approx(scale * factor / fans**0.5, rel=0.01)
         assert torch.equal(weight, draws[name].tensor(name))
