@@ -190,6 +190,14 @@ def test_what_is_no_relu_is_not_counted(other):
     assert found.others == ((other.__name__,) if other in (F.leaky_relu, F.gelu, torch.tanh) else ())
 
 
+def test_outputs_that_are_opposite_cancel_nothing():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=False))
+    with torch.no_grad():
+        model[2].weight[1] = -model[2].weight[0]
+        model[0].bias.fill_(10.0)
+    assert activity(model, [torch.ones(2, 3)]).in_effect == 1.0
+
+
 def test_planted_units():
     model = Functional(F.relu)
     masks = {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in model.named_parameters()}
