@@ -46,6 +46,8 @@ from .live.tasks import Superposition as Superposition
 from .masks.masks import Masks as Masks
 from .masks.targets import Targets as Targets
 from .masks.targets import find_targets as find_targets
+from .shrinking.activity import Activity as Activity
+from .shrinking.activity import activity as activity
 from .shrinking.compaction import Compaction as Compaction
 from .shrinking.compaction import compact as compact
 from .shrinking.compaction import shrink as shrink

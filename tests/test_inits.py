@@ -16,6 +16,7 @@ from torch import nn
 import supermask
 from supermask import draw, initialize
 from supermask.masks.random_numbers import _log, lots, normal, permutation, signs, uniform
+from supermask.weights import inits
 from supermask.weights.inits import INITS, WEIGHT_INITS, draw_at
 
 SHAPE = (257, 19, 3)
@@ -150,3 +151,44 @@ def test_fingerprint_sees_every_bit():
     assert base != supermask.fingerprint({**tensors, "a": -torch.zeros(3)})
     assert base != supermask.fingerprint({**tensors, "b": torch.ones(4)})
     assert base != supermask.fingerprint({"a": tensors["a"], "c": tensors["b"]})
+
+
+@pytest.mark.parametrize("name", inits.GAINS)
+def test_gains_are_those_of_torch_or_keep_the_variance(name):
+    from scipy import integrate, stats
+
+    known = {"relu": ("relu",), "leaky-relu": ("leaky_relu", 0.01), "tanh": ("tanh",), "identity": ("linear",)}
+    if name in known:
+        assert inits.GAINS[name] == pytest.approx(torch.nn.init.calculate_gain(*known[name]), rel=1e-12)
+    else:
+        assert name == "gelu"
+        second, _ = integrate.quad(lambda z: (z * stats.norm.cdf(z)) ** 2 * stats.norm.pdf(z), -12, 12, epsabs=1e-13)
+        assert inits.GAINS[name] == pytest.approx(second**-0.5, rel=1e-9)
+
+
+@pytest.mark.parametrize("init", inits.WEIGHT_INITS)
+@pytest.mark.parametrize("gain", ["tanh", 0.5])
+def test_a_gain_is_that_of_all_weights(init, gain):
+    model = torch.nn.Sequential(torch.nn.Linear(400, 300), torch.nn.Linear(300, 200))
+    draws = inits.initialize(model, init, seed=0, scale=2.0, unscaled="1.weight", gain=gain)
+    factor = inits.GAINS[gain] if isinstance(gain, str) else gain
+    for name, scale in (("0.weight", 2.0), ("1.weight", 1.0)):
+        weight = model.get_parameter(name).detach()
+        fans = sum(weight.shape) / 2 if init == "xavier-normal" else weight.shape[1]
+        assert weight.square().mean().sqrt() == pytest.approx(scale * factor / fans**0.5, rel=0.01)
+        assert torch.equal(weight, draws[name].tensor(name))
+
+
+def test_the_gain_of_relu_changes_no_bit():
+    models = [torch.nn.Sequential(torch.nn.Linear(9, 5)) for _ in range(2)]
+    one, other = (
+        inits.initialize(model, "kaiming-normal", 1, gain=g) for model, g in zip(models, (None, "relu"), strict=True)
+    )
+    assert one == other
+    assert torch.equal(models[0][0].weight, models[1][0].weight)
+
+
+@pytest.mark.parametrize("gain", ["swish", 0.0, -1.0, float("inf")])
+def test_gains_that_are_none(gain):
+    with pytest.raises(ValueError, match="gain"):
+        inits.initialize(torch.nn.Linear(2, 2), "kaiming-normal", 0, gain=gain)

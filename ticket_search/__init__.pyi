@@ -17,7 +17,9 @@ from .contract.errors import RequestError as RequestError
 from .contract.errors import RunError as RunError
 from .contract.metric import describe_metric as describe_metric
 from .deploy.bench import bench as bench
+from .questions.activations import activations as activations
 from .questions.connectivity import connect as connect
+from .questions.signs import signs as signs
 from .running.controls import controls as controls
 from .running.search import resume as resume
 from .running.search import search as search

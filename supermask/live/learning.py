@@ -55,6 +55,7 @@ def learn(
     seed: int = 0,
     score_seed: int | None = None,
     train_norms: bool = False,
+    gain: str | float | None = None,
 ) -> Targets:
     """Turn a model, in place, into one whose masks are learned: weights frozen, scores trainable.
 
@@ -90,6 +91,7 @@ def learn(
         seed: of the frozen weights.
         score_seed: of what is learned and of its noise; the same as `seed` where not given.
         train_norms: leave the scale and shift of norms trainable.
+        gain: of the init, in place of its own: that of an activation by its name, or a number (see `initialize`).
 
     Returns:
         The targets, with what is left out and why.
@@ -124,7 +126,7 @@ def learn(
         if weights != "keep":
             dense = [name for name in _weights_of(model) if name not in targets]
             scale = density_scale(density) if scaled and density is not None else 1.0
-            learned.draws = initialize(model, weights, seed, scale, unscaled=literal_globs(dense))
+            learned.draws = initialize(model, weights, seed, scale, literal_globs(dense), gain)
             learned.laws = {name: draw for name, draw in learned.draws.items() if name in targets}
         if rule.frozen:
             _freeze(model, train_norms)

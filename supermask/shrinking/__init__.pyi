@@ -1,3 +1,4 @@
+from . import activity as activity
 from . import compaction as compaction
 from . import flow as flow
 from . import removal as removal

@@ -40,6 +40,17 @@ from .plain import to_bytes
 
 # sqrt(2): half of the variance is lost in a ReLU (He et al., Delving Deep into Rectifiers, 2015).
 RELU_GAIN = math.sqrt(2.0)
+# By what the weights before an activation are multiplied so that variances stay about what they are through the layers:
+# as in `torch.nn.init.calculate_gain`, and for GELU, which that does not know, 1 / sqrt(E[gelu(z)^2]) of normal z.
+GAINS: dict[str, float] = {
+    "relu": RELU_GAIN,
+    "leaky-relu": math.sqrt(2.0 / (1.0 + 0.01**2)),
+    "gelu": 1.5335304411955353,
+    "tanh": 5.0 / 3.0,
+    "identity": 1.0,
+}
+# What the inits are made for.
+_OWN_GAINS = {"xavier-normal": 1.0}
 
 
 def _kaiming_std(shape: tuple[int, ...]) -> float:
@@ -121,33 +132,65 @@ class Draw:
         return draw(self.init, self.shape, self.seed, name, self.scale)
 
 
+def std_of(draw: Draw) -> float:
+    """The standard deviation of what a tensor is drawn from; 0 of zeros and ones.
+
+    The numbers of a signed constant have exactly this magnitude.
+    """
+    if draw.init not in WEIGHT_INITS:
+        return 0.0
+    own = _xavier_std if draw.init == "xavier-normal" else _kaiming_std
+    return own(draw.shape) * draw.scale
+
+
+def gain_scale(init: str, gain: str | float) -> float:
+    """What an init is multiplied by so that it has another gain than its own: a number, or that of an activation.
+
+    Exactly 1 for the gain of ReLU, which all inits but `xavier-normal` have themselves.
+
+    Raises:
+        ValueError: an activation whose gain is not known, or a gain that is not positive.
+    """
+    factor = find_named("gain", gain, GAINS) if isinstance(gain, str) else float(gain)
+    if not 0 < factor < math.inf:
+        raise ValueError(f"gain {gain}: expected a positive number, or the name of an activation")
+    return factor / _OWN_GAINS.get(init, RELU_GAIN)
+
+
 def density_scale(density: float) -> float:
     """sqrt(1/density), the factor that keeps a masked layer's variance (Ramanujan et al. 2020)."""
     return 1.0 / math.sqrt(density)
 
 
 def initialize(
-    model: nn.Module, init: str, seed: int, scale: float = 1.0, unscaled: str | Iterable[str] = ()
+    model: nn.Module,
+    init: str,
+    seed: int,
+    scale: float = 1.0,
+    unscaled: str | Iterable[str] = (),
+    gain: str | float | None = None,
 ) -> dict[str, Draw]:
     """Draw the weights of all linear, convolution, attention and recurrent layers anew, in place.
 
     Biases become 0; the norms of `torch.nn` get scale 1 and shift 0. `scale` multiplies the weights, but for the names
-    that fit the globs `unscaled`. Everything else (embeddings, tokens, parametrized weights, norms of other packages,
-    which may count from 0) is left as it is.
+    that fit the globs `unscaled`. `gain` is the gain of all of them in place of the init's own, which is that of ReLU,
+    or 1 of `xavier-normal`: that of an activation by its name (see `GAINS`), or a number. Everything else (embeddings,
+    tokens, parametrized weights, norms of other packages, which may count from 0) is left as it is.
 
     Returns:
         How each of these parameters was drawn.
 
     Raises:
-        ValueError: an unknown init.
+        ValueError: an unknown init or gain.
     """
     find_named("init", init, WEIGHT_INITS)
     globs = as_globs(unscaled)
+    common = 1.0 if gain is None else gain_scale(init, gain)
     draws: dict[str, Draw] = {}
     for name, target in find_targets(model, include="*").items():
         shape = tuple(target.parameter.shape)
         if target.kind in MASKED_BY_DEFAULT:
-            factor = 1.0 if matches(name, globs) else float(scale)
+            factor = common if matches(name, globs) else common * float(scale)
             draws[name] = Draw(init, seed, factor * _fan_correction(init, target), shape)
         elif target.kind == "bias" or (target.kind == "norm" and isinstance(target.owners[0][0], NORMS)):
             is_scale = target.kind == "norm" and target.owners[0][1] == "weight"

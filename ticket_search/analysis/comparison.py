@@ -13,6 +13,7 @@ from ..contract.errors import RequestError
 from ..contract.flags import differences, is_zero
 from ..contract.metric import Metric, known_value, value_of
 from ..running.read_config import find_kind
+from ..runs.names import SIGNS
 from .findings import Comparison, Control, Delay, Group, Level, Start
 from .intervals import Difference, chance_of_none, confidence_interval, difference, holm
 from .read_runs import Member, read_members
@@ -317,17 +318,22 @@ def _is_own(row: Mapping[str, Any], member: Member) -> bool:
 
 
 def _correct(controls: Sequence[Control]) -> list[Control]:
-    """The controls with their p-values, corrected for the number of controls beside one ticket on one data set."""
+    """The controls with their p-values, corrected for the number of controls beside one ticket on one data set.
+
+    Those of signs answer a question of their own, so that making them changes no answer about the others.
+    """
     together: dict[tuple[Any, ...], dict[str, float]] = {}
     for row in controls:
         # The dense network is no control of the mask; a single pair has no p-value.
         if row.difference is None or row.control == "dense" or (chance := chance_of_none(row.difference)) is None:
             continue
-        together.setdefault((row.level, row.data, row.trained), {})[row.control] = chance
+        together.setdefault(_family(row), {})[row.control] = chance
     corrected = {key: holm(chances) for key, chances in together.items()}
-    return [
-        replace(row, p_holm=corrected.get((row.level, row.data, row.trained), {}).get(row.control)) for row in controls
-    ]
+    return [replace(row, p_holm=corrected.get(_family(row), {}).get(row.control)) for row in controls]
+
+
+def _family(row: Control) -> tuple[Any, ...]:
+    return row.level, row.data, row.trained, row.control in SIGNS
 
 
 def _against_dense(group: Sequence[Member], baseline: _Rows) -> dict[int | None, Difference | None]:

@@ -28,6 +28,7 @@ from . import (
     resume,
     runs,
     search,
+    signs,
     study,
     sweep,
     train,
@@ -94,6 +95,7 @@ card.add_to(app)
 push.add_to(app)
 controls.add_to(app)
 connect.add_to(app)
+signs.add_to(app)
 compare.add_to(app)
 study.add_to(app)
 catalog.add_to(app)

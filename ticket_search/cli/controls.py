@@ -33,7 +33,7 @@ def add_to(app: typer.Typer) -> None:
 def controls(
     run: Annotated[list[str], typer.Argument(help="The folders or names of finished runs.")],
     kinds: Annotated[
-        str, typer.Option("--controls", help="Kinds, as reinit,shuffle,random,random-erk,small-dense.")
+        str, typer.Option("--controls", help="Kinds, as reinit,shuffle,random,random-erk,small-dense,trained-signs.")
     ] = "",
     levels: Annotated[
         str, typer.Option("--levels", help="Levels to make controls for, as 3,7; the last if not given.")

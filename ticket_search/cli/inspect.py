@@ -11,8 +11,11 @@ import supermask
 from supermask import tickets
 
 from .. import analysis
+from ..contract.errors import RequestError
+from ..contract.flags import flag
+from .activations import show_activations
 from .terminal import harmless, output, percent, print_json, print_sentence, print_table
-from .tickets import Task, TicketName, ticket_path
+from .tickets import Data, Model, Task, TicketName, ticket_path
 
 if TYPE_CHECKING:
     from supermask import State, Ticket
@@ -26,11 +29,42 @@ def add_to(app: typer.Typer) -> None:
 def inspect(
     ticket: TicketName,
     task: Task = None,
+    activations: Annotated[
+        bool,
+        typer.Option(
+            "--activations",
+            help="Run the network on its data, and show which ReLU units are active, and how many of the kept weights "
+            "take part on an average input, beside the dense network; the options below go with this.",
+        ),
+    ] = False,
+    split: Annotated[str, typer.Option("--split", help="The inputs: validation or test.")] = "validation",
+    inputs: Annotated[
+        int | None, typer.Option("--inputs", help="How many inputs of the split, from its first; all if not given.")
+    ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option("--beside", help="Another ticket or run of the same network, in place of the dense network."),
+    ] = None,
+    model: Model = None,
+    data: Data = None,
+    data_dir: Annotated[str | None, typer.Option(help="A folder that is searched for the data first.")] = None,
+    plot: Annotated[
+        str, typer.Option("--plot", help="Draw how many units are active how often to this file, .png, .svg or .pdf.")
+    ] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists already.")] = False,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Show the content of a ticket: its origin, the density of each tensor, and its size beside the dense network's."""
+    asked = {
+        "split": split, "inputs": inputs, "beside": beside, "model": model, "data": data, "data_dir": data_dir,
+    }  # fmt: skip
+    if not activations:
+        _refuse(asked | {"plot": plot or None, "overwrite": overwrite or None})
     path = ticket_path(ticket, runs)
+    if activations:
+        show_activations(path, {**asked, "task": task, "runs": runs}, plot, overwrite, as_json)
+        return
     found = supermask.load(path)
     source: Path | bytes = path
     if task is not None:
@@ -70,6 +104,13 @@ def inspect(
     if empty := [row["name"] for row in layers if row["kept"] == 0]:
         text = f"warning: the mask keeps no weight of {', '.join(empty)}, so no signal passes there"
         output().print(harmless(text), style="yellow", markup=False, highlight=False)
+
+
+def _refuse(asked: dict[str, Any]) -> None:
+    """Refuse options of --activations that were given without it."""
+    idle = [key for key, value in asked.items() if value is not None and (key, value) != ("split", "validation")]
+    if idle:
+        raise RequestError([f"{flag(key)} goes with --activations" for key in idle])
 
 
 def describe(ticket: Ticket, file_bytes: int) -> dict[str, Any]:

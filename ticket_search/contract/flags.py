@@ -6,12 +6,12 @@ import json
 import re
 import tomllib
 import types
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 import pydantic
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WrapValidator
 
 from supermask.plugins.other_names import read_fraction
 
@@ -32,6 +32,13 @@ def _check_duration(text: str) -> str:
     return text
 
 
+def _check_gain(value: Any, check: Callable[[Any], Any]) -> Any:
+    try:
+        return check(value)
+    except pydantic.ValidationError:
+        raise ValueError(f"expected {', '.join(get_args(Activation))}, or a positive number") from None
+
+
 def split_words(value: Any) -> Any:
     """Words between commas, and a list, as a tuple; anything else as it is."""
     if isinstance(value, str):
@@ -42,10 +49,11 @@ def split_words(value: Any) -> Any:
 Duration = Annotated[
     str, BeforeValidator(lambda value: str(value) if value == 0 else value), AfterValidator(_check_duration)
 ]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Gain = Annotated[Activation | Positive, WrapValidator(_check_gain)]
 Words = Annotated[tuple[str, ...], BeforeValidator(split_words)]
 Epochs = Annotated[tuple[pydantic.PositiveInt, ...], BeforeValidator(split_words)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -144,6 +152,7 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     init: Init = Field(
         "kaiming-normal", description="how the initial weights are drawn; keep leaves them as the model was built"
     )
+    gain: Gain | None = Field(None, description="gain of --init: that of an activation, by its name, or a number")
     evaluate_every: Duration = Field(
         "1ep", description="how often a training is evaluated on the validation split, as 100it or 1ep"
     )
@@ -239,6 +248,7 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
             "label_smoothing": self.loss not in (None, "cross-entropy") and f"cross-entropy, not --loss {self.loss}",
             "momentum": self.optimizer != "sgd" and "--optimizer sgd",
             "drop": self.schedule != "step" and "--schedule step",
+            "gain": self.init == "keep" and "an init that draws the weights, not --init keep",
             "mask_seed": not self.draws_masks and "methods that draw scores or masks at random",
         }
         return found + [f"{flag(key)} goes with {wanted}" for key, wanted in idle.items() if wanted and key in given]
@@ -350,9 +360,8 @@ def _takes(config_class: type[Config], name: str, kind: type) -> bool:
 
 
 def _takes_text(config_class: type[Config], name: str) -> bool:
-    return name not in config_class.model_fields or not _kinds(config_class.model_fields[name].annotation) & {
-        bool, int, float,
-    }  # fmt: skip
+    numbers = {bool, int, float, types.NoneType}
+    return name not in config_class.model_fields or not _kinds(config_class.model_fields[name].annotation) <= numbers
 
 
 def _kinds(annotation: Any) -> set[Any]:

@@ -1,4 +1,4 @@
-"""Questions about a finished run that are answered by more trainings: is its training stable to the noise of SGD?"""
+"""Questions about a finished run that take trainings, or passes through its data, to answer."""
 
 import lazy_loader
 

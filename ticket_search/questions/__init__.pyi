@@ -1,6 +1,10 @@
+from . import activations as activations
+from . import agreement as agreement
 from . import barrier_plot as barrier_plot
 from . import barriers as barriers
 from . import children as children
 from . import connectivity as connectivity
 from . import path as path
 from . import question as question
+from . import signs as signs
+from . import unit_plot as unit_plot

@@ -5,6 +5,7 @@ from . import plan as plan
 from . import read_config as read_config
 from . import request as request
 from . import search as search
+from . import signed_starts as signed_starts
 from . import small_dense as small_dense
 from . import ticket_code as ticket_code
 from . import train as train

@@ -35,6 +35,7 @@ from ..runs.names import (
     EVALUATED,
     MOVING,
     REWIND_POINT,
+    SIGNS,
     SURVIVORS,
     TICKET,
     TRAINED,
@@ -85,7 +86,8 @@ def controls(
     The controls of a ticket that is trained are the same mask with fresh weights (`reinit`); the mask shuffled within
     each tensor (`shuffle`); a random mask that keeps as many weights in total, either the same fraction of each tensor
     (`random`) or fractions by ERK (`random-erk`); and a dense network with as many weights, all of whose hidden layers
-    are narrower by one factor (`small-dense`). On other data the ticket itself and the dense network are trained too. A
+    are narrower by one factor (`small-dense`); and the same mask over signs or magnitudes only (see
+    `signed_starts.make_signed`). On other data the ticket itself and the dense network are trained too. A
     ticket of frozen weights is not trained but evaluated: with weights drawn anew, or with another mask.
 
     Args:
@@ -324,7 +326,7 @@ def _prepare(run: Run, kind: str, level: int | None, given: Given, head: str) ->
         "control": "none" if kind in ("ticket", "dense") else kind,
     }
     flags |= {key: getattr(config, key) for key in ("data_dir", "compile", "loss", "metric", "dtype", "workers")}
-    if kind == "reinit":
+    if kind in ("reinit", *SIGNS):
         flags["init_seed"] = config.seeds["init"] + OTHER_SEED
     elif kind not in ("ticket", "dense"):
         flags["mask_seed"] = config.seeds["mask"] + OTHER_SEED
@@ -335,7 +337,7 @@ def _prepare(run: Run, kind: str, level: int | None, given: Given, head: str) ->
         point = run.path / REWIND_POINT
         if point.exists():
             flags["whole"] = str(point.resolve())
-        elif kind == "reinit" and dense.exists():
+        elif kind in ("reinit", *SIGNS) and dense.exists():
             flags["whole"] = str(dense.resolve())
     flags, functions = describe_functions({**flags, **given.functions})
     asked = {key: value for key, value in flags.items() if value is not None}

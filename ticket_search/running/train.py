@@ -21,6 +21,8 @@ from ..contract.flags import Config as SharedConfig
 from ..contract.flags import flag
 from ..contract.method import Stage, Traits
 from ..data.samples import whole_batches
+from ..runs.names import SIGNS
+from .signed_starts import make_signed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,10 +43,14 @@ class Config(SharedConfig):
     state: Literal["start", "final"] = Field(
         "start", description="weights to train from: those that the ticket started from, or its trained ones"
     )
-    control: Literal["none", "shuffle", "reinit", "random", "random-erk"] = Field(
+    control: Literal[
+        "none", "shuffle", "reinit", "random", "random-erk", "initial-signs", "trained-signs", "magnitudes"
+    ] = Field(
         "none",
         description="train a control instead of the ticket: its mask shuffled within each layer, its weights drawn "
-        "anew (reinit), a random mask of the same density in each layer, or of ERK densities",
+        "anew (reinit), a random mask of the same density in each layer, or of ERK densities; or its mask over the "
+        "signs of its initial or its trained weights, all of a layer of one magnitude, or over its initial magnitudes "
+        "with random signs",
     )
     head: Literal["ticket", "fresh"] = Field(
         "ticket",
@@ -57,7 +63,7 @@ class Config(SharedConfig):
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """The masks and the weights are the ticket's own."""
         found = super().problems(given)
-        if "mask_seed" in given and self.control in ("none", "reinit"):
+        if "mask_seed" in given and self.control in ("none", "reinit", *SIGNS):
             found.append("--mask-seed goes with --control shuffle or random")
         if self.control != "none" and self.state != "start":
             found.append(f"--control {self.control} is of what a ticket starts from: expected --state start")
@@ -145,9 +151,10 @@ def _find_start(model: nn.Module, config: Config) -> Ticket:
     whole = supermask.load(config.whole) if config.whole else None
     if config.head == "fresh":
         head = _head_of(model)
-        init = ticket.meta.get("config", {}).get("init", "keep")
+        recorded = ticket.meta.get("config", {})
+        init, gain = recorded.get("init", "keep"), recorded.get("gain")
         # As the search drew it; where it kept the weights that it was given, as the network is built.
-        draws = {} if init == "keep" else supermask.initialize(model, init, config.seeds["init"])
+        draws = {} if init == "keep" else supermask.initialize(model, init, config.seeds["init"], gain=gain)
         fresh = {name: tensor for name, tensor in weights.fitting.state_of(model).items() if name in head}
         ticket = _replace_head(ticket, fresh, draws)
         whole = None if whole is None else _replace_head(whole, fresh, draws)
@@ -200,6 +207,7 @@ def make_control(
     tensor, and `random-erk` shares in proportion to dimensions (see `allocation.erk`). All start from the ticket's own
     weights, which must therefore be known under the dropped ones too: drawn, not stored, or those of `whole`, the dense
     network that the ticket was rewound to. `reinit` draws the weights anew, but for `fresh` ones, which are it already.
+    What starts from signs or magnitudes only is made by `signed_starts.make_signed`.
 
     Raises:
         RequestError: a ticket whose weights were not drawn, or a seed that would draw its own weights again.
@@ -207,6 +215,8 @@ def make_control(
     masks, origin = ticket.masks, ticket.states["start"]
     if whole is not None:
         origin = whole.states["start"]
+    if config.control in SIGNS:
+        return make_signed(ticket, config.control, origin.drawn, config.seeds["init"])
     draws = dict(origin.drawn)
     tensors = {name: draw.tensor(name) for name, draw in draws.items()} | dict(origin.stored)
     if whole is not None and config.control != "reinit":

@@ -33,7 +33,9 @@ WRITTEN_WHOLE = (
 )  # fmt: skip
 
 # The controls that are trained to be compared with a ticket of trained weights; those that are trained on other data.
-TRAINED = ("reinit", "shuffle", "random", "random-erk", "small-dense")
+# The last three start from signs or magnitudes only: `ticket signs` makes them.
+SIGNS = ("initial-signs", "trained-signs", "magnitudes")
+TRAINED = ("reinit", "shuffle", "random", "random-erk", "small-dense", *SIGNS)
 ELSEWHERE = ("ticket", "dense", "reinit", "shuffle", "random")
 # The controls that are evaluated to be compared with a ticket of frozen weights; those that are trained in its place.
 EVALUATED = ("reinit", "shuffle", "random")
