@@ -92,6 +92,7 @@ def _computed_once() -> Iterator[None]:
     read, draw = functools.cache(digits.read), inits.draw
     drawn = functools.lru_cache(maxsize=400)(draw)
 
+    @functools.wraps(draw)
     def draw_once(init: str, shape: Iterable[int], seed: int, name: str, scale: float = 1.0) -> Tensor:
         sizes = tuple(int(size) for size in shape)
         if math.prod(sizes) > 2**16:

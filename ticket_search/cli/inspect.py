@@ -65,6 +65,11 @@ def inspect(
     if activations:
         show_activations(path, {**asked, "task": task, "runs": runs}, plot, overwrite, as_json)
         return
+    _show_content(path, task, as_json)
+
+
+def _show_content(path: Path, task: str | None, as_json: bool) -> None:
+    """Print what a ticket file holds, or what it holds of one of its tasks."""
     found = supermask.load(path)
     source: Path | bytes = path
     if task is not None:
