@@ -5,6 +5,7 @@ from . import data as data
 from . import deploy as deploy
 from . import methods as methods
 from . import models as models
+from . import questions as questions
 from . import running as running
 from . import runs as runs
 from . import sweeps as sweeps
@@ -16,6 +17,7 @@ from .contract.errors import RequestError as RequestError
 from .contract.errors import RunError as RunError
 from .contract.metric import describe_metric as describe_metric
 from .deploy.bench import bench as bench
+from .questions.diagnosis import diagnose as diagnose
 from .running.controls import controls as controls
 from .running.search import resume as resume
 from .running.search import search as search

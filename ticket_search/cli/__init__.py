@@ -20,6 +20,7 @@ from . import (
     catalog,
     compare,
     controls,
+    diagnose,
     evaluate,
     export,
     inspect,
@@ -92,6 +93,7 @@ bench.add_to(app)
 card.add_to(app)
 push.add_to(app)
 controls.add_to(app)
+diagnose.add_to(app)
 compare.add_to(app)
 study.add_to(app)
 catalog.add_to(app)

@@ -166,8 +166,8 @@ def check_controls(
     request = request_of(read_config(folder), model, data, loss, metric)
     opened = Run(folder, request.config.allowing(leave_here(elsewhere) if leaves is None else leaves))
     asked = _check(opened, kinds, levels, elsewhere, survivors, head)
-    _check_names(request, opened, elsewhere)
-    _check_data(opened, data)
+    check_names(request, opened, elsewhere)
+    check_data(opened, data)
     return opened, asked, Given(model, data, request.functions)
 
 
@@ -200,7 +200,7 @@ class Given:
     functions: Mapping[str, Callable[..., Any]]
 
 
-def _check_data(run: Run, data: Any) -> None:
+def check_data(run: Run, data: Any) -> None:
     """Check that the data are those that the run was made with, where these are no data set of ours.
 
     Raises:
@@ -217,7 +217,7 @@ def _check_data(run: Run, data: Any) -> None:
         raise RequestError(f"the data are not those of the run {run.path}, {config.data}: its controls need the same")
 
 
-def _check_names(request: Request, opened: Run, elsewhere: Any) -> None:
+def check_names(request: Request, opened: Run, elsewhere: Any) -> None:
     """Check that all data are to be had and all code may be imported, before the first control is made.
 
     Raises:

@@ -16,6 +16,8 @@ SUMMARY = "summary.json"
 CONTROLS = "controls.json"
 # The folder of the runs in which a run's controls are trained.
 CONTROL_RUNS = "controls"
+# The folder of the searches by which suggestions about a poor run are tried.
+DIAGNOSIS_RUNS = "diagnosis"
 STATE = "state.pt"
 # The state before the newest, for the case that the newest is damaged.
 EARLIER_STATE = "state-before.pt"
