@@ -1,8 +1,8 @@
 """Does `ticket diagnose` find what is wrong, and is it silent where nothing is?
 
 Three failures are planted, each on two data sets: a learning rate that is far too high, one-shot pruning to 3 %, and a
-tenth of the epochs. The suggestions of `ticket diagnose --try` are carried out with several seeds beside the recipe as it
-was: does the first one gain? And runs with nothing wrong are diagnosed: how many of them are called poor?
+tenth of the epochs. The suggestions of `ticket diagnose --try` are carried out with several seeds beside the recipe as
+it was: does the first one gain? And runs with nothing wrong are diagnosed: how many of them are called poor?
 
     python benchmarks/diagnose.py --json results/diagnose.json --page results/diagnose.md
     python benchmarks/diagnose.py --first-seed 100 --only digits      # other seeds, one data set
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from ticket_search import Run, diagnose, resume, search
-from ticket_search.analysis.comparison import RECIPE
 from ticket_search.questions.diagnosis import Diagnosis
 from ticket_search.questions.trials import Trial
 
@@ -97,7 +96,7 @@ def diagnose_healthy(runs: Path, options: argparse.Namespace) -> Iterator[dict[s
                 flags |= {} if method == "edge-popup" else {"epochs": EPOCHS[data]}
                 run = find(folder, f"{method}-s{seed}", method, **flags)
                 if method == "gradual":
-                    recipe = {key: getattr(run.config, key) for key in RECIPE if getattr(run.config, key) is not None}
+                    recipe = {key: getattr(run.config, key) for key in ("epochs", "batch_size", "optimizer", "lr")}
                     find(folder, f"dense-s{seed}", "dense", data=data, seed=seed, **recipe)
                 found = diagnose(run, progress=False)
                 print(found, flush=True)

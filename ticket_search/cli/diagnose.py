@@ -61,7 +61,7 @@ def diagnose(
         raise RequestError(f"{', '.join(given)} goes with --try: without it nothing is searched")
     if first is not None and first < 1:
         raise RequestError(f"--first {first}: expected a number of suggestions, 1 or more")
-    code = {"model": model, "data": data, "loss": loss, "metric": metric}
+    code: dict[str, Any] = {"model": model, "data": data, "loss": loss, "metric": metric}
     try:
         with Progress() as progress:
             progress.label("loading PyTorch and the data")

@@ -58,8 +58,8 @@ def gather(run: Run, samples: Samples, level: int | None = None, delta: float | 
         RequestError: a record that is damaged.
     """
     config, metric, rows = run.config, run.metric, run.levels
-    own = rows[level] if rows and level is not None else rows[-1] if rows else run.summary
-    place = int(own["level"]) if rows else None
+    place = None if not rows else int(rows[-1]["level"]) if level is None else level
+    own = rows[place] if place is not None else run.summary
     traits = find_kind(config.method).traits
     dense, dense_from = _find_dense(run)
     per_epoch = whole_batches(samples.train_size, config.batch_size)

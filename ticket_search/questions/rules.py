@@ -59,8 +59,8 @@ def rate_too_high(e: Evidence) -> Finding | None:
     for curve, whose, alarm in _trainings(e):
         if signs := _signs_of_rate(e, curve, alarm):
             hypothesis = f"The learning rate is too high: {whose} trains badly."
-            return Finding("rate-too-high", hypothesis, f"{e.config.optimizer} with --lr {e.config.lr:g}, usual "
-                           f"{e.usual_rate:g}; {'; '.join(signs)}", LOTTERY, flags, alarm=alarm)  # fmt: skip
+            told = f"{e.config.optimizer} with --lr {e.config.lr:g}, usual {e.usual_rate:g}; {'; '.join(signs)}"
+            return Finding("rate-too-high", hypothesis, told, LOTTERY, _lower_rate(e), alarm=alarm)
     return None
 
 

@@ -50,7 +50,8 @@ def change(config: Config, flags: Mapping[str, Any]) -> Config:
     plain = {key: value for key, value in to_plain(config).items() if key in known}
     changed = {key: value for key, value in flags.items() if key != "method"}
     values = {key: value for key, value in {**plain, **changed}.items() if value is not None}
-    made = make_config(kind.Config, {**values, "method": kind.name}, changed)
+    given = [key for key, value in changed.items() if value is not None]
+    made = make_config(kind.Config, {**values, "method": kind.name}, given)
     return made.allowing(config.leaves, config.origin)
 
 

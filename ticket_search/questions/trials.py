@@ -13,7 +13,7 @@ from typing import Any
 from ..analysis.headlines import search_command
 from ..analysis.intervals import ALPHA, Difference, chance_of_none, difference, holm
 from ..contract.errors import RequestError, RunError
-from ..contract.flags import Config, to_plain
+from ..contract.flags import Config, flag, to_plain
 from ..contract.keyed import Keyed
 from ..contract.leave import can_be_typed, code_in
 from ..contract.metric import known_value
@@ -102,7 +102,7 @@ def try_out(
         name, config = suggestions.slug(finding.flags), change(base, finding.flags)
         trials.append(_describe(finding, config, original, {seed: work.search(name, config, seed) for seed in chosen},
                                 evidence))  # fmt: skip
-    return _correct(trials)
+    return correct(trials)
 
 
 def _up_to(config: Config, evidence: Evidence) -> Config:
@@ -219,7 +219,7 @@ def _describe(
     )
 
 
-def _correct(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+def correct(trials: Sequence[Trial]) -> tuple[Trial, ...]:
     """The trials with their p-values, corrected for their number, and whether each has helped."""
     chances = {
         str(place): chance
@@ -259,8 +259,8 @@ def command_of(config: Config, seeds: Sequence[int], flags: Mapping[str, Any] | 
         return f"ticket_search.search({', '.join([*words, f'seed={seeds[0]}'])})"
     command, _, last = search_command(to_plain(config), seeds).rpartition(" --seeds ")
     told = [
-        f"{suggestions.flag(key)} {suggestions.as_text(value)}"
+        f"{flag(key)} {suggestions.as_text(value)}"
         for key, value in changed.items()
-        if f" {suggestions.flag(key)} " not in f"{command} " and not isinstance(value, bool)
+        if f" {flag(key)} " not in f"{command} " and not isinstance(value, bool)
     ]
     return " ".join([command, *told, "--seeds", last])
