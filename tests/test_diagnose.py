@@ -83,8 +83,8 @@ PLANTED = {
     "near chance": (rules.rate_too_high, {"base": CHANCE}, {"base": ABOVE}),
     "a rate far from the usual": (
         rules.rate_too_high,
-        {"base": KEPT, "flags": {"lr": 1.2e-2}},
-        {"base": KEPT, "flags": {"lr": 1.1e-2}},
+        {"base": KEPT, "flags": {"lr": 2.4e-2}},
+        {"base": KEPT, "flags": {"lr": 2.3e-2}},
     ),
     "a rate far from the usual, and fitted": (
         rules.rate_too_high,
@@ -99,7 +99,8 @@ PLANTED = {
         {"base": FALLS, "flags": {"schedule": "cosine"}},
     ),
     "a single evaluation": (rules.too_few_epochs, {"base": ONE}, {"base": ONE_LATE}),
-    "the ticket's own training": (rules.too_few_epochs, {"own": FALLS}, {"own": FALLS, "value": 96.0}),
+    "the ticket's own training": (rules.epochs_of_ticket, {"own": FALLS}, {"own": FALLS, "value": 96.0}),
+    "the ticket's own loss": (rules.rate_of_ticket, {"own": LOST}, {"own": KEPT}),
     "a layer is cut": (rules.collapse, {"layers": CUT}, {"layers": NEARLY}),
     "40 % at once": (rules.too_steep, {"densities": (0.8, 0.48)}, {"densities": (0.8, 0.49)}),
     "one-shot": (
@@ -193,6 +194,12 @@ def test_the_order_is_of_trainings_first_and_of_what_was_measured_before_what_wa
 def test_a_gap_is_poor_beyond_the_margin_and_beyond_what_chance_explains(gap, samples, poor):
     """Of 1,000 samples at 97 % two standard errors of a difference are about 1.7 points."""
     assert plant(value=97.0 - gap, samples=samples).is_poor is poor
+
+
+@pytest.mark.parametrize(("gaps", "poor"), [((1.5, 1.4, 1.6), True), ((1.5, 0.4, 2.6), False), ((1.5, 1.5), False)])
+def test_a_small_gap_that_all_seeds_have_is_poor(gaps, poor):
+    assert plant(value=95.5, gaps=dict(enumerate(gaps))).is_poor is poor
+    assert not plant(value=96.6, gaps=dict(enumerate(gaps))).is_poor, "this run itself is within the margin"
 
 
 def test_the_noise_is_that_of_two_binomial_fractions():

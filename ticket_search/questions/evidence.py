@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..analysis.intervals import confidence_interval
 from ..contract.flags import Config
 from ..contract.metric import Metric
 
@@ -16,6 +17,8 @@ from ..contract.metric import Metric
 ERRORS = 2.0
 # An improvement in the last part of a training, which begins here, is said to be one at its end.
 _LAST_PART = 0.75
+# Of fewer seeds an interval says next to nothing.
+_LEAST_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,15 @@ class Evidence:
 
     @property
     def is_poor(self) -> bool:
-        """Whether the ticket is below its dense network by more than the margin, and by more than chance explains."""
-        return self.gap is not None and self.delta is not None and self.gap > max(self.least, self.noise)
+        """Whether the ticket is below its dense network by more than the margin, and by more than chance explains.
+
+        Chance is that of the samples or, where three seeds or more have run, that of the seeds: a smaller gap that all
+        of them have is none of chance.
+        """
+        if self.gap is None or self.delta is None or self.gap <= self.least:
+            return False
+        found = confidence_interval(list(self.gaps.values())) if len(self.gaps) >= _LEAST_SEEDS else None
+        return self.gap > self.noise or (found is not None and found[0] > self.least)
 
     @property
     def guessing(self) -> float | None:
