@@ -64,7 +64,8 @@ def diagnose(
     code: dict[str, Any] = {"model": model, "data": data, "loss": loss, "metric": metric}
     try:
         with Progress() as progress:
-            progress.label("loading PyTorch and the data")
+            if tries:
+                progress.label("loading PyTorch and the data")
             found = questions.diagnosis.diagnose(
                 run, level=level, delta=delta,
                 tries=(questions.diagnosis.FIRST if first is None else first) if tries else 0,
@@ -85,7 +86,7 @@ def _show(found: Diagnosis) -> None:
     for number, finding in enumerate(found.findings, start=1):
         output().print()
         print_sentence(f"{number}. {finding.hypothesis}", "bold")
-        print_sentence(f"{'' if finding.measured else 'not measured: '}{finding.evidence}")
+        print_sentence(finding.evidence)
         print_sentence(finding.source)
         _print_command(finding.command)
     if found.unmeasured:

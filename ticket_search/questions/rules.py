@@ -290,7 +290,9 @@ def _instability(e: Evidence) -> tuple[str, bool]:
             True,
         )
     return (
-        (f"it goes back to step {at:,} of {e.steps:,}, and no barrier was measured", False) if at == 0 else ("", False)
+        (f"it goes back to step {at:,} of {e.steps:,}; whether that is too early has not been measured", False)
+        if at == 0
+        else ("", False)
     )
 
 
