@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -268,6 +269,36 @@ def test_without_a_dense_network_it_is_not_known_and_the_command_is_told(made, t
     assert "dense" in what and command.startswith("ticket search --method dense --model-args width=0.2")
     beside = diagnose(made / "alone", progress=False)
     assert "(" + str(made / "dense") + ")" in beside.explanation
+
+
+def test_what_connect_and_controls_have_measured_is_read(made, tmp_path):
+    """In the forms of `connect.json` and `controls.json`; pairs of other levels and arms are not this ticket's."""
+    folder = tmp_path / "spoiled"
+    shutil.copytree(made / "spoiled", folder)
+    pair = {"arm": "ticket", "level": 1, "density": 0.02, "step": 0, "pair": 0, "order_seeds": [1, 2], "ends": [9, 9]}
+    numbers = [(0, 1, 8.0), (0, 1, 6.0), (9, 1, 1.0), (4, 2, 0.0), (5, 1, 3.0)]
+    rows = [{**pair, "step": step, "level": level, "barrier": barrier} for step, level, barrier in numbers]
+    write_record(folder, "connect.json", {"metric": {}, "points": 30, "rows": rows})
+    value = Run(folder, None).summary["val_metric"]
+    control = {"trained": True, "data": "digits", "level": 1, "val_metric": value, "density": 0.02}
+    others = [{**control, "control": "random", "level": 7}, {**control, "control": "random", "data": "mnist"}]
+    write_record(folder, "controls.json", {"rows": [{**control, "control": "shuffle"}, *others]})
+    found = {finding.kind: finding for finding in diagnose(folder, progress=False).findings}
+    assert found["rewind-later"].flags == {"rewind": "9it"} and found["rewind-later"].measured
+    assert "7.0 pp (2 pairs)" in found["rewind-later"].evidence
+    assert "shuffled within each layer" in found["structure-alone"].evidence
+    write_record(folder, "connect.json", {"rows": [{"arm": "ticket"}]})
+    with pytest.raises(RequestError, match=r"connect.json is damaged: rows\.0"):
+        diagnose(folder, progress=False)
+
+
+@pytest.mark.parametrize("name", ["imp", "one-shot", "gradual", "edge-popup", "snip", "filters"])
+def test_a_run_of_an_older_version_is_diagnosed(name):
+    found = diagnose(Path(__file__).parent / "fixtures" / "runs-0.1.0" / "finished" / name, progress=False)
+    if name == "edge-popup":  # its rate falls to the end; the dense network beside it is as bad
+        assert found.state == "undecided" and found.findings[0].kind == "too-few-seeds"
+    else:
+        assert found.state == "poor" and found.findings[0].kind == "too-few-epochs", "of two epochs"
 
 
 WRONG = {

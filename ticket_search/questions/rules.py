@@ -45,7 +45,7 @@ _EMPTIED = 0.5
 # Ramanujan et al. find the best supermasks between these densities.
 _BEST_DENSITIES = (0.3, 0.7)
 _MORE_EPOCHS = 4
-_REWIND_SHARE = 0.01
+_EARLY, _REWIND_SHARE = 0.001, 0.01
 _WARMUP_SHARE = 0.1
 SEEDS = 5
 _BEFORE_TRAINING = ("random", "magnitude-at-init", "snip", "grasp", "synflow")
@@ -253,7 +253,7 @@ def rewind_later(e: Evidence) -> Finding | None:
     sign, measured = _instability(e)
     if not sign:
         return None
-    stable = [b.step for b in e.barriers if b.arm == "ticket" and b.mean < _STABLE and b.step > 0]
+    stable = [b.step for b in e.barriers if b.arm == "ticket" and b.mean < _STABLE and b.step > e.start]
     step = min(stable) if stable else max(1, round(_REWIND_SHARE * e.steps))
     hypothesis = "The ticket goes back too far: from a later step on, training is stable to the order of its batches."
     return Finding("rewind-later", hypothesis, sign, CONNECTIVITY, {"rewind": f"{step}it"}, measured=measured)
@@ -272,12 +272,12 @@ def warm_up(e: Evidence) -> Finding | None:
 def _instability(e: Evidence) -> tuple[str, bool]:
     """What speaks for it that the ticket's start is not stable yet, and whether that was measured; else an empty text.
 
-    A ticket that starts from a later step than 0.1 % of its training is asked for numbers.
+    Where nothing was measured a start before 0.1 % of the training is suspected: rewinding goes to 0.1 to 1 % of it.
     """
     if not e.is_poor or e.config.method not in REWINDING_METHODS or getattr(e.config, "then", "rewind") != "rewind":
         return "", False
     at = e.start
-    own = [barrier for barrier in e.barriers if barrier.arm == "ticket" and barrier.step == at]
+    own = [each for each in e.barriers if each.arm == "ticket" and each.step == at and e.metric.is_accuracy]
     if own and own[0].mean < _STABLE:
         return "", False
     if own:
@@ -289,11 +289,9 @@ def _instability(e: Evidence) -> tuple[str, bool]:
             f"fresh weights under its mask reach {e.show(reinit)}, it {e.show(e.value)}: its start is worth none",
             True,
         )
-    return (
-        (f"it goes back to step {at:,} of {e.steps:,}; whether that is too early has not been measured", False)
-        if at == 0
-        else ("", False)
-    )
+    if at >= _EARLY * e.steps:
+        return "", False
+    return f"it goes back to step {at:,} of {e.steps:,}; whether that is too early has not been measured", False
 
 
 def structure_alone(e: Evidence) -> Finding | None:
