@@ -19,6 +19,7 @@ from .contract.metric import describe_metric as describe_metric
 from .deploy.bench import bench as bench
 from .questions.activations import activations as activations
 from .questions.connectivity import connect as connect
+from .questions.diagnosis import diagnose as diagnose
 from .questions.signs import signs as signs
 from .running.controls import controls as controls
 from .running.search import resume as resume

@@ -21,6 +21,7 @@ from . import (
     compare,
     connect,
     controls,
+    diagnose,
     evaluate,
     export,
     inspect,
@@ -96,6 +97,7 @@ push.add_to(app)
 controls.add_to(app)
 connect.add_to(app)
 signs.add_to(app)
+diagnose.add_to(app)
 compare.add_to(app)
 study.add_to(app)
 catalog.add_to(app)

@@ -4,7 +4,13 @@ from . import barrier_plot as barrier_plot
 from . import barriers as barriers
 from . import children as children
 from . import connectivity as connectivity
+from . import diagnosis as diagnosis
+from . import evidence as evidence
 from . import path as path
 from . import question as question
+from . import records as records
+from . import rules as rules
 from . import signs as signs
+from . import suggestions as suggestions
+from . import trials as trials
 from . import unit_plot as unit_plot

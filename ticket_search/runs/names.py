@@ -20,6 +20,8 @@ CONNECT = "connect.json"
 CONNECT_PICTURE = "connect.png"
 # The folder of the trainings by which it is found out how stable a run's training is.
 CONNECT_RUNS = "connect"
+# The folder of the searches by which suggestions about a poor run are tried.
+DIAGNOSIS_RUNS = "diagnosis"
 STATE = "state.pt"
 # The state before the newest, for the case that the newest is damaged.
 EARLIER_STATE = "state-before.pt"
