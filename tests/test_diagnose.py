@@ -276,9 +276,10 @@ def test_what_connect_and_controls_have_measured_is_read(made, tmp_path):
     folder = tmp_path / "spoiled"
     shutil.copytree(made / "spoiled", folder)
     pair = {"arm": "ticket", "level": 1, "density": 0.02, "step": 0, "pair": 0, "order_seeds": [1, 2], "ends": [9, 9]}
+    pair |= {"errors": [9, 9], "losses": [1, 1], "loss_barrier": 0.0}
     numbers = [(0, 1, 8.0), (0, 1, 6.0), (9, 1, 1.0), (4, 2, 0.0), (5, 1, 3.0)]
     rows = [{**pair, "step": step, "level": level, "barrier": barrier} for step, level, barrier in numbers]
-    write_record(folder, "connect.json", {"metric": {}, "points": 30, "rows": rows})
+    write_record(folder, "connect.json", {"metric": {}, "points": 2, "rows": rows})
     value = Run(folder, None).summary["val_metric"]
     control = {"trained": True, "data": "digits", "level": 1, "val_metric": value, "density": 0.02}
     others = [{**control, "control": "random", "level": 7}, {**control, "control": "random", "data": "mnist"}]
@@ -287,8 +288,8 @@ def test_what_connect_and_controls_have_measured_is_read(made, tmp_path):
     assert found["rewind-later"].flags == {"rewind": "9it"} and found["rewind-later"].measured
     assert "7.0 pp (2 pairs)" in found["rewind-later"].evidence
     assert "shuffled within each layer" in found["structure-alone"].evidence
-    write_record(folder, "connect.json", {"rows": [{"arm": "ticket"}]})
-    with pytest.raises(RequestError, match=r"connect.json is damaged: rows\.0"):
+    write_record(folder, "connect.json", {"metric": {}, "points": 2, "rows": [{"arm": "ticket"}]})
+    with pytest.raises(RequestError, match=r"connect.json is damaged"):
         diagnose(folder, progress=False)
 
 

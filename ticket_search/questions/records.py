@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
 import supermask
 
 from ..analysis.comparison import RECIPE, TASK
@@ -20,29 +18,15 @@ from ..contract.metric import Metric, known_value, metric_of
 from ..data.samples import Samples, whole_batches
 from ..running.read_config import find_kind, read_config
 from ..runs.folders import inspect_folder, list_runs
-from ..runs.names import CONFIG, CONTROLS, METRICS, SUMMARY, TICKET
+from ..runs.names import CONFIG, CONNECT, CONTROLS, METRICS, SUMMARY, TICKET
 from ..runs.records import read_record
 from ..runs.run import Run
+from .barriers import check_record
 from .evidence import Barrier, Curve, Evidence, Layer
 from .suggestions import with_seed
 
-# What `ticket connect` leaves in the folder of a run.
-CONNECT = "connect.json"
 # The rates with which published recipes train: Frankle & Carbin, 2018 (Adam), Ramanujan et al., 2020 (SGD).
 _USUAL_RATES = {"adam": 1.2e-3, "adamw": 1.2e-3, "sgd": 0.1}
-
-
-class _Pair(pydantic.BaseModel):
-    """What is read of a pair of children of `ticket connect`."""
-
-    arm: str
-    level: int | None
-    step: int
-    barrier: float
-
-
-class _Pairs(pydantic.BaseModel):
-    rows: list[_Pair]
 
 
 def gather(run: Run, samples: Samples, level: int | None = None, delta: float | None = None) -> Evidence:
@@ -164,11 +148,7 @@ def _barriers(run: Run, level: int | None) -> tuple[Barrier, ...]:
     """
     if not (run.path / CONNECT).exists():
         return ()
-    try:
-        rows = _Pairs.model_validate(read_record(run.path, CONNECT)).rows
-    except pydantic.ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise RequestError(f"{run.path / CONNECT} is damaged: {place}: {error.errors()[0]['msg']}") from None
+    rows = check_record(read_record(run.path, CONNECT), str(run.path / CONNECT)).rows
     found: dict[tuple[str, int], list[float]] = {}
     for row in rows:
         if row.arm == "dense" or (row.arm == "ticket" and row.level == level):

@@ -6,15 +6,14 @@ Zhou et al., Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask, 20
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import torch
+from typing import TYPE_CHECKING
 
 import supermask
-from supermask import Draw, Ticket
-from supermask.masks import random_numbers
-from supermask.weights import inits
 
 from ..contract.errors import RequestError
+
+if TYPE_CHECKING:
+    from supermask import Draw, Ticket
 
 
 def make_signed(ticket: Ticket, kind: str, draws: Mapping[str, Draw], seed: int) -> Ticket:
@@ -34,6 +33,9 @@ def make_signed(ticket: Ticket, kind: str, draws: Mapping[str, Draw], seed: int)
     Raises:
         RequestError: tensors for which it is not known how they were drawn, where a standard deviation is needed.
     """
+    import torch
+
+    inits, random_numbers = supermask.weights.inits, supermask.masks.random_numbers
     tensors = ticket.state_dict("start")
     constant = [name for name, draw in draws.items() if draw.init not in inits.WEIGHT_INITS]
     weights = [name for name in ticket.masks if name not in constant]
@@ -52,4 +54,6 @@ def make_signed(ticket: Ticket, kind: str, draws: Mapping[str, Draw], seed: int)
         else:
             std = torch.full_like(start, inits.std_of(draws[name]))
             tensors[name] = torch.where(source[name] < 0, -std, std)
-    return Ticket(ticket.masks, {"start": supermask.make_state(tensors, ticket.masks, draws)}, dict(ticket.meta))
+    return supermask.Ticket(
+        ticket.masks, {"start": supermask.make_state(tensors, ticket.masks, draws)}, dict(ticket.meta)
+    )
