@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client import KernelManager
 
 HERE = Path(__file__).parent.parent / "examples" / "notebooks"
 SPEC = importlib.util.spec_from_file_location("execute_notebooks", HERE / "execute.py")
@@ -19,7 +21,11 @@ NAMES = [path.name for path in notebooks.texts()]
 SHORT = {
     "hidden_network.py": {"epochs = 12": "epochs = 1", "densities = (0.05, 0.2, 0.5, 0.8, 0.95)": "densities = (0.5,)"},
     "winning_ticket.py": {"epochs, seeds = 8, 5": "epochs, seeds = 1, 2"},
-    "faster_network.py": {"seconds = 0.5": "seconds = 0.02"},
+    "faster_network.py": {
+        "seconds = 0.5": "seconds = 0.02",
+        'recipe = {"model": "conv2", "optimizer": "adam", "lr": 1e-3, "threads": 1, "epochs": 6}': 'recipe = {"model": '
+        '"conv2", "model_args": "width=0.1", "optimizer": "adam", "lr": 1e-3, "threads": 1, "epochs": 4}',
+    },
 }
 
 
@@ -52,13 +58,21 @@ def test_a_notebook_is_its_text_with_outputs(name):
     assert words[0].startswith("# ") and len(words) >= 5
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name != "hidden_network.py" else ()) for name in NAMES]
-)
-def test_a_notebook_runs(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(HERE.parent.parent))
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory) -> Iterator[KernelManager]:
+    """A process for all notebooks, one after another: to import PyTorch takes longer than a short one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(HERE.parent.parent))
+        manager = KernelManager(kernel_name="python3")
+        manager.start_kernel(cwd=str(tmp_path_factory.mktemp("kernel")))
+        yield manager
+        manager.shutdown_kernel(now=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs(name, kernel, tmp_path):
     before = sorted(HERE.rglob("*"))
-    found = notebooks.execute(notebooks.read(HERE / name, SHORT[name]), tmp_path)
+    found = notebooks.execute(notebooks.read(HERE / name, SHORT[name]), tmp_path, kernel)
     assert sorted(HERE.rglob("*")) == before and not list(tmp_path.iterdir()), "its runs are elsewhere"
     pairs = [(cell, old) for cell, old in zip(found.cells, stored(name).cells, strict=True) if cell.cell_type == "code"]
     for cell, old in pairs:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+from jupyter_client import KernelManager
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
@@ -32,13 +33,15 @@ def read(path: Path, instead: Mapping[str, str] | None = None) -> nbformat.Noteb
     return notebook
 
 
-def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
-    """Run a notebook in a folder; its outputs are in it afterwards.
+def execute(
+    notebook: nbformat.NotebookNode, folder: Path, kernel: KernelManager | None = None
+) -> nbformat.NotebookNode:
+    """Run a notebook in a folder, or in a kernel that is there already; its outputs are in it afterwards.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell raises.
     """
-    NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}, record_timing=False).execute()
+    NotebookClient(notebook, kernel, resources={"metadata": {"path": str(folder)}}, record_timing=False).execute()
     return notebook
 
 
