@@ -51,8 +51,8 @@ class Connectivity:
     """What is known of a run's stability at a level.
 
     headline: the finding in one sentence. barriers: one entry for each arm and step, over pairs. rows: one for each
-    pair, of all levels that were asked about. left_out: arms that there are none of, and why. remark: of which steps the
-    mask was not found by rewinding to them; empty if of none. path: of `connect.json`.
+    pair, of all levels that were asked about. left_out: arms that there are none of, and why. remark: which
+    steps are not the one that the mask was found by rewinding to; empty if none. path: of `connect.json`.
     """
 
     headline: str
@@ -302,7 +302,8 @@ def _remark_on(origin: Origin, barriers: Sequence[Barrier]) -> str:
     other = sorted({barrier.step for barrier in barriers if barrier.arm != "dense" and barrier.step != own})
     if not other or not hasattr(origin.config, "rewind"):
         return ""
+    named = ", ".join(map(str, other))
     return (
-        f"the mask was found by rewinding to step {own}; over the weights of step {', '.join(map(str, other))} it is no "
+        f"the mask was found by rewinding to step {own}; over the weights of step {named} it is no "
         f"ticket of that step, which a search with --rewind {other[0]}it finds"
     )
