@@ -213,6 +213,7 @@ def test_rows_say_what_was_measured_between_children_of_one_parent(imp, answered
     for path, end in zip(children(imp, "ticket-level-02-at-000004-pair-0?"), ends, strict=True):
         assert 100 - Run(path, read_config(path)).summary["test_accuracy"] == pytest.approx(end)
     assert [each.pairs for each in answered.barriers if each.arm == "dense"] == [2, 1]
+    assert "rewinding to step 0; over the weights of step 4" in answered.remark and "--rewind 4it" in answered.remark
     assert answered.picture == imp.path / "connect.png" and answered.picture.read_bytes() == b"a picture"
     drawn = draw_barriers(answered.barriers, answered.rows, answered.metric, "name_of_$a_run")
     assert drawn.startswith(b"\x89PNG")

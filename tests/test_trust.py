@@ -120,6 +120,7 @@ HOSTILE: dict[str, list[list[str]] | None] = {
     "export": [["runs/finished", "--to", to, "--output", f"{to}.out"] for to in ("onnx", "torch-export", "compact", "npz")],
     "bench": [["runs/finished", "--engines", "eager", "--seconds", "0.01"], ["runs/finished", "--data", "digits"]],
     "controls": [["runs/finished"], ["runs/finished", "--on", "digits"], ["runs/finished", "--controls", "small-dense"]],
+    "connect": [["runs/finished", "--rewind", "0"], ["runs/finished", "runs/trained"]],
     "compare": [["runs/finished", "runs/trained"], ["runs/finished", "--masks"]],
     "card": [["runs/finished"], ["runs/finished/ticket.safetensors", "--with", "runs/trained"]],
     "push": [["runs/finished", "hf:me/mine", "--dry-run"]],

@@ -125,6 +125,8 @@ def _show(found: Connectivity) -> None:
         "[95 % interval]"
         + ("; an interval needs --pairs 2 or more" if "interval" not in [columns[p] for p in told] else "")
     )
+    if found.remark:
+        print_sentence(f"note: {found.remark}")
     for arm, why in found.left_out.items():
         print_sentence(f"no {arm}: {why}")
     output().print(harmless(f"wrote {found.path} and {found.picture}"), markup=False, highlight=False, soft_wrap=True)

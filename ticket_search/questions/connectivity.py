@@ -51,13 +51,15 @@ class Connectivity:
     """What is known of a run's stability at a level.
 
     headline: the finding in one sentence. barriers: one entry for each arm and step, over pairs. rows: one for each
-    pair, of all levels that were asked about. left_out: arms that there are none of, and why. path: of `connect.json`.
+    pair, of all levels that were asked about. left_out: arms that there are none of, and why. remark: which
+    steps are not the one that the mask was found by rewinding to; empty if none. path: of `connect.json`.
     """
 
     headline: str
     barriers: list[Barrier]
     rows: list[PairRow]
     left_out: dict[str, str]
+    remark: str
     metric: Metric
     path: Path
     picture: Path
@@ -69,6 +71,7 @@ class Connectivity:
             "metric": self.metric.to_dict(),
             "barriers": [dataclasses.asdict(barrier) for barrier in self.barriers],
             "left_out": self.left_out,
+            "remark": self.remark,
             "rows": [row.model_dump() for row in self.rows],
         }
 
@@ -289,5 +292,18 @@ def _conclude(origin: Origin, asked: Question) -> Connectivity:
     barriers, metric = summarize(shown), origin.setup.metric
     picture = run.path / CONNECT_PICTURE
     write_atomically(picture, draw_barriers(barriers, shown, metric, run.path.name))
-    told = headline(barriers, metric)
-    return Connectivity(told, barriers, rows, asked.left_out, metric, run.path / CONNECT, picture)
+    told, remark = headline(barriers, metric), _remark_on(origin, barriers)
+    return Connectivity(told, barriers, rows, asked.left_out, remark, metric, run.path / CONNECT, picture)
+
+
+def _remark_on(origin: Origin, barriers: Sequence[Barrier]) -> str:
+    """At which steps a mask lies over weights that its search did not rewind to."""
+    own = int(origin.ticket.meta.get("rewound_to", 0))
+    other = sorted({barrier.step for barrier in barriers if barrier.arm != "dense" and barrier.step != own})
+    if not other or not hasattr(origin.config, "rewind"):
+        return ""
+    named = ", ".join(map(str, other))
+    return (
+        f"the mask was found by rewinding to step {own}; over the weights of step {named} it is no "
+        f"ticket of that step, which a search with --rewind {other[0]}it finds"
+    )
