@@ -419,22 +419,21 @@ class _Watch(TorchFunctionMode):
     def _took_part(self, uses: list[tuple[_Use, Tensor]]) -> Tensor:
         """For each weight the number of inputs on which any of its uses counts."""
         (use, changes), *others = uses
-        table = None if others else _as_product(self.size, use, changes)
-        if table is None:
-            total = torch.zeros(use.weight.shape, device=use.weight.device)
+        total = torch.zeros(use.weight.shape, device=use.weight.device)
+        if others or not _is_product(use):
             for number in range(self.size):
                 total += torch.stack([self._part_of(number, *each) for each in uses]).any(0)
             return total
-        rows, columns = table
-        if rows.shape[1] == 1:
-            total = rows[:, 0].t() @ columns[:, 0]
-        else:
-            step = max(1, _MOST_AT_ONCE // use.weight.numel())
-            total = torch.zeros(rows.shape[2], columns.shape[2], device=rows.device)
-            for begin in range(0, self.size, step):
-                part = torch.bmm(rows[begin : begin + step].mT, columns[begin : begin + step])
-                total += (part > 0).sum(0)
-        return total.reshape(use.weight.shape)
+        given, changes = (each.reshape(self.size, -1, *each.shape[1:]) for each in (use.given, changes))
+        # What a chunk of inputs takes: the result for each of them, and all that is multiplied.
+        each_takes = use.weight.numel() + changes[0].numel() // use.weight.shape[0] * use.weight[0].numel()
+        step = max(1, _MOST_AT_ONCE // each_takes)
+        for begin in range(0, self.size, step):
+            chunk = slice(begin, begin + step)
+            rows, columns = _as_product(use, given[chunk], changes[chunk])
+            part = rows[:, 0].t() @ columns[:, 0] if rows.shape[1] == 1 else (torch.bmm(rows.mT, columns) > 0).sum(0)
+            total += part.reshape(total.shape)
+        return total
 
     def _part_of(self, number: int, use: _Use, changes: Tensor) -> Tensor:
         """Whether each weight takes part on one input: as a gradient of zeros and ones, which nothing cancels in."""
@@ -445,20 +444,33 @@ class _Watch(TorchFunctionMode):
         return found > 0.5
 
 
-def _as_product(size: int, use: _Use, changes: Tensor) -> tuple[Tensor, Tensor] | None:
-    """What a layer gives and gets as matrices, [inputs, positions, outputs] and [inputs, positions, weights of one].
+def _how(use: _Use) -> dict[str, Any]:
+    """How a convolution is called: `stride padding dilation groups`, as far as that is said."""
+    names = ("bias", "stride", "padding", "dilation", "groups")
+    return dict(zip(names, use.rest, strict=False)) | dict(use.named)
 
-    None where it is no product of two matrices.
-    """
+
+def _is_product(use: _Use) -> bool:
+    """Whether a layer can be written as a product of two matrices for each input."""
     if use.function is F.linear:
-        return tuple(each.reshape(size, -1, each.shape[-1]).float() for each in (changes, use.given))  # type: ignore[return-value]
-    said = dict(zip(("bias", "stride", "padding", "dilation", "groups"), use.rest, strict=False)) | dict(use.named)
-    padding = said.get("padding", 0)
-    if use.function is not F.conv2d or use.given.dim() != 4 or said.get("groups", 1) != 1 or isinstance(padding, str):
-        return None
-    kernel = use.weight.shape[2:]
-    columns = F.unfold(use.given.float(), kernel, said.get("dilation", 1), padding, said.get("stride", 1))
-    return changes.flatten(2).mT.float(), columns.mT
+        return True
+    said = _how(use)
+    plain = said.get("groups", 1) == 1 and not isinstance(said.get("padding", 0), str)
+    return use.function is F.conv2d and use.given.dim() == 4 and plain
+
+
+def _as_product(use: _Use, given: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
+    """What a layer gives and gets as matrices, [inputs, positions, outputs] and [inputs, positions, weights of one]."""
+    size = len(given)
+    if use.function is F.linear:
+        return changes.reshape(size, -1, changes.shape[-1]).float(), given.reshape(size, -1, given.shape[-1]).float()
+    said = _how(use)
+    columns = F.unfold(
+        given.flatten(0, 1).float(), use.weight.shape[2:], said.get("dilation", 1), said.get("padding", 0),
+        said.get("stride", 1),
+    )  # fmt: skip
+    rows = changes.flatten(0, 1).flatten(2).mT.float()
+    return rows.reshape(size, -1, rows.shape[-1]), columns.mT.reshape(size, -1, columns.shape[1])
 
 
 def _clips_below_zero(func: Any, args: Any, kwargs: Any) -> bool:
