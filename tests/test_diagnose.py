@@ -372,6 +372,9 @@ def test_suggestions_are_tried_beside_the_recipe_as_it_was_stopped_and_gone_on_w
     assert answer.code == 0 and len(seen) == 4 and everything(folder) == before
     assert found.tell(trial) in answer.out and f"{trial.change} " in answer.out
     assert trial.change in found._repr_html_()
+    told = json.loads(ticket("diagnose", str(folder), "--try", "--seeds", "2", "--json").out)
+    assert told["trials"][0]["validation"] == {str(seed): value for seed, value in trial.validation.items()}
+    assert told["winner"] == (trial.kind if trial.helped else None)
 
 
 def trial_of(kind: str, gains: tuple[float, ...]) -> Trial:
