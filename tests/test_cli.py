@@ -409,6 +409,7 @@ def test_every_command_has_help(ticket):
         "compare",
         "controls",
         "data",
+        "diagnose",
         "evaluate",
         "export",
         "inspect",
