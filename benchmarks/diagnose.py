@@ -114,8 +114,8 @@ def write_page(found: dict[str, Any]) -> str:
         "# Does `ticket diagnose` find what is wrong?", "",
         "Made by `python benchmarks/diagnose.py`. LeNet-300-100, two data sets; differences are percentage points of "
         "validation accuracy, with the suggestion less as it was, paired by seed, with 95 % intervals by Student's t; "
-        "p after Holm's correction for the suggestions that were tried. Test accuracy decided nothing. The thresholds of "
-        "the rules were set on other seeds (`--first-seed 100`).", "",
+        "p after Holm's correction for the suggestions that were tried. Test accuracy decided nothing. The thresholds "
+        "of the rules were set on other seeds (`--first-seed 100`).", "",
         "## Planted failures", "",
         "| data | planted | headline | suggestion tried | gain (95 %), seeds | Holm p | on test | helped |",
         "|---|---|---|---|---|---|---|---|",

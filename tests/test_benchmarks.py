@@ -377,3 +377,13 @@ def test_pages_say_what_was_measured(benchmarks):
             assert len(rows) == 6
             spans = (f"{min(row[key] for row in rows):.2f} to {max(row[key] for row in rows):.2f}" for key in TIMES)
             assert f"| {size:.0e} | " + " | ".join(spans) + " |" in page
+
+
+def test_the_page_of_diagnose_says_what_its_file_says(benchmarks):
+    from diagnose import write_page
+
+    found = json.loads((RESULTS / "diagnose.json").read_text())
+    assert len(found["planted"]) == 6 and len(found["healthy"]) == 30
+    assert write_page(found) == (RESULTS / "diagnose.md").read_text()
+    assert sum(row["state"] == "poor" for row in found["healthy"]) <= 1, "at most 5 % of 30 runs with nothing wrong"
+    assert all(row["named_first"] and row["trials"][0]["helped"] for row in found["planted"])
