@@ -377,3 +377,24 @@ def test_pages_say_what_was_measured(benchmarks):
             assert len(rows) == 6
             spans = (f"{min(row[key] for row in rows):.2f} to {max(row[key] for row in rows):.2f}" for key in TIMES)
             assert f"| {size:.0e} | " + " | ".join(spans) + " |" in page
+
+
+def test_the_page_about_connectivity_says_what_its_rows_are(benchmarks):
+    """The barriers of the file follow from its rows, and stand on the page, as what was expected does."""
+    import connectivity
+
+    from ticket_search.questions.barriers import PairRow, summarize
+
+    written = json.loads((RESULTS / "connectivity.json").read_text())
+    page = (RESULTS / "connectivity.md").read_text()
+    for name, part in written["parts"].items():
+        assert name in connectivity.PARTS
+        barriers = summarize([PairRow.model_validate(row) for row in part["rows"]])
+        assert [barrier.mean for barrier in barriers] == [barrier["mean"] for barrier in part["barriers"]]
+        assert [line for line in map(connectivity.as_line, barriers) if line not in page] == []
+    rows = [PairRow.model_validate(row) for row in written["parts"]["mnist1d"]["rows"]]
+    assert connectivity.expectations(connectivity.Found({}, rows, [])) == written["expectations"]
+    worse = [row.model_copy(update={"barrier": 3.0}) if row.arm == "dense" else row for row in rows]
+    held = [each["holds"] for each in connectivity.expectations(connectivity.Found({}, worse, []))]
+    assert held == [False, False, True, False, True]
+    assert all(f"| {each['claim']} | {each['found']:.2f} |" in page for each in written["expectations"])

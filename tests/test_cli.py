@@ -407,6 +407,7 @@ def test_every_command_has_help(ticket):
         "bench",
         "card",
         "compare",
+        "connect",
         "controls",
         "data",
         "evaluate",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 import supermask
-from supermask.weights.fitting import state_of
+from supermask import weights
 
 from .. import training
 from ..contract.flags import Config as SharedConfig
@@ -80,7 +80,7 @@ class _Keeping(Hook):
         """Write the network. A training that is taken up before this step writes the same again."""
         self.step = step
         if step in self.steps:
-            state = supermask.make_state(state_of(model), self.masks)
+            state = supermask.make_state(weights.fitting.state_of(model), self.masks)
             ticket = supermask.Ticket(self.masks, {"final": state}, {"step": step})
             supermask.save(ticket, kept_at(self.folder, step), overwrite=True)
 
