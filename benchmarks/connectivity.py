@@ -181,7 +181,8 @@ def make_page(parts: dict[str, Found], claims: list[Row], facts: Row, picture: P
     if claims:
         lines += ["## Expected beforehand, of MNIST-1D", "", "| expected | found (pp) | holds |", "|---|---|---|"]
         lines += [f"| {each['claim']} | {each['found']:.2f} | {'yes' if each['holds'] else 'no'} |" for each in claims]
-        lines += [""]
+        few = "Three pairs are few: where the interval of a paired difference in the table holds 0, its sign is all"
+        lines += ["", f"{few} that was found. The controls have one pair.", ""]
     lines += [
         f"Python {facts['python']}, torch {facts['torch']}, {facts['cpu']}, one thread. Errors are those of the test "
         "split. Children begin with fresh moments of the optimizer, and the two data orders of a pair are the same in "

@@ -379,6 +379,7 @@ def test_pages_say_what_was_measured(benchmarks):
             assert f"| {size:.0e} | " + " | ".join(spans) + " |" in page
 
 
+<<<<<<< HEAD
 def test_the_page_of_diagnose_says_what_its_file_says(benchmarks):
     from diagnose import write_page
 
@@ -387,3 +388,24 @@ def test_the_page_of_diagnose_says_what_its_file_says(benchmarks):
     assert write_page(found) == (RESULTS / "diagnose.md").read_text()
     assert sum(row["state"] == "poor" for row in found["healthy"]) <= 1, "at most 5 % of 30 runs with nothing wrong"
     assert all(row["named_first"] and row["trials"][0]["helped"] for row in found["planted"])
+=======
+def test_the_page_about_connectivity_says_what_its_rows_are(benchmarks):
+    """The barriers of the file follow from its rows, and stand on the page, as what was expected does."""
+    import connectivity
+
+    from ticket_search.questions.barriers import PairRow, summarize
+
+    written = json.loads((RESULTS / "connectivity.json").read_text())
+    page = (RESULTS / "connectivity.md").read_text()
+    for name, part in written["parts"].items():
+        assert name in connectivity.PARTS
+        barriers = summarize([PairRow.model_validate(row) for row in part["rows"]])
+        assert [barrier.mean for barrier in barriers] == [barrier["mean"] for barrier in part["barriers"]]
+        assert [line for line in map(connectivity.as_line, barriers) if line not in page] == []
+    rows = [PairRow.model_validate(row) for row in written["parts"]["mnist1d"]["rows"]]
+    assert connectivity.expectations(connectivity.Found({}, rows, [])) == written["expectations"]
+    worse = [row.model_copy(update={"barrier": 3.0}) if row.arm == "dense" else row for row in rows]
+    held = [each["holds"] for each in connectivity.expectations(connectivity.Found({}, worse, []))]
+    assert held == [False, False, True, False, True]
+    assert all(f"| {each['claim']} | {each['found']:.2f} |" in page for each in written["expectations"])
+>>>>>>> connect
