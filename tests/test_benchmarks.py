@@ -379,7 +379,6 @@ def test_pages_say_what_was_measured(benchmarks):
             assert f"| {size:.0e} | " + " | ".join(spans) + " |" in page
 
 
-<<<<<<< HEAD
 def test_the_page_of_diagnose_says_what_its_file_says(benchmarks):
     from diagnose import write_page
 
@@ -388,7 +387,8 @@ def test_the_page_of_diagnose_says_what_its_file_says(benchmarks):
     assert write_page(found) == (RESULTS / "diagnose.md").read_text()
     assert sum(row["state"] == "poor" for row in found["healthy"]) <= 1, "at most 5 % of 30 runs with nothing wrong"
     assert all(row["named_first"] and row["trials"][0]["helped"] for row in found["planted"])
-=======
+
+
 def test_the_page_about_connectivity_says_what_its_rows_are(benchmarks):
     """The barriers of the file follow from its rows, and stand on the page, as what was expected does."""
     import connectivity
@@ -408,4 +408,3 @@ def test_the_page_about_connectivity_says_what_its_rows_are(benchmarks):
     held = [each["holds"] for each in connectivity.expectations(connectivity.Found({}, worse, []))]
     assert held == [False, False, True, False, True]
     assert all(f"| {each['claim']} | {each['found']:.2f} |" in page for each in written["expectations"])
->>>>>>> connect
