@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from .. import analysis, questions
 from .terminal import errors, output, print_json, print_sentence, print_table
@@ -11,6 +13,28 @@ if TYPE_CHECKING:
     from supermask import Activity
 
     from ..questions.activations import Activations
+
+
+ShowsActivations = Annotated[
+    bool,
+    typer.Option(
+        "--activations",
+        help="Run the network on its data, and show which ReLU units are active, and how many of the kept weights take "
+        "part on an average input, beside the dense network; the options below go with this.",
+    ),
+]
+Split = Annotated[str, typer.Option("--split", help="The inputs: validation or test.")]
+Inputs = Annotated[
+    int | None, typer.Option("--inputs", help="How many inputs of the split, from its first; all if not given.")
+]
+Beside = Annotated[
+    str | None, typer.Option("--beside", help="Another ticket or run of the same network, in place of the dense one.")
+]
+DataDir = Annotated[str | None, typer.Option(help="A folder that is searched for the data first.")]
+Plot = Annotated[
+    str, typer.Option("--plot", help="Draw how many units are active how often to this file, .png, .svg or .pdf.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists already.")]
 
 
 def show_activations(path: Any, asked: dict[str, Any], plot: str, overwrite: bool, as_json: bool) -> None:

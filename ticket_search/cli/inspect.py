@@ -13,7 +13,7 @@ from supermask import tickets
 from .. import analysis
 from ..contract.errors import RequestError
 from ..contract.flags import flag
-from .activations import show_activations
+from .activations import Beside, DataDir, Inputs, Overwrite, Plot, ShowsActivations, Split, show_activations
 from .terminal import harmless, output, percent, print_json, print_sentence, print_table
 from .tickets import Data, Model, Task, TicketName, ticket_path
 
@@ -29,29 +29,15 @@ def add_to(app: typer.Typer) -> None:
 def inspect(
     ticket: TicketName,
     task: Task = None,
-    activations: Annotated[
-        bool,
-        typer.Option(
-            "--activations",
-            help="Run the network on its data, and show which ReLU units are active, and how many of the kept weights "
-            "take part on an average input, beside the dense network; the options below go with this.",
-        ),
-    ] = False,
-    split: Annotated[str, typer.Option("--split", help="The inputs: validation or test.")] = "validation",
-    inputs: Annotated[
-        int | None, typer.Option("--inputs", help="How many inputs of the split, from its first; all if not given.")
-    ] = None,
-    beside: Annotated[
-        str | None,
-        typer.Option("--beside", help="Another ticket or run of the same network, in place of the dense network."),
-    ] = None,
+    activations: ShowsActivations = False,
+    split: Split = "validation",
+    inputs: Inputs = None,
+    beside: Beside = None,
     model: Model = None,
     data: Data = None,
-    data_dir: Annotated[str | None, typer.Option(help="A folder that is searched for the data first.")] = None,
-    plot: Annotated[
-        str, typer.Option("--plot", help="Draw how many units are active how often to this file, .png, .svg or .pdf.")
-    ] = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists already.")] = False,
+    data_dir: DataDir = None,
+    plot: Plot = "",
+    overwrite: Overwrite = False,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -99,6 +85,10 @@ def _show_content(path: Path, task: str | None, as_json: bool) -> None:
             ],
         )
         return
+    _show_layers(layers)
+
+
+def _show_layers(layers: list[dict[str, Any]]) -> None:
     print_table(
         ("masked tensor", "shape", "weights", "kept", "density"),
         [
