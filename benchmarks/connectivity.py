@@ -150,13 +150,13 @@ def page_of(found: Found, picture: Path | None) -> list[str]:
     tickets = ", ".join(f"{float(run.summary['test_accuracy']):.1f} ({step})" for step, run in found.runs.items())
     dense = [row for row in found.rows if row.arm == "dense"]
     moved = [barrier for barrier in summarize([*dense, *found.moved]) if barrier.arm == "ticket"]
-    shown = [f"![Barrier over the step that is shared, and the error between children]({picture.name})", ""]
+    drawn = "Barrier over the step that is shared, and the error between children"
     return [
         f"## {summary['model']} on {summary['data']}",
         "",
         f"{said[0].upper()}{said[1:]}.",
         "",
-        *(shown if picture is not None else []),
+        *([] if picture is None else [f"![{drawn}]({picture.name})", ""]),
         "| arm | step k | barrier (pp) | 95 % interval | pairs | less dense, by pair | barrier of the loss | error of "
         "children (%) |",
         "|---|---|---|---|---|---|---|---|",
