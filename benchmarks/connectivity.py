@@ -15,8 +15,9 @@ the weights), with three pairs of children of the dense network and the ticket a
 LeNet-300-100 on Fashion-MNIST (9 % of the weights, two epochs a training), with one pair. A mask belongs to the step
 that its search rewound to: what becomes of the mask of step 0 over later weights is measured too (`mask of step 0`).
 The expectations were written down before the trainings: of the dense network on MNIST-1D a barrier above 4 pp at step 0
-and below 1.5 pp at step 400; the ticket's below the dense one's at steps 0 and 100, and below 1.5 pp at 400. Every
-training has one thread.
+and below 1.5 pp at step 400; the ticket's below the dense one's at steps 0 and 100, and below 1.5 pp at 400. They were
+put to the mask of step 0 first, of which those about the ticket at steps 100 and 400 do not hold; only then each step
+got a search of its own, as in the paper. Every training has one thread.
 """
 
 from __future__ import annotations
