@@ -44,7 +44,8 @@ HEAD = """\
 Question: how is the lottery ticket hypothesis related to training a network with ReLU activation functions?
 
 ```
-python benchmarks/activations.py --json results/activations.json --page results/activations.md --picture results/activations.png
+python benchmarks/activations.py --json results/activations.json --page results/activations.md \\
+    --picture results/activations.png
 ```"""
 
 PREDICTIONS = (

@@ -1,6 +1,7 @@
 """Is it the signs? Tickets of the MNIST-1D perceptron beside starts that have their signs or their magnitudes only.
 
-    python benchmarks/signs.py --json results/signs.json --page results/signs.md --picture results/signs.png
+    python benchmarks/signs.py --json results/signs.json --page results/signs.md \\
+    --picture results/signs.png
     python benchmarks/signs.py --seeds 0,1 --epochs 2 --levels 0.5,0.2 --runs runs     # to look at how it works
 
 Every seed is a search with the recipe mnist1d-imp and the controls of `ticket signs`. Runs that are there already are
@@ -30,7 +31,8 @@ Question: of the initial weights of a ticket, are the signs enough? (Zhou et al.
 Tickets: Zeros, Signs, and the Supermask*, 2019, found that they are.)
 
 ```
-python benchmarks/signs.py --json results/signs.json --page results/signs.md --picture results/signs.png
+python benchmarks/signs.py --json results/signs.json --page results/signs.md \\
+    --picture results/signs.png
 ```"""
 
 PREDICTIONS = (
