@@ -38,6 +38,16 @@ LEVELS = (0.2, 0.05)
 # The columns of the tables: what a run is measured by.
 IMP, TICKET, REINIT, POPUP = "imp 20 %", "imp 5 %", "reinit 5 %", "edge-popup 20 %"
 
+HEAD = """\
+# Tickets and ReLU
+
+Question: how is the lottery ticket hypothesis related to training a network with ReLU activation functions?
+
+```
+python benchmarks/activations.py --json results/activations.json --page results/activations.md \\
+    --picture results/activations.png
+```"""
+
 PREDICTIONS = (
     Prediction("relu - identity, imp 5 %", "+", "without an activation the network is a linear classifier"),
     Prediction("relu - tanh, imp 5 %", "=", "magnitude pruning asks nothing of the activation"),
@@ -159,7 +169,7 @@ def mean(values: list[float], form: str = ".2f") -> str:
     return f"{statistics.fmean(values):{form}}{spread}"
 
 
-def as_page(rows: list[dict[str, Any]], command: str) -> str:
+def as_page(rows: list[dict[str, Any]]) -> str:
     """The numbers as a page, without what is said of them."""
     columns = ("dense", IMP, TICKET, REINIT, POPUP)
     accuracy = [f"| activation | gain | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 2)]
@@ -189,7 +199,7 @@ def as_page(rows: list[dict[str, Any]], command: str) -> str:
         ]  # fmt: skip
         use.append(f"| {activation} | {gain} | {' | '.join(shares)} | {' | '.join(counts)} |")
     return "\n\n".join([
-        f"```\n{command}\n```", "Test accuracy (%), mean ± standard deviation over the seeds:", "\n".join(accuracy),
+        HEAD, "Test accuracy (%), mean ± standard deviation over the seeds:", "\n".join(accuracy),
         "![Accuracy by activation, with 95 % intervals](activations.png)",
         "What takes part on an average validation input, as a share of what is kept, and units of 400:",
         "\n".join(use), as_table(PREDICTIONS, differences_of(rows), "points, shares or units"),
@@ -228,9 +238,7 @@ def main() -> None:
         for activation, gain in arms():
             rows.append(rows_of(activation, gain, seed, options))
             print(f"{activation}, gain of {gain}, seed {seed}: {rows[-1][TICKET]:.2f} %", flush=True)
-    page = as_page(
-        rows, "python benchmarks/activations.py --json results/activations.json --page results/activations.md"
-    )
+    page = as_page(rows)
     print(page)
     if options.json:
         options.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")

@@ -26,7 +26,8 @@ class Prediction:
             return "not measured"
         low, high = found.interval
         if self.sign == "=":
-            return "held" if -self.near < low and high < self.near else "no" if low > 0 or high < 0 else "open"
+            held, missed = -self.near < low and high < self.near, low > self.near or high < -self.near
+            return "held" if held else "no" if missed else "open"
         low, high = (low, high) if self.sign == "+" else (-high, -low)
         return "held" if low > 0 else "no" if high < 0 else "open"
 

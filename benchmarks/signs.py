@@ -1,6 +1,7 @@
 """Is it the signs? Tickets of the MNIST-1D perceptron beside starts that have their signs or their magnitudes only.
 
-    python benchmarks/signs.py --json results/signs.json --page results/signs.md --picture results/signs.png
+    python benchmarks/signs.py --json results/signs.json --page results/signs.md \\
+    --picture results/signs.png
     python benchmarks/signs.py --seeds 0,1 --epochs 2 --levels 0.5,0.2 --runs runs     # to look at how it works
 
 Every seed is a search with the recipe mnist1d-imp and the controls of `ticket signs`. Runs that are there already are
@@ -22,6 +23,17 @@ from ticket_search.analysis.intervals import Difference, difference
 from ticket_search.contract.flags import find_recipe
 from ticket_search.questions.agreement import ALL, mask_overlap
 from ticket_search.questions.signs import Signs, plot_signs
+
+HEAD = """\
+# Is it the signs?
+
+Question: of the initial weights of a ticket, are the signs enough? (Zhou et al., *Deconstructing Lottery
+Tickets: Zeros, Signs, and the Supermask*, 2019, found that they are.)
+
+```
+python benchmarks/signs.py --json results/signs.json --page results/signs.md \\
+    --picture results/signs.png
+```"""
 
 PREDICTIONS = (
     Prediction(
@@ -85,7 +97,7 @@ def overlaps_of(runs: list[Run]) -> dict[str, Difference | None]:
     return {name: difference(each["overlap"], each["by_chance"]) for name, each in found.items()}
 
 
-def as_page(found: Signs, gaps: dict[str, Difference | None], command: str) -> str:
+def as_page(found: Signs, gaps: dict[str, Difference | None]) -> str:
     """The numbers as a page, without what is said of them."""
     lines = [
         "| start, under the ticket's mask | test accuracy (%) | mean ± sd | to the ticket | Holm p |",
@@ -116,7 +128,7 @@ def as_page(found: Signs, gaps: dict[str, Difference | None], command: str) -> s
         for row in found.overlaps
     ]
     return "\n\n".join([
-        f"```\n{command}\n```", f"**{found.headline}**", answers, "\n".join(lines),
+        HEAD, f"**{found.headline}**", answers, "\n".join(lines),
         "![Accuracy of each start with its interval](signs.png)",
         "Share of weights that keep their sign in training:", "\n".join(shares),
         "What the masks of all seeds have in common:", "\n".join(common),
@@ -139,7 +151,7 @@ def main() -> None:
     found = ticket_search.signs([run.path for run in runs])
     each = [ticket_search.signs(run.path) for run in runs]
     gaps = differences_of(found, each) | overlaps_of(runs)
-    page = as_page(found, gaps, "python benchmarks/signs.py --json results/signs.json --page results/signs.md")
+    page = as_page(found, gaps)
     print(page)
     if options.json:
         named = {**found.to_dict(), "runs": [Path(run).name for run in found.runs]}

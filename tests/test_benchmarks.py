@@ -408,3 +408,38 @@ def test_the_page_about_connectivity_says_what_its_rows_are(benchmarks):
     held = [each["holds"] for each in connectivity.expectations(connectivity.Found({}, worse, []))]
     assert held == [False, False, True, False, True]
     assert all(f"| {each['claim']} | {each['found']:.2f} |" in page for each in written["expectations"])
+
+
+def test_what_a_prediction_came_to(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    predictions = importlib.import_module("predictions")
+    from ticket_search.analysis.intervals import Difference
+
+    def outcome(sign: str, low: float, high: float) -> str:
+        found = Difference(3, (low + high) / 2, 1.0, (low, high))
+        return predictions.Prediction("one - other", sign, "because", near=1.0).outcome(found)
+
+    assert [outcome("+", *ends) for ends in ((1, 2), (-1, 2), (-2, -1))] == ["held", "open", "no"]
+    assert [outcome("-", *ends) for ends in ((1, 2), (-1, 2), (-2, -1))] == ["no", "open", "held"]
+    ends = ((-0.5, 0.5), (0.5, 1.5), (1.5, 2), (-3, -2))
+    assert [outcome("=", *each) for each in ends] == ["held", "open", "no", "no"]
+    table = predictions.as_table([predictions.Prediction("one - other", "=", "because")], {}, "points")
+    assert table.endswith("| one - other | within 1 | because |  | not measured |")
+
+
+def test_the_page_of_activations_is_that_of_its_numbers(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    rows = json.loads((RESULTS / "activations.json").read_text())["rows"]
+    page = importlib.import_module("activations").as_page(rows)
+    assert (RESULTS / "activations.md").read_text().startswith(page)
+    assert len(rows) == 24
+
+
+def test_the_page_of_signs_is_that_of_its_numbers():
+    found, page = json.loads((RESULTS / "signs.json").read_text()), (RESULTS / "signs.md").read_text()
+    assert f"**{found['headline']}**" in page
+    for arm in found["arms"]:
+        values = " ".join(f"{value:.2f}" for value in arm["values"])
+        assert f"| {arm['name']} | {values} | {arm['mean']:.2f} ± {arm['std']:.2f} |" in page
+    for row in found["agreement"]:
+        assert f"| {row['layer']} | {row['weights']:,.0f} | {row['ticket']:.3f} | {row['dense']:.3f} |" in page
