@@ -417,6 +417,7 @@ def test_every_command_has_help(ticket):
         "push",
         "resume",
         "search",
+        "signs",
         "study",
         "sweep",
         "train",

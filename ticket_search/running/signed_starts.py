@@ -6,15 +6,15 @@ Zhou et al., Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask, 20
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import torch
+from typing import TYPE_CHECKING
 
 import supermask
-from supermask import Draw, Ticket
-from supermask.masks import random_numbers
-from supermask.weights import inits
+from supermask import masks, weights
 
 from ..contract.errors import RequestError
+
+if TYPE_CHECKING:
+    from supermask import Draw, Ticket
 
 
 def make_signed(ticket: Ticket, kind: str, draws: Mapping[str, Draw], seed: int) -> Ticket:
@@ -22,8 +22,8 @@ def make_signed(ticket: Ticket, kind: str, draws: Mapping[str, Draw], seed: int)
 
     Of each masked tensor that was drawn at random, the kept weights are, by kind: `initial-signs`, the signs of the
     ticket's own start times the standard deviation of the init that the tensor was drawn from; `trained-signs`, the
-    same with the signs of its trained weights; `magnitudes`, the magnitudes of its own start with signs drawn anew. What
-    carries no mask, and biases and norms that started from zeros or ones, is that of the ticket's own start.
+    same with the signs of its trained weights; `magnitudes`, the magnitudes of its own start with signs drawn anew.
+    What carries no mask, and biases and norms that started from zeros or ones, is that of the ticket's own start.
 
     Args:
         ticket: with the states `start` and `final`.
@@ -34,22 +34,25 @@ def make_signed(ticket: Ticket, kind: str, draws: Mapping[str, Draw], seed: int)
     Raises:
         RequestError: tensors for which it is not known how they were drawn, where a standard deviation is needed.
     """
+    import torch
+
     tensors = ticket.state_dict("start")
-    constant = [name for name, draw in draws.items() if draw.init not in inits.WEIGHT_INITS]
-    weights = [name for name in ticket.masks if name not in constant]
-    if kind != "magnitudes" and (lost := [name for name in weights if name not in draws]):
+    constant = [name for name, draw in draws.items() if draw.init not in weights.inits.WEIGHT_INITS]
+    drawn = [name for name in ticket.masks if name not in constant]
+    if kind != "magnitudes" and (lost := [name for name in drawn if name not in draws]):
         raise RequestError(
             f"--control {kind} gives all kept weights of a layer the standard deviation of their init, and the weights "
             f"of {', '.join(lost)} come from elsewhere (a checkpoint, the model itself): a search that starts from "
             "scratch has this control"
         )
     source = ticket.state_dict("final") if kind == "trained-signs" else tensors
-    for name in weights:
+    for name in drawn:
         start = tensors[name]
         if kind == "magnitudes":
-            signs = torch.from_numpy(random_numbers.signs(start.numel(), seed, f"signs/{name}"))
+            signs = torch.from_numpy(masks.random_numbers.signs(start.numel(), seed, f"signs/{name}"))
             tensors[name] = start.abs() * signs.reshape(start.shape).to(start.dtype)
         else:
-            std = torch.full_like(start, inits.std_of(draws[name]))
+            std = torch.full_like(start, weights.inits.std_of(draws[name]))
             tensors[name] = torch.where(source[name] < 0, -std, std)
-    return Ticket(ticket.masks, {"start": supermask.make_state(tensors, ticket.masks, draws)}, dict(ticket.meta))
+    state = supermask.make_state(tensors, ticket.masks, draws)
+    return supermask.Ticket(ticket.masks, {"start": state}, dict(ticket.meta))
