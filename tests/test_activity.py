@@ -59,7 +59,7 @@ class Shared(nn.Module):
 
 
 def images() -> nn.Module:
-    layers = [nn.Conv2d(2, 4, 3, 2, 1, groups=2), nn.ReLU6(), nn.Conv2d(4, 3, 2, padding="same"), nn.ReLU(inplace=True)]
+    layers = [nn.Conv2d(2, 4, 3, 2, 1, groups=2), nn.ReLU6(), nn.Conv2d(4, 3, 3, padding="same"), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3, 3))
 
 

@@ -204,6 +204,9 @@ def _open(
     problems.add(*name_problems(request.model if tries else None, request.data))
     if tries and not problems.found:
         problems.attempt(lambda: check_names(request, run, None))
+    elif not problems.found:
+        only_data = {"model": None, "loss": None, "metric": None, "data": request.data}
+        problems.add(*run.config.refused_code(only_data))
     problems.raise_if_any()
     return run, request
 
