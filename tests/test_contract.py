@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from method_tests import FEW
-from test_methods import each_search, some_searches
+from test_methods import some_searches
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -342,7 +342,7 @@ def drawn_globally(work: Callable[[], Any]) -> list[str]:
     return found + (["numpy.random"] if used_now != used or not np.array_equal(words_now, words) else [])
 
 
-@each_search
+@some_searches
 def test_no_method_draws_from_the_global_stream(name, tmp_path):
     method = find_method(name)
     few = {key: value for key, value in FEW.items() if key in method.Config.model_fields}

@@ -175,6 +175,7 @@ BY_NAME = random_samples(dict(zip(("mask", "ids", "x"), PARTS, strict=True)))
 BY_PLACE = random_samples(PARTS[::-1])
 
 
+@pytest.mark.slow
 def test_a_graph_of_several_tensors_has_their_names():
     onnx = pytest.importorskip("onnx")
     model = disturbed(Tree())

@@ -226,6 +226,7 @@ def test_pickled(rule, tmp_path):
     assert torch.equal(supermask.bake(other).eval()(x), other.eval()(x))
 
 
+@pytest.mark.slow
 def test_pickled_for_another_process(tmp_path, forkserver_with_torch):
     model, _, x = make("bernoulli")
     train(model, x, 1)

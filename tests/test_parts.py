@@ -147,6 +147,7 @@ def test_a_copy_of_a_part_takes_nothing_else_along(young_objects):
     supermask.check(other)
 
 
+@pytest.mark.slow
 def test_a_part_that_is_saved_holds_in_another_process(tmp_path, forkserver_with_torch):
     model = Residual()
     supermask.hold(model, supermask.prune(model, 0.3))

@@ -43,6 +43,7 @@ def fit(folder, epochs: int, checkpoint=None, **flags) -> tuple[Any, Any]:
     return model, trainer
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_lightning_and_its_checkpoints(tmp_path):
     whole, _ = fit(tmp_path, 3)
