@@ -231,6 +231,23 @@ def test_outputs_are_put_in_their_places(tmp_path, monkeypatch):
     assert shown == ["6 x\nx\n...\n", "took 12 min 5 s\n"]
 
 
+@pytest.mark.slow
+def test_the_walk_through_the_hypothesis_gives_what_it_says(tmp_path, monkeypatch):
+    """Every command and every line of code of the page is carried out."""
+    page = tmp_path / "page.md"
+    page.write_text(TEXTS["lottery-ticket-chapter"])
+    (tmp_path / "work").mkdir()
+    monkeypatch.setattr(make_outputs.os, "environ", dict(make_outputs.os.environ))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    make_outputs.make_page(page, tmp_path / "work")
+    found = page.read_text()
+    assert "kept weights start where the dense network started: True" in found
+    assert "✓ imp at 20 %: a winning ticket" in found
+    assert "poor: " in found and "1. The network is cut" in found
+    assert re.search(r"of 400 ReLU units are never active", found)
+
+
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
