@@ -79,7 +79,7 @@ def find(method: str, activation: str, gain: str, seed: int, options: argparse.N
     name = f"{method}-{activation}-gain-{gain}-s{seed}"
     if (options.runs / name).exists():
         return ticket_search.resume(name, runs=options.runs, progress=False)
-    flags: dict[str, Any] = {"epochs": options.epochs, "seed": seed, "threads": options.threads, "gain": gain}
+    flags: dict[str, Any] = {"epochs": options.epochs, "seed": seed, "threads": options.threads, "init_gain": gain}
     flags |= {"train_size": options.train_size, "activation": activation, "evaluate_every": f"{options.epochs}ep"}
     if method == "imp":
         flags |= {"optimizer": "adam", "lr": 1.2e-3, "levels": LEVELS, "density": LEVELS[-1]}

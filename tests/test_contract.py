@@ -24,9 +24,9 @@ import supermask
 from supermask.weights.fitting import state_of
 from ticket_search import Interrupted, Run, search
 from ticket_search.contract.errors import RequestError
-from ticket_search.contract.flags import make_config
+from ticket_search.contract.flags import Config, make_config, public_fields
 from ticket_search.contract.method import Hook, Method, Stage, Traits, describe_method
-from ticket_search.methods import dense, find_method, method_names
+from ticket_search.methods import dense, find_method, method_names, own_methods
 from ticket_search.running.plan import make_plan
 from ticket_search.running.search import carry_out
 from ticket_search.runs.experiment import load_data, make_setup, resolve
@@ -422,3 +422,10 @@ def test_traits():
     assert not Traits(weights="frozen").trains_weights
     assert not Traits(weights="redrawn").trains_weights
     assert issubclass(RequestError, ValueError)
+
+
+@pytest.mark.parametrize("name", own_methods())
+def test_a_flag_of_all_methods_means_the_same_in_each(name):
+    """A method may have another default, but no flag of its own under the name of one of all: that is read as both."""
+    shared, own = public_fields(Config), public_fields(find_method(name).Config)
+    assert {key: own[key].annotation for key in shared} == {key: entry.annotation for key, entry in shared.items()}

@@ -152,7 +152,7 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     init: Init = Field(
         "kaiming-normal", description="how the initial weights are drawn; keep leaves them as the model was built"
     )
-    gain: Gain | None = Field(None, description="gain of --init: that of an activation, by its name, or a number")
+    init_gain: Gain | None = Field(None, description="gain of --init: that of an activation, by its name, or a number")
     evaluate_every: Duration = Field(
         "1ep", description="how often a training is evaluated on the validation split, as 100it or 1ep"
     )
@@ -248,7 +248,7 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
             "label_smoothing": self.loss not in (None, "cross-entropy") and f"cross-entropy, not --loss {self.loss}",
             "momentum": self.optimizer != "sgd" and "--optimizer sgd",
             "drop": self.schedule != "step" and "--schedule step",
-            "gain": self.init == "keep" and "an init that draws the weights, not --init keep",
+            "init_gain": self.init == "keep" and "an init that draws the weights, not --init keep",
             "mask_seed": not self.draws_masks and "methods that draw scores or masks at random",
         }
         return found + [f"{flag(key)} goes with {wanted}" for key, wanted in idle.items() if wanted and key in given]

@@ -152,7 +152,7 @@ def _find_start(model: nn.Module, config: Config) -> Ticket:
     if config.head == "fresh":
         head = _head_of(model)
         recorded = ticket.meta.get("config", {})
-        init, gain = recorded.get("init", "keep"), recorded.get("gain")
+        init, gain = recorded.get("init", "keep"), recorded.get("init_gain")
         # As the search drew it; where it kept the weights that it was given, as the network is built.
         draws = {} if init == "keep" else supermask.initialize(model, init, config.seeds["init"], gain=gain)
         fresh = {name: tensor for name, tensor in weights.fitting.state_of(model).items() if name in head}

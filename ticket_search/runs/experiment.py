@@ -92,7 +92,7 @@ class Setup:
             tensors, self.earlier = read_weights(given)
             load_tensors(model, tensors, given)
         if config.init != "keep" and self.method.traits.trains_weights:
-            self.draws = supermask.initialize(model, config.init, seed, gain=config.gain)
+            self.draws = supermask.initialize(model, config.init, seed, gain=config.init_gain)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         return model.to(config.device)
 

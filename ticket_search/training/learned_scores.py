@@ -125,7 +125,7 @@ def learn_scores(
         seed=config.seeds["init"],
         score_seed=config.seeds["mask"] if score_seed is None else score_seed,
         train_norms=flags["train_norms"],
-        gain=config.gain,
+        gain=config.init_gain,
     )
 
 
