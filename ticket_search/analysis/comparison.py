@@ -27,7 +27,7 @@ TASK = (
 )  # fmt: skip
 RECIPE = (
     "epochs", "batch_size", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule", "milestones", "drop",
-    "warmup", "clip", "accumulate", "init",
+    "warmup", "clip", "accumulate", "init", "init_gain",
 )  # fmt: skip
 # Flags that every table of groups shows in a column of their own.
 _SHOWN = frozenset({"method", "model", "data", "density", "found_by", "label"})
@@ -205,7 +205,7 @@ def _differ(one: Member, other: Member, keys: Sequence[str]) -> list[str]:
     else:
         both = [key for key in keys if key in one.recipe and key in other.recipe]
     if "keep" in (one.recipe.get("init"), other.recipe.get("init")):
-        both = [key for key in both if key != "init"]
+        both = [key for key in both if key not in ("init", "init_gain")]
     return differences(other.recipe, one.recipe, both) if both else []
 
 

@@ -183,10 +183,8 @@ def _find_dense(run: Run) -> tuple[float | None, str]:
 
 
 def _differ(one: Config, other: Config, keys: Sequence[str]) -> bool:
-    init = "keep" in (one.init, other.init)
-    return any(
-        getattr(one, key, None) != getattr(other, key, None) for key in keys if not (init and key == "init")
-    )  # fmt: skip
+    drawn = ("init", "init_gain") if "keep" in (one.init, other.init) else ()
+    return any(getattr(one, key, None) != getattr(other, key, None) for key in keys if key not in drawn)
 
 
 def _beside(run: Run) -> Iterator[tuple[Path, Config]]:

@@ -38,7 +38,7 @@ Value = TypeVar("Value")
 # The flags that the time of a training step does not depend on.
 _UNTIMED = (
     "seed", "init_seed", "order_seed", "mask_seed", "split_seed", "density", "epochs", "lr", "momentum", "nesterov",
-    "weight_decay", "schedule", "milestones", "drop", "warmup", "label_smoothing", "init", "dtype",
+    "weight_decay", "schedule", "milestones", "drop", "warmup", "label_smoothing", "init", "init_gain", "dtype",
 )  # fmt: skip
 # The flags that the ending of a training depends on, and a step with masks that are held.
 _OF_ENDING = (
