@@ -10,7 +10,7 @@ from .. import questions
 from ..contract.errors import RequestError
 from ..contract.metric import Metric as MetricOf
 from ..runs.progress import Progress
-from .terminal import errors, harmless, output, print_json, print_sentence, print_table
+from .terminal import harmless, output, print_json, print_sentence, print_table, stop_told
 from .tickets import Data, Loss, Metric, Model
 
 if TYPE_CHECKING:
@@ -66,21 +66,17 @@ def connect(
         raise RequestError(
             f"{', '.join(given)} and two runs: children are trained of one run; give one, or leave these out"
         )
-    try:
-        with Progress() as progress:
-            progress.label("loading PyTorch, the data and the network")
-            shared: dict[str, Any] = {**code, "runs": runs, "progress": progress}
-            if len(run) == 2:
-                between = questions.connectivity.raw_barrier(run[0], run[1], **shared)
-            else:
-                found = questions.connectivity.connect(
-                    run[0], None if rewind is None else rewind.split(","),
-                    level=level, pairs=1 if pairs is None else pairs, arms=None if arms is None else arms.split(","),
-                    **shared,
-                )  # fmt: skip
-    except KeyboardInterrupt:
-        errors().print("\nstopped; the same command continues", markup=False, highlight=False)
-        raise typer.Exit(130) from None
+    with stop_told(), Progress() as progress:
+        progress.label("loading PyTorch, the data and the network")
+        shared: dict[str, Any] = {**code, "runs": runs, "progress": progress}
+        if len(run) == 2:
+            between = questions.connectivity.raw_barrier(run[0], run[1], **shared)
+        else:
+            found = questions.connectivity.connect(
+                run[0], None if rewind is None else rewind.split(","),
+                level=level, pairs=1 if pairs is None else pairs, arms=None if arms is None else arms.split(","),
+                **shared,
+            )  # fmt: skip
     if as_json:
         print_json((between if len(run) == 2 else found).to_dict())
     elif len(run) == 2:

@@ -18,7 +18,7 @@ from ..runs.folders import find_run
 from ..runs.names import MOVING, SUMMARY
 from ..runs.progress import Progress
 from ..runs.records import read_record
-from .terminal import errors, harmless, output, print_json, print_table
+from .terminal import errors, harmless, output, print_json, print_table, stop_told
 from .tickets import Data, Loss, Metric, Model
 
 if TYPE_CHECKING:
@@ -61,15 +61,11 @@ def controls(
     }  # fmt: skip
     folders = _check(run, runs, asked)
     made: dict[str, list[ControlRow]] = {}
-    try:
-        with Progress() as progress:
-            for folder in folders:
-                errors().print(harmless(f"controls of {folder}"), markup=False, highlight=False, soft_wrap=True)
-                progress.label("loading PyTorch, the data and the network")
-                made[str(folder)] = running.controls.controls(folder, progress=progress, **asked)
-    except KeyboardInterrupt:
-        errors().print("\nstopped; the same command continues", markup=False, highlight=False)
-        raise typer.Exit(130) from None
+    with stop_told(), Progress() as progress:
+        for folder in folders:
+            errors().print(harmless(f"controls of {folder}"), markup=False, highlight=False, soft_wrap=True)
+            progress.label("loading PyTorch, the data and the network")
+            made[str(folder)] = running.controls.controls(folder, progress=progress, **asked)
     if as_json:
         one = len(folders) == 1
         print_json({"rows": made[str(folders[0])]} if one else {"runs": {name: {"rows": made[name]} for name in made}})

@@ -9,7 +9,7 @@ import typer
 from .. import questions
 from ..contract.errors import RequestError
 from ..runs.progress import Progress
-from .terminal import errors, harmless, output, print_json, print_sentence
+from .terminal import harmless, output, print_json, print_sentence, stop_told
 from .tickets import Data, Loss, Metric, Model
 
 if TYPE_CHECKING:
@@ -62,18 +62,14 @@ def diagnose(
     if first is not None and first < 1:
         raise RequestError(f"--first {first}: expected a number of suggestions, 1 or more")
     code: dict[str, Any] = {"model": model, "data": data, "loss": loss, "metric": metric}
-    try:
-        with Progress() as progress:
-            if tries:
-                progress.label("loading PyTorch and the data")
-            found = questions.diagnosis.diagnose(
-                run, level=level, delta=delta,
-                tries=(questions.diagnosis.FIRST if first is None else first) if tries else 0,
-                seeds=questions.diagnosis.SEEDS if seeds is None else seeds, runs=runs, progress=progress, **code,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        errors().print("\nstopped; the same command continues", markup=False, highlight=False)
-        raise typer.Exit(130) from None
+    with stop_told(), Progress() as progress:
+        if tries:
+            progress.label("loading PyTorch and the data")
+        found = questions.diagnosis.diagnose(
+            run, level=level, delta=delta,
+            tries=(questions.diagnosis.FIRST if first is None else first) if tries else 0,
+            seeds=questions.diagnosis.SEEDS if seeds is None else seeds, runs=runs, progress=progress, **code,
+        )  # fmt: skip
     if as_json:
         print_json(found.to_dict())
     else:

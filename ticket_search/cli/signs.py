@@ -8,7 +8,7 @@ import typer
 
 from .. import analysis, questions
 from ..runs.progress import Progress
-from .terminal import errors, output, print_json, print_sentence, print_table
+from .terminal import errors, output, print_json, print_sentence, print_table, stop_told
 from .tickets import Data, Loss, Metric, Model
 
 if TYPE_CHECKING:
@@ -61,13 +61,9 @@ def signs(
     if plot:
         analysis.plots.check_path(plot, overwrite)
     given: dict[str, Any] = {"model": model, "data": data, "loss": loss, "metric": metric}
-    try:
-        with Progress() as progress:
-            progress.label("loading PyTorch, the data and the network")
-            found = questions.signs.signs(run, level=level, delta=delta, runs=runs, progress=progress, **given)
-    except KeyboardInterrupt:
-        errors().print("\nstopped; the same command continues", markup=False, highlight=False)
-        raise typer.Exit(130) from None
+    with stop_told(), Progress() as progress:
+        progress.label("loading PyTorch, the data and the network")
+        found = questions.signs.signs(run, level=level, delta=delta, runs=runs, progress=progress, **given)
     if plot:
         questions.signs.plot_signs(found, plot, overwrite=overwrite)
         errors().print(f"wrote {plot}", markup=False, highlight=False, soft_wrap=True)

@@ -32,13 +32,18 @@ def errors() -> Console:
 
 
 @contextmanager
-def stop_told(folder: Path) -> Iterator[None]:
-    """When a run is stopped by a signal, print the command that resumes it, if it has begun, and exit with 130."""
+def stop_told(folder: Path | None = None) -> Iterator[None]:
+    """When a signal stops what is done, say how it goes on, and exit with 130.
+
+    Of one run, in `folder`, that is a command of its own if it has begun; of anything else it is the same command.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        begun = folder.exists()
-        line = f"\nstopped; continue with:\n  ticket resume {folder}" if begun else "\nstopped; nothing was written"
+        line = "\nstopped; the same command continues"
+        if folder is not None:
+            begun = folder.exists()
+            line = f"\nstopped; continue with:\n  ticket resume {folder}" if begun else "\nstopped; nothing was written"
         errors().print(line, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
 
