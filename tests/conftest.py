@@ -17,12 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 # for one another take the time of the other process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Runs are synced to the disk at each save, and their folders removed in the end: a tenth of the time of all tests. Where
-# the machine lends enough memory as a file system, that is where they go.
-MEMORY = Path("/dev/shm")
-if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
-
 import pytest
 
 # Imported where they are used: the process that hands the tests out uses none of them.
@@ -31,6 +25,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ticket_search.runs.run import Run
+
+# Runs are synced to the disk at each save, and their folders removed in the end: a tenth of the time of all tests. Where
+# the machine lends enough memory as a file system, that is where they go.
+MEMORY = Path("/dev/shm")
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # Small enough that a search takes half a second, large enough that a tensor has ties, levels and more than one batch.
 FAST = {"epochs": 3, "threads": 1, "train_size": 320}

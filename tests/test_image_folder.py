@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -164,6 +165,20 @@ def test_iterations_side_by_side_do_not_mix(photos):
     next(abandoned)
     abandoned.close()
     assert same(data.train_batches(order, 4, 0), expected[0])
+
+
+def test_workers_end_with_the_data_and_nobody_waits_for_them(photos):
+    others, begun = set(multiprocessing.active_children()), time.monotonic()
+    for ring in (False, True):
+        data = streamed(photos, workers=2)
+        batches = data.train_batches(np.arange(27), 4)
+        if ring:
+            object.__setattr__(data, "name", [batches, data])
+        next(batches)
+        del data, batches
+        gc.collect()
+        assert set(multiprocessing.active_children()) <= others
+    assert time.monotonic() - begun < 5, "for less than a worker waits before it looks whether it is needed"
 
 
 @pytest.mark.parametrize("workers", [0, 1])

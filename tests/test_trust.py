@@ -74,6 +74,8 @@ def project(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     (folder / "mine.py").write_text(MINE)
     monkeypatch.chdir(folder)
+    # Changed within a second to as many characters, it would not be read again.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,8 +101,11 @@ class Streamed:
             index[batch * size : (batch + 1) * size] for batch in range(first, whole_batches(len(index), batch_size))
         )
 
+        augmented = self.augmented
+
+        # Without these data, which would live as long as the workers and they with them.
         def keys(rows: Indices) -> list[Key]:
-            own = seeds[rows].tolist() if self.augmented else [None] * len(rows)
+            own = seeds[rows].tolist() if augmented else [None] * len(rows)
             return list(zip(files[rows].tolist(), own, strict=True))
 
         return self._stream(map(keys, chosen))
@@ -137,7 +141,7 @@ class Streamed:
         self._idle.append(loader)
 
     def _make_loader(self) -> DataLoader[Any]:
-        return DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             self.images,
             batch_sampler=_Plan(),
             num_workers=self.workers,
@@ -148,6 +152,12 @@ class Streamed:
             # Otherwise it draws from the global stream.
             generator=torch.Generator(),
         )
+        if self.workers:
+            # The garbage collector would take the queue first by which a worker learns of its end, and then wait for five
+            # seconds for each of them.
+            batches: Any = iter(loader)
+            weakref.finalize(loader, batches._shutdown_workers)
+        return loader
 
 
 class _Plan:
