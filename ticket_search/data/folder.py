@@ -153,8 +153,8 @@ class Streamed:
             generator=torch.Generator(),
         )
         if self.workers:
-            # The garbage collector would take the queue first by which a worker learns of its end, and then wait for each
-            # of them for five seconds.
+            # The garbage collector would take the queue first by which a worker learns of its end, and then wait five
+            # seconds for it.
             batches: Any = iter(loader)
             weakref.finalize(loader, batches._shutdown_workers)
         return loader
