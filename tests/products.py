@@ -1,4 +1,4 @@
-"""Products of lists of cases: each case of each list in every run of the tests, all combinations in the slow one."""
+"""Lists of cases and their products: some in every run of the tests, all of them in the slow one."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ def combine_pairs(**lists: Iterable[Any]) -> pytest.MarkDecorator:
     order = sorted(range(3), key=lambda place: -len(list(cases.values())[place]))
     fewest = min(map(len, cases.values()))
     return _parametrize(cases, lambda where: (where[order[0]] + where[order[1]]) % fewest == where[order[2]])
+
+
+def thin(cases: Iterable[Any], step: int, first: int = 0) -> list[Any]:
+    """Of the cases of one list every run meets each `step`-th, beginning with `first`; the others are `slow`."""
+    return [
+        pytest.param(case, marks=() if place % step == first else pytest.mark.slow) for place, case in enumerate(cases)
+    ]
 
 
 def _parametrize(cases: dict[str, list[Any]], often: Callable[[tuple[int, ...]], bool]) -> pytest.MarkDecorator:

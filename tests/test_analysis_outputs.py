@@ -180,7 +180,7 @@ CASES = {
 }
 
 
-SLOW = ("one point", "only dense", "twelve")
+SLOW = ("one", "one point", "only dense", "twelve")
 
 
 @pytest.fixture(

@@ -294,6 +294,7 @@ class Named(nn.Module):
         return {"logits": self.head(hidden.mean(1)), "hidden": hidden}
 
 
+@pytest.mark.slow
 def test_a_network_of_tokens_and_a_mask_is_measured_on_samples_as_the_ticket_tells():
     model = Named()
     masks = supermask.prune(model, 0.3)

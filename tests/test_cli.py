@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import check_not_imported
+from products import thin
 from test_data_formats import write_set
 from ticket_bytes import full_ticket
 
@@ -218,7 +219,7 @@ def endings():
     return {}
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", thin(method_names(), 3))
 def test_dry_run_tells_and_writes_nothing(method, ticket, tmp_path, endings, monkeypatch):
     plans, make_plan = [], plan_module.make_plan
 

@@ -91,6 +91,7 @@ print(json.dumps(printed))
     return json.loads(answer.stdout)
 
 
+@pytest.mark.slow  # a process that imports all anew: what another package adds is met in every run
 def test_what_is_added_here(house, tmp_path):
     methods, helped, dense, again, scored, layers, data = carry_out(
         house, tmp_path,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
 import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -109,6 +111,12 @@ def method_of(command: str, words: list[str]) -> str:
     return "train" if command == "train" else named if named in own_methods() else "imp"
 
 
+@functools.cache
+def built() -> dict[str, Any]:
+    """The commands by name, which take longer to build than to try."""
+    return typer.main.get_command(app).commands
+
+
 def check_command(words: list[str], whole: bool) -> None:
     """Raise where a command is not what the command line takes; `whole`: with the values of a search."""
     name, *rest = words
@@ -127,7 +135,7 @@ def check_command(words: list[str], whole: bool) -> None:
     if name.startswith("--"):
         assert name == "--help"
         return
-    command = typer.main.get_command(app).commands[name]
+    command = built()[name]
     if not rest and not whole:
         return  # the name of a command in a sentence
     with command.make_context(name, list(rest)):

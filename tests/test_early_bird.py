@@ -153,6 +153,7 @@ def test_drawn_at_the_end_nothing_is_left_to_train(quick):
     assert all(torch.equal(tensor, final[name]) for name, tensor in start.items())
 
 
+@pytest.mark.slow
 def test_rewinding_starts_again_and_costs_it(find):
     keep, rewind = (find(then=then) for then in ("keep", "rewind"))
     assert keep.ticket.masks == rewind.ticket.masks

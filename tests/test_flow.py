@@ -10,6 +10,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import NETWORKS, Tied, perceptron
+from products import thin
 from torch import Tensor, nn
 from torchvision.models import ResNet, VisionTransformer
 from torchvision.models.resnet import BasicBlock
@@ -200,7 +201,7 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", thin(REAL, 2))
 def test_whole_networks_flow(name):
     make, shape = REAL[name]
     model = make()

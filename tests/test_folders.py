@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from products import thin
 
 import ticket_search
 from ticket_search import Interrupted, RequestError, compare, controls, search
@@ -117,7 +118,7 @@ def test_the_state_of_a_folder(make, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before, "looking changes nothing"
 
 
-@cases
+@pytest.mark.parametrize("make", thin(CASES, 2), ids=lambda make: make.__name__)
 def test_a_search_and_a_sweep_take_the_same_folders(make, tmp_path):
     folder = tmp_path / "runs" / NAME
     make(folder)

@@ -168,7 +168,7 @@ def test_iterations_side_by_side_do_not_mix(photos):
 
 
 @pytest.mark.parametrize("ring", [False, True])
-def test_workers_end_with_the_data_and_are_not_waited_for(ring, photos, monkeypatch):
+def test_workers_end_with_the_data_and_are_not_waited_for(ring, photos, monkeypatch, young_objects):
     # How long a worker is waited for, and how long it waits itself before it looks whether it is needed.
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 20.0)
     data = streamed(photos, workers=2)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from method_tests import count_steps
-from products import combine
+from products import combine, thin
 
 import supermask
 from supermask.selection.top_k import count_kept
@@ -245,7 +245,7 @@ def test_units_survive_a_stop(shape, quick):
     assert (again.path / "ticket.safetensors").read_bytes() == (whole.path / "ticket.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", thin(SHAPES, 3))
 def test_controls_of_units_do_not_move_single_weights(shape, quick, tmp_path):
     run = quick("imp", granularity=shape, rewind="3it", **{**FEW_UNITS, "levels": (0.3,)})
     with pytest.raises(RequestError, match=f"keeps units of {shape}: shuffle would move single weights"):
@@ -328,7 +328,13 @@ def test_every_level_compares_with_what_it_goes_back_to(then, rewind, quick):
         assert sorted(order.tolist()) == found.nonzero().flatten().tolist()
 
 
-@pytest.mark.parametrize(("score", "few"), [("snip", {"samples_per_class": 2}), ("random", {})])
+@pytest.mark.parametrize(
+    ("score", "few"),
+    [
+        ("snip", {"samples_per_class": 2}),
+        pytest.param("random", {}, marks=pytest.mark.slow),
+    ],
+)
 def test_what_a_score_draws_follows_from_the_seed(score, few, quick):
     flags = {**SHORT, "levels": (0.5, 0.2), "score": score, **few}
     runs = [quick("imp", folder=str(seed), mask_seed=seed, **flags) for seed in (1, 1, 2)]

@@ -24,7 +24,9 @@ SHORT = {
     "faster_network.py": {
         "seconds = 0.5": "seconds = 0.02",
         'recipe = {"model": "conv2", "optimizer": "adam", "lr": 1e-3, "threads": 1, "epochs": 6}': 'recipe = {"model": '
-        '"conv2", "model_args": "width=0.1", "optimizer": "adam", "lr": 1e-3, "threads": 1, "epochs": 4}',
+        '"conv2", "model_args": "width=0.1", "optimizer": "adam", "lr": 1e-3, "threads": 1, "epochs": 1}',
+        'filters = search("filters", density=0.25, retrain_epochs=4, **recipe)\nfilters': 'filters = search("filters", '
+        "density=0.25, retrain_epochs=1, **recipe)\nfilters",
     },
 }
 

@@ -445,8 +445,8 @@ def stage_started(run: Path, stage: str):
     return lambda: events.exists() and (f'"{stage}"' in rows.read_text())
 
 
-_KILLED_IMP = ("imp", {"density": 0.5, "epochs": 5, "fraction": 0.3}, "level-02")
-_KILLED_EDGE_POPUP = ("edge-popup", {"density": 0.5, "epochs": 20}, "training")
+_KILLED_IMP = ("imp", {"density": 0.5, "epochs": 5, "fraction": 0.3, "evaluate_every": "1ep"}, "level-02")
+_KILLED_EDGE_POPUP = ("edge-popup", {"density": 0.5, "epochs": 20, "evaluate_every": "1ep"}, "training")
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ def test_a_killed_process_resumes_to_the_same_bytes(
     method, flags, stage, number, tmp_path, ticket, forkserver_with_torch
 ):
     Path("slowly").touch()
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     words = ["search", "--method", method, "--runs", tmp_path, "--threads", "1", *words]
     process = start_python(tmp_path, "import slowly; slowly.main()", *words)
     run = tmp_path / f"{method}-lenet-300-100-digits-d0.5-s0"

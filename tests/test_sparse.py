@@ -133,7 +133,7 @@ def test_the_kernel_of_compressed_rows_on_threads(shape, threads):
 
 
 @COMPILER
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compressed_rows_in_a_compiled_graph(dynamic):
     """One graph, the same numbers, and an exported program that runs."""
     torch.manual_seed(0)

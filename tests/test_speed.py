@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from processes import run_python
-from products import combine
+from products import combine, thin
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -110,7 +110,7 @@ def test_optimizers_are_those_of_pytorch(name, kind, flags):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*models, strict=True))
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", thin(model_names(), 2))
 def test_operations_are_counted_as_pytorch_counts_them(name, small_mnist1d):
     data = read_samples({"mnist1d-mlp": "mnist1d", "gpt-tiny": "python-text"}.get(name, "digits"), None, 0)
     model = find_architecture(name)(data.input_shape, data.classes).eval()

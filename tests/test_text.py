@@ -62,7 +62,10 @@ def test_a_token_sees_itself_and_those_before_it():
 
 @pytest.mark.parametrize(
     ("model", "arguments"),
-    [("gpt-tiny", "width=8,depth=1,heads=2"), ("transformers:GPT2LMHeadModel", "n_embd=8,n_layer=1,n_head=2")],
+    [
+        ("gpt-tiny", "width=8,depth=1,heads=2"),
+        pytest.param("transformers:GPT2LMHeadModel", "n_embd=8,n_layer=1,n_head=2", marks=pytest.mark.slow),
+    ],
 )
 def test_language_models_are_searched_and_measured_by_perplexity(model, arguments, tmp_path):
     run = search("imp", model, "python-text", model_args=arguments, density=0.5, fraction=0.5, runs=tmp_path, **FAST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import shutil
 from unittest import mock
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from products import combine
+from products import combine, thin
 from test_selection import sorted_top_k
 
 from supermask.kernels import build as native
@@ -127,8 +128,9 @@ def test_choices_are_top_k_of_the_magnitudes(kind, counts):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@combine(kind=SCORES, counts=COUNTS)
-def test_compiled_choices_are_the_same(kind, counts, backend):
+@pytest.mark.parametrize("case", thin(itertools.product(SCORES, COUNTS), 9), ids="-".join)
+def test_compiled_choices_are_the_same(case, backend):
+    kind, counts = case
     torch.manual_seed(0)
     torch.compiler.reset()
     scores = SCORES[kind]()
@@ -140,7 +142,7 @@ def test_compiled_choices_are_the_same(kind, counts, backend):
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("compiler", ["there", "missing", "failing"])
+@pytest.mark.parametrize("compiler", ["there", pytest.param("missing", marks=pytest.mark.slow), "failing"])
 def test_compiled_choices_begin_where_the_last_ended_with_a_compiler_or_without(compiler, monkeypatch, tmp_path):
     """Keys that move little are not searched from nothing again."""
     native.build.cache_clear()
