@@ -1,10 +1,20 @@
 """What the process that those of a sweep are forked from has imported: most of what they need, and blank pictures."""
 
 from pictures import leave_blank
+from tensorboard.summary.writer import event_file_writer
+from torch.utils import flop_counter
 
+from supermask.choosing import remarks
+from supermask.live import learning
+from ticket_search.data import digits
+from ticket_search.methods import edge_popup, imp
+from ticket_search.models import lenet
 from ticket_search.runs import tensorboard
 from ticket_search.sweeps import local_engine
-from ticket_search.training import conclude, learned_scores, loop
+from ticket_search.training import at_init, conclude, learned_scores, loop, random_weights
 
-IMPORTED = (conclude, learned_scores, local_engine, loop)
+IMPORTED = (
+    at_init, conclude, digits, edge_popup, event_file_writer, flop_counter, imp, learned_scores, learning, lenet,
+    local_engine, loop, random_weights, remarks,
+)  # fmt: skip
 tensorboard.draw = leave_blank
