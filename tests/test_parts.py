@@ -276,7 +276,7 @@ def test_a_ticket_of_a_part():
             others.apply_to(target)
 
 
-@pytest.mark.parametrize("how", ["hold", "learn"])
+@pytest.mark.parametrize("how", ["hold", pytest.param("learn", marks=pytest.mark.slow)])
 def test_what_makes_something_of_a_part_sees_its_masks(how):
     model, x = carrying(how)[0], torch.ones(2, 8)
     expected = model.encoder(x)
