@@ -12,7 +12,7 @@ from scipy import stats
 
 from ticket_search import RequestError
 from ticket_search.contract.flags import find_study
-from ticket_search.sweeps.file import Prediction
+from ticket_search.sweeps.file import Prediction, make_sweep
 from ticket_search.sweeps.study import read_study
 from ticket_search.sweeps.table import (
     Line,
@@ -24,6 +24,7 @@ from ticket_search.sweeps.table import (
     table_at,
     write_csv,
 )
+from ticket_search.sweeps.table import lines_of as lines_of_sweep
 
 ONE = Line(
     sweep="a", role="run", model="lenet-300-100", epochs=3, label="snip", method="snip", control="", asked=0.1, seed=0, kept=100, weights=1000,
@@ -203,6 +204,17 @@ def test_sweeps_are_joined_from_their_measurements(ticket, tmp_path, monkeypatch
     assert "not run" not in page
     assert {(line.asked, line.trainings) for line in read_csv(Path("results/mine-two.csv"))} == {(0.6, 2.0), (0.3, 3.0)}
     assert Path("results/mine.png").stat().st_size > 2000
+
+
+def test_a_network_that_masks_are_put_on_is_named_as_in_the_sweep_whatever_the_machine(quick, tmp_path):
+    dense = quick("dense", folder="runs/base")
+    flags = {"weights": str(dense.path), "init": "keep", "density": 0.5}
+    run = quick("edge-popup", folder="runs/masks", **flags)
+    sweep = make_sweep({"seeds": [0], "runs": [{"method": "edge-popup", **flags}]}, "masks")
+    (line,) = lines_of_sweep("masks", sweep, [run.path], tmp_path / "runs")
+    assert json.loads(line.flags)["weights"] == f"base/{dense.path.name}"
+    (line,) = lines_of_sweep("masks", sweep, [run.path], tmp_path / "others")
+    assert json.loads(line.flags)["weights"] == str(dense.path), "what lies elsewhere is named in full"
 
 
 def test_what_a_study_of_sweeps_lacks_is_told(ticket, tmp_path, monkeypatch):

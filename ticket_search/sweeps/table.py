@@ -85,18 +85,20 @@ def lines_of(name: str, sweep: Sweep, folders: Iterable[Path], runs: Path) -> li
     """
     trials = trials_of(sweep)
     tried = [runs / trials.name / run.name for run in trials.runs] if trials else []
-    found = [line for folder in folders for line in _lines_of_run(name, folder, "run")]
+    found = [line for folder in folders for line in _lines_of_run(name, folder, "run", runs)]
     return found + [
-        line for folder in tried if (folder / TICKET).exists() for line in _lines_of_run(name, folder, "trial")
+        line for folder in tried if (folder / TICKET).exists() for line in _lines_of_run(name, folder, "trial", runs)
     ]
 
 
-def _lines_of_run(sweep: str, folder: Path, role: str) -> Iterator[Line]:
+def _lines_of_run(sweep: str, folder: Path, role: str, runs: Path) -> Iterator[Line]:
     members, left_out = read_members([folder])
     if not members:
         raise RequestError(left_out)
     member = members[0]
     changed = _changed_flags(member.recipe)
+    if "weights" in changed and (path := Path(changed["weights"]).resolve()).is_relative_to(runs.resolve()):
+        changed["weights"] = path.relative_to(runs.resolve()).as_posix()  # as in the sweep, on any machine
     make = partial(
         Line, sweep, model=str(member.recipe["model"]), epochs=int(member.recipe["epochs"]), method=member.method,
         label=_label(member.method, changed), seed=member.seed, lr=float(member.recipe["lr"]),
