@@ -28,7 +28,10 @@ from ticket_search.runs.run import Run
 from ticket_search.training import loop
 from ticket_search.training.objective import CLASSIFICATION
 
-TINY = {"model_args": ("width=0.03",), "epochs": 2, "train_size": 320, "threads": 1, "progress": False}
+# Drawn with a gain that is not the default one, which what is begun anew must not forget.
+TINY = {
+    "model_args": ("width=0.03",), "epochs": 2, "train_size": 320, "threads": 1, "progress": False, "init_gain": "tanh",
+}  # fmt: skip
 STEPS = 10  # of a training: 320 samples in batches of 60, twice
 
 
@@ -242,6 +245,16 @@ def test_parents_are_the_network_at_a_step_under_a_mask(imp, answered):
     assert not torch.equal(fresh.state_dict("start")[name], ticket.state_dict("start")[name])
     assert [start.meta["rewound_to"] for start in starts.values()] == [4] * 4
     assert not list((imp.path / "connect").rglob("events.out.*")), "TensorBoard would show an entry for each child"
+
+
+def test_fresh_weights_are_drawn_as_the_runs_own(tmp_path):
+    """Of constants with random signs, whose one magnitude follows from the gain."""
+    run = ticket_search.search("imp", levels="0.5", runs=tmp_path, **TINY, init="signed-constant")
+    connectivity.connect(run, ["0"], arms=["reinit"], progress=False)
+    fresh = supermask.load(run.path / "connect/starts/reinit-level-01-at-000000.safetensors")
+    for name, mask in fresh.masks.items():
+        new, own = fresh.state_dict("start")[name][mask], run.load_level(0).state_dict("start")[name][mask]
+        assert torch.equal(new.abs(), own.abs()) and not torch.equal(new, own)
 
 
 @pytest.mark.parametrize("step", [0, 4])

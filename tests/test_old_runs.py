@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from products import thin
 
 import supermask
 from ticket_search import Run, compare, resume
@@ -55,6 +56,23 @@ def test_finished_runs_are_compared_with_their_controls():
         assert {row["control"] for row in groups["edge-popup"]["controls"]} == {"reinit", "shuffle", "random"}
         assert {row["control"] for row in groups["imp"]["controls"]} == {"reinit"}
         assert {row["control"] for row in groups["snip"]["controls"]} == {"reinit"}
+
+
+QUESTIONS = {
+    "diagnose RUN": "There are too few seeds",
+    "signs RUN": "all layers",
+    "inspect RUN --activations": "in effect",
+    "connect RUN --rewind 0 --arms dense,ticket": "barrier",
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+@pytest.mark.parametrize("question", [*thin(QUESTIONS, 2)])
+def test_a_finished_run_is_asked_what_is_asked_of_new_ones(question, version, ticket, tmp_path):
+    shutil.copytree(version / "finished" / "imp", tmp_path / "imp")
+    answer = ticket(*question.replace("RUN", str(tmp_path / "imp")).split())
+    assert answer.code == 0, answer.err
+    assert QUESTIONS[question] in answer.out
 
 
 @pytest.mark.parametrize("folder", STOPPED, ids=version_and_name)
