@@ -250,6 +250,7 @@ BAD = {
     "model": (["--model", "lenet"], ["unknown model 'lenet'; did you mean 'lenet-300-100'?"]),
     "data": (["--data", "fashion"], ["unknown data set 'fashion'; did you mean 'fashion-mnist'?"]),
     "density 0": (["--density", "0"], ["--density 0: expected a number greater than 0"]),
+    "density 0.0": (["--density", "0.0"], ["--density 0.0: expected a number greater than 0\n"]),
     "density 1.5": (["--density", "1.5"], ["--density 1.5: expected a number less than or equal to 1"]),
     "density half": (["--density", "half"], ["--density half: expected a number"]),
     "density nan": (["--density", "nan"], ["--density nan: expected"]),

@@ -74,8 +74,10 @@ def test_the_controls_that_are_missing_are_named_as_a_command():
 def test_what_is_plainly_worse_is_no_wherever_it_stands():
     lines = told(gaps={0.5: -0.5, 0.3: -0.2, 0.1: -9.0}, noise=4.0)
     assert [line.kind for line in lines] == ["open", "open", "bad"]
-    assert lines[1].text.startswith("not claimed, as a denser level does not match")
+    assert lines[1].text.startswith("not claimed, as a denser level is not decided")
     assert lines[2].text.startswith("no (-9")
+    failed = told(gaps={0.5: -9.0, 0.3: -0.2}, noise=0.5)[1].text
+    assert failed.startswith("not claimed, as a denser level does not match")
     (group,) = compare([], others=rows_of({0.5: -0.5, 0.3: -0.2, 0.1: -9.0}, noise=4.0)).groups
     assert "Holm p = " in group.levels[-1].matching.because
     assert [row.matching.answer for row in group.levels[1:]] == ["undecided", "undecided", "no"]

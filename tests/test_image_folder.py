@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import multiprocessing
 import os
 import signal
@@ -283,3 +284,38 @@ def test_batches_on_the_gpu_are_those_of_the_cpu(photos):
     ):
         assert other_x.is_cuda and torch.allclose(x, other_x.cpu(), atol=1e-6) and torch.equal(y, other_y.cpu())
     assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+def test_every_command_takes_the_images_of_the_run_at_its_size(photos, ticket, monkeypatch):
+    words = [
+        "--data",
+        "imagefolder",
+        "--data-dir",
+        str(photos),
+        "--image-size",
+        "12",
+        "--workers",
+        "0",
+        "--threads",
+        "1",
+    ]
+    words += ["--batch-size", "6", "--epochs", "2", "--model", "conv2", "--model-args", "width=0.1", "--name", "small"]
+    made = ticket("search", "--method", "one-shot", "--density", "0.5", "--optimizer", "adam", *words, "--json")
+    assert made.code == 0, made.err
+    summary = json.loads(made.out)
+    measured = ticket("evaluate", "small", "--json")
+    assert measured.code == 0, measured.err
+    assert json.loads(measured.out)["test_accuracy"] == pytest.approx(summary["test_accuracy"])
+    assert json.loads(measured.out)["val_accuracy"] == pytest.approx(summary["val_accuracy"])
+    few = ("--engines", "eager", "--batch-sizes", "2", "--seconds", "0.01", "--json")
+    benched, asked = (ticket("bench", "small", *few, *more) for more in ((), ("--input-shape", "3,12,12")))
+    assert benched.code == asked.code == 0, benched.err + asked.err
+    sizes = [json.loads(answer.out)["sizes"] for answer in (benched, asked)]
+    assert sizes[0]["macs"] == sizes[1]["macs"] > 0
+    assert ticket("inspect", "small", "--activations").code == 0
+    plan = ticket("train", "small", "--dry-run", "--json")
+    assert plan.code == 0, plan.err
+    config = json.loads(plan.out)["config"]
+    assert (config["data_dir"], config["image_size"]) == (str(photos), 12)
+    elsewhere = ticket("evaluate", "small", "--data-dir", str(photos / "train"))
+    assert elsewhere.code == 2, "what is typed counts"

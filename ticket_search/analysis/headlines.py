@@ -75,7 +75,8 @@ def headline(group: Group, row: Level) -> Headline:
         text = f"nothing is claimed on fewer than {LEAST_SEEDS} seeds ({told})"
         return Headline(subject, text, "open", _more(group, more))
     if not answer.tested:
-        return Headline(subject, f"not claimed, as a denser level does not match ({told})", "open")
+        why = "is not decided" if answer.answer == "undecided" else "does not match"
+        return Headline(subject, f"not claimed, as a denser level {why} ({told})", "open")
     if answer.more_seeds is None:
         scale = scale_of(group.metric)
         text = f"too noisy to decide at a margin of {group.delta:g} {scale.unit} ({told})"

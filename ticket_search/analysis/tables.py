@@ -348,7 +348,8 @@ def _latex_table(caption: str, kinds: str, head: str, lines: Sequence[str], whol
     if whole_width:
         rows = [r"\resizebox{\linewidth}{!}{%", *rows, "}"]
     above = [r"\begin{table}", r"\centering", r"\small", r"\setlength{\tabcolsep}{4pt}", rf"\caption{{{caption}}}"]
-    return "\n".join([*above, *rows, r"\end{table}", ""])
+    needs = "packages booktabs and graphicx" if whole_width else "package booktabs"
+    return "\n".join([f"% This table needs the {needs}.", *above, *rows, r"\end{table}", ""])
 
 
 def _paper_latex(table: PaperTable) -> str:

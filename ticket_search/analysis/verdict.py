@@ -35,7 +35,7 @@ MATCHING = "does it match the dense network?"
 AS_EARLY = "does its validation loss reach its minimum as early?"
 INIT = "does its initialization matter?"
 POSITIONS = "does it matter which weights are kept?"
-TRIVIAL = "is it trivial: does a random mask match as well?"
+TRIVIAL = "is it trivial: does a random mask match the dense network too?"
 _NOT_RUN = "`ticket controls` has not been run"
 _WHOLE = "not asked where whole filters or blocks are pruned: a mask of shuffled weights would not keep them whole"
 

@@ -63,7 +63,7 @@ def bench(
     measured = deploy.bench.bench(
         found, file_bytes=path.stat().st_size if task is None else len(supermask.pack(found)), batch_sizes=sizes,
         engines=[word.strip() for word in engines.split(",")], threads=threads,
-        data=data if samples is None else samples, data_dir=data_dir,
+        data=data if samples is None else samples, data_dir=data_dir or code.data_dir,
         config=code if own else None,
         device=device, state=state, model=running.ticket_code.find_factory(code, model),
         input_shape=shape or None, seconds=seconds,

@@ -51,7 +51,7 @@ def evaluate(
     measured = training.evaluation.evaluate_ticket(
         found,
         running.ticket_code.read_samples(found, code, data_dir) if names_code(name) else name,
-        data_dir,
+        data_dir or code.data_dir,
         state,
         network=None if factory is None else deploy.networks.build_network(found, state, factory),
         config=code,

@@ -383,7 +383,7 @@ def _meant(name: str, value: Any, config_class: type[Config]) -> str:
     """What was meant by a percentage where a fraction is expected, or by several seeds in place of one."""
     entry = config_class.model_fields.get(name)
     bounds = [getattr(each, key, None) for each in (entry.metadata if entry else ()) for key in ("le", "lt")]
-    if 1 in bounds and (fraction := read_fraction(value)) is not None and str(value) != f"{fraction:g}":
+    if 1 in bounds and (fraction := read_fraction(value)) and str(value) != f"{fraction:g}":
         return f"; did you mean {fraction:g}?"
     if name == "seed" and re.fullmatch(r"\d+([-,]\d+)+", str(value)):
         return f"; did you mean --seeds {value}, a search with each?"

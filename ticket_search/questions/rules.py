@@ -306,8 +306,9 @@ def structure_alone(e: Evidence) -> Finding | None:
     earlier = range(1, len(e.densities))
     levels = f" --levels {','.join(map(str, earlier))}" if e.level is not None and len(earlier) else ""
     return Finding(
-        "structure-alone", "The structure alone explains it: which weights are kept does not matter at this density.",
-        f"{names[kind]} reaches {e.show(value)}, the ticket {e.show(e.value)}", AT_INIT,
+        "structure-alone", "The structure alone may explain it: that it matters which weights are kept is not seen.",
+        f"{names[kind]} reaches {e.show(value)}, the ticket {e.show(e.value)}; of one seed chance alone makes up to "
+        f"{e.show_gap(e.noise_of(e.value, value))}, `ticket compare` has the answer of all seeds", AT_INIT,
         command=f"ticket controls {e.path}{levels}",
     )  # fmt: skip
 

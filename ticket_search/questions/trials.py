@@ -247,7 +247,9 @@ def command_of(config: Config, seeds: Sequence[int], flags: Mapping[str, Any] | 
 
     `flags` are those that are told even where they have their default.
     """
-    changed = {key: value for key, value in (flags or {}).items() if key != "method" and value is not None}
+    given = (flags or {}).items()
+    # The seeds are told in the end.
+    changed = {key: value for key, value in given if key not in ("method", "seed") and value is not None}
     code = code_in(vars(config))
     if config.data.startswith(ARRAYS) or not all(map(can_be_typed, code.values())):
         defaults = type(config).model_construct().model_dump(mode="json", exclude_none=True)

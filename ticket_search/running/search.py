@@ -29,8 +29,9 @@ from ..runs.experiment import (
     resolve,
 )
 from ..runs.folders import check_ticket_file, choose_folder, find_run, folder_of_ticket
-from ..runs.names import TICKET
+from ..runs.names import CONFIG, TICKET
 from ..runs.progress import Progress
+from ..runs.records import read_record
 from ..runs.run import Run
 from ..training.conclude import summarize
 from ..training.objective import make_objective
@@ -258,6 +259,8 @@ def describe_ticket(
     if names["data"].startswith(ARRAYS) and "data" not in given:
         raise RequestError(f"the ticket's data were arrays ({names['data']}): give them in Python, or others by --data")
     objective = {key: str(recorded[key]) for key in ("loss", "metric") if recorded.get(key)}
+    if "data" not in given and (place := find_data_dir(path)) is not None:
+        repeated["data_dir"] = place
     leaves, why = leaves_of_ticket(path, {**names, **objective})
     return {**repeated, **objective, **flags, **fixed}, names, leaves, f"the ticket {path}, which {why}" if why else ""
 
@@ -270,6 +273,17 @@ def leaves_of_ticket(path: Path, names: Mapping[str, Any]) -> tuple[dict[str, Le
         names: what it names, by flag.
     """
     return read_mark(folder_of_ticket(path), names)
+
+
+def find_data_dir(ticket: Path) -> str | None:
+    """The folder in which the run of a ticket's file has found its data; None without a run, or where none was named.
+
+    Raises:
+        RequestError: the run's configuration is damaged.
+    """
+    folder = folder_of_ticket(ticket)
+    found = read_record(folder, CONFIG).get("data_dir") if (folder / CONFIG).exists() else None
+    return found if isinstance(found, str) else None
 
 
 def prepare(request: Request, *, unchanged: bool = False) -> tuple[Config, Setup]:

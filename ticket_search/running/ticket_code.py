@@ -19,7 +19,7 @@ from ..data.samples import Samples
 from ..runs.experiment import find_model, load_data
 from ..training.evaluation import check_fit, read_data_of
 from .request import name_problems
-from .search import check_code, leaves_of_ticket
+from .search import check_code, find_data_dir, leaves_of_ticket
 
 
 def find_code(ticket: Ticket, path: str | os.PathLike[str], needs: Collection[str], **typed: str | None) -> Config:
@@ -34,7 +34,8 @@ def find_code(ticket: Ticket, path: str | os.PathLike[str], needs: Collection[st
         typed: the values of these flags, where they were typed.
 
     Returns:
-        A configuration of which these four are meant, and the seed of the validation split.
+        A configuration of which these four are meant, the seed of the validation split, and the folder in which the
+        ticket's run has found its data, if it lies in one.
 
     Raises:
         RequestError: code that is needed and that nobody has given leave to import.
@@ -46,7 +47,11 @@ def find_code(ticket: Ticket, path: str | os.PathLike[str], needs: Collection[st
     words = {key: value for key, value in typed.items() if value is not None}
     texts: dict[str, Any] = {key: value for key, value in {**named, **words}.items() if isinstance(value, str)}
     seed = recorded.get("split_seed", 0)
-    config = Config(**{"model": "", "data": "", **texts}, split_seed=seed if type(seed) is int and seed >= 0 else 0)
+    config = Config(
+        **{"model": "", "data": "", **texts},
+        split_seed=seed if type(seed) is int and seed >= 0 else 0,
+        data_dir=find_data_dir(Path(path)) if typed.get("data") is None else None,
+    )
     leaves, why = leaves_of_ticket(Path(path), named)
     config = config.allowing(
         {**leaves, **leave_here(*words.values())}, f"the ticket {path}, which {why}" if why else ""
@@ -92,7 +97,7 @@ def read_samples(ticket: Ticket, config: Config, data_dir: str | None = None) ->
     if problems := name_problems(None, config.data):
         raise RequestError(problems)
     if not names_code(config.data):
-        return read_data_of(ticket, config.data, data_dir)
+        return read_data_of(ticket, config.data, data_dir or config.data_dir)
     samples = load_data(config.data, config)
     check_fit(ticket, samples)
     return samples

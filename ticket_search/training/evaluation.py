@@ -69,10 +69,14 @@ def evaluate(
 def read_data_of(ticket: Ticket, data: str, data_dir: str | None = None) -> Samples:
     """A built-in data set for a ticket's network, normalized by its own mean and deviation, split as the ticket's.
 
+    Images of a folder have the size that the ticket was found on.
+
     Raises:
         RequestError: an unknown data set, one that cannot be had, or that does not fit the network.
     """
-    samples = read_samples(data, data_dir, int(ticket.meta.get("config", {}).get("split_seed", 0)))
+    recorded = ticket.meta.get("config", {})
+    size = {key: recorded[key] for key in ("image_size",) if type(recorded.get(key)) is int}
+    samples = read_samples(data, data_dir, int(recorded.get("split_seed", 0)), **size)
     check_fit(ticket, samples)
     return samples
 
