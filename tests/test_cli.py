@@ -523,3 +523,22 @@ def test_kept_weights_are_rounded_on_request(dtype, torch_dtype, ticket):
     assert sizes[0] - sizes[1] == pytest.approx(2 * whole.masks.kept, abs=200)
     measured = json.loads(ticket("evaluate", "rounded", "--json").out)
     assert measured["test_accuracy"] == json.loads(Path("runs/rounded/summary.json").read_text())["test_accuracy"]
+
+
+@pytest.mark.parametrize("name", [[], ["--name", "mine"]])
+def test_the_same_command_again_shows_the_run_and_trains_nothing(name, ticket, tmp_path):
+    words = ["search", "--method", "snip", "--epochs", "1", "--train-size", "320", "--threads", "1", *name]
+    first, before = ticket(*words), {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.*")}
+    again = ticket(*words)
+    assert first.code == again.code == 0, again.err
+    folders = list((tmp_path / "runs").iterdir())
+    assert len(folders) == 1
+    assert f"the run runs/{folders[0].name} is finished already; --again makes another" in again.out
+    assert first.out in again.out
+    assert json.loads(ticket(*words, "--json").out) == json.loads((folders[0] / "summary.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.*")} == before
+    other = ticket(*words, "--lr", "0.5")
+    assert (other.code, len(list((tmp_path / "runs").iterdir()))) == ((2, 1) if name else (0, 2)), other.err
+    if not name:
+        assert ticket(*words, "--again").code == 0
+        assert (tmp_path / "runs" / f"{folders[0].name}-3").exists()

@@ -13,7 +13,7 @@ import pytest
 from torch import nn
 
 from ticket_search import Interrupted, RequestError, controls, resume, search, train
-from ticket_search.contract.errors import Problems
+from ticket_search.contract.errors import RAISED, Problems
 from ticket_search.contract.flags import Config, make_config
 from ticket_search.methods import method_names
 from ticket_search.running.request import LAUNCH_FLAGS, check_request, read_request, request_of
@@ -302,3 +302,14 @@ def test_every_shared_flag_is_described_in_words(field):
     assert len(described.split()) >= 2, described
     assert described[0].islower() and not described.endswith("."), "a phrase: help joins it with choices and default"
     assert "so many" not in described
+
+
+@pytest.mark.parametrize("kind", RAISED, ids=lambda kind: kind.__name__)
+def test_a_network_that_does_not_take_the_samples_is_told_in_a_line(kind, tmp_path):
+    class Picky(nn.Linear):
+        def forward(self, x):
+            raise kind("height (8) doesn't match model (64)")
+
+    with pytest.raises(RequestError, match=r"does not take samples of shape \[1, 8, 8\]: .*height \(8\)"):
+        search("one-shot", lambda: Picky(8, 10), runs=tmp_path, epochs=1, progress=False)
+    assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from ..contract.metric import Metric, known_value, value_of
 from ..methods import find_method, usable_methods
 from ..running.read_config import find_kind
 from ..running.request import LAUNCH_FLAGS, Request, read_request, shape_of, word_after
-from ..runs.folders import choose_folder
+from ..runs.folders import choose_folder, find_finished
 from ..runs.names import TICKET
 from ..runs.progress import Progress
 from ..sweeps.file import sweep_of_seeds
@@ -72,14 +72,20 @@ def carry_out(request: Request, place: str) -> None:
         if request.asks("--dry-run"):
             plan = running.plan.make_plan(config, setup)
         else:
-            folder = choose_folder(config, place, request.launch.get("--name"), setup.method.traits.dense)
-            with stop_told(folder):
-                run = _carry_out_announced(runs.run.Run(folder, config, setup, progress))
+            names = (config, place, request.launch.get("--name"), setup.method.traits.dense)
+            done = None if request.asks("--again") else find_finished(*names)
+            folder = done or choose_folder(*names)
+            run = runs.run.Run(folder, config, setup, progress)
+            if done is None:
+                with stop_told(folder):
+                    run = _carry_out_announced(run)
     if request.asks("--dry-run"):
         print_plan(plan, request.asks("--json"))
     elif request.asks("--json"):
         print_json(run.summary)
     else:
+        if done is not None:
+            output().print(f"the run {done} is finished already; --again makes another", highlight=False)
         print_summary(run)
 
 

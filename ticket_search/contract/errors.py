@@ -27,6 +27,10 @@ _EXPECTED = {
 }
 
 
+# What a network, a loss or a metric of the user's own raises where it does not take what it is given.
+RAISED = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError, ArithmeticError)
+
+
 class RequestError(ValueError):
     """The request was wrong and nothing has been done. `problems` holds one sentence for each thing wrong with it."""
 

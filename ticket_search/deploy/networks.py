@@ -12,7 +12,7 @@ from torch import nn
 from supermask import Ticket
 from supermask.choosing.gradients import call
 
-from ..contract.errors import Problems, RequestError
+from ..contract.errors import RAISED, Problems, RequestError
 from ..contract.leave import leave_here
 from ..data.examples import Examples, floats, is_of_one_tensor, random_samples, real_samples
 from ..data.samples import Samples
@@ -118,7 +118,7 @@ def check_examples(network: nn.Module, examples: Examples) -> None:
     shape = to_lists(shape_of_sample(batch))
     try:
         outputs = plain_outputs(call(network, batch))
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+    except RAISED as error:
         first = str(error).strip().partition("\n")[0]
         raise RequestError(
             f"the network does not take samples of shape {shape}: {first}; --input-shape gives the shape of one, as "

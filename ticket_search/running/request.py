@@ -40,6 +40,7 @@ LAUNCH_FLAGS: dict[str, tuple[str | None, str]] = {
     "--name": ("NAME", "the name of the run's folder; METHOD-MODEL-DATA-dDENSITY-sSEED if not given"),
     "--seeds": ("0-4", "search once with each of these seeds, as 0-4 or 0-2,7, on 1 CPU thread if not --threads N"),
     "--jobs": ("N", "how many of the searches of --seeds run at the same time; 1 if not given"),
+    "--again": (None, "search once more where a finished run of the same configuration would be shown"),
     "--dry-run": (None, "print what would be done and how long it would take, and write nothing"),
     "--json": (None, "print the summary, or with --dry-run the plan, as one JSON object"),
     "--help": (None, "show the flags; with --method NAME also those of that method"),

@@ -94,6 +94,12 @@ def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None
         number += 1
 
 
+def find_finished(config: Config, runs: str | os.PathLike[str], name: str | None, dense: bool = False) -> Path | None:
+    """The folder of a finished run of this configuration under its name, or the default one, if there is one."""
+    found = inspect_folder(Path(runs) / (name or default_name(config, dense)), config)
+    return found.folder if found.state == "finished" else None
+
+
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".npz")
 
 

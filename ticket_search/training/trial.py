@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from supermask.choosing.gradients import call, undisturbed
 from supermask.plugins.entry_points import one_line
 
-from ..contract.errors import RequestError
+from ..contract.errors import RAISED, RequestError
 from ..contract.flags import Config
 from ..data.samples import Samples
 from ..data.trees import to_lists
@@ -139,7 +139,7 @@ def _run(data: Samples, name: str, model: nn.Module, inputs: Any) -> Any:
 def _forward(data: Samples, name: str, model: nn.Module, inputs: Any) -> Any:
     try:
         return call(model, inputs)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+    except RAISED as error:
         shape = to_lists(data.input_shape)
         raise RequestError(f"the network {name} does not take samples of shape {shape}: {one_line(error)}") from None
 
@@ -159,7 +159,7 @@ def _check_batch(setup: Setup, objective: Objective, model: nn.Module, x: Any, y
         loss = objective.training_loss(outputs, y) if model.training else objective.loss(outputs, y)
     except RequestError as error:
         raise RequestError([f"the network {name}, {where} mode: {problem}" for problem in error.problems]) from None
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+    except RAISED as error:
         raise RequestError(f"the loss does not take what the network {name} gives: {one_line(error)}") from None
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         gives = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -200,7 +200,7 @@ def _check_metric(objective: Objective, outputs: Any, y: Any, loss: Tensor) -> N
             value = measure.value(measure.add(measure.start(loss.device), batch))
     except RequestError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+    except RAISED as error:
         name = objective.metric.name
         raise RequestError(f"the metric {name} does not take what the network gives: {one_line(error)}") from None
     if value != value or abs(value) == float("inf"):
