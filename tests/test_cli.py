@@ -360,7 +360,7 @@ def test_a_taken_name(ticket):
     words = ("search", "--method", "dense", "--epochs", "1", "--name", "mine")
     assert ticket(*words).code == 0
     before = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*")}
-    again = ticket(*words)
+    again = ticket(*words, "--again")
     assert again.code == 2
     assert "the run runs/mine is finished; choose another name, or `ticket runs rm runs/mine`" in again.err
     assert {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*")} == before
