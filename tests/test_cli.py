@@ -182,7 +182,7 @@ def test_search_inspect_evaluate_compare_and_remove(ticket, capsys):
     assert ticket("runs", "rm", "again", "--yes").code == 0
     table = ticket("compare", f"runs/{EDGE_POPUP}", "runs/none")
     assert "one seed" in table.out
-    assert "runs/none: not a run" in table.err
+    assert "left out: runs/none: not a run" in table.err.replace("\n", " ")
 
     evaluated = json.loads(ticket("evaluate", EDGE_POPUP, "--json").out)
     assert (

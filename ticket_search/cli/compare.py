@@ -102,7 +102,9 @@ def compare(
         raise RequestError("expected folders or names of runs, as runs/*, or a CSV file after --with")
     _check(files, delta, overwrite, paper)
     rows = [row for path in others or () for row in analysis.tables.read_csv(path)]
-    folders = [Path(name) if Path(name).exists() else Path(runs) / name for name in names or ()]
+    # What is neither here nor there is told as it was typed.
+    typed = [Path(name) for name in names or ()]
+    folders = [Path(runs, place) if not place.exists() and Path(runs, place).exists() else place for place in typed]
     found = analysis.comparison.compare(folders, delta=delta, others=rows)
     if board or any(files[flag] for flag in ("--plot", "--html")):
         analysis.findings.only_metric(found)
