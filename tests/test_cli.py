@@ -542,3 +542,25 @@ def test_the_same_command_again_shows_the_run_and_trains_nothing(name, ticket, t
     if not name:
         assert ticket(*words, "--again").code == 0
         assert (tmp_path / "runs" / f"{folders[0].name}-3").exists()
+
+
+def test_a_training_typed_again_is_shown_and_made_another_by_the_same_flag(ticket, tmp_path):
+    assert ticket("search", "--method", "snip", "--epochs", "1", "--train-size", "320", "--name", "found").code == 0
+    assert ticket("train", "found", "--name", "first").code == 0
+    assert (
+        "the run runs/first is finished already; --again makes another"
+        in ticket("train", "found", "--name", "first").out
+    )
+    assert ticket("train", "found").code == ticket("train", "found", "--again").code == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+    refused = ticket("search", "--method", "snip", "--seeds", "0-1", "--again")
+    assert refused.code == 2 and "--again is about one run" in refused.err
+
+
+@pytest.mark.parametrize("config", ["name = 1", "method = "], ids=["another program's", "damaged"])
+def test_a_ticket_is_measured_beside_a_file_that_is_no_configuration_of_a_run(config, ticket, tmp_path):
+    assert ticket("search", "--method", "snip", "--epochs", "1", "--train-size", "320", "--name", "found").code == 0
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.toml").write_text(config)
+    path = (tmp_path / "runs" / "found" / "ticket.safetensors").rename(tmp_path / "other" / "ticket.safetensors")
+    assert ticket("evaluate", str(path)).code == 0

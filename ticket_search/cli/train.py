@@ -16,7 +16,7 @@ from .search import carry_out, print_flags
 from .terminal import errors, harmless, output, print_definitions
 from .tickets import ticket_path
 
-_LAUNCH = ("--runs", "--name", "--dry-run", "--json", "--help")
+_LAUNCH = ("--runs", "--name", "--again", "--dry-run", "--json", "--help")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -355,6 +355,8 @@ def _check_seeds(launch: Mapping[str, str], typed: Mapping[str, str], problems: 
             problems.add(f"--seed {typed['seed']} and --seeds {launch['--seeds']}: give one of them")
         if "--name" in launch:
             problems.add(f"--name {launch['--name']} names one run: leave it out with --seeds")
+        if "--again" in launch:
+            problems.add("--again is about one run: leave it out with --seeds, and give another --runs")
     if "--jobs" in launch and "--seeds" not in launch:
         problems.add(f"--jobs {launch['--jobs']} goes with --seeds: a single search has no other to run beside it")
     if re.fullmatch(r"0*[1-9][0-9]{0,5}", launch.get("--jobs", "1")) is None:

@@ -276,13 +276,11 @@ def leaves_of_ticket(path: Path, names: Mapping[str, Any]) -> tuple[dict[str, Le
 
 
 def find_data_dir(ticket: Path) -> str | None:
-    """The folder in which the run of a ticket's file has found its data; None without a run, or where none was named.
-
-    Raises:
-        RequestError: the run's configuration is damaged.
-    """
-    folder = folder_of_ticket(ticket)
-    found = read_record(folder, CONFIG).get("data_dir") if (folder / CONFIG).exists() else None
+    """The folder in which the run of a ticket's file has found its data; None without a run, or if none was named."""
+    try:
+        found = read_record(folder_of_ticket(ticket), CONFIG).get("data_dir")
+    except RequestError:  # no run, or a damaged one, or another program's file: the ticket is whole without it
+        return None
     return found if isinstance(found, str) else None
 
 
