@@ -390,3 +390,12 @@ def test_a_suggestion_has_helped_where_its_interval_is_above_0_after_a_correctio
     assert not correct([trial_of("lr", (-4.0, -6.0, -5.0))])[0].helped, "worse is no help"
     assert best_of(correct([trial_of("a", (4.0, 4.1, 4.2)), trial_of("b", (9.0, 9.1, 9.2))])).kind == "b"
     assert best_of(many) is None
+
+
+def test_a_printed_command_names_its_seeds_once():
+    from ticket_search.methods import find_method
+    from ticket_search.questions.trials import command_of
+
+    config = find_method("snip").Config(seed=3, density=0.2)
+    words = command_of(config, [3], {"seed": 3, "density": 0.2}).split()
+    assert words[-2:] == ["--seeds", "3"] and "--seed" not in words and words.count("--density") == 1

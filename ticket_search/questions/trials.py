@@ -259,7 +259,7 @@ def command_of(config: Config, seeds: Sequence[int], flags: Mapping[str, Any] | 
         words = [repr(config.method), *(f"{name}=..." for name in dict.fromkeys(("model", "data", *code)))]
         words += [f"{key}={value!r}" for key, value in own.items() if key not in idle]
         return f"ticket_search.search({', '.join([*words, f'seed={seeds[0]}'])})"
-    command, _, last = search_command(to_plain(config), seeds).rpartition(" --seeds ")
+    command, _, last = search_command({**to_plain(config), "seed": 0}, seeds).rpartition(" --seeds ")
     told = [
         f"{flag(key)} {suggestions.as_text(value)}"
         for key, value in changed.items()

@@ -96,6 +96,8 @@ def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None
 
 def find_finished(config: Config, runs: str | os.PathLike[str], name: str | None, dense: bool = False) -> Path | None:
     """The folder of a finished run of this configuration under its name, or the default one, if there is one."""
+    if name is not None and Path(name).name != name:
+        return None  # no name, which `choose_folder` says
     found = inspect_folder(Path(runs) / (name or default_name(config, dense)), config)
     return found.folder if found.state == "finished" else None
 
