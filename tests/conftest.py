@@ -34,6 +34,9 @@ MEMORY = Path("/dev/shm")
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
+# Files of long tests, and those that would come last.
+FIRST = ("test_notebooks.py", "test_house.py", "test_tensorboard.py", "test_trust.py", "test_study.py", "test_text.py")
+
 # Small enough that a search takes half a second, large enough that a tensor has ties, levels and more than one batch.
 FAST = {"epochs": 3, "threads": 1, "train_size": 320}
 
@@ -207,8 +210,12 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_unconfigure() -> None:
-    """A process of tests ends when all is told and its children are gone: to take apart what it holds takes ten seconds."""
+    """A process of tests ends when all is told and its children are gone: to take apart what it holds takes ten seconds.
+
+    Nor is what it holds gone through twice more for garbage, as pytest would: that takes four.
+    """
     if "PYTEST_XDIST_WORKER" in os.environ:
+        gc.freeze()
         atexit.register(_end)
 
 
@@ -229,7 +236,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of the tests of a quick file, those that are slow, need what is not everywhere or start a process are not quick."""
+    """Long files of the end come first: there one process of tests would wait for the other.
+
+    Of the tests of a quick file, those that are slow, need what is not everywhere or start a process are not quick.
+    """
+    items.sort(key=lambda item: item.path.name not in FIRST)
     if asks_for_quick_ones(config):
         quick = [item for item in items if not is_long(item)]
         config.hook.pytest_deselected(items=[item for item in items if is_long(item)])

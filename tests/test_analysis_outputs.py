@@ -180,7 +180,7 @@ CASES = {
 }
 
 
-SLOW = ("one", "one point", "only dense", "twelve")
+SLOW = ("one", "one point", "one seed", "only dense", "twelve")
 
 
 @pytest.fixture(

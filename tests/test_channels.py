@@ -282,7 +282,7 @@ def test_a_channel_of_pixels_counts_for_its_neighbours_in_the_final_check(monkey
     [
         pytest.param(vision.resnet18, marks=pytest.mark.slow),
         pytest.param(vision.densenet121, marks=pytest.mark.slow),
-        vision.mobilenet_v3_small,
+        pytest.param(vision.mobilenet_v3_small, marks=pytest.mark.slow),
     ],
     ids=lambda f: f.__name__,
 )

@@ -329,7 +329,11 @@ def test_a_file_takes_no_more_memory_than_its_size_explains(tmp_path):
 # Several state dicts, wrappers, and other things in a file.
 
 
-@pytest.mark.parametrize("wrap", [AveragedModel, nn.DataParallel, torch.compile], ids=lambda wrap: wrap.__name__)
+@pytest.mark.parametrize(
+    "wrap",
+    [AveragedModel, nn.DataParallel, pytest.param(torch.compile, marks=pytest.mark.slow)],
+    ids=lambda wrap: wrap.__name__,
+)
 def test_wrappers_leave_no_trace(wrap, tmp_path):
     model = pruned()
     wrapped = wrap(model)

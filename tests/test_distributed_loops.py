@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -187,19 +188,22 @@ def learned(rank: int) -> dict[Any, Any]:
     return {case: train_learned(*case, rank) for case in CASES}
 
 
-def work(rank: int, folder: str) -> None:
+def work(rank: int, folder: str, *parts: Callable[[int], Any]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
-    found = {part.__name__: part(rank) for part in (replicated, sharded, flattened, learned)}
-    torch.save(found, f"{folder}/{rank}.pt")
+    torch.save({part.__name__: part(rank) for part in parts}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def run(folder: Path, *parts: Callable[[int], Any]) -> list[dict[str, Any]]:
+    """What each rank finds."""
+    run_ranks(work, str(folder), *parts, ranks=RANKS)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory, forkserver_with_torch) -> list[dict[str, Any]]:
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    run_ranks(work, str(folder), ranks=RANKS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    return run(tmp_path_factory.mktemp("ranks"), sharded, flattened, learned)
 
 
 @pytest.fixture
@@ -219,7 +223,8 @@ def assert_dropped(weights: dict[str, torch.Tensor], masks: dict[str, torch.Tens
 
 
 @pytest.mark.slow
-def test_replicas_equal_one_process_on_the_joined_batch(ranks, alone):
+def test_replicas_equal_one_process_on_the_joined_batch(alone, tmp_path, forkserver_with_torch):
+    ranks = run(tmp_path, replicated)
     for found in (rank["replicated"] for rank in ranks):
         assert_dropped(found["weights"], found["masks"])
         torch.testing.assert_close(found["weights"], dict(alone.named_parameters()), rtol=1e-9, atol=1e-12)

@@ -77,7 +77,8 @@ def a_ticket(name: str = "lenet-300-100", **arguments) -> Ticket:
     return Ticket(masks, {"final": make_state(model.state_dict(), masks)}, meta)
 
 
-@pytest.mark.parametrize("to", ["onnx", pytest.param("torch-export", marks=pytest.mark.slow)])
+@pytest.mark.slow  # seconds
+@pytest.mark.parametrize("to", ["onnx", "torch-export"])
 def test_the_command_writes_the_network_and_nothing_else_is_said(to, ticket, tmp_path):
     made = a_ticket(input_shape=SHAPE, classes=5)
     supermask.save(made, tmp_path / "t.safetensors")

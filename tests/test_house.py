@@ -182,15 +182,15 @@ def blocks(language: str) -> list[str]:
 # seeds the first two are run.
 SHORT = {"--epochs": "1", "--train-size": "320", "--model-args": "width=0.2"}
 SHORT_IMP = {**SHORT, "--fraction": "0.5"}
-FEW = {"0-4": "0-1"}
+FEW = {"0-4": "0-1", "0.1": "0.02"}
 
 
 def shortened(words: list[str]) -> list[str]:
     """A command of the README with flags that make its trainings short."""
+    words = [FEW.get(word, word) for word in words]
     if words[0] != "search" or "--help" in words:
         return words
     flags = SHORT_IMP if "imp" in words and "--levels" not in words else SHORT
-    words = [FEW.get(word, word) for word in words]
     return [*words, *(word for name, value in flags.items() if name not in words for word in (name, value))]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from networks import Tied as SmallTied
 from processes import run_python
-from products import combine
+from products import combine, thin
 from rules import RULES, Bernoulli, Biprop, Clamped, Gates, Patterns, Redrawing, Signed, Straight, Tasks, learn
 from torch import nn
 
@@ -77,6 +77,9 @@ NETWORKS = {
     "attention": (Attention, lambda: torch.randn(5, 3, 8)),
 }
 each_rule = pytest.mark.parametrize("rule", RULES)
+# Checks of what all rules have from the same code: one half of the rules each, and all of them in the slow run.
+one_half = pytest.mark.parametrize("rule", thin(RULES, 2))
+other_half = pytest.mark.parametrize("rule", thin(RULES, 2, 1))
 # What compiles takes seconds.
 some_rules = pytest.mark.parametrize(
     "rule",
@@ -158,7 +161,7 @@ def test_training_moves_what_is_learned_and_baking_gives_what_an_evaluation_sees
         assert masks.kept == pytest.approx(program.density * masks.size, abs=len(masks))
 
 
-@each_rule
+@one_half
 def test_detaching_in_place(rule):
     model, _, x = make(rule)
     train(model, x)
@@ -172,7 +175,7 @@ def test_detaching_in_place(rule):
     supermask.check(model)
 
 
-@each_rule
+@other_half
 def test_a_deep_copy_learns_on_its_own(rule):
     model, _, x = make(rule)
     train(model, x, 1)
@@ -215,7 +218,7 @@ def test_saved_loaded_and_resumed_is_never_stopped(rule, network):
     assert torch.equal(assigned.eval()(x), model(x))
 
 
-@each_rule
+@one_half
 def test_pickled(rule, tmp_path):
     model, _, x = make(rule)
     train(model, x, 1)
@@ -295,7 +298,7 @@ def test_many_models_are_compiled_a_few_times_at_most(rule):
     assert 1 <= len(graphs) <= 3
 
 
-@each_rule
+@other_half
 def test_autocast_rounds_the_network_and_not_the_mask(rule):
     model, program, x = make(rule)
     seen, end = [], program.end
@@ -317,7 +320,7 @@ def test_autocast_rounds_the_network_and_not_the_mask(rule):
     assert masks == supermask.masks_of(model)
 
 
-@each_rule
+@one_half
 def test_channels_last(rule):
     model, _, x = make(rule, "convolutions")
     other = copy.deepcopy(model).to(memory_format=torch.channels_last)
@@ -331,7 +334,7 @@ def test_channels_last(rule):
     supermask.check(late)
 
 
-@each_rule
+@other_half
 def test_another_precision(rule):
     for dtype in (torch.float64, torch.bfloat16):
         model, x = perceptron().to(dtype), torch.randn(5, 12)
@@ -393,7 +396,7 @@ def test_one_program_at_a_time(rule):
     assert len(supermask.prune(supermask.detach(baked), 0.5)) == 3
 
 
-@each_rule
+@one_half
 def test_a_functional_call_is_differentiated_by_what_it_is_given(rule):
     model, _, x = make(rule)
     given = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
@@ -747,7 +750,7 @@ class Scored(nn.Linear):
         return super().forward(x) * self.weight_scores.mean()
 
 
-@each_rule
+@other_half
 def test_a_parameter_of_the_users_that_is_called_as_ours_is_theirs(rule):
     from supermask.weights.fitting import state_of
 

@@ -20,11 +20,17 @@ NAMES = [path.name for path in notebooks.texts()]
 # What makes a notebook short.
 SHORT = {
     "hidden_network.py": {"epochs = 12": "epochs = 1", "densities = (0.05, 0.2, 0.5, 0.8, 0.95)": "densities = (0.5,)"},
-    "winning_ticket.py": {"epochs, seeds = 8, 5": "epochs, seeds = 1, 2"},
+    "winning_ticket.py": {
+        "epochs, seeds = 8, 5": "epochs, seeds = 1, 2",
+        '    search("imp", levels=(0.5, 0.25, 0.1), density=0.1, epochs=epochs, seed=seed, threads=1, progress=seed == 0)': (
+            '    search("imp", levels=(0.5, 0.25, 0.1), density=0.1, epochs=epochs, seed=seed, threads=1, train_size=640, '
+            "progress=seed == 0)"
+        ),
+    },
     "faster_network.py": {
         "seconds = 0.5": "seconds = 0.02",
         'recipe = {"model": "conv2", "optimizer": "adam", "lr": 1e-3, "threads": 1, "epochs": 6}': 'recipe = {"model": '
-        '"conv2", "model_args": "width=0.1", "optimizer": "adam", "lr": 1e-3, "threads": 1, "epochs": 1}',
+        '"conv2", "model_args": "width=0.1", "optimizer": "adam", "lr": 1e-3, "threads": 1, "epochs": 1, "train_size": 320}',
         'filters = search("filters", density=0.25, retrain_epochs=4, **recipe)\nfilters': 'filters = search("filters", '
         "density=0.25, retrain_epochs=1, **recipe)\nfilters",
     },

@@ -16,6 +16,7 @@ import pytest
 import torch
 from method_tests import Searches, checks_of
 from processes import check_not_imported
+from products import thin
 
 import supermask
 from supermask.plugins import entry_points
@@ -129,7 +130,7 @@ def test_a_switch_of_a_foreign_method_takes_no_value(plugged, ticket, tmp_path):
 # --- run
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", thin(METHODS, 2, 1))
 def test_a_search_stopped_and_resumed_is_never_stopped(name, plugged, tmp_path, monkeypatch):
     steps = 0
 
@@ -153,7 +154,7 @@ def test_a_search_stopped_and_resumed_is_never_stopped(name, plugged, tmp_path, 
     assert run.summary["test_accuracy"] > 50
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", thin(METHODS, 2))
 def test_what_holds_for_every_method_holds_for_that_of_a_package(name, plugged, tmp_path):
     # So wide that a ten-thousandth of the weights is one of them.
     searches = Searches(tmp_path, model="plug-net", model_args="width=400", data="petals")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from method_tests import FEW, tickets_of
 from processes import run_python
-from test_methods import some_searches
+from test_methods import METHODS, OWN_WAY
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -129,7 +129,9 @@ def test_a_mac_trains_on_the_cpu_and_says_so(monkeypatch):
     assert experiment.resolve(Config(device="mps")).device == "mps"
 
 
-@some_searches
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in OWN_WAY[:4] else [pytest.mark.slow]) for name in METHODS]
+)
 def test_every_method_searches_in_float64(name, tmp_path):
     """Weights, batches and sums are float64; the masks are nearly those of float32."""
     method = find_method(name)

@@ -446,7 +446,11 @@ def stage_started(run: Path, stage: str):
 
 
 _KILLED_IMP = ("imp", {"density": 0.5, "epochs": 5, "fraction": 0.3, "evaluate_every": "1ep"}, "level-02")
-_KILLED_EDGE_POPUP = ("edge-popup", {"density": 0.5, "epochs": 20, "evaluate_every": "1ep"}, "training")
+_KILLED_EDGE_POPUP = (
+    "edge-popup",
+    {"density": 0.5, "epochs": 20, "train_size": 640, "evaluate_every": "1ep"},
+    "training",
+)
 
 
 @pytest.mark.parametrize(

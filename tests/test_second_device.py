@@ -150,7 +150,7 @@ def test_masks_are_learned_there(allocation):
     assert net[0].weight.device == SECOND
 
 
-@pytest.mark.parametrize("where", [pytest.param("cpu", marks=pytest.mark.slow), SECOND], ids=str)
+@pytest.mark.parametrize("where", [pytest.param(where, marks=pytest.mark.slow) for where in ("cpu", SECOND)], ids=str)
 def test_a_smaller_network_there(where):
     net, x = network().eval(), batches()[0][0]
     masks = supermask.prune(net, 0.5, granularity="filter", example_input=x)

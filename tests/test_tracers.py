@@ -74,14 +74,13 @@ TRACERS = {
 RECORDED = {"torch.jit.trace", "torch.fx", "make_fx", "quantization", "torch.compile", "onnx"}
 
 
-@pytest.mark.parametrize("how", ["hold", "learn"])
-@combine(tracer=[name for name in TRACERS if "onnx" not in name], network=NETWORKS)
+@combine(how=["hold", "learn"], tracer=[name for name in TRACERS if "onnx" not in name], network=NETWORKS)
 def test_what_is_recorded_has_the_masks_or_is_refused(how, network, tracer):
     check_what_is_recorded(how, network, tracer)
 
 
 @pytest.mark.parametrize("tracer", ["onnx", pytest.param("onnx by export", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("how", ["hold", "learn"])
+@pytest.mark.parametrize("how", ["hold", pytest.param("learn", marks=pytest.mark.slow)])
 def test_what_goes_by_these_tracers_has_the_masks_or_is_refused(how, tracer):
     check_what_is_recorded(how, "layers", tracer)
 

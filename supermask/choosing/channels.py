@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..masks.targets import LINEAR, NORMS, TransposedLinear
-from .gradients import call, tensors_in, undisturbed
+from .gradients import Operations, as_written, call, tensors_in, undisturbed
 from .labels import Site, Trace
 
 LAYERS = (*LINEAR, nn.modules.conv._ConvNd)
@@ -44,7 +43,7 @@ def trace(model: nn.Module, example_input: Any) -> Trace:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with undisturbed(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with undisturbed(model), torch.no_grad(), as_written():
             model.eval()
             with follow:
                 outputs = call(model, example_input)
@@ -168,7 +167,7 @@ _SPATIAL = re.compile(
 _SEVERAL = "looks at several channels at once"
 
 
-class _Follow(TorchDispatchMode):
+class _Follow(Operations):
     """Keeps a tensor of labels beside each tensor of a pass that has some."""
 
     def __init__(self, found: Trace) -> None:

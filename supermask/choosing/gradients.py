@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..masks.targets import Targets
 
@@ -173,6 +175,26 @@ def undisturbed(model: nn.Module, seed: int = 0) -> Iterator[None]:
                     module._buffers[name] = buffer
                     if buffer is not None and before is not None:
                         buffer.copy_(before)
+
+
+class Operations(TorchDispatchMode):
+    """A mode that sees every operation of a pass.
+
+    PyTorch's own would keep torch.compile off itself, and to do so imports the compiler, which takes as long as all of
+    PyTorch: what is compiled is kept out of such a pass by `as_written`.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+def as_written() -> AbstractContextManager[Any]:
+    """Inside, what torch.compile has compiled runs as it was written. To ask for it would import the compiler."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager
 
 
 def seed_generators(seed: int) -> None:

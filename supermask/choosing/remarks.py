@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..masks.targets import Targets, find_targets, unwrap
-from .gradients import call, undisturbed
+from .gradients import Operations, as_written, call, undisturbed
 
 # Tensors of fewer than two dimensions are left out of every model, and say nothing by it.
 _REASONS: Mapping[str, str] = {
@@ -81,7 +78,7 @@ class _Functions(TorchFunctionMode):
         return _note(self.found, func, args, kwargs)
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(Operations):
     """The same of the operations below the functions, which scripted modules call without any."""
 
     def __init__(self) -> None:
@@ -99,19 +96,13 @@ def _note(found: set[int], func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _read(model: nn.Module, example_input: Any, wanted: set[int]) -> set[int]:
-    """The identities of what a pass reads: by functions, and only where some of those wanted are missing by operations.
-
-    To look at operations imports the compiler, which takes as long as PyTorch itself.
-    """
+    """The identities of what a pass reads: by functions, and where some of those wanted are missing by operations."""
     found = set[int]()
     for kind in (_Functions, _Operations):
         reads = kind()
-        # What is compiled is run as it was written; where nothing has been, asking for it would import the compiler.
-        compiled = kind is _Operations or "torch._dynamo" in sys.modules
-        eager = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
         try:
             # What PyTorch warns of in a pass it says again in the next, which is the user's own.
-            with undisturbed(model), torch.no_grad(), eager, warnings.catch_warnings(), reads:
+            with undisturbed(model), torch.no_grad(), as_written(), warnings.catch_warnings(), reads:
                 warnings.simplefilter("ignore")
                 call(model, example_input)
         except Exception as error:

@@ -1,13 +1,18 @@
 """Kernels in C++, built by the machine's compiler when they are first wanted: `cut.cpp`, `csr.cpp` and `noise.cpp`.
 
-Without a compiler everything does without them: what is found is the same, more slowly.
+What is built stays in the user's cache, so that the next process does not wait for the compiler. Without a compiler
+everything does without them: what is found is the same, more slowly.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import hashlib
 import os
+import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -16,11 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import torch
 from torch import Tensor
 
 COMPILERS = ("c++", "g++", "clang++")
-# For this processor alone: what is built lasts as long as the process.
+# For this processor alone.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 
 _POINTER, _COUNT, _NUMBER, _WORD = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_uint64
@@ -51,26 +57,69 @@ def build(name: str) -> dict[torch.dtype, Any] | None:
     if compiler is None:
         return None
     source = Path(__file__).with_name(f"{name}.cpp")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        built = Path(folder, f"{name}.so")
-        command = [compiler, *FLAGS, str(source), "-o", str(built)]
-        try:
-            # Not every compiler has OpenMP: a kernel without it runs on one thread.
-            for flags in (["-fopenmp"], []):
-                done = subprocess.run([*command, *flags], capture_output=True, text=True)
-                if done.returncode == 0:
-                    break
-            done.check_returncode()
-            library = ctypes.CDLL(str(built))
-        except (OSError, subprocess.CalledProcessError) as error:
-            said = getattr(error, "stderr", "") or error
-            warnings.warn(f"{compiler} could not build {source.name}, slower ways are taken:\n{said}", stacklevel=2)
-            return None
+    try:
+        library = _load_or_build(compiler, source)
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", "") or error
+        warnings.warn(f"{compiler} could not build {source.name}, slower ways are taken:\n{said}", stacklevel=2)
+        return None
     names, takes, returns = _FUNCTIONS[name]
     functions = {dtype: library[function] for dtype, function in names.items()}
     for function in functions.values():
         function.argtypes, function.restype = takes, returns
     return functions
+
+
+def _load_or_build(compiler: str, source: Path) -> ctypes.CDLL:
+    """The library of a source, from the user's cache if it was built before for this processor."""
+    key = _key(compiler, source)
+    cache = _cache() if key else None
+    for there in cache.glob(f"{source.stem}-{key}-*.so") if cache else ():
+        # A file that was damaged is built anew.
+        if there.stem.endswith(_hash(there.read_bytes())):
+            return ctypes.CDLL(str(there))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        built = Path(folder, f"{source.stem}.so")
+        command = [compiler, *FLAGS, str(source), "-o", str(built)]
+        # Not every compiler has OpenMP: a kernel without it runs on one thread.
+        for flags in (["-fopenmp"], []):
+            done = subprocess.run([*command, *flags], capture_output=True, text=True)
+            if done.returncode == 0:
+                break
+        done.check_returncode()
+        if cache:
+            # Where it cannot be kept, as on a full disk, the next process builds it again.
+            with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=cache) as beside:
+                copy = shutil.copy(built, beside)
+                os.replace(copy, cache / f"{source.stem}-{key}-{_hash(built.read_bytes())}.so")
+        return ctypes.CDLL(str(built))
+
+
+def _cache() -> Path | None:
+    """The folder of what was built, which only its owner may write to, because what lies in it is run."""
+    folder = Path(platformdirs.user_cache_dir("supermask"), "kernels")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError:
+        return None
+    return folder if found.st_uid == os.getuid() and not found.st_mode & 0o022 else None
+
+
+def _key(compiler: str, source: Path) -> str:
+    """What a library depends on: its source, the compiler and the processor; empty where that one is not known."""
+    try:
+        told = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+    processor = re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*$", told.partition("\n\n")[0], re.MULTILINE)
+    real = Path(compiler).resolve()
+    parts = [source.read_text(), real, real.stat().st_mtime_ns, FLAGS, platform.platform(), *sorted(processor)]
+    return _hash("\0".join(map(str, parts)).encode()) if processor else ""
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def find_cut(scores: Sequence[Tensor], k: int, band: tuple[float, float], room: int) -> tuple[float, int] | None:

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from ..choosing.gradients import call, tensors_in
+from ..choosing.gradients import Operations, call, tensors_in
 from ..masks.targets import find_targets
 from .slicing import LAYERS, is_depthwise
 
@@ -42,7 +41,7 @@ def normal_like(inputs: Any, scale: float = 1.0) -> Any:
     return tree_map_only(Tensor, lambda x: scale * torch.randn_like(x) if x.is_floating_point() else x, inputs)
 
 
-class _Wide(TorchDispatchMode):
+class _Wide(Operations):
     """Float64 throughout: what a model casts to a narrower type stays wide, and its constants become so."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

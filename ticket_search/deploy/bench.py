@@ -44,6 +44,8 @@ ENGINES = ("eager", "compiled", "onnxruntime")
 # stay below it.
 TOLERANCE = 1e-4
 _WARM = 3
+# So many seconds for each sparse layer to be chosen, where the variants are not measured more shortly.
+CHOICE = 0.2
 
 _Inputs = Mapping[int, Any]  # tensors or trees of them, by batch size
 _Nets = dict[str, dict[int, nn.Module]]  # by variant and batch size
@@ -87,7 +89,8 @@ def bench(
         state: `start` or `final`.
         model: what builds the network, where the ticket's is not known by name.
         input_shape: the shape of one sample, in place of what the ticket and the data tell.
-        seconds: the time to measure each variant in each engine at each batch size, for 5 batches at least.
+        seconds: the time to measure each variant in each engine at each batch size, for 5 batches at least; and of
+            each layer to choose its kind, but no more than CHOICE.
         progress: show the progress on stderr.
 
     Raises:
@@ -106,7 +109,8 @@ def bench(
         inputs = {size: move(examples(size), device) for size in dict.fromkeys(batch_sizes)}
         networks, reasons = _dense_variants(network, ticket, examples(2))
         sizes = _sizes(ticket, networks, examples(2), file_bytes)
-        nets, made = _prepare_all(networks, reasons, engines, inputs, examples, count, shown)
+        choice = partial(accelerate, seconds=min(CHOICE, seconds))
+        nets, made = _prepare_all(networks, reasons, engines, inputs, examples, count, choice, shown)
         metric, values = _evaluate_all(nets, samples, partial(objective_of_ticket, ticket, config=config))
         rows = _measure(made, inputs, seconds, partial(_timed, metric=metric, values=values), shown)
     busy, judged = str(load) if load.busy else None, min(inputs, key=lambda size: abs(size - JUDGED))
@@ -219,6 +223,7 @@ def _prepare_all(
     inputs: _Inputs,
     examples: Examples,
     threads: int,
+    choose: Callable[..., nn.Module],
     shown: Progress,
 ) -> tuple[_Nets, _Made]:
     """The networks of each variant by batch size, and what runs them in each engine, or the reason why nothing does."""
@@ -228,7 +233,7 @@ def _prepare_all(
     made: _Made = {}
     with shown.count("preparing", len(cells) + len(inputs)) as one_more:
         try:
-            nets["sparse"] = _accelerate(networks.get("compacted", masked), inputs, one_more)
+            nets["sparse"] = _accelerate(networks.get("compacted", masked), inputs, choose, one_more)
         except ValueError as error:
             reasons["sparse"] = _first_line(error)
         # Compiling comes last, because tracing for a file makes PyTorch forget what it has compiled.
@@ -241,11 +246,13 @@ def _prepare_all(
     return nets, {cell: made[cell] for cell in cells}
 
 
-def _accelerate(network: nn.Module, inputs: _Inputs, one_more: Callable[[], None]) -> dict[int, nn.Module]:
+def _accelerate(
+    network: nn.Module, inputs: _Inputs, choose: Callable[..., nn.Module], one_more: Callable[[], None]
+) -> dict[int, nn.Module]:
     """The network with the fastest kind of layer at each batch size."""
     found = {}
     for size, x in inputs.items():
-        found[size] = accelerate(network, example_input=x)
+        found[size] = choose(network, example_input=x)
         one_more()
     return found
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from supermask.choosing.gradients import call
+from supermask.choosing.gradients import Operations, call
 
 from ..data.samples import Samples
 from .objective import CLASSIFICATION, Objective
@@ -18,18 +17,11 @@ from .objective import CLASSIFICATION, Objective
 PASSES_PER_STEP = 3
 
 
-class _Counter(TorchDispatchMode):
-    """Adds up what PyTorch's table of operations says that each one takes, as its `FlopCounterMode` does.
-
-    That one keeps torch.compile off itself, and to do so imports the compiler: as long as all of PyTorch.
-    """
+class _Counter(Operations):
+    """Adds up what PyTorch's table of operations says that each one takes, as its `FlopCounterMode` does."""
 
     supports_higher_order_operators = True
     flops = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
