@@ -32,7 +32,7 @@ from load import machine
 from rich.console import Console
 
 from ticket_search import Run, connect, resume, search
-from ticket_search.contract.flags import find_recipe
+from ticket_search.contract.recipes import find_recipe
 from ticket_search.questions.barrier_plot import draw_barriers
 from ticket_search.questions.barriers import Barrier, PairRow, headline, summarize
 

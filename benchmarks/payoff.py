@@ -33,7 +33,7 @@ from torch import nn
 import supermask
 from supermask.sparse.timing import time_in_turns
 from ticket_search import Run, controls, resume, search
-from ticket_search.contract.flags import find_recipe
+from ticket_search.contract.recipes import find_recipe
 from ticket_search.deploy.bench import bench
 from ticket_search.deploy.bench_result import Bench, to_dict
 from ticket_search.runs.names import TICKET

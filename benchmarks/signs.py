@@ -20,7 +20,7 @@ from predictions import Prediction, as_table
 import ticket_search
 from ticket_search import Run
 from ticket_search.analysis.intervals import Difference, difference
-from ticket_search.contract.flags import find_recipe
+from ticket_search.contract.recipes import find_recipe
 from ticket_search.questions.agreement import ALL, mask_overlap
 from ticket_search.questions.signs import Signs, plot_signs
 

@@ -18,7 +18,8 @@ import supermask
 import ticket_search
 from supermask.weights.architectures import find_architecture
 from ticket_search.cli import app
-from ticket_search.contract.flags import Config, flag, public_fields, recipes
+from ticket_search.contract.flags import Config, flag, public_fields
+from ticket_search.contract.recipes import recipes
 from ticket_search.methods import find_method, method_names
 from ticket_search.running import plan as plan_module
 
@@ -284,6 +285,11 @@ BAD = {
     "a switch with a value": (["--dry-run=false"], ["--dry-run takes no value"]),
     "idle workers": (["--workers", "2"], ["--workers goes with --data imagefolder"]),
     "idle image size": (["--image-size", "64"], ["--image-size goes with --data imagefolder"]),
+    "image mean": (
+        ["--data", "imagefolder", "--image-mean", "0.5,0.5", "--image-std", "0.5,0.5,0"],
+        ["--image-mean 0.5,0.5: expected three numbers", "--image-std 0: expected a number greater than 0"],
+    ),
+    "idle image mean": (["--image-mean", "0,0,0"], ["--image-mean goes with --data imagefolder"]),
     "idle flip": (
         ["--data", "imagefolder", "--flip"], ["--flip goes with data in memory"],
     ),

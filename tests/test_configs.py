@@ -6,7 +6,8 @@ import pytest
 import torch
 from products import thin
 
-from ticket_search.contract.flags import find_recipe, make_config, recipes
+from ticket_search.contract.flags import make_config
+from ticket_search.contract.recipes import find_recipe, recipes
 from ticket_search.methods import find_method
 from ticket_search.running.request import read_request
 

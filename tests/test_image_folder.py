@@ -6,6 +6,7 @@ import gc
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -35,6 +36,10 @@ def write_images(folder: Path, count: int, seed: int = 0) -> None:
     for i in range(count):
         pixels = generator.integers(0, 256, (int(generator.integers(9, 20)), 13, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:02}.{ENDINGS[i % len(ENDINGS)]}")
+
+
+# The test images of `photos` are of two of three classes.
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no images of classes that the network learns. ant")
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +265,39 @@ def test_grey_and_transparent_images_are_colour(tmp_path):
     assert torch.allclose(x, normalized(Image.new("RGB", (SIZE, SIZE), (255, 255, 255))).expand_as(x), atol=1e-6)
 
 
+def test_a_folder_each_for_the_test_and_the_validation_split(photos, tmp_path):
+    """Neither takes images of training; `val` alone is the test split, as ImageNet's is."""
+    for name, count in (("train", 12), ("test", 2), ("val", 3)):
+        for number, each in enumerate(CLASSES):
+            write_images(tmp_path / name / each, count, seed=number)
+    both = streamed(tmp_path)
+    folders = {
+        split: {Path(os.fsdecode(bytes(both.images.paths[number]))).parts[-3] for number in numbers}
+        for split, numbers in both.splits.items()
+    }
+    assert folders == {"train": {"train"}, "validation": {"val"}, "test": {"test"}}
+    assert [len(both.splits[split]) for split in ("train", "validation", "test")] == [36, 9, 6]
+    assert [int(label) for label in both.images.labels[both.splits["validation"]]] == [0] * 3 + [1] * 3 + [2] * 3
+    shutil.rmtree(tmp_path / "test")
+    alone = streamed(tmp_path)
+    assert (len(alone.splits["test"]), alone.train_size, len(alone.splits["validation"])) == (9, 32, 4)
+
+
+def test_a_class_that_a_held_out_folder_lacks_is_told(photos):
+    with pytest.warns(UserWarning, match="test has no images of classes that the network learns: ant$"):
+        streamed(photos)
+
+
+def test_images_are_normalized_as_asked(photos):
+    plain = {"image_size": SIZE, "workers": 0}
+    own = read_samples("imagefolder", str(photos), 0, **plain, image_mean=(0.5, 0.4, 0.3), image_std=(1.0, 0.5, 0.25))
+    bare = read_samples("imagefolder", str(photos), 0, **plain, image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
+    (x, _), (pixels, _) = next(own.batches("test", 4)), next(bare.batches("test", 4))
+    assert float(pixels.min()) >= 0 and float(pixels.max()) <= 1
+    for channel, (mean, std) in enumerate(zip(own.mean, own.std, strict=True)):
+        torch.testing.assert_close(x[:, channel], (pixels[:, channel] - mean) / std)
+
+
 def test_it_is_a_built_in_data_set(photos):
     data = read_samples("imagefolder", str(photos), 0, seed=2, image_size=SIZE, workers=0)
     assert isinstance(data, Streamed)
@@ -293,6 +331,7 @@ def test_batches_on_the_gpu_are_those_of_the_cpu(photos):
 def small(photos, ticket) -> dict[str, Any]:
     """The summary of a run `small` of images of 12 pixels, in the folder that is current."""
     options = {"data": "imagefolder", "data-dir": photos, "image-size": 12, "workers": 0, "threads": 1, "batch-size": 6}
+    options |= {"image-mean": "0.5,0.4,0.3", "image-std": "0.2,0.3,0.5"}
     options |= {"epochs": 2, "model": "conv2", "model-args": "width=0.1", "name": "small", "density": 0.5}
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     made = ticket("search", "--method", "one-shot", "--optimizer", "adam", *words, "--json")

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from ticket_search import RequestError, compare
-from ticket_search.contract.flags import find_study, studies
 from ticket_search.contract.metric import METRICS
+from ticket_search.contract.recipes import find_study, studies
 from ticket_search.sweeps.study import Published, compare_with_published, read_study
 
 SMALL = """

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from ticket_search import RequestError
-from ticket_search.contract.flags import find_study
+from ticket_search.contract.recipes import find_study
 from ticket_search.sweeps.file import Prediction, make_sweep
 from ticket_search.sweeps.study import read_study
 from ticket_search.sweeps.table import (

@@ -22,8 +22,8 @@ from .verdict import answer_levels, judge, scale_of
 # The flags in which a ticket and the dense network that it is compared with must be equal: those of the task, and,
 # where the ticket's weights are trained, those of the training.
 TASK = (
-    "model", "model_args", "activation", "data", "train_size", "image_size", "crop", "flip", "loss", "metric",
-    "label_smoothing", "split_seed", "precision", "tasks", "task_seed",
+    "model", "model_args", "activation", "data", "train_size", "image_size", "image_mean", "image_std", "crop", "flip",
+    "loss", "metric", "label_smoothing", "split_seed", "precision", "tasks", "task_seed",
 )  # fmt: skip
 RECIPE = (
     "epochs", "batch_size", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule", "milestones", "drop",

@@ -13,8 +13,9 @@ import supermask
 
 from .. import analysis, running, runs
 from ..contract.declared import ScoreName
-from ..contract.flags import Config, flag, is_switch, public_fields, recipes
+from ..contract.flags import Config, flag, is_switch, public_fields
 from ..contract.metric import Metric, known_value, value_of
+from ..contract.recipes import recipes
 from ..methods import find_method, usable_methods
 from ..running.read_config import find_kind
 from ..running.request import LAUNCH_FLAGS, Request, read_request, shape_of, word_after

@@ -9,7 +9,7 @@ import typer
 
 from .. import sweeps
 from ..contract.errors import RequestError, unknown
-from ..contract.flags import find_study
+from ..contract.recipes import find_study
 from ..sweeps.study import Study, page_files, part_file, read_study, write_study
 from .sweep import carry_out_sweep
 from .terminal import errors, output

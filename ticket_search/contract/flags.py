@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WrapValidator
 
 from supermask.plugins.other_names import read_fraction
 
-from .errors import Problems, RequestError, describe_expected, unknown, unknown_flag
+from .errors import Problems, RequestError, describe_expected, unknown_flag
 from .leave import Leave, code_in, refuse, without_leave
 from .metric import LOSSES, METRICS, name_problem
 from .recorded import always_recorded
@@ -46,13 +46,24 @@ def split_words(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _check_colours(value: tuple[float, ...]) -> tuple[float, ...]:
+    if len(value) != 3:
+        raise ValueError("expected three numbers between commas, of red, green and blue")
+    return value
+
+
 Duration = Annotated[
     str, BeforeValidator(lambda value: str(value) if value == 0 else value), AfterValidator(_check_duration)
 ]
+# Of ImageNet's pixels / 255, red, green, blue: what photographs are commonly normalized by.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Gain = Annotated[Activation | Positive, WrapValidator(_check_gain)]
 Words = Annotated[tuple[str, ...], BeforeValidator(split_words)]
 Epochs = Annotated[tuple[pydantic.PositiveInt, ...], BeforeValidator(split_words)]
+Means = Annotated[tuple[Finite, ...], BeforeValidator(split_words), AfterValidator(_check_colours)]
+Deviations = Annotated[tuple[Positive, ...], BeforeValidator(split_words), AfterValidator(_check_colours)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -116,6 +127,16 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     )
     image_size: int = Field(
         224, ge=1, description="height and width, in pixels, that images of an image folder are resized and cropped to"
+    )
+    image_mean: Means = Field(
+        IMAGENET_MEAN,
+        description="what is subtracted from red, green and blue, between 0 and 1, of the images of an image folder; "
+        "ImageNet's means if not given",
+    )
+    image_std: Deviations = Field(
+        IMAGENET_STD,
+        description="what red, green and blue of the images of an image folder are then divided by; ImageNet's "
+        "standard deviations if not given",
     )
     workers: int | None = Field(None, ge=0, description="number of processes that load images from an image folder")
     crop: int = Field(
@@ -243,8 +264,10 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
             "crop": self.data == "imagefolder" and "data in memory: an image folder has its own augmentation",
             "flip": self.data == "imagefolder" and "data in memory: an image folder has its own augmentation",
             "train_size": self.data == "imagefolder" and "data in memory",
-            "image_size": self.data != "imagefolder" and "--data imagefolder",
-            "workers": self.data != "imagefolder" and "--data imagefolder",
+            **dict.fromkeys(
+                ("image_size", "image_mean", "image_std", "workers"),
+                self.data != "imagefolder" and "--data imagefolder",
+            ),
             "label_smoothing": self.loss not in (None, "cross-entropy") and f"cross-entropy, not --loss {self.loss}",
             "momentum": self.optimizer != "sgd" and "--optimizer sgd",
             "drop": self.schedule != "step" and "--schedule step",
@@ -446,50 +469,6 @@ def differs_from(record: Mapping[str, Any], config: Config) -> list[str]:
     """
     defaults = type(config).model_construct().model_dump(mode="json", exclude_none=True)
     return differences({**defaults, **record}, {**defaults, **to_plain(config)})
-
-
-def config_folders() -> list[Path]:
-    """The folders of recipes: in the installed package, or beside it in a source checkout."""
-    package = Path(__file__).parents[1]
-    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
-
-
-def recipes() -> dict[str, Path]:
-    """The recipes that ship with the package: `{name: file}`."""
-    return {path.stem: path for folder in config_folders() for path in sorted(folder.glob("*.toml"))}
-
-
-def studies() -> dict[str, Path]:
-    """The studies that ship with the package: `{name: file}`."""
-    return {path.stem: path for folder in config_folders() for path in sorted(folder.glob("studies/*.toml"))}
-
-
-def find_study(name: str) -> Path:
-    """The file of a study by its name or its path.
-
-    Raises:
-        RequestError: the name is that of neither a study nor a file.
-    """
-    known = studies()
-    if name in known:
-        return known[name]
-    if name.endswith(".toml") or Path(name).is_file():
-        return Path(name)
-    raise RequestError(unknown("study", name, known, "studies") + ", or the path of a .toml file")
-
-
-def find_recipe(name: str) -> dict[str, Any]:
-    """The values of a recipe by its name or its file.
-
-    Raises:
-        RequestError: the name is that of neither a recipe nor a file.
-    """
-    known = recipes()
-    if name in known:
-        return read_toml(known[name])
-    if name.endswith(".toml") or Path(name).is_file():
-        return read_toml(name)
-    raise RequestError(unknown("recipe", name, known) + ", or the path of a .toml file")
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str] = ()) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,14 +21,14 @@ from torch.utils.data import DataLoader, Dataset
 from supermask.masks.random_numbers import permutation, random_words
 
 from ..contract.errors import RequestError, RunError, nearest_hint
+from ..contract.flags import IMAGENET_MEAN, IMAGENET_STD
 from .dataset import TEST_SHARE, VALIDATION_SHARE
 from .samples import HeldOut, Order, whole_batches
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
-TEST_FOLDERS = ("test", "val")
-# Of ImageNet's pixels / 255, red, green, blue: what photographs are commonly normalized by.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_EXPECTED = "DIR/train/CLASS/*.jpg and, for the test split, DIR/test or DIR/val likewise"
+# The test split is the first of those that are there.
+HELD_OUT_FOLDERS = ("test", "val")
+_EXPECTED = "DIR/train/CLASS/*.jpg and, for the test and the validation split, DIR/test and DIR/val likewise"
 
 _CPU = torch.device("cpu")
 
@@ -52,8 +54,8 @@ class Streamed:
     seed: int = 0
     augmented: bool = True
     device: torch.device = _CPU
-    mean: tuple[float, ...] = _MEAN
-    std: tuple[float, ...] = _STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     _idle: list[DataLoader[Any]] = field(default_factory=list, repr=False)
 
     @property
@@ -235,9 +237,10 @@ def open_folder(
     """List the images below a folder.
 
     Args:
-        data_dir: the folder; in it `train/CLASS/*.jpg` (or png, bmp, webp, ppm) and the test split in `test/` or `val/`
-            likewise. Without a test split, a fixed fifth of the training images becomes it.
-        split_seed: of the validation split, a tenth of the training images.
+        data_dir: the folder; in it `train/CLASS/*.jpg` (or png, bmp, webp, ppm), and `test/` and `val/` likewise, the
+            test and the validation split. Without `test/`, `val/` is the test split, as ImageNet's is; without both it
+            is a fixed fifth of the training images.
+        split_seed: of the validation split where it has no folder, a tenth of the training images.
         seed: of the random crops and flips of training images.
         image_size: height and width of a sample, in pixels.
         workers: processes that read and decode; None: one per processor, 8 at most.
@@ -258,28 +261,40 @@ def open_folder(
         )
     root = Path(data_dir).absolute()
     train = _list_images(root / "train", problems)
-    test_folder = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
-    test = _list_images(test_folder, problems) if test_folder else {}
-    for name in test:
+    held_out = {name: _list_images(root / name, problems) for name in HELD_OUT_FOLDERS if (root / name).is_dir()}
+    for folder, name in [(folder, name) for folder, found in held_out.items() for name in found]:
         if train and name not in train:
             problems.append(
-                f"{test_folder}/{name}: there is no class of this name in {root / 'train'}{nearest_hint(name, train)}"
+                f"{root / folder / name}: there is no class of this name in {root / 'train'}{nearest_hint(name, train)}"
             )
     count = sum(map(len, train.values()))
     if 0 < count < 10:
         problems.append(f"{root / 'train'}: {count} images, expected at least 10")
     if problems:
         raise RequestError(problems)
-    listed = [(path, label) for label, paths in enumerate(train.values()) for path in paths]
-    listed += [(path, label) for label, name in enumerate(train) for path in test.get(name, ())]
-    if test_folder:
-        rest, held_out = np.arange(count), np.arange(count, len(listed))
-    else:
-        rest, held_out = _hold_out(np.arange(count), permutation(count, 0, "test"), TEST_SHARE)
-    kept, validation = _hold_out(rest, permutation(len(rest), split_seed, "validation"), VALIDATION_SHARE)
+    for folder, found in held_out.items():
+        if lacking := [name for name in train if name not in found]:
+            told = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+            warnings.warn(f"{root / folder} has no images of classes that the network learns: {told}", stacklevel=2)
+    parts = [train, *held_out.values()]
+    listed = [(path, label) for part in parts for label, name in enumerate(train) for path in part.get(name, ())]
     images = Images([path for path, _ in listed], [label for _, label in listed], image_size)
-    splits = {"train": kept, "validation": validation, "test": held_out}
+    splits = _split([sum(map(len, part.values())) for part in parts], split_seed)
     return Streamed("imagefolder", tuple(train), images, splits, workers, seed)
+
+
+def _split(counts: Sequence[int], split_seed: int) -> dict[str, Indices]:
+    """The numbers of the images of each split, of a list with those of `train/` and then of each held-out folder."""
+    ends = np.cumsum([0, *counts])
+    rest, *folders = (np.arange(start, end) for start, end in itertools.pairwise(ends))
+    if len(folders) == 2:
+        return {"train": rest, "validation": folders[1], "test": folders[0]}
+    if folders:
+        test = folders[0]
+    else:
+        rest, test = _hold_out(rest, permutation(len(rest), 0, "test"), TEST_SHARE)
+    kept, validation = _hold_out(rest, permutation(len(rest), split_seed, "validation"), VALIDATION_SHARE)
+    return {"train": kept, "validation": validation, "test": test}
 
 
 def _hold_out(numbers: Indices, order: Indices, share: float) -> tuple[Indices, Indices]:

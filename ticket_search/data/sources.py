@@ -12,6 +12,7 @@ from supermask.plugins.entry_points import Declaration, declarations, one_line
 from .. import data
 from ..contract.declared import DATA, load_declared
 from ..contract.errors import RequestError, unknown
+from ..contract.flags import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from .arrays import Arrays
@@ -143,6 +144,8 @@ def read_samples(
     seed: int = 0,
     augmentation: Augmentation | None = None,
     image_size: int = 224,
+    image_mean: tuple[float, ...] = IMAGENET_MEAN,
+    image_std: tuple[float, ...] = IMAGENET_STD,
     workers: int | None = None,
 ) -> Samples:
     """A data set, split and normalized: in memory, or streamed from its files.
@@ -154,13 +157,16 @@ def read_samples(
         seed: of the augmentation.
         augmentation: of the training images of a set in memory; one that is streamed has its own.
         image_size: height and width of the samples of a set that is streamed, in pixels.
+        image_mean: what is subtracted from its red, green and blue, in units of pixels / 255.
+        image_std: what they are then divided by.
         workers: processes that read a set that is streamed (see `folder.open_folder`).
 
     Raises:
         RequestError: see `read_arrays` and `folder.open_folder`. Or the name has a version and the content is another.
     """
     if find_source(name).streamed:
-        return data.folder.open_folder(data_dir, split_seed, seed=seed, image_size=image_size, workers=workers)
+        found = data.folder.open_folder(data_dir, split_seed, seed=seed, image_size=image_size, workers=workers)
+        return replace(found, mean=image_mean, std=image_std)
     arrays, (plain, _, version) = read_arrays(name, data_dir), name.partition("@")
     if version and version != arrays.version:
         here = f"is of version {arrays.version}" if arrays.version else "has no versions"

@@ -16,9 +16,10 @@ from pydantic.fields import FieldInfo
 from supermask import weights
 
 from ..contract.errors import Problems, RequestError, unknown, unknown_flag
-from ..contract.flags import Config, find_recipe, flag, is_switch, make_config, public_fields
+from ..contract.flags import Config, flag, is_switch, make_config, public_fields
 from ..contract.leave import FLAGS, Leaves, describe_function, leave_here
 from ..contract.method import Method
+from ..contract.recipes import find_recipe
 from ..data.sources import source_names, without_version
 from ..methods import own_methods, usable_methods
 from ..models.names import is_factory, model_names

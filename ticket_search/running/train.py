@@ -79,8 +79,9 @@ FIXED = ("ticket", "found_by", "density", "init", "weights", "include", "exclude
 # function is among them: a ticket file never names code to import.
 REPEATED = (
     "epochs", "batch_size", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule", "milestones", "drop",
-    "warmup", "evaluate_every", "model_args", "activation", "crop", "flip", "image_size", "label_smoothing", "clip",
-    "accumulate", "precision", "channels_last", "train_size", "split_seed", "include", "exclude",
+    "warmup", "evaluate_every", "model_args", "activation", "crop", "flip", "image_size", "image_mean", "image_std",
+    "label_smoothing", "clip", "accumulate", "precision", "channels_last", "train_size", "split_seed", "include",
+    "exclude",
 )  # fmt: skip
 
 

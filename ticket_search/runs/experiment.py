@@ -246,7 +246,8 @@ def _all_samples(data: Any, config: Config) -> Samples:
     if isinstance(data, str) and ":" not in data:
         return read_samples(
             data, config.data_dir, config.split_seed,
-            augmentation=augmentation, image_size=config.image_size, workers=config.workers,
+            augmentation=augmentation, image_size=config.image_size, image_mean=config.image_mean,
+            image_std=config.image_std, workers=config.workers,
         )  # fmt: skip
     given = load_factory(data, config.leaves) if isinstance(data, str) else data
     found = given if isinstance(given, Data) else from_arrays(given, config.split_seed)

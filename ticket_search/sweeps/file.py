@@ -14,8 +14,9 @@ from typing import Any, Literal, get_args
 import pydantic
 
 from ..contract.errors import Problems, RequestError, describe_expected, nearest_hint, unknown
-from ..contract.flags import Config, find_recipe, public_fields, read_toml, to_plain
+from ..contract.flags import Config, public_fields, read_toml, to_plain
 from ..contract.leave import FLAGS, Leaves, code_in, leave_here, refuse, without_leave
+from ..contract.recipes import find_recipe
 from ..methods import find_method, method_names, usable_methods
 from ..running.read_config import find_kind
 from ..running.request import (

@@ -43,11 +43,23 @@ _UNTIMED = (
 # The flags that the ending of a training depends on, and a step with masks that are held.
 _OF_ENDING = (
     "model", "model_args", "activation", "data", "data_dir", "train_size", "batch_size", "precision", "channels_last",
-    "compile", "threads", "device", "image_size", "workers", "crop", "flip", "optimizer", "accumulate", "loss",
-    "metric",
+    "compile", "threads", "device", "image_size", "image_mean", "image_std", "workers", "crop", "flip", "optimizer",
+    "accumulate", "loss", "metric",
 )  # fmt: skip
 # The flags that the data in memory depend on.
-_OF_DATA = ("data", "data_dir", "train_size", "split_seed", "crop", "flip", "image_size", "workers", "device")
+_OF_DATA = (
+    "data",
+    "data_dir",
+    "train_size",
+    "split_seed",
+    "crop",
+    "flip",
+    "image_size",
+    "image_mean",
+    "image_std",
+    "workers",
+    "device",
+)
 
 
 @dataclass(frozen=True)

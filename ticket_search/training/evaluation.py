@@ -69,14 +69,18 @@ def evaluate(
 def read_data_of(ticket: Ticket, data: str, data_dir: str | None = None) -> Samples:
     """A built-in data set for a ticket's network, normalized by its own mean and deviation, split as the ticket's.
 
-    Images of a folder have the size that the ticket was found on.
+    Images of a folder have the size and the normalization that the ticket was found on.
 
     Raises:
         RequestError: an unknown data set, one that cannot be had, or that does not fit the network.
     """
     recorded = ticket.meta.get("config", {})
-    size = {key: recorded[key] for key in ("image_size",) if type(recorded.get(key)) is int}
-    samples = read_samples(data, data_dir, int(recorded.get("split_seed", 0)), **size)
+    images = {key: recorded[key] for key in ("image_size", "image_mean", "image_std") if key in recorded}
+    read = make_config(Config, {"data": "imagefolder", **images})
+    samples = read_samples(
+        data, data_dir, int(recorded.get("split_seed", 0)),
+        image_size=read.image_size, image_mean=read.image_mean, image_std=read.image_std,
+    )  # fmt: skip
     check_fit(ticket, samples)
     return samples
 
