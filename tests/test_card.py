@@ -88,6 +88,17 @@ def test_a_card_tells_what_the_run_has_found(runs):
     assert (config.rewind, config.density, config.epochs) == ("5it", 0.8, 1)
 
 
+def test_of_filters_the_smaller_network_is_told(tmp_path):
+    run = search("filters", runs=tmp_path, density=0.5, **SMALL)
+    card = make_card(run.path / TICKET).text
+    compact = run.summary["compact"]
+    assert f"has {compact['parameters']:,} parameters, {100 * compact['share_of_macs']:.3g} % of the mult" in card
+    (code,) = code_in(card, "python")
+    names = {}
+    exec(code.replace(TICKET, str(run.path / TICKET)), names)
+    assert sum(parameter.numel() for parameter in names["small"].parameters()) == compact["parameters"]
+
+
 def test_what_lies_beside_is_chosen_or_named(runs, tmp_path):
     alone = make_card(runs / "imp-0" / TICKET, companions=[]).text
     assert "From one seed, compared with the dense network (level 0): imp-0." in alone

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from products import combine
 from torch import nn
 
 import supermask
-from supermask.weights.architectures import find_architecture
+from supermask.weights.architectures import find_architecture, name_elsewhere
 from ticket_search.models.activations import ACTIVATIONS
 from ticket_search.models.names import model_names
 
@@ -108,3 +110,39 @@ def test_torchvision_is_asked_for_what_is_harmless_only():
         find_architecture("torchvision:vit_b_16")((3, 33, 33), 5)
     with pytest.raises(ValueError, match="did you mean 'resnet18'"):
         find_architecture("torchvision:resnet81")
+
+
+@pytest.mark.parametrize(("name", "shape"), [("test_resnet", (1, 40, 40)), ("test_vit", (3, 32, 32))])
+def test_networks_of_timm(name, shape):
+    model = find_architecture(f"timm:{name}")(shape, 5)
+    assert model(torch.randn(2, *shape)).shape == (2, 5)
+
+
+def test_timm_is_asked_for_what_is_harmless_only():
+    assert find_architecture("timm:test_resnet")((3, 32, 32), 5, drop_rate=0.5).drop_rate == 0.5
+    for arguments in ({"pretrained": True}, {"checkpoint_path": 1}, {"drop_rate": "open('x')"}, {"cache_dir": 0}):
+        with pytest.raises(ValueError, match=f"expected numbers or true or false for {next(iter(arguments))}"):
+            find_architecture("timm:test_resnet")((3, 32, 32), 5, **arguments)
+    for arguments, shape, problem in [
+        ({}, (40,), "takes images, the data has shape"),
+        ({"no_such": 3}, (3, 32, 32), "cannot be built for images of"),
+    ]:
+        with pytest.raises(ValueError, match=problem):
+            find_architecture("timm:test_vit")(shape, 5, **arguments)
+    with pytest.raises(ValueError, match="did you mean 'resnet18'"):
+        find_architecture("timm:resnet81")
+    with pytest.raises(ValueError, match="timm has no model 'hf-hub:"):
+        find_architecture("timm:hf-hub:someone/something")
+
+
+def test_a_name_that_another_package_has():
+    assert [name_elsewhere(name) for name in ("resnet50", "test_vit", "nothing")] == [
+        "torchvision:resnet50", "timm:test_vit", "",
+    ]  # fmt: skip
+
+
+def test_a_package_of_networks_that_is_not_installed_is_named(monkeypatch):
+    for package, name in (("timm", "timm:resnet18"), ("transformers", "transformers:BertModel")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ValueError, match=f"pip install {package}"):
+            find_architecture(name)

@@ -1,10 +1,11 @@
-"""Networks by name: what installed packages declare, and those of torchvision and transformers.
+"""Networks by name: what installed packages declare, and those of torchvision, timm and transformers.
 
 A file that names one runs no code of its own.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,7 +17,10 @@ from ..masks.targets import nearest
 from ..plugins.entry_points import MODELS, declarations
 
 TORCHVISION = "torchvision:"
+TIMM = "timm:"
 TRANSFORMERS = "transformers:"
+# Names that begin so are of networks of other packages.
+PREFIXES = (TORCHVISION, TIMM, TRANSFORMERS)
 # By the ends of their names: the networks of transformers that have a task, and those that predict tokens.
 _TASK = re.compile(r"(For[A-Z]\w+|LMHeadModel|Model)$")
 _LANGUAGE = re.compile(r"(ForCausalLM|ForMaskedLM|LMHeadModel|ForConditionalGeneration)$")
@@ -31,7 +35,7 @@ TORCHVISION_ARGUMENTS = frozenset(
 
 
 def architecture_names() -> list[str]:
-    """The names that installed packages declare; beside them are `torchvision:NAME` and `transformers:CLASS`."""
+    """The names that installed packages declare. Beside them are those of PREFIXES."""
     return sorted(declarations(MODELS))
 
 
@@ -44,6 +48,8 @@ def find_architecture(name: str) -> Callable[..., nn.Module]:
     """
     if name.startswith(TORCHVISION):
         return _find_in_torchvision(name)
+    if name.startswith(TIMM):
+        return _find_in_timm(name)
     if name.startswith(TRANSFORMERS):
         return _find_in_transformers(name)
     declared = declarations(MODELS)
@@ -58,10 +64,16 @@ def find_architecture(name: str) -> Callable[..., nn.Module]:
 
 
 def name_elsewhere(name: str) -> str:
-    """`torchvision:NAME` where torchvision has a network for classification of this name, else nothing."""
+    """`torchvision:NAME` or `timm:NAME`, where that one has a network for classification of this name, else nothing."""
     import torchvision
 
-    return f"{TORCHVISION}{name}" if name in torchvision.models.list_models(module=torchvision.models) else ""
+    if name in torchvision.models.list_models(module=torchvision.models):
+        return f"{TORCHVISION}{name}"
+    if importlib.util.find_spec("timm") is None:
+        return ""
+    import timm
+
+    return f"{TIMM}{name}" if name in timm.list_models() else ""
 
 
 def _find_in_torchvision(name: str) -> Callable[..., nn.Module]:
@@ -97,6 +109,45 @@ def _build_torchvision(
         network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **arguments)
     except (AssertionError, RuntimeError, TypeError) as error:
         raise ValueError(f"torchvision:{name} cannot be built for images of {list(input_shape)}: {error}") from None
+    return network
+
+
+def _find_in_timm(name: str) -> Callable[..., nn.Module]:
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(f"the model '{name}' is of the package timm: pip install timm") from None
+    plain = name.removeprefix(TIMM)
+    known = timm.list_models()
+    # Other names, as of the hub, would be looked for on the network.
+    if plain not in known:
+        raise ValueError(f"timm has no model '{plain}'{nearest(plain, known)}")
+    return partial(_build_timm, plain)
+
+
+def _build_timm(
+    name: str, input_shape: Sequence[int] = (3, 224, 224), classes: int = 1000, **arguments: Any
+) -> nn.Module:
+    """A network of timm with fresh weights, for images of any number of channels.
+
+    Raises:
+        ValueError: an argument that is no number, or that would read a checkpoint; images that the network does not
+            take.
+    """
+    import timm
+
+    odd = [key for key, value in arguments.items() if not isinstance(value, (bool, int, float))]
+    if odd := odd + [key for key in arguments if key.startswith(("pretrained", "checkpoint", "cache"))]:
+        raise ValueError(f"timm:{name}: expected numbers or true or false for {', '.join(odd)}, and no checkpoint")
+    if len(input_shape) != 3:
+        raise ValueError(f"timm:{name} takes images, the data has shape {list(input_shape)}")
+    known = timm.get_pretrained_cfg(name)
+    if known is not None and known.fixed_input_size:
+        arguments = {"img_size": tuple(input_shape[1:]), **arguments}
+    try:
+        network: nn.Module = timm.create_model(name, num_classes=classes, in_chans=input_shape[0], **arguments)
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"timm:{name} cannot be built for images of {list(input_shape)}: {error}") from None
     return network
 
 

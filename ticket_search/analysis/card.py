@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 import supermask
 from supermask import Ticket
 from supermask.tickets.hub import Place
-from supermask.weights.architectures import TORCHVISION, TRANSFORMERS, architecture_names
+from supermask.weights.architectures import PREFIXES, architecture_names
 
 from ..contract.errors import RequestError
 from ..contract.metric import ACCURACY, Metric, metric_of
@@ -96,7 +96,7 @@ def make_card(
         summary=_summary(ticket, metric, values),
         metric=escape(metric.name),
         **_describe_verdict(ticket, run),
-        **_describe_use(ticket, place),
+        **_describe_use(ticket, place, bool(_compact_of(run))),
         **_describe_results(ticket, metric, values),
         **_describe_masks(ticket, run),
         **_describe_search(ticket, run),
@@ -315,16 +315,19 @@ def _describe_verdict(ticket: Ticket, run: _Run | None) -> dict[str, Any]:
     }
 
 
-def _describe_use(ticket: Ticket, place: Place | None) -> dict[str, Any]:
+def _describe_use(ticket: Ticket, place: Place | None, smaller: bool) -> dict[str, Any]:
     """The lines that load the ticket, build its network and run it, as far as what is known here allows."""
     name, _ = _arguments(ticket)
     source = str(place) if place else TICKET
-    known = name in architecture_names() or name.startswith((TORCHVISION, TRANSFORMERS))
+    known = name in architecture_names() or name.startswith(PREFIXES)
     shape = _input_shape(ticket)
     task = "task=ticket.tasks[0]" if ticket.tasks else ""
     if known:
         lines = [f"net = ticket.model({task})  # a torch.nn.Module in evaluation mode"]
-        lines += [f"print(net(torch.randn(1, {', '.join(map(str, shape))})).shape)"] if shape else []
+        sample = f"torch.randn(1, {', '.join(map(str, shape))})"
+        lines += [f"print(net({sample}).shape)"] if shape else []
+        if smaller and shape:
+            lines.append(f"small = supermask.shrink(net, ticket.masks, {sample}).model  # without dropped filters")
     else:
         whole = "ticket.task(ticket.tasks[0])" if ticket.tasks else "ticket"
         lines = [f"tensors = {whole}.state_dict()  # of your own module: {whole}.apply_to(net)"]
@@ -387,11 +390,25 @@ def _describe_masks(ticket: Ticket, run: _Run | None) -> dict[str, Any]:
         told += f"; {_percent(share)} of all {parameters:,} parameters, as biases and norms carry no mask"
     shape = config.get("granularity") if isinstance(config, dict) else None
     told += f". Granularity: {escape(shape)}" if isinstance(shape, str) else ""
+    if compact := _compact_of(run):
+        told += (
+            ". Filters and units were dropped as a whole: the network without them, which `supermask.shrink` makes, "
+            f"has {compact['parameters']:,.0f} parameters, {_percent(compact['share_of_macs'])} of the multiplications and "
+            "the same outputs"
+        )
     layers = [
         (escape(row.name), "x".join(map(str, row.shape)), f"{row.size:,}", f"{row.kept:,}", f"{row.density:.4f}")
         for row in ([] if ticket.tasks else ticket.masks.report())
     ]
     return {"kept": f"{told}.", "layers": layers}
+
+
+def _compact_of(run: _Run | None) -> dict[str, float]:
+    """The size of the network without what was dropped as a whole, if the run has made one."""
+    said = run.summary.get("compact") if run else None
+    said = said if isinstance(said, dict) else {}
+    found = {key: value for key in ("parameters", "share_of_macs") if (value := _number(said.get(key))) is not None}
+    return found if len(found) == 2 else {}
 
 
 def _describe_search(ticket: Ticket, run: _Run | None) -> dict[str, Any]:

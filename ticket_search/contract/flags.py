@@ -83,8 +83,8 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     method: str = Field("", description="search method (`ticket methods` lists them)")
     model: str = Field(
         "lenet-300-100",
-        description="network: a built-in name (`ticket models` lists them), torchvision:NAME, transformers:CLASS, or "
-        "package.module:function",
+        description="network: a built-in name (`ticket models` lists them), torchvision:NAME, timm:NAME, "
+        "transformers:CLASS, or package.module:function",
     )
     model_args: Words = Field((), description="arguments that the network is built with, as width=0.5,dropout=0.1")
     activation: Activation | None = Field(

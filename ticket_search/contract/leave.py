@@ -16,7 +16,7 @@ from .errors import RequestError
 # The flags whose values may name code.
 FLAGS = ("model", "data", "loss", "metric")
 # Networks of other packages, known by the names that these have for them.
-OTHERS = ("torchvision:", "transformers:")
+OTHERS = ("torchvision:", "timm:", "transformers:")
 # Modules that are another thing in every process.
 _OF_A_PROCESS = ("__main__", "__mp_main__")
 
