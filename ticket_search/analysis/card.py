@@ -393,8 +393,8 @@ def _describe_masks(ticket: Ticket, run: _Run | None) -> dict[str, Any]:
     if compact := _compact_of(run):
         told += (
             ". Filters and units were dropped as a whole: the network without them, which `supermask.shrink` makes, "
-            f"has {compact['parameters']:,.0f} parameters, {_percent(compact['share_of_macs'])} of the multiplications and "
-            "the same outputs"
+            f"has {compact['parameters']:,.0f} parameters, {_percent(compact['share_of_macs'])} of the multiplications "
+            "and the same outputs"
         )
     layers = [
         (escape(row.name), "x".join(map(str, row.shape)), f"{row.size:,}", f"{row.kept:,}", f"{row.density:.4f}")
