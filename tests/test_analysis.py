@@ -248,7 +248,7 @@ KEYS = {
     "level": f"level density kept {MEASURED} dense_trainings difference retrained later matching",
     "control": f"control trained data level density kept {MEASURED} difference p_holm",
     "verdict": "matching sparsest_matching controls_at as_early init positions trivial",
-    "answer": "question answer because more_seeds tested",
+    "answer": "question answer because more_seeds tested density",
     "difference": "n mean std interval",
     "later": "n mean std interval dense at_end",
 }

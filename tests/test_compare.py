@@ -118,7 +118,7 @@ def test_one_step_deeper_is_everything(width, monkeypatch):
         for control in group.controls:
             assert f"{control.p_holm:.2g}" in text
         for answer in group.verdict.answers.values() if group.verdict else ():
-            assert f"{answer.question} {answer.in_words()} {answer.because}" in text
+            assert f"{answer.asked} {answer.in_words()} {answer.because}" in text
 
 
 def test_signs_that_a_terminal_does_not_have_are_written_otherwise(monkeypatch):
@@ -330,6 +330,27 @@ def planted(**changes):
                     )
     (group,) = compare([], others=rows).groups
     return replace(group, start="initialization", runs=tuple(f"runs/a {seed}" for seed in range(5)))
+
+
+def test_each_question_says_at_which_density_it_is_asked(monkeypatch):
+    """Matching is asked of the sparsest level, the controls where they are: here at the one that matches."""
+    values = {1.0: 95.0, 0.5: 95.3, 0.1: 86.0}
+    rows = [
+        {"method": "mine", "seed": seed, "density": density, "test_accuracy": value + seed / 10}
+        for seed in range(5) for density, value in values.items()
+    ]  # fmt: skip
+    beside = [
+        {**row, "control": kind, "test_accuracy": row["test_accuracy"] - 5 - row["seed"] / 10}
+        for row in rows for kind in ("reinit", "shuffle", "random") if row["density"] == 0.5
+    ]  # fmt: skip
+    found = compare([], others=[*rows, *beside])
+    text = " ".join("\n".join(printed(found, 100, monkeypatch, full=True)).split())
+    assert "at 10 %: does it match the dense network? no" in text
+    for question in ("does its initialization matter?", "does it matter which weights are kept?", "is it trivial"):
+        assert f"at 50 %: {question}" in text
+    (group,) = found.groups
+    assert [row.matching and row.matching.density for row in group.levels] == [None, 0.5, 0.1]
+    assert group.verdict.as_early.density == 0.5
 
 
 @pytest.mark.parametrize(("controlled", "expected"), [(0, range(5)), (3, (3, 4)), (5, ())])

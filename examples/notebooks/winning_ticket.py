@@ -92,8 +92,8 @@ plt.show()
 
 # %% [markdown]
 # The verdict has one answer for each question, with the reason. *Undecided* is an answer too: it says how many more
-# seeds would probably decide. First whether each level matches the dense network, then all questions about the last
-# level.
+# seeds would probably decide. First whether each level matches the dense network, then all questions, each with the
+# density that it is asked at.
 
 # %%
 for level in group.levels[1:]:
@@ -101,7 +101,7 @@ for level in group.levels[1:]:
 
 # %%
 for answer in group.verdict.answers.values():
-    print(f"{answer.question} {answer.in_words()}\n    {answer.because}")
+    print(f"{answer.asked} {answer.in_words()}\n    {answer.because}")
 
 # %% [markdown]
 # So the last ticket is better than all its controls: which weights are kept matters, and so do their initial values.

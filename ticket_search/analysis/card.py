@@ -303,13 +303,13 @@ def _describe_verdict(ticket: Ticket, run: _Run | None) -> dict[str, Any]:
         )
         for each in own
     ]
-    # The answers are about the sparsest level.
+    # They go with the sparsest level; an answer about a denser one says so.
     answers = [] if row is not group.levels[-1] else list(group.verdict.answers.values())
     none = "" if controls else " No controls were run beside it."
     return {
         "verdict": f"**{escape(line.subject)}: {escape(line.text)}.** From {seeds}{dense}: {names}.{none}",
         "answers": [
-            f"{each.question} {each.in_words()}: {escape(each.because)}" for each in answers if each.answer != "unknown"
+            f"{each.asked} {each.in_words()}: {escape(each.because)}" for each in answers if each.answer != "unknown"
         ],
         "controls": controls,
     }

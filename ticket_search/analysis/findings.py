@@ -30,7 +30,7 @@ class Answer(Keyed):
     `answer` is `unknown` where the runs that would tell are missing, and `undecided` where they are too few: then
     `more_seeds` is the number of seeds to add, None where more would be needed than anybody trains. A level below the
     first one that does not match is not `tested`, unless it is plainly worse; its `more_seeds` are those of that first
-    level.
+    level. `density` is that of the tickets that the question is asked of, None where they have none in common.
     """
 
     question: str
@@ -38,6 +38,12 @@ class Answer(Keyed):
     because: str
     more_seeds: int | None = None
     tested: bool = True
+    density: float | None = None
+
+    @property
+    def asked(self) -> str:
+        """The question with the density of the tickets that it is asked of: `at 10 %: does it match ...?`."""
+        return self.question if self.density is None else f"at {100 * self.density:.3g} %: {self.question}"
 
     def in_words(self) -> str:
         """The answer as a cell of a table: `yes`, `undecided (3 more seeds)`, `not tested`."""
@@ -134,7 +140,7 @@ class Verdict(Keyed):
     that matches. `as_early` asks whether the validation loss is at its minimum as early as in the dense network, `init`
     whether the ticket's own weights matter, `positions` whether it matters which weights are kept, and `trivial`
     whether a random mask matches too; that is None where the masks are random themselves. The controls are those at the
-    density `controls_at`.
+    density `controls_at`. The questions may be about different levels, so that each answer has the density of its own.
     """
 
     matching: Answer | None

@@ -31,7 +31,7 @@ _SIGNS = {"yes": "\N{CHECK MARK}", "no": "\N{BALLOT X}", "undecided": "?", "unkn
 
 @dataclass(frozen=True)
 class _Finding:
-    """A question with its answer as a sign and a word; `meaning` is good, bad, open or unknown."""
+    """A question with its density, and its answer as a sign and a word; `meaning` is good, bad, open or unknown."""
 
     question: str
     sign: str
@@ -96,7 +96,7 @@ def _find(verdict: Verdict) -> Iterator[_Finding]:
     for name, answer in verdict.answers.items():
         word, more = answer.answer, answer.more_seeds if answer.tested else None
         yield _Finding(
-            answer.question,
+            answer.asked,
             _SIGNS[word],
             word if answer.tested else "not tested",
             _MEANING[name].get(word, "unknown" if word == "unknown" else "open"),

@@ -151,7 +151,9 @@ def answer_levels(levels: Sequence[Level], delta: float | None, scale: Scale = P
             for answer, row, name in zip(answer_in_order(found, names), sparse, names, strict=True)
         ]
     answers = iter(found)
-    return tuple(replace(row, matching=next(answers)) if row.density < 1 else row for row in levels)
+    return tuple(
+        replace(row, matching=replace(next(answers), density=row.density)) if row.density < 1 else row for row in levels
+    )
 
 
 def plainly_worse(found: Mapping[str, Difference | None], margin: float) -> dict[str, float | None]:
@@ -215,16 +217,19 @@ def judge(
     trivial = answer_not_worse(TRIVIAL, random, delta, scale)
     if whole_units and random is None:
         trivial = Answer(TRIVIAL, "unknown", _WHOLE)
+    init = answer_better(INIT, *beside.get("reinit", (None, None)), delta, scale=scale)
+    positions = answer_better(
+        POSITIONS, *beside.get("shuffle", (None, None)), delta, _WHOLE if whole_units else _NOT_RUN, scale
+    )
+    timed = matching[-1] if matching else levels[-1]
     return Verdict(
         matching=sparse[-1].matching if sparse else None,
         sparsest_matching=matching[-1].density if matching else None,
         controls_at=about.density,
-        as_early=_answer_as_early(matching[-1] if matching else levels[-1]),
-        init=answer_better(INIT, *beside.get("reinit", (None, None)), delta, scale=scale),
-        positions=answer_better(
-            POSITIONS, *beside.get("shuffle", (None, None)), delta, _WHOLE if whole_units else _NOT_RUN, scale
-        ),
-        trivial=None if is_random else trivial,
+        as_early=replace(_answer_as_early(timed), density=timed.density),
+        init=replace(init, density=about.density),
+        positions=replace(positions, density=about.density),
+        trivial=None if is_random else replace(trivial, density=about.density),
     )
 
 

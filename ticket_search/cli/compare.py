@@ -293,7 +293,7 @@ def _print_group(group: Group) -> None:
         control_columns = ("control", "data", "density", test, "95 % interval", "ticket minus control", "Holm p")
         _print_columns(control_columns, [_control_cells(row, metric) for row in group.controls])
     for answer in group.verdict.answers.values() if group.verdict else ():
-        _say(f"  {answer.question} {answer.in_words()}", "bold")
+        _say(f"  {answer.asked} {answer.in_words()}", "bold")
         output().print(Padding(Text(_in_signs(answer.because)), (0, 0, 0, 4)))
 
 

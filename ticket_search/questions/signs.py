@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -270,16 +270,17 @@ def compare_signs(
     tickets = [(_ticket_at(run, place), _ticket_at(run, 0) if of_levels else None) for run in opened]
     masks = [ticket.masks for ticket, _ in tickets]
     margin = metric.margin if delta is None else delta
+    density = statistics.fmean(each.density for each in masks)
     return Signs(
         runs=tuple(map(str, folders)),
         level=place,
-        density=statistics.fmean(each.density for each in masks),
+        density=density,
         metric=metric,
         delta=margin,
         agreement=sign_agreement(tickets),
         arms=tuple(_arm(name, each, gaps.get(name), corrected.get(name)) for name, each in values.items()),
         overlaps=mask_overlap(masks) if len(masks) > 1 else (),
-        answers=_answer(gaps, more, corrected, margin, metric),
+        answers=tuple(replace(each, density=density) for each in _answer(gaps, more, corrected, margin, metric)),
     )
 
 

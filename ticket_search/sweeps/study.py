@@ -254,7 +254,7 @@ def _page(study: Study, beside: Sequence[Beside], groups: Sequence[Group], table
             "wide interval contradicts little.\n\n" + "\n".join(lines)
         )
     answers = [
-        f"| {group.label} | {answer.question} | {answer.in_words()} | {answer.because} |"
+        f"| {group.label} | {answer.asked} | {answer.in_words()} | {answer.because} |"
         for group in groups
         for answer in (group.verdict.answers.values() if group.verdict else ())
         if answer.answer != "unknown"
