@@ -12,7 +12,7 @@ import scipy
 from ticket_search import compare, search
 from ticket_search.analysis.headlines import headline, headlines, search_command
 from ticket_search.analysis.intervals import Difference, holm
-from ticket_search.analysis.verdict import MOST_ASKED, answer_levels, plainly_worse
+from ticket_search.analysis.verdict import MOST_ASKED, ONCE, answer_levels, plainly_worse
 from ticket_search.running.request import read_request
 from ticket_search.runs.experiment import resolve
 
@@ -207,3 +207,51 @@ def test_a_command_says_the_densities_once():
     recipe = {"method": "imp", "model": "lenet-300-100", "density": 0.2, "levels": [0.5, 0.2]}
     assert search_command(recipe, [1, 2]) == "ticket search --method imp --levels 0.5,0.2 --seeds 1-2"
     assert "--density 0.3" in search_command({**recipe, "density": 0.3, "levels": []}, [1])
+
+
+def test_more_seeds_come_with_the_controls_that_the_others_have():
+    """Else the new seeds would lack them, and the next verdict would ask for controls again."""
+    found = compare([], others=rows_of({0.5: -0.4, 0.1: -0.4}, controls={"reinit": 3, "shuffle": 3}, noise=3.0))
+    recipe = {"method": "imp", "model": "lenet-300-100", "levels": [0.5, 0.1]}
+    group = replace(found.groups[0], start="initialization", runs=tuple(f"runs/{n}" for n in range(5)), recipe=recipe)
+    line = headline(group, group.levels[1])
+    assert "more seeds" in line.text
+    request = read_request(shlex.split(line.command)[2:])
+    assert request.launch["--seeds"].startswith("5-")
+    assert request.launch["--controls"] == "reinit,shuffle"
+    assert request.launch["--control-levels"] == "1,2", "at every level that has some"
+    last = replace(group, controls=tuple(row for row in group.controls if row.level == 2))
+    assert headline(last, last.levels[1]).command.endswith("--controls reinit,shuffle"), "the last needs no number"
+    none = replace(group, controls=())
+    assert "--controls" not in headline(none, none.levels[1]).command
+
+
+def test_seeds_are_added_once_and_a_second_time_is_not_asked_for_without_a_word():
+    first, second = (told(gaps={0.03: -0.4}, noise=noise, seeds=seeds)[0] for seeds, noise in ((5, 3.0), (7, 4.0)))
+    assert "more seed" in first.text and ONCE not in first.text
+    assert second.text.endswith(f", {ONCE}")
+    (group,) = compare([], others=rows_of({0.03: -0.4}, noise=4.0, seeds=7)).groups
+    answer = group.levels[-1].matching
+    assert answer.more_seeds and answer.because.endswith(f"more seeds, {ONCE}")
+    (group,) = compare([], others=rows_of({0.03: 0.3}, controls={"reinit": 3, "shuffle": 3}, seeds=7)).groups
+    unsure = Difference(7, 0.3, 0.5, (-0.16, 0.76))
+    rows = tuple(replace(row, difference=unsure, p_holm=0.2) for row in group.controls)
+    beside = headline(replace(group, start="initialization", controls=rows), group.levels[-1])
+    assert "a shuffled mask is not decided yet: " in beside.text and beside.text.endswith(f"more seeds, {ONCE}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "kinds", "text"),
+    [
+        ({"granularity": "filter"}, (), "controls missing"),
+        ({"granularity": "filter"}, ("reinit",), "matches the dense network (+0.3 pp, 5 seeds), and is better than fresh weights"),
+        ({"rewind_optimizer": "restore", "rewind": "5it"}, (), "no control of it can be made"),
+    ],
+)  # fmt: skip
+def test_no_control_is_asked_for_that_cannot_be_made(flags, kinds, text):
+    """Whole filters have no shuffled mask, and a ticket whose optimizer goes on has no control at all."""
+    (group,) = compare([], others=rows_of({0.03: 0.3}, controls=dict.fromkeys(kinds, 5))).groups
+    recipe = {"method": "imp", "model": "lenet-300-100", "density": 0.03, **flags}
+    line = headline(replace(group, start="initialization", runs=("runs/a",), recipe=recipe), group.levels[-1])
+    assert line.kind == "good" and text in line.text
+    assert bool(line.command) == ("missing" in text)

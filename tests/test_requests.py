@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +128,29 @@ def test_searches_with_several_seeds_are_checked_once(checks):
     assert [run.config.seed for run in sweep.runs] == [0, 1, 2, 3, 4]
     assert {run.config.threads for run in sweep.runs} == {1}
     assert {run.config.threads for run in sweep_of_seeds(read_request([*words, "--threads", "3"])).runs} == {3}
+
+
+def test_the_controls_of_several_seeds_follow_each_of_them():
+    words = ["--method", "imp", "--seeds", "5-6", "--levels", "0.5,0.2", "--controls", "reinit,shuffle"]
+    sweep = sweep_of_seeds(read_request([*words, "--control-levels", "1"]))
+    assert sweep.controls == ("reinit", "shuffle") and sweep.control_levels == (1,)
+    assert sweep_of_seeds(read_request(words)).control_levels == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("--method imp --controls reinit", "--controls goes with --seeds: after a single search it is `ticket controls RUN`"),
+        ("--method imp --seeds 0-1 --control-levels 1", "--control-levels goes with --controls"),
+        ("--method dense --seeds 0-1 --controls reinit", "a run of dense has no mask to control"),
+        ("--method imp --seeds 0-1 --controls reinint", "did you mean 'reinit'"),
+        ("--method imp --seeds 0-1 --controls reinit --control-levels 0", "expected numbers from 1 on"),
+        ("--method filters --seeds 0-1 --controls shuffle", "would move single weights"),
+    ],
+)  # fmt: skip
+def test_controls_that_cannot_follow_are_refused_before_the_first_search(words, problem):
+    with pytest.raises(RequestError, match=re.escape(problem)):
+        read_request(words.split())
 
 
 def test_what_a_request_holds():

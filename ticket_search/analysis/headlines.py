@@ -14,13 +14,17 @@ from typing import Any, Literal
 
 from ..contract.flags import flag, public_fields
 from ..methods import find_method, method_names
+from ..running.request import control_problems
+from ..runs.names import DEFAULT
 from .comparison import TASK
 from .findings import Comparison, Control, Group, Level
 from .intervals import Difference
 from .levels import in_order, worth_telling
-from .verdict import LEAST_SEEDS, answer_better, scale_of
+from .verdict import LEAST_SEEDS, ONCE, answer_better, scale_of, seeds_may_be_added
 
 SIGNS = {"good": "\N{CHECK MARK}", "bad": "\N{BALLOT X}", "open": "?"}
+# The controls that are made of seeds that are added; those of signs are made by `ticket signs`.
+_ADDED = (*DEFAULT, "random-erk", "small-dense")
 # What each machine settles for itself where nobody says it.
 _OF_THE_MACHINE = ("channels_last", "device", "threads")
 _BE = {"reinit": "fresh weights", "shuffle": "a shuffled mask"}
@@ -81,7 +85,7 @@ def headline(group: Group, row: Level) -> Headline:
         scale = scale_of(group.metric)
         text = f"too noisy to decide at a margin of {group.delta:g} {scale.unit} ({told})"
         return Headline(subject, text, "open")
-    text = f"not decided yet ({told}): {_seeds(answer.more_seeds, 'more ')}"
+    text = f"not decided yet ({told}): {_seeds(answer.more_seeds, 'more ')}{_once(row.n)}"
     return Headline(subject, text, "open", _more(group, answer.more_seeds))
 
 
@@ -97,27 +101,46 @@ def _matches(group: Group, row: Level, subject: str, told: str) -> Headline:
         for control in group.controls
         if control.level == row.level and control.data == group.data and control.trained
     }
-    missing = [kind for kind in ("reinit", "shuffle") if kind not in own]
-    if missing:
+    needed = _needed(group)
+    if not needed:
+        return Headline(subject, f"{plain}; no control of it can be made)", "good")
+    if any(kind not in own for kind in needed):
         return Headline(subject, f"{plain}; controls missing)", "good", _controls_command(group, row, group.runs))
-    if lacking := _without_controls(group, [own[kind] for kind in ("reinit", "shuffle")]):
+    if lacking := _without_controls(group, [own[kind] for kind in needed]):
         text = f"{plain}; controls missing in {len(lacking)} of {_seeds(row.n)})"
         return Headline(subject, text, "good", _controls_command(group, row, lacking))
     answers = {
         kind: answer_better("", own[kind].difference, own[kind].p_holm, group.delta, scale=scale_of(group.metric))
-        for kind in ("reinit", "shuffle")
+        for kind in needed
     }
     as_good = [_DO[kind] for kind, answer in answers.items() if answer.answer == "no"]
     if as_good:
         return Headline(subject, f"{plain}), but {' and '.join(as_good)}: no winning ticket", "bad")
     unsure = {_BE[kind]: answer.more_seeds for kind, answer in answers.items() if answer.answer != "yes"}
     if unsure:
-        text = f"{plain}); whether it is better than {' and '.join(unsure)} is not decided yet"
         most = max((more or 0 for more in unsure.values()), default=0)
+        asked = f": {_seeds(most, 'more ')}{_once(row.n)}" if most else ""
+        text = f"{plain}); whether it is better than {' and '.join(unsure)} is not decided yet{asked}"
         return Headline(subject, text, "open", _more(group, most) if most else "")
+    if len(needed) < len(_BE):
+        return Headline(subject, f"{plain}), and is better than {' and '.join(_BE[kind] for kind in needed)}", "good")
     if group.start == "later":
         return Headline(subject, f"a matching ticket, rewound to a later step ({told})", "good")
     return Headline(subject, f"a winning ticket ({told})", "good")
+
+
+def _needed(group: Group) -> list[str]:
+    """The controls that a winning ticket is better than, as far as they can be made of these runs."""
+    method = str(group.recipe.get("method", ""))
+    if method not in method_names():
+        return list(_BE)
+    config = find_method(method).Config.model_construct(**group.recipe)
+    return [kind for kind in _BE if not control_problems(config, [kind])]
+
+
+def _once(seeds: int) -> str:
+    """What is to be known before more seeds are added to so many."""
+    return "" if seeds_may_be_added(seeds) else f", {ONCE}"
 
 
 def _without_controls(group: Group, controls: Sequence[Control]) -> list[str]:
@@ -148,14 +171,33 @@ def _seeds(number: int, more: str = "") -> str:
 
 
 def _more(group: Group, more: int) -> str:
-    """The command that adds seeds: to the dense network too, where that is a run of its own; none without its flags."""
+    """The command that adds seeds: to the dense network too, where that is a run of its own; none without its flags.
+
+    The controls that the group has are made of the new seeds too, so that none is asked for a second time.
+    """
     if group.start == "unknown":
         return ""
     first = max(group.seeds) + 1
     seeds = range(first, first + more)
     own = search_command(group.recipe, seeds)
+    own += _controls_flags(group) if own else ""
     dense = "" if group.baseline == "level 0" else _dense_command(group, [*group.seeds, *seeds])
     return f"{dense} && {own}" if own and dense else own
+
+
+def _controls_flags(group: Group) -> str:
+    """The flags by which a search is followed by the controls that a group has of its own; empty where it has none."""
+    own = [
+        row
+        for row in group.controls
+        if row.control in _ADDED and row.data == group.data and row.trained == (group.start != "frozen")
+    ]
+    if not own:
+        return ""
+    there = {row.control for row in own}
+    levels = sorted({row.level for row in own if row.level is not None})
+    at = "" if not levels or levels == [group.levels[-1].level] else f" --control-levels {','.join(map(str, levels))}"
+    return f" --controls {','.join(kind for kind in _ADDED if kind in there)}{at}"
 
 
 def _dense_command(group: Group, seeds: Sequence[int]) -> str:

@@ -28,6 +28,8 @@ DELTA = 0.5
 LEAST_SEEDS = 5
 # Nobody is asked for more seeds than these: the results are too noisy to decide at the margin.
 MOST_ASKED = 30
+# The error of the verdict is kept for one addition of seeds; of how many there have been no record tells.
+ONCE = "if none have been added before: adding seeds is planned for once"
 # The minimum of a ticket's validation loss may come later than the dense network's by this fraction of its step.
 LATER = 0.1
 
@@ -74,7 +76,7 @@ def answer_not_worse(question: str, found: Difference | None, margin: float | No
         return Answer(question, "no", because)
     if lower > -margin and found.n >= LEAST_SEEDS:
         return Answer(question, "yes", because)
-    return _undecided(question, because, _more(found, margin, abs(found.mean + margin)))
+    return _undecided(question, because, found, _more(found, margin, abs(found.mean + margin)))
 
 
 def _unmeasured(question: str, found: Difference, scale: Scale) -> Answer:
@@ -105,18 +107,24 @@ def answer_better(
         return Answer(question, "undecided", because, LEAST_SEEDS - 1)
     because = f"{_in_words(found, scale)}; Holm p = {chance:.2g}"
     if found.n < LEAST_SEEDS:
-        return _undecided(question, because, _more(found, max(margin, found.mean), abs(found.mean)))
+        return _undecided(question, because, found, _more(found, max(margin, found.mean), abs(found.mean)))
     if found.mean > 0 and chance < ALPHA:
         return Answer(question, "yes", because)
     if found.interval[1] < margin:
         return Answer(question, "no", because)
-    return _undecided(question, because, _more(found, max(margin, found.mean), abs(found.mean)))
+    return _undecided(question, because, found, _more(found, max(margin, found.mean), abs(found.mean)))
 
 
-def _undecided(question: str, because: str, more: int) -> Answer:
+def seeds_may_be_added(seeds: int) -> bool:
+    """Whether so few seeds have run that none of them can have been added after a first look at a claim."""
+    return seeds <= LEAST_SEEDS
+
+
+def _undecided(question: str, because: str, found: Difference, more: int) -> Answer:
     """An answer that takes more seeds, or none where nobody would train so many."""
     if more <= MOST_ASKED:
-        return Answer(question, "undecided", because, more)
+        once = "" if seeds_may_be_added(found.n) else f"; more seeds, {ONCE}"
+        return Answer(question, "undecided", because + once, more)
     because = f"{because}; more than {MOST_ASKED} seeds more would be needed: too noisy to decide at this margin"
     return Answer(question, "undecided", because)
 

@@ -23,7 +23,7 @@ from ..contract.recipes import find_recipe
 from ..data.sources import source_names, without_version
 from ..methods import own_methods, usable_methods
 from ..models.names import is_factory, model_names
-from ..runs.names import CONFIG, MOVING
+from ..runs.names import CONFIG, MOVING, TRAINED
 from ..trust.mark import leave_of
 from .read_config import find_kind
 
@@ -40,6 +40,8 @@ LAUNCH_FLAGS: dict[str, tuple[str | None, str]] = {
     "--runs": ("DIR", "the folder in which each run has a folder of its own; ./runs if not given"),
     "--name": ("NAME", "the name of the run's folder; METHOD-MODEL-DATA-dDENSITY-sSEED if not given"),
     "--seeds": ("0-4", "search once with each of these seeds, as 0-4 or 0-2,7, on 1 CPU thread if not --threads N"),
+    "--controls": ("A,B,...", "the controls that are made after each search of --seeds, as reinit,shuffle,random"),
+    "--control-levels": ("A,B,...", "the levels that --controls makes them for, as 1,3; the last if not given"),
     "--jobs": ("N", "how many of the searches of --seeds run at the same time; 1 if not given"),
     "--again": (None, "search once more where a finished run of the same configuration would be shown"),
     "--dry-run": (None, "print what would be done and how long it would take, and write nothing"),
@@ -109,6 +111,8 @@ def read_request(words: Sequence[str]) -> Request:
     request = problems.attempt(lambda: check_request(method, model, data, values, **rest))
     problems.raise_if_any()
     assert request is not None, "a request that cannot be made has problems"
+    problems.add(*_controls_problems(request))
+    problems.raise_if_any()
     return request
 
 
@@ -362,6 +366,29 @@ def _check_seeds(launch: Mapping[str, str], typed: Mapping[str, str], problems: 
         problems.add(f"--jobs {launch['--jobs']} goes with --seeds: a single search has no other to run beside it")
     if re.fullmatch(r"0*[1-9][0-9]{0,5}", launch.get("--jobs", "1")) is None:
         problems.add(f"--jobs {launch['--jobs']}: expected a number of runs, 1 or more")
+
+
+def words_of(launch: Mapping[str, str], name: str) -> tuple[str, ...]:
+    """The words between the commas of a flag that is no part of the configuration; none where it is not given."""
+    return tuple(word for word in launch.get(name, "").split(",") if word)
+
+
+def _controls_problems(request: Request) -> list[str]:
+    """What is wrong with the controls that are to follow each search of `--seeds`."""
+    launch, kinds = request.launch, words_of(request.launch, "--controls")
+    if "--controls" not in launch:
+        return ["--control-levels goes with --controls"] if "--control-levels" in launch else []
+    if "--seeds" not in launch:
+        return ["--controls goes with --seeds: after a single search it is `ticket controls RUN`"]
+    if request.method.traits.dense:
+        return [f"--controls: a run of {request.method.name} has no mask to control"]
+    found = [] if kinds else ["--controls: expected kinds, as reinit,shuffle,random"]
+    found += [unknown("control", kind, TRAINED) for kind in kinds if kind not in TRAINED]
+    found += [f"--controls: {request.method.name} {why}" for why in control_problems(request.config, kinds)]
+    levels = words_of(launch, "--control-levels")
+    if "--control-levels" in launch and not (levels and all(re.fullmatch("[1-9][0-9]{0,5}", word) for word in levels)):
+        found.append(f"--control-levels {launch['--control-levels']}: expected numbers from 1 on, as 1,3")
+    return found
 
 
 def parse_seeds(given: Any, where: str = "--seeds") -> tuple[int, ...]:

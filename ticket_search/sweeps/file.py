@@ -27,6 +27,7 @@ from ..running.request import (
     default_model,
     name_problems,
     parse_seeds,
+    words_of,
 )
 from ..runs.names import default_name
 from .choice import Choice, read_choice
@@ -302,7 +303,7 @@ def _refused_code(
 
 
 def sweep_of_seeds(request: Request) -> Sweep:
-    """The sweep of `ticket search --seeds`: a run with each seed, directly in the folder of all runs.
+    """The sweep of `ticket search --seeds`: a run and its controls with each seed, directly in the folder of all runs.
 
     Raises:
         RequestError: what --seeds gives are no seeds.
@@ -310,7 +311,9 @@ def sweep_of_seeds(request: Request) -> Sweep:
     config = request.config
     if config.threads is None:
         config = config.model_copy(update={"threads": 1})
-    return Sweep("", tuple(SweepRun(_with_seed(config, seed)) for seed in parse_seeds(request.launch["--seeds"])))
+    runs = tuple(SweepRun(_with_seed(config, seed)) for seed in parse_seeds(request.launch["--seeds"]))
+    kinds, levels = (words_of(request.launch, name) for name in ("--controls", "--control-levels"))
+    return Sweep("", runs, kinds, tuple(map(int, levels)))
 
 
 def _with_seed(config: Config, seed: int) -> Config:
