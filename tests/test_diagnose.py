@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ticket_search import RequestError, Run, diagnose, search
-from ticket_search.analysis.intervals import difference
+from ticket_search.analysis.intervals import confidence_interval, difference
 from ticket_search.contract.flags import make_config
 from ticket_search.contract.metric import ACCURACY, Metric
 from ticket_search.questions import rules
@@ -203,6 +204,30 @@ def test_a_small_gap_that_all_seeds_have_is_poor(gaps, poor):
     assert not plant(value=96.6, gaps=dict(enumerate(gaps))).is_poor, "this run itself is within the margin"
 
 
+@pytest.mark.parametrize(
+    ("gaps", "found"), [({1: 3.0, 2: 3.5}, False), ({1: 9.0, 2: -4.0}, True), ({1: 9.0}, True), ({}, True)]
+)
+@pytest.mark.parametrize(("rule", "control"), [(rules.structure_alone, "shuffle"), (rules.rewind_later, "reinit")])
+def test_a_control_that_ties_in_one_seed_is_judged_by_all_seeds_that_have_it(rule, control, gaps, found):
+    """In this run the ticket is 3.4 points better, which chance alone would make; two seeds more settle it."""
+    planted = plant(controls={control: 76.6}, control_gaps={control: gaps})
+    finding = rule(planted)
+    assert (finding is not None) == found
+    if len(gaps) == 2:
+        told = planted.beside(control, "it").told
+        low, high = confidence_interval([3.4, *gaps.values()])
+        assert f"over 3 seeds ({low:+.1f} to {high:+.1f})" in told
+        assert not found or told.partition("better by ")[2] in finding.evidence
+    elif found:
+        assert "of one seed chance alone" in finding.evidence
+
+
+def test_controls_of_other_seeds_are_used_where_this_run_has_none():
+    others = {"random": {1: 0.4, 2: -0.3, 3: 0.1}}
+    assert "over 3 seeds" in rules.structure_alone(plant(control_gaps=others)).evidence
+    assert rules.structure_alone(plant(control_gaps={"random": {1: 0.4, 2: -0.3}})) is None, "two say next to nothing"
+
+
 def test_the_noise_is_that_of_two_binomial_fractions():
     import numpy
 
@@ -291,6 +316,27 @@ def test_what_connect_and_controls_have_measured_is_read(made, tmp_path):
     write_record(folder, "connect.json", {"metric": {}, "points": 2, "rows": [{"arm": "ticket"}]})
     with pytest.raises(RequestError, match=r"connect.json is damaged"):
         diagnose(folder, progress=False)
+
+
+def test_the_controls_of_the_same_recipe_beside_a_run_are_read(made, tmp_path):
+    """Three more seeds, two of them with controls; a run of another recipe has controls of its own."""
+    for seed in range(4):
+        folder = tmp_path / f"s{seed}"
+        shutil.copytree(made / "spoiled", folder)
+        config = tomllib.loads((folder / "config.toml").read_text())
+        write_record(folder, "config.toml", {**config, "seed": seed, "lr": 0.02 if seed == 3 else config["lr"]})
+        value = Run(folder, None).summary["val_metric"]
+        row = {"trained": True, "data": "digits", "level": 1, "density": 0.02, "control": "random"}
+        write_record(folder, "controls.json", {"rows": [{**row, "val_metric": value + seed - 1}]})
+    finding = next(
+        each for each in diagnose(tmp_path / "s0", progress=False).findings if each.kind == "structure-alone"
+    )
+    assert "a random mask of as many weights it is better by +0.0 pp over 3 seeds (-2.5 to +2.5)" in finding.evidence
+    assert "over 3 seeds" in diagnose(tmp_path / "s0", progress=False).explanation
+    (tmp_path / "s0" / "controls.json").unlink()
+    (tmp_path / "s1" / "controls.json").unlink()
+    told = dict(diagnose(tmp_path / "s0", progress=False).unmeasured)
+    assert "fresh weights, shuffled and random masks" in told, "one seed beside it is too few"
 
 
 @pytest.mark.parametrize("name", ["imp", "one-shot", "gradual", "edge-popup", "snip", "filters"])

@@ -31,7 +31,7 @@ from ..runs.names import FAILURE
 from ..runs.progress import Progress
 from ..runs.run import Run
 from . import records, rules, trials
-from .evidence import Evidence
+from .evidence import LEAST_SEEDS, Evidence
 from .suggestions import Finding, change
 from .trials import Trial
 
@@ -272,7 +272,7 @@ def _explain(e: Evidence) -> str:
         number, density = e.first_fall
         told += f"; the first level that falls off is {number}, at {100 * density:.3g} %"
     if len(e.gaps) > 1:
-        told += f"; mean of {len(e.gaps)} seeds: {e.show_gap(sum(e.gaps.values()) / len(e.gaps))} below dense"
+        told += f"; ticket less dense: {e.show_mean([-gap for gap in e.gaps.values()])}"
     return told
 
 
@@ -286,7 +286,7 @@ def _unmeasured(e: Evidence, state: State) -> tuple[tuple[str, str], ...]:
     if state != "poor":
         return tuple(found)
     at = "" if e.level is None or e.level == 0 else f" --level {e.level}"
-    if not e.controls:
+    if not e.controls and not any(len(gaps) >= LEAST_SEEDS for gaps in e.control_gaps.values()):
         found.append(
             ("fresh weights, shuffled and random masks", f"ticket controls {e.path}{at.replace('level', 'levels')}")
         )

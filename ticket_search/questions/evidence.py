@@ -6,7 +6,8 @@ All values of the metric are merits: those of a metric of which lower is better 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..analysis.intervals import confidence_interval
@@ -18,7 +19,7 @@ ERRORS = 2.0
 # An improvement in the last part of a training, which begins here, is said to be one at its end.
 _LAST_PART = 0.75
 # Of fewer seeds an interval says next to nothing.
-_LEAST_SEEDS = 3
+LEAST_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,15 @@ class Barrier:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """How the ticket stands beside a control: whether it is seen to be better, by how much, and that in words."""
+
+    better: bool
+    gap: float
+    told: str
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What is known of a run before anything is trained.
 
@@ -108,7 +118,9 @@ class Evidence:
     base, own: the training of the dense network of the same flags, and of the ticket.
     layers: one for each tensor with a mask. normalized: whether the network has norms.
     usual_rate: the learning rate that its optimizer is used with as a rule.
-    controls: values by the name of the control, of this level and data. barriers: of the ticket at this level.
+    controls: values by the name of the control, of this level and data. control_gaps: ticket less control of the other
+        seeds of this recipe that have run, by the name of the control and the seed.
+    barriers: of the ticket at this level.
     """
 
     path: str
@@ -134,6 +146,7 @@ class Evidence:
     normalized: bool
     usual_rate: float
     controls: Mapping[str, float] = field(default_factory=dict)
+    control_gaps: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     barriers: tuple[Barrier, ...] = ()
 
     @property
@@ -181,8 +194,32 @@ class Evidence:
         """
         if self.gap is None or self.delta is None or self.gap <= self.least:
             return False
-        found = confidence_interval(list(self.gaps.values())) if len(self.gaps) >= _LEAST_SEEDS else None
+        found = confidence_interval(list(self.gaps.values())) if len(self.gaps) >= LEAST_SEEDS else None
         return self.gap > self.noise or (found is not None and found[0] > self.least)
+
+    def beside(self, control: str, named: str) -> Standing | None:
+        """How the ticket stands beside a control, which is `named` so in a sentence; None where too few have been made.
+
+        Of three seeds or more it is better where the 95 % interval of the differences lies above 0, else where it is
+        better in this run by more than the margin and more than chance explains.
+        """
+        gaps = dict(self.control_gaps.get(control, {}))
+        if control in self.controls:
+            gaps[self.config.seed] = self.value - self.controls[control]
+        if len(gaps) >= LEAST_SEEDS:
+            found = confidence_interval(list(gaps.values()))
+            assert found is not None, "three seeds have an interval"
+            told = f"beside {named} it is better by {self.show_mean(list(gaps.values()))}"
+            return Standing(found[0] > 0, statistics.fmean(gaps.values()), told)
+        if control not in self.controls:
+            return None
+        value = self.controls[control]
+        noise = self.noise_of(self.value, value)
+        told = (
+            f"{named} reaches {self.show(value)}, the ticket {self.show(self.value)}; of one seed chance alone makes "
+            f"up to {self.show_gap(noise)}, and {LEAST_SEEDS} seeds with this control would be judged together"
+        )
+        return Standing(self.value - value > max(self.least, noise), self.value - value, told)
 
     @property
     def guessing(self) -> float | None:
@@ -192,6 +229,13 @@ class Evidence:
     def show(self, merit: float) -> str:
         """A merit as the value of the metric, with its unit."""
         return self.metric.with_unit(self.metric.merit(merit))
+
+    def show_mean(self, gaps: Sequence[float]) -> str:
+        """The mean of differences over seeds with its 95 % interval: `+0.3 pp over 5 seeds (-0.2 to +0.8)`."""
+        form = "+.1f" if self.metric.unit == "%" else "+.3g"
+        told = f"{statistics.fmean(gaps):{form}} {self.metric.gap} over {len(gaps)} seeds"
+        found = confidence_interval(gaps)
+        return told if found is None else f"{told} ({found[0]:{form}} to {found[1]:{form}})"
 
     def show_gap(self, gap: float) -> str:
         """A difference with its unit, with one digit less than a value has."""

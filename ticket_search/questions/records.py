@@ -52,6 +52,7 @@ def gather(run: Run, samples: Samples, level: int | None = None, delta: float | 
     margin = metric.margin if delta is None else delta
     logged = run.metrics if (run.path / METRICS).exists() else []
     starts_dense = bool(rows) and rows[0]["density"] == 1 and traits.trains_weights
+    others = other_seeds(run)
     found = Evidence(
         path=str(run.path),
         config=config,
@@ -66,7 +67,7 @@ def gather(run: Run, samples: Samples, level: int | None = None, delta: float | 
         densities=tuple(row["density"] for row in rows[1 : (place or 0) + 1]) if rows else (own["density"],),
         dense=dense,
         dense_from=dense_from,
-        gaps=_gaps(run, place),
+        gaps=_gaps({config.seed: run, **others}, place),
         first_fall=None,
         steps=config.epochs * per_epoch,
         start=steps_of(str(getattr(config, "rewind", "0")), per_epoch),
@@ -76,6 +77,7 @@ def gather(run: Run, samples: Samples, level: int | None = None, delta: float | 
         normalized=_has_norms(ticket),
         usual_rate=usual_rate(config),
         controls=_controls(run, place, traits.trains_weights),
+        control_gaps=_control_gaps(others, place, traits.trains_weights),
         barriers=_barriers(run, place),
     )
     return replace(found, first_fall=_first_fall(run, found))
@@ -215,14 +217,26 @@ def other_seeds(run: Run) -> dict[int, Run]:
     return found
 
 
-def _gaps(run: Run, level: int | None) -> dict[int, float]:
+def _gaps(runs: Mapping[int, Run], level: int | None) -> dict[int, float]:
     """Dense less ticket of each seed of the recipe that has run."""
     found = {}
-    for seed, each in {run.config.seed: run, **other_seeds(run)}.items():
+    for seed, each in runs.items():
         dense, _ = _find_dense(each)
         row = row_at(each, level)
         if dense is not None and row is not None:
-            found[seed] = dense - run.metric.merit(known_value(row, "val"))
+            found[seed] = dense - each.metric.merit(known_value(row, "val"))
+    return found
+
+
+def _control_gaps(runs: Mapping[int, Run], level: int | None, trained: bool) -> dict[str, dict[int, float]]:
+    """Ticket less control of each seed, by the name of the control."""
+    found: dict[str, dict[int, float]] = {}
+    for seed, each in runs.items():
+        if (row := row_at(each, level)) is None:
+            continue
+        ticket = each.metric.merit(known_value(row, "val"))
+        for control, value in _controls(each, level, trained).items():
+            found.setdefault(control, {})[seed] = ticket - value
     return found
 
 

@@ -283,12 +283,9 @@ def _instability(e: Evidence) -> tuple[str, bool]:
     if own:
         told = f"the barrier from step {at:,} is {e.show_gap(own[0].mean)} ({own[0].pairs} pairs), stable is below"
         return f"{told} {_STABLE:g}; a high barrier alone is no proof", True
-    reinit = e.controls.get("reinit")
-    if reinit is not None and e.value - reinit <= max(e.least, e.noise_of(e.value, reinit)):
-        return (
-            f"fresh weights under its mask reach {e.show(reinit)}, it {e.show(e.value)}: its start is worth none",
-            True,
-        )
+    fresh = e.beside("reinit", "a draw of fresh weights under its mask")
+    if fresh is not None and not fresh.better:
+        return f"{fresh.told}: that its start is worth anything is not seen", True
     if at >= _EARLY * e.steps:
         return "", False
     return f"it goes back to step {at:,} of {e.steps:,}; whether that is too early has not been measured", False
@@ -296,20 +293,18 @@ def _instability(e: Evidence) -> tuple[str, bool]:
 
 def structure_alone(e: Evidence) -> Finding | None:
     """Shuffled or random masks do as well: how many weights each layer has is all that there is to this ticket."""
-    beside = {kind: e.controls[kind] for kind in ("shuffle", "random") if kind in e.controls}
-    if not e.is_poor or not beside:
-        return None
-    kind, value = max(beside.items(), key=lambda item: item[1])
-    if e.value - value > max(e.least, e.noise_of(e.value, value)):
-        return None
     names = {"shuffle": "its mask shuffled within each layer", "random": "a random mask of as many weights"}
+    found = [beside for kind, named in names.items() if (beside := e.beside(kind, named)) is not None]
+    if not e.is_poor or not found:
+        return None
+    best = min(found, key=lambda beside: beside.gap)
+    if best.better:
+        return None
     earlier = range(1, len(e.densities))
     levels = f" --levels {','.join(map(str, earlier))}" if e.level is not None and len(earlier) else ""
     return Finding(
         "structure-alone", "The structure alone may explain it: that it matters which weights are kept is not seen.",
-        f"{names[kind]} reaches {e.show(value)}, the ticket {e.show(e.value)}; of one seed chance alone makes up to "
-        f"{e.show_gap(e.noise_of(e.value, value))}, `ticket compare` has the answer of all seeds", AT_INIT,
-        command=f"ticket controls {e.path}{levels}",
+        best.told, AT_INIT, command=f"ticket controls {e.path}{levels}",
     )  # fmt: skip
 
 
