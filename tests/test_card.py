@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from ticket_search import controls, search
 from ticket_search.analysis.card import make_card
 from ticket_search.analysis.file_size import size_of_file
 from ticket_search.running.request import read_request
+from ticket_search.runs.records import write_record
 
 SMALL = {"epochs": 1, "threads": 1, "model_args": ("width=0.2",), "progress": False}
 TICKET = "ticket.safetensors"
@@ -97,6 +99,20 @@ def test_of_filters_the_smaller_network_is_told(tmp_path):
     names = {}
     exec(code.replace(TICKET, str(run.path / TICKET)), names)
     assert sum(parameter.numel() for parameter in names["small"].parameters()) == compact["parameters"]
+
+
+def test_the_command_of_a_card_has_the_seeds_of_the_run_and_a_place_for_the_data(runs, tmp_path):
+    """Of an image folder there is no command without --data-dir; the folder itself is the machine's."""
+    folder = tmp_path / "popup"
+    shutil.copytree(runs / "others" / "popup", folder)
+    (line,) = code_in(make_card(folder / TICKET, companions=[]).text, "bash")[-1].splitlines()
+    assert read_request(line.split()[2:]).config.mask_seed == 1 and "--data-dir" not in line
+    config = tomllib.loads((folder / "config.toml").read_text())
+    write_record(folder, "config.toml", {**config, "data_dir": "/home/me/pictures"})
+    text = make_card(folder / TICKET, companions=[]).text
+    (line,) = code_in(text, "bash")[-1].splitlines()
+    assert read_request(line.split()[2:]).config.data_dir == "DATA_DIR"
+    assert "/home/me" not in text and "`DATA_DIR` is the folder that the data set is in." in text
 
 
 def test_what_lies_beside_is_chosen_or_named(runs, tmp_path):

@@ -443,5 +443,5 @@ def test_a_printed_command_names_its_seeds_once():
     from ticket_search.questions.trials import command_of
 
     config = find_method("snip").Config(seed=3, density=0.2)
-    words = command_of(config, [3], {"seed": 3, "density": 0.2}).split()
+    words = command_of(config, [3], "runs", {"seed": 3, "density": 0.2}).split()
     assert words[-2:] == ["--seeds", "3"] and "--seed" not in words and words.count("--density") == 1

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import scipy
 
-from ticket_search import compare, search
-from ticket_search.analysis.headlines import headline, headlines, search_command
+from ticket_search import compare, diagnose, search
+from ticket_search.analysis.commands import search_command
+from ticket_search.analysis.comparison import RECIPE, TASK
+from ticket_search.analysis.headlines import headline, headlines
 from ticket_search.analysis.intervals import Difference, holm
 from ticket_search.analysis.verdict import MOST_ASKED, ONCE, answer_levels, plainly_worse
 from ticket_search.running.request import read_request
@@ -178,6 +180,32 @@ def test_a_ticket_without_a_dense_network_says_how_to_train_one(tmp_path):
     assert line.text.startswith("not compared")
     request = read_request(shlex.split(line.command)[2:])
     assert (request.config.method, request.config.lr, request.launch["--seeds"]) == ("dense", 0.01, "0")
+
+
+GIVEN = {"optimizer": "sgd", "lr": 0.05, "batch_size": 60, "schedule": "cosine", "train_size": 320, "precision": "fp64"}
+
+
+@pytest.mark.parametrize("method", ["snip", "edge-popup"])
+def test_what_is_suggested_can_be_typed_and_is_of_the_same_recipe(method, tmp_path, monkeypatch):
+    """With the folder of the data, and beside the other runs, where the next comparison finds it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my data").mkdir()
+    run = search(method, runs="runs/one", density=0.3, data_dir=str(tmp_path / "my data"), **QUICK, **GIVEN)
+    (line,) = headlines(compare([run.path]))
+    request = read_request(shlex.split(line.command)[2:])
+    assert (request.method.name, request.launch["--runs"], request.launch["--seeds"]) == ("dense", "runs/one", "0")
+    # Of scores only the task is that of a dense network.
+    keys = {*TASK, "data_dir", *(RECIPE if method == "snip" else ())} & vars(request.config).keys()
+    assert {key: getattr(request.config, key) for key in keys} == {key: getattr(run.config, key) for key in keys}
+    assert dict(diagnose(run, progress=False).unmeasured)["the dense network of the same task"] == line.command
+
+
+def test_arrays_and_functions_of_a_script_are_given_in_python():
+    """No command line names them: `--data arrays-...` is refused."""
+    recipe = {"method": "imp", "model": "__main__:net", "data": "arrays-1a2b", "density": 0.2, "levels": []}
+    one, two = (search_command(recipe, seeds) for seeds in ([3], [3, 4]))
+    assert one == "ticket_search.search('imp', model=..., data=..., density=0.2, seed=3)"
+    assert two == "[ticket_search.search('imp', model=..., data=..., density=0.2, seed=seed) for seed in (3, 4)]"
 
 
 def test_random_masks_are_not_asked_whether_random_masks_match(tmp_path):

@@ -1,5 +1,6 @@
 from . import bench_plot as bench_plot
 from . import card as card
+from . import commands as commands
 from . import comparison as comparison
 from . import curves as curves
 from . import dot_plot as dot_plot

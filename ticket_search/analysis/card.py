@@ -25,13 +25,16 @@ from ..contract.metric import ACCURACY, Metric, metric_of
 from ..runs.folders import folder_of_ticket, inspect_folder, list_runs
 from ..runs.names import CONFIG, SUMMARY, TICKET
 from ..runs.records import read_record
+from .commands import search_command
 from .comparison import compare
 from .file_size import FileSize, size_of_file
 from .findings import Comparison, Group, Level
-from .headlines import headline, search_command
+from .headlines import headline
 from .read_runs import NOT_COMPARED
 from .verdict import scale_of
 
+# What stands for the folder of the data in a command.
+_DATA_DIR = "DATA_DIR"
 _STATES, _SPLITS = ("final", "start"), ("test", "validation")
 # What Markdown reads as more than a letter inside a line; links without brackets too.
 _MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~&!$@]|:(?=/)|(?<=w)\.", re.IGNORECASE)
@@ -416,14 +419,13 @@ def _describe_search(ticket: Ticket, run: _Run | None) -> dict[str, Any]:
     meta = ticket.meta
     paper = str(meta.get("paper", "")).rstrip(".")
     method = f"By {escape(meta.get('method', 'another program'))}" + (f" ({escape(paper)})" if paper else "")
-    found = {"method": f"{method}, seed {escape(meta.get('seed', 'not known'))}.", "command": "", "cost": ""}
+    found = {"method": f"{method}, seed {escape(meta.get('seed', 'not known'))}."}
+    found |= dict.fromkeys(("command", "place", "cost"), "")
     if run is None:
         return found | {"cost": "What the search has cost is not known."}
-    if (seed := run.config.get("seed")) is not None and type(seed) is int:
-        command = search_command(run.group.recipe if run.group else run.config, [seed])
-        # A path of the machine, or a function of its author's, is of no use elsewhere.
-        if command.isprintable() and "/" not in command and re.search(r"\w:\w", command) is None:
-            found["command"] = command
+    found["command"] = _command(run)
+    # Where the data were found without being told where, no folder is in the command.
+    found["place"] = _DATA_DIR if f" {_DATA_DIR} " in found["command"] else ""
     cost = run.summary.get("cost")
     trainings = run.row.dense_trainings if run.row is not None else None
     parts = [f"{trainings:.1f} trainings of the dense network"] if trainings is not None else []
@@ -435,6 +437,21 @@ def _describe_search(ticket: Ticket, run: _Run | None) -> dict[str, Any]:
     return found | {
         "cost": f"The search cost {', '.join(parts)}." if parts else "What the search has cost is not known."
     }
+
+
+def _command(run: _Run) -> str:
+    """The command that finds the ticket, where it is of use to others; empty where it is not."""
+    seed = run.config.get("seed")
+    if type(seed) is not int:
+        return ""
+    recipe = dict(run.group.recipe if run.group else run.config)
+    # The folder of the data is another one on each machine.
+    recipe |= {"data_dir": _DATA_DIR if run.config.get("data_dir") else None, "workers": None}
+    recipe |= {key: run.config.get(key) for key in ("init_seed", "order_seed", "mask_seed")}
+    command = search_command(recipe, [seed])
+    # A path of the machine, or a function of its author's, is of no use elsewhere.
+    useful = command.startswith("ticket ") and "/" not in command and re.search(r"\w:\w", command) is None
+    return command if useful and command.isprintable() else ""
 
 
 def _describe_file(size: FileSize, place: Place | None) -> str:

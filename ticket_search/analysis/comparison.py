@@ -131,6 +131,7 @@ def _describe(group: list[Member], groups: Sequence[list[Member]], given: float 
         delta=delta,
         start=_start_of(first),
         recipe=first.recipe,
+        given=first.given,
     )
 
 

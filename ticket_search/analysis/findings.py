@@ -167,7 +167,8 @@ class Group(Keyed):
     is None for a dense network. `start` says from what its tickets are trained: their `initialization`, the weights of
     a `later` step, `trained` weights, or those of a run or a file (`given`); `frozen` ones are never trained, and masks
     may be `moving` while the weights are. `recipe` has the flags of its runs. `label` names the group, `curve` is the
-    label without the density, and `differs` holds the flags that tell the group from the others of its method.
+    label without the density, and `differs` holds the flags that tell the group from the others of its method. `given`
+    has what the runs were told that is no part of their recipe: where the data are.
     """
 
     label: str
@@ -195,6 +196,7 @@ class Group(Keyed):
     differs: Mapping[str, Any] = field(default_factory=dict)
     start: Start = "unknown"
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
     curve: str = ""
     id: str = ""
 

@@ -8,14 +8,15 @@ mask (shuffle). Where less is known, less is said.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
-from ..contract.flags import flag, public_fields
 from ..methods import find_method, method_names
 from ..running.request import control_problems
 from ..runs.names import DEFAULT
+from .commands import PLACE, search_command
 from .comparison import TASK
 from .findings import Comparison, Control, Group, Level
 from .intervals import Difference
@@ -25,8 +26,6 @@ from .verdict import LEAST_SEEDS, ONCE, answer_better, scale_of, seeds_may_be_ad
 SIGNS = {"good": "\N{CHECK MARK}", "bad": "\N{BALLOT X}", "open": "?"}
 # The controls that are made of seeds that are added; those of signs are made by `ticket signs`.
 _ADDED = (*DEFAULT, "random-erk", "small-dense")
-# What each machine settles for itself where nobody says it.
-_OF_THE_MACHINE = ("channels_last", "device", "threads")
 _BE = {"reinit": "fresh weights", "shuffle": "a shuffled mask"}
 _DO = {"reinit": "so do fresh weights", "shuffle": "so does a shuffled mask"}
 
@@ -179,10 +178,12 @@ def _more(group: Group, more: int) -> str:
         return ""
     first = max(group.seeds) + 1
     seeds = range(first, first + more)
-    own = search_command(group.recipe, seeds)
-    own += _controls_flags(group) if own else ""
+    own = search_command({**group.recipe, **group.given}, seeds, runs=_place(group))
     dense = "" if group.baseline == "level 0" else _dense_command(group, [*group.seeds, *seeds])
-    return f"{dense} && {own}" if own and dense else own
+    if not own.startswith("ticket "):
+        return "; ".join(filter(None, (dense, own)))
+    own += _controls_flags(group)
+    return f"{dense} && {own}" if dense else own
 
 
 def _controls_flags(group: Group) -> str:
@@ -207,41 +208,13 @@ def _dense_command(group: Group, seeds: Sequence[int]) -> str:
     """
     if group.start == "unknown":  # of numbers of another program the flags are not known
         return ""
-    recipe = {key: value for key, value in group.recipe.items() if group.start != "frozen" or key in TASK}
-    return search_command({**recipe, "method": "dense"}, seeds) if group.recipe.get("method") in method_names() else ""
-
-
-def search_command(recipe: Mapping[str, Any], seeds: Sequence[int]) -> str:
-    """The command that carries out a recipe with some seeds; empty for a program of somebody else's, or no method.
-
-    Flags that have their default are left out, and those that a method does not have.
-    """
-    method = str(recipe.get("method", ""))
-    if method not in method_names() or "model" not in recipe:
+    given = {**group.recipe, **group.given}
+    recipe = {key: value for key, value in given.items() if group.start != "frozen" or key in (*TASK, *PLACE)}
+    if group.recipe.get("method") not in method_names():
         return ""
-    words = ["ticket", "search", "--method", method]
-    for name, entry in public_fields(find_method(method).Config).items():
-        value, default = recipe.get(name), entry.get_default()
-        if name in _OF_THE_MACHINE or (
-            name == "density" and (find_method(method).traits.dense or recipe.get("levels"))
-        ):
-            continue  # of a list of levels the last is the density
-        if value is None or value in (default, list(default) if isinstance(default, tuple) else default):
-            continue
-        if isinstance(value, bool):
-            words.append(flag(name) if value else "--no-" + flag(name)[2:])
-        else:
-            text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else f"{value}"
-            words += [flag(name), shlex.quote(text)]
-    return " ".join([*words, "--seeds", _ranges(seeds)])
+    return search_command({**recipe, "method": "dense"}, seeds, runs=_place(group))
 
 
-def _ranges(seeds: Sequence[int]) -> str:
-    """Seeds as `--seeds` takes them: 0-2,5."""
-    found: list[list[int]] = []
-    for seed in sorted(set(seeds)):
-        if found and seed == found[-1][1] + 1:
-            found[-1][1] = seed
-        else:
-            found.append([seed, seed])
-    return ",".join(f"{low}" if low == high else f"{low}-{high}" for low, high in found)
+def _place(group: Group) -> str:
+    """The folder of a group's runs, which those belong in that are compared with them."""
+    return str(Path(group.runs[0]).parent) if group.runs else ""

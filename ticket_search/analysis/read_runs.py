@@ -20,6 +20,7 @@ from ..runs.earlier_run import trainings_up_to
 from ..runs.folders import inspect_folder
 from ..runs.names import CONFIG, CONTROLS, SUMMARY
 from ..runs.records import read_record
+from .commands import PLACE
 
 # Two runs are the same experiment where they are equal in all flags but seeds, paths and those of the machine.
 _SEEDS = ("seed", "init_seed", "order_seed", "mask_seed")
@@ -33,7 +34,8 @@ class Member:
     `rows` has a measurement for each level, or a single one, and `controls` one for each control; both are measured by
     the `metric`. `weights` is the part of the cost that lies behind the weights that the search started from: empty if
     none does, None if it is not known. Runs of two experiments are compared as a pair where they have the same `pair`:
-    the seeds of the weights and of the data order.
+    the seeds of the weights and of the data order. `given` has the flags that are no part of the recipe, and without
+    which a run cannot be typed again.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Member:
     weights: Mapping[str, Any] | None = field(default_factory=dict)
     measured_here: bool = True
     metric: Metric = ACCURACY
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -147,6 +150,7 @@ def _read_run(folder: Path) -> Member:
         dense_trainings=cost["dense_trainings"],
         weights=weights,
         metric=metric_of(summary),
+        given={key: config[key] for key in PLACE if key in config},
     )
 
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from supermask.masks import notebook
 
+from ..analysis.commands import PLACE, search_command
 from ..analysis.comparison import TASK
-from ..analysis.headlines import search_command
 from ..contract.errors import Problems, RequestError, several_tasks
 from ..contract.flags import to_plain
 from ..contract.keyed import Keyed
@@ -32,7 +32,7 @@ from ..runs.progress import Progress
 from ..runs.run import Run
 from . import records, rules, trials
 from .evidence import LEAST_SEEDS, Evidence
-from .suggestions import Finding, change
+from .suggestions import Finding, change, with_seed
 from .trials import Trial
 
 # So many of the suggestions are tried where their number is not given, with so many seeds.
@@ -219,7 +219,9 @@ def _with_command(finding: Finding, e: Evidence) -> Finding:
     if finding.kind == "too-few-seeds":
         first = max(e.gaps) + 1
         seeds = list(range(first, first + rules.SEEDS - len(e.gaps)))
-    return replace(finding, command=trials.command_of(change(e.config, finding.flags), seeds, finding.flags))
+    # Other seeds draw everything of their own.
+    config = with_seed(change(e.config, finding.flags), seeds[0])
+    return replace(finding, command=trials.command_of(config, seeds, Path(e.path).parent, finding.flags))
 
 
 def _conclude(e: Evidence, findings: tuple[Finding, ...], tried: tuple[Trial, ...]) -> Diagnosis:
@@ -280,8 +282,9 @@ def _unmeasured(e: Evidence, state: State) -> tuple[tuple[str, str], ...]:
     """What would tell more of a run that is not healthy, with the command that measures it."""
     found = []
     if e.dense is None:
-        recipe = {key: value for key, value in to_plain(e.config).items() if e.trains or key in TASK}
-        command = search_command({**recipe, "method": "dense"}, [e.config.seed])
+        kept = (*TASK, *PLACE, "init_seed", "order_seed")
+        recipe = {key: value for key, value in to_plain(e.config).items() if e.trains or key in kept}
+        command = search_command({**recipe, "method": "dense"}, [e.config.seed], runs=Path(e.path).parent)
         found.append(("the dense network of the same task", command))
     if state != "poor":
         return tuple(found)

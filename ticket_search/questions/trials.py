@@ -5,21 +5,21 @@ Student, The Probable Error of a Mean, 1908; Holm, A Simple Sequentially Rejecti
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..analysis.headlines import search_command
+from ..analysis.commands import search_command
 from ..analysis.intervals import ALPHA, Difference, chance_of_none, difference, holm
 from ..contract.errors import RequestError, RunError
-from ..contract.flags import Config, flag, to_plain
+from ..contract.flags import Config, to_plain
 from ..contract.keyed import Keyed
-from ..contract.leave import can_be_typed, code_in
 from ..contract.metric import known_value
 from ..running.controls import Given
 from ..running.plan import make_plan
-from ..running.request import ARRAYS, request_of
+from ..running.request import request_of
 from ..running.search import carry_out, prepare
 from ..runs.experiment import Setup
 from ..runs.folders import choose_folder, inspect_folder
@@ -214,7 +214,7 @@ def _describe(
         on_test=gaps["test"],
         p_holm=None,
         helped=False,
-        command=command_of(config, sorted(found), finding.flags),
+        command=command_of(config, sorted(found), Path(evidence.path).parent, finding.flags),
         failed={**{seed: f"as it was: {why}" for seed, why in lost.items()}, **failed},
     )
 
@@ -242,27 +242,12 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
     return max(helped, key=lambda pair: pair[0])[1] if helped else None
 
 
-def command_of(config: Config, seeds: Sequence[int], flags: Mapping[str, Any] | None = None) -> str:
+def command_of(
+    config: Config, seeds: Sequence[int], runs: str | os.PathLike[str], flags: Mapping[str, Any] | None = None
+) -> str:
     """The command that carries out a configuration; of code or data that cannot be typed, the call in Python.
 
-    `flags` are those that are told even where they have their default.
+    `flags` are those that are told even where they have their default, and `runs` is the folder of all runs.
     """
-    given = (flags or {}).items()
-    # The seeds are told in the end.
-    changed = {key: value for key, value in given if key not in ("method", "seed") and value is not None}
-    code = code_in(vars(config))
-    if config.data.startswith(ARRAYS) or not all(map(can_be_typed, code.values())):
-        defaults = type(config).model_construct().model_dump(mode="json", exclude_none=True)
-        plain = {**to_plain(config), **changed}
-        own = {key: value for key, value in plain.items() if key in changed or defaults.get(key) != value}
-        idle = ("method", "data", "model", "threads", "device", "seed", *code)
-        words = [repr(config.method), *(f"{name}=..." for name in dict.fromkeys(("model", "data", *code)))]
-        words += [f"{key}={value!r}" for key, value in own.items() if key not in idle]
-        return f"ticket_search.search({', '.join([*words, f'seed={seeds[0]}'])})"
-    command, _, last = search_command({**to_plain(config), "seed": 0}, seeds).rpartition(" --seeds ")
-    told = [
-        f"{flag(key)} {suggestions.as_text(value)}"
-        for key, value in changed.items()
-        if f" {flag(key)} " not in f"{command} " and not isinstance(value, bool)
-    ]
-    return " ".join([command, *told, "--seeds", last])
+    told = [key for key, value in (flags or {}).items() if value is not None]
+    return search_command(to_plain(config) | {key: getattr(config, key) for key in told}, seeds, runs=runs, told=told)
