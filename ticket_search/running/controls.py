@@ -51,8 +51,8 @@ from .plan import make_plan, time_untrained
 from .read_config import find_kind, read_config
 from .request import Request, control_problems, describe_functions, name_problems, request_of, shape_of
 from .search import carry_out, check_training, prepare
-from .small_dense import train_small_dense
-from .train import random_masks
+from .small_dense import check_small_dense, train_small_dense
+from .train import random_masks, start_problem
 
 _ROW = (
     "density", "kept", "test_accuracy", "val_accuracy", "test_metric", "val_metric", "min_validation_loss", "seconds"
@@ -128,6 +128,8 @@ def controls(
         if not _is_there(key := {"control": kind, "trained": asked.trained, "data": where, "level": level}, rows)
     ]
     there = given if elsewhere is None else dataclasses.replace(given, data=elsewhere)
+    if any(kind == "small-dense" for kind, _, _ in todo):
+        check_small_dense(opened.config, given.model)
     with progress if isinstance(progress, Progress) else Progress(progress) as shows:
         if todo and shows.shown:
             shows.label("controls: timing the first steps")
@@ -281,7 +283,10 @@ def _check(
             f"--survivors trains one ticket, and that of {run.path} is of {len(tasks)} tasks: "
             f"`ticket train {run.path} --task {tasks[0]}` trains one of them"
         )
-    problems.add(*(f"{run.path} {problem}" for problem in control_problems(run.config, chosen)))
+    impossible = control_problems(run.config, chosen)
+    problems.add(*(f"{run.path} {problem}" for problem in impossible))
+    if impossible and (others := [kind for kind in chosen if not control_problems(run.config, [kind])]):
+        problems.add(f"--controls {','.join(others)} makes the others")
     problems.add(*(unknown("control", kind, known) for kind in chosen if kind not in known))
     there = [int(row["level"]) for row in run.levels]
     if levels and not there:
@@ -292,7 +297,27 @@ def _check(
             *(f"level {level}: after the dense level 0 the run has levels 1 to {there[-1]}" for level in wrong)
         )
     problems.raise_if_any()
-    return Asked(chosen, list(dict.fromkeys(levels)) if levels else [there[-1] if there else None], trained)
+    asked = Asked(chosen, list(dict.fromkeys(levels)) if levels else [there[-1] if there else None], trained)
+    # An output layer that is drawn anew is known only with the network.
+    if head == "ticket":
+        problems.add(*_start_problems(run, asked))
+    problems.raise_if_any()
+    return asked
+
+
+def _start_problems(run: Run, asked: Asked) -> list[str]:
+    """Why controls cannot be made of the weights that the run's tickets have stored, each problem once."""
+    found = []
+    for level in asked.levels:
+        ticket = supermask.load(_ticket_of(run, level))
+        parts = [ticket.task(name) for name in ticket.tasks] or [ticket]
+        for kind in asked.kinds:
+            if not asked.trained:
+                found += [untrained_problem(part, kind) for part in parts]
+            elif kind not in ("ticket", "dense", "small-dense") and "start" in ticket.states:
+                place = _whole_of(run, kind)
+                found.append(start_problem(ticket, kind, None if place is None else supermask.load(place)))
+    return [f"{run.path}: {problem}" for problem in dict.fromkeys(filter(None, found))]
 
 
 def _train(
@@ -331,18 +356,24 @@ def _prepare(run: Run, kind: str, level: int | None, given: Given, head: str) ->
     elif kind not in ("ticket", "dense"):
         flags["mask_seed"] = config.seeds["mask"] + OTHER_SEED
     if flags["control"] != "none":
-        # The ticket does not store the weights under the dropped ones. They are those of the dense network at the step
-        # that the ticket was rewound to; of fresh weights, how those of the dense network were drawn is enough.
-        dense = run.path / "levels" / "00" / TICKET
-        point = run.path / REWIND_POINT
-        if point.exists():
-            flags["whole"] = str(point.resolve())
-        elif kind in ("reinit", *SIGNS) and dense.exists():
-            flags["whole"] = str(dense.resolve())
+        whole = _whole_of(run, kind)
+        flags["whole"] = None if whole is None else str(whole.resolve())
     flags, functions = describe_functions({**flags, **given.functions})
     asked = {key: value for key, value in flags.items() if value is not None}
     request = check_training(ticket, given.model, given.data, asked, leaves=config.leaves)
     return prepare(dataclasses.replace(request, functions=functions))
+
+
+def _whole_of(run: Run, kind: str) -> Path | None:
+    """The file of the dense network that a control takes its weights from; None where the ticket's own draws do.
+
+    The ticket does not store the weights under the dropped ones. They are those of the dense network at the step that
+    the ticket was rewound to; of fresh weights, how those of the dense network were drawn is enough.
+    """
+    dense, point = run.path / "levels" / "00" / TICKET, run.path / REWIND_POINT
+    if point.exists():
+        return point
+    return dense if kind in ("reinit", *SIGNS) and dense.exists() else None
 
 
 def _ticket_of(run: Run, level: int | None) -> Path:
@@ -397,11 +428,8 @@ def make_untrained(ticket: Ticket, kind: str, seed: int, made: Setup, config: Co
         RequestError: the ticket's weights were not drawn from a seed.
     """
     final, masks = ticket.states["final"], ticket.masks
-    lost = [name for name in masks if name not in final.drawn]
-    if lost:
-        raise RequestError(
-            f"the control {kind} needs weights that a seed draws; the ticket stores those of {', '.join(lost)}"
-        )
+    if problem := untrained_problem(ticket, kind):
+        raise RequestError(problem)
     draws = dict(final.drawn)
     if kind == "reinit":
         draws = {
@@ -414,6 +442,13 @@ def make_untrained(ticket: Ticket, kind: str, seed: int, made: Setup, config: Co
         masks = random_masks(masks, False, made.targets(config, made.make_model(config)), seed)
     tensors = {name: draw.tensor(name) for name, draw in draws.items()} | dict(final.stored)
     return supermask.Ticket(masks, {"final": supermask.make_state(tensors, masks, draws)}, dict(ticket.meta))
+
+
+def untrained_problem(ticket: Ticket, kind: str) -> str:
+    """Why a control of frozen weights cannot be made, in one sentence; "" if it can."""
+    lost = [name for name in ticket.masks if name not in ticket.states["final"].drawn]
+    told = f"the control {kind} needs weights that a seed draws; the ticket stores those of {', '.join(lost)}"
+    return told if lost else ""
 
 
 def _name_of(data: Any, run: Run) -> str:

@@ -16,14 +16,14 @@ from pydantic.fields import FieldInfo
 from supermask import weights
 
 from ..contract.errors import Problems, RequestError, unknown, unknown_flag
-from ..contract.flags import Config, flag, is_switch, make_config, public_fields
+from ..contract.flags import Config, flag, is_switch, is_zero, make_config, public_fields
 from ..contract.leave import FLAGS, Leaves, describe_function, leave_here
 from ..contract.method import Method
 from ..contract.recipes import find_recipe
 from ..data.sources import source_names, without_version
 from ..methods import own_methods, usable_methods
 from ..models.names import is_factory, model_names
-from ..runs.names import CONFIG, MOVING, TRAINED
+from ..runs.names import CONFIG, DRAWN, EVALUATED, MOVING, TRAINED
 from ..trust.mark import leave_of
 from .read_config import find_kind
 
@@ -241,8 +241,11 @@ def shape_of(config: Config) -> str:
 
 
 def control_problems(config: Config, kinds: Iterable[str] = ()) -> list[str]:
-    """Why a control would differ from the tickets of this configuration in more than one thing; empty if none does."""
-    problems = []
+    """Why controls of the tickets of this configuration cannot be made, or would differ in more than one thing.
+
+    Empty if all can be, as far as the configuration tells.
+    """
+    problems, kinds = [], list(kinds)
     shape = shape_of(config)
     moving = [kind for kind in kinds if kind in MOVING]
     if shape != "weight" and moving:
@@ -254,6 +257,33 @@ def control_problems(config: Config, kinds: Iterable[str] = ()) -> list[str]:
         problems.append("starts each level with the optimizer's restored moments, which no control has")
     if find_kind(config.method).traits.changes_masks:
         problems.append("prunes while it trains: no control can be trained as its ticket was")
+    return problems + _kept_problems(config, kinds)
+
+
+def _kept_problems(config: Config, kinds: Sequence[str]) -> list[str]:
+    """The controls that need to know how the weights were drawn, where none were: `--init keep`.
+
+    A ticket that is trained again is of weights that its own search drew, or not: only its file tells.
+    """
+    if config.init != "keep" or config.method == "train":
+        return []
+    kept = "--init keep, as with --weights" if config.weights else "--init keep"
+    other = "without --weights" if config.weights else "with another --init"
+    frozen = not find_kind(config.method).traits.trains_weights
+    fresh = [kind for kind in kinds if kind in DRAWN or (frozen and kind in EVALUATED)]
+    # What it is rewound to is kept whole; from the start only what the mask keeps.
+    moving = [kind for kind in kinds if kind in MOVING and is_zero(getattr(config, "rewind", "0"))]
+    problems = []
+    if fresh:
+        problems.append(
+            f"starts from weights that no seed has drawn ({kept}), so that how fresh ones are drawn is not known: "
+            f"{', '.join(fresh)} cannot be made; a search {other} has this control"
+        )
+    if moving and not frozen:
+        problems.append(
+            f"has not kept the weights under the dropped ones, which no seed has drawn ({kept}): {', '.join(moving)} "
+            f"cannot be made; a search {other}, or with --rewind to a later step, has this control"
+        )
     return problems
 
 

@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from supermask import Draw, Ticket
 
 
+def signed_problem(ticket: Ticket, kind: str, draws: Mapping[str, Draw]) -> str:
+    """Why this start cannot be made of tensors that were drawn so, in one sentence; "" if it can."""
+    lost = [name for name in ticket.masks if name not in draws]
+    if kind == "magnitudes" or not lost:
+        return ""
+    return (
+        f"--control {kind} gives all kept weights of a layer the standard deviation of their init, and the weights of "
+        f"{', '.join(lost)} come from elsewhere (a checkpoint, or the model itself with --init keep): a search that "
+        "starts from scratch has this control"
+    )
+
+
 def make_signed(ticket: Ticket, kind: str, draws: Mapping[str, Draw], seed: int) -> Ticket:
     """A ticket of the same mask that starts from less than the ticket does.
 
@@ -39,12 +51,8 @@ def make_signed(ticket: Ticket, kind: str, draws: Mapping[str, Draw], seed: int)
     tensors = ticket.state_dict("start")
     constant = [name for name, draw in draws.items() if draw.init not in inits.WEIGHT_INITS]
     weights = [name for name in ticket.masks if name not in constant]
-    if kind != "magnitudes" and (lost := [name for name in weights if name not in draws]):
-        raise RequestError(
-            f"--control {kind} gives all kept weights of a layer the standard deviation of their init, and the weights "
-            f"of {', '.join(lost)} come from elsewhere (a checkpoint, the model itself): a search that starts from "
-            "scratch has this control"
-        )
+    if problem := signed_problem(ticket, kind, draws):
+        raise RequestError(problem)
     source = ticket.state_dict("final") if kind == "trained-signs" else tensors
     for name in weights:
         start = tensors[name]

@@ -35,18 +35,25 @@ ALSO = (
 )  # fmt: skip
 
 
-def find_width(kept: int, setup: Setup, model: str | Callable[..., nn.Module], config: Config) -> float:
-    """The factor of the hidden layers' units that makes a network of `kept` maskable weights, or the nearest.
+def check_small_dense(config: Config, model: str | Callable[..., nn.Module] | None) -> None:
+    """Check that the network of a run has a smaller one.
 
     Raises:
-        RequestError: a network that takes no argument `width`.
+        RequestError: it starts from a checkpoint, or takes no argument `width`.
     """
-    takes = inspect.signature(find_model(model, config.leaves)).parameters
+    if config.weights:
+        raise RequestError("the control small-dense: a network that starts from a checkpoint has no smaller one")
+    factory = model or config.model
+    takes = inspect.signature(find_model(factory, config.leaves)).parameters
     if "width" not in takes:
         raise RequestError(
             f"the control small-dense needs a network that takes an argument width, a factor of its hidden units; "
-            f"{setup.architecture['name']} takes {', '.join(takes) or 'none'}"
+            f"{describe_model(factory)} takes {', '.join(takes) or 'none'}"
         )
+
+
+def find_width(kept: int, setup: Setup, model: str | Callable[..., nn.Module], config: Config) -> float:
+    """The factor of the hidden layers' units that makes a network of `kept` maskable weights, or the nearest."""
 
     def weights(width: float) -> int:
         narrow = make_setup(setup.method, model, setup.data, _narrowed(config, width))
@@ -85,8 +92,7 @@ def train_small_dense(
         found = Run(done, read_config(done))
     else:
         config, factory = run.config, model or run.config.model
-        if config.weights:
-            raise RequestError("the control small-dense: a network that starts from a checkpoint has no smaller one")
+        check_small_dense(config, model)
         width = find_width(kept, setup, factory, config)
         values = {key: getattr(config, key) for key in (*REPEATED, *ALSO) if key not in ("include", "exclude")}
         values["model_args"] = _narrowed(config, width).model_args

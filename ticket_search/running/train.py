@@ -22,7 +22,7 @@ from ..contract.flags import flag
 from ..contract.method import Stage, Traits
 from ..data.samples import whole_batches
 from ..runs.names import SIGNS
-from .signed_starts import make_signed
+from .signed_starts import make_signed, signed_problem
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -216,23 +216,14 @@ def make_control(
     masks, origin = ticket.masks, ticket.states["start"]
     if whole is not None:
         origin = whole.states["start"]
+    if problem := start_problem(ticket, config.control, whole):
+        raise RequestError(problem)
     if config.control in SIGNS:
         return make_signed(ticket, config.control, origin.drawn, config.seeds["init"])
     draws = dict(origin.drawn)
     tensors = {name: draw.tensor(name) for name, draw in draws.items()} | dict(origin.stored)
     if whole is not None and config.control != "reinit":
         tensors = whole.state_dict("final")
-    if config.control == "reinit" and (lost := [name for name in masks.counted() if name not in draws]):
-        raise RequestError(
-            f"--control reinit: the weights of {', '.join(lost)} come from elsewhere (a checkpoint, the model itself), "
-            "so how fresh ones would be drawn is not known: a search that starts from scratch has this control"
-        )
-    lost = [name for name in masks if name not in draws and not (whole is not None and name in tensors)]
-    if lost:
-        raise RequestError(
-            f"--control {config.control} needs the weights under the dropped ones; the ticket stores those it keeps of "
-            f"{', '.join(lost)}; --whole names the dense network that it was rewound to (rewind.safetensors)"
-        )
     if config.control == "reinit":
         seed = config.seeds["init"]
         # What carries no mask too: biases and norms alone are no draw.
@@ -250,6 +241,27 @@ def make_control(
     else:
         masks = random_masks(masks, config.control == "random-erk", targets, config.seeds["mask"])
     return supermask.Ticket(masks, {"start": supermask.make_state(tensors, masks, draws)}, dict(ticket.meta))
+
+
+def start_problem(ticket: Ticket, control: str, whole: Ticket | None = None) -> str:
+    """Why a control cannot be made of what is known of a ticket's weights, in one sentence; "" if it can."""
+    origin = ticket.states["start"] if whole is None else whole.states["start"]
+    if control in SIGNS:
+        return signed_problem(ticket, control, origin.drawn)
+    if control == "reinit" and (lost := [name for name in ticket.masks.counted() if name not in origin.drawn]):
+        return (
+            f"--control reinit: the weights of {', '.join(lost)} come from elsewhere (a checkpoint, or the model "
+            "itself with --init keep), so how fresh ones would be drawn is not known: a search that starts from "
+            "scratch has this control"
+        )
+    there = [] if whole is None else whole.states["start" if control == "reinit" else "final"].names
+    lost = [name for name in ticket.masks if name not in origin.drawn and name not in there]
+    if not lost:
+        return ""
+    return (
+        f"--control {control} needs the weights under the dropped ones; the ticket stores those it keeps of "
+        f"{', '.join(lost)}; --whole names the dense network that it was rewound to (rewind.safetensors)"
+    )
 
 
 def random_masks(masks: Masks, by_dimensions: bool, targets: Targets, seed: int) -> Masks:

@@ -46,6 +46,8 @@ SURVIVORS = ("ticket", "reinit", "shuffle")
 DEFAULT = ("reinit", "shuffle", "random")
 # The controls that move the mask to other positions, weight by weight.
 MOVING = ("shuffle", "random", "random-erk")
+# The controls that need to know how the ticket's own weights were drawn.
+DRAWN = ("reinit", "initial-signs", "trained-signs")
 
 
 def default_name(config: Config, dense: bool) -> str:
