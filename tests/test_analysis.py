@@ -168,6 +168,21 @@ def test_as_early_as_the_dense_network(row, answer, because):
     assert because in found.because
 
 
+@pytest.mark.parametrize(
+    ("changes", "frozen", "because"),
+    [
+        ({"early_step": None}, False, "the steps of minimum validation loss are not known"),
+        ({"early_step": 90.0}, True, "its steps train scores over frozen weights"),
+        ({"early_step": 90.0}, False, "the steps of minimum validation loss of the dense network are not known"),
+        ({"early_step": 90.0, "difference": None}, True, "there is no run with the same seeds to compare with"),
+    ],
+)  # fmt: skip
+def test_why_it_is_not_known_whether_it_is_as_early_is_what_is_so(changes, frozen, because):
+    row = replace(level(0.5, 0.0, 100, 200), later=None, **changes)
+    found = judge(answer_levels([DENSE, row], 0.5), [], {}, 0.5, frozen=frozen).as_early
+    assert found.answer == "unknown" and found.because.startswith(because)
+
+
 def test_without_a_margin_each_level_says_so_itself():
     rows = answer_levels([DENSE, level(0.5, 0.0, 100, 200), level(0.1, -3.0, 100, 200)], None)
     for row, gap in zip(rows[1:], ("+0.00", "-3.00"), strict=True):
@@ -285,6 +300,8 @@ def test_untrained_tickets_are_compared_with_dense_training_and_it_is_said_how_t
     assert group["baseline"] == "dense" and group["levels"][0]["difference"]["n"] == 2
     assert group["verdict"]["matching"]["answer"] != "yes", "two seeds are too few"
     assert any("another recipe: --batch-size" in note for note in found["notes"])
+    assert group["levels"][0]["early_step"] is not None
+    assert "train scores over frozen weights" in group["verdict"]["as_early"]["because"]
     alone = compare([runs["edge-popup", 0].path])
     assert alone["groups"][0]["verdict"]["matching"]["answer"] == "unknown"
     assert alone["groups"][0]["std"] is None and alone["groups"][0]["interval"] is None

@@ -20,10 +20,10 @@ from rich.console import Console
 from ticket_search import RequestError, compare
 from ticket_search.analysis import levels, overview, paper
 from ticket_search.analysis.curves import PAPER, Look, draw
-from ticket_search.analysis.headlines import headline, headlines
+from ticket_search.analysis.headlines import Headline, headline, headlines
 from ticket_search.analysis.html import to_html
 from ticket_search.analysis.plots import plot_comparison
-from ticket_search.analysis.tables import read_csv, to_csv, to_latex, to_markdown
+from ticket_search.analysis.tables import CORRECTED, read_csv, to_csv, to_latex, to_markdown
 from ticket_search.cli import compare as command
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -119,6 +119,21 @@ def test_one_step_deeper_is_everything(width, monkeypatch):
             assert f"{control.p_holm:.2g}" in text
         for answer in group.verdict.answers.values() if group.verdict else ():
             assert f"{answer.asked} {answer.in_words()} {answer.because}" in text
+
+
+def test_it_is_said_over_what_p_values_are_corrected(monkeypatch):
+    text = " ".join("\n".join(printed(seven(), 80, monkeypatch, full=True)).split())
+    assert text.count(f"Holm p: {CORRECTED}") == 1, "below the controls, of which one method has some"
+    assert CORRECTED in to_markdown(seven(), full=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(4, "and one more command like these"), (6, "and 3 more commands like these")]
+)
+def test_the_commands_that_are_not_printed_are_counted(number, told, monkeypatch):
+    lines = [Headline(f"mine at {place} %", "no", "open", f"ticket controls {place}") for place in range(number)]
+    monkeypatch.setattr("ticket_search.analysis.headlines.headlines", lambda found: lines)
+    assert any(line.startswith(told) for line in printed(compare([], others=rows_of("mine", [0.5])), 80, monkeypatch))
 
 
 def test_signs_that_a_terminal_does_not_have_are_written_otherwise(monkeypatch):

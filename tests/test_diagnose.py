@@ -181,6 +181,12 @@ def test_no_rule_but_those_of_the_dense_training_finds_anything_where_the_ticket
         assert rule(e) is None
 
 
+def test_one_of_a_thing_is_told_in_the_singular():
+    one = rules.rewind_later(plant(barriers=(Barrier("ticket", 30, 9.0, 1),)))
+    assert "9.0 pp (1 pair), stable" in one.evidence
+    assert rules.too_few_epochs(plant("snip", base=FALLS, flags={"epochs": 1})).evidence.startswith("1 epoch of ")
+
+
 def test_the_order_is_of_trainings_first_and_of_what_was_measured_before_what_was_not():
     e = plant("one-shot", base=LOST, layers=CUT, densities=(0.03,), start=0)
     kinds = [finding.kind for finding in rules.find(e)]

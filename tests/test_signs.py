@@ -263,7 +263,13 @@ def test_the_command(folder, found, ticket):
     shown = ticket("signs", "s0", "s1", "--runs", str(folder), "--plot", "signs.png")
     assert shown.code == 0, shown.err
     assert shown.out.strip().startswith(found.headline)
-    for text in ("initial-signs: its initial signs", "fc2.weight", "what the masks of 2 runs have in common"):
+    corrected = "corrected over these 5 differences to the ticket and that of the last question"
+    for text in (
+        "initial-signs: its initial signs",
+        "fc2.weight",
+        "what the masks of 2 runs have in common",
+        corrected,
+    ):
         assert text in shown.out
     assert Path("signs.png").read_bytes().startswith(b"\x89PNG")
     told = json.loads(ticket("signs", "s0", "s1", "--runs", str(folder), "--json").out)

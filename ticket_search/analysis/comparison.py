@@ -113,8 +113,9 @@ def _describe(group: list[Member], groups: Sequence[list[Member]], given: float 
         # The questions are not about the ticket on other data, nor about a frozen one that was trained after all.
         own = [row for row in controls if row.data == _data_of(first) and row.trained != first.frozen]
         verdict = judge(
-            levels, own, _against_dense(group, baseline), delta, first.whole_units, scale, first.method == "random"
-        )
+            levels, own, _against_dense(group, baseline), delta, first.whole_units, scale, first.method == "random",
+            first.frozen,
+        )  # fmt: skip
     last = levels[-1]
     return Group(
         label=first.method,

@@ -18,7 +18,7 @@ from .headlines import headline, headlines
 from .levels import worth_telling
 from .overview import ABOUT, overview
 from .plots import figure_inline
-from .tables import make_tables, right_aligned
+from .tables import CORRECTED, make_tables, right_aligned
 from .verdict import LEAST_SEEDS
 
 # Whether an answer speaks for the claim that this is a ticket.
@@ -164,7 +164,8 @@ def _how_to_read(comparison: Comparison) -> list[tuple[str, str]]:
             "Controls",
             "as many weights as the ticket: its mask with fresh weights (reinit), its mask shuffled within layers "
             "(shuffle), random masks, a small dense network. If the ticket is not better than a control, then what the "
-            "control changes does not matter. p-values are corrected for the number of controls (Holm).",
+            "control changes does not matter. p-values are "
+            f"{CORRECTED} (Holm).",
         ),
         ("Undecided", "there are too few seeds to tell."),
         ("Unknown", "something to compare with is missing: a run, or the margin."),

@@ -43,6 +43,8 @@ OF_METRICS = {
 }
 _KNOWN = {**COLUMNS, **OF_METRICS}
 _SHOWN_PROBLEMS = 20
+# Over what the p-values of controls are corrected.
+CORRECTED = "corrected over the controls of one ticket at one density on one data set, and over those of signs apart"
 # A name of a method with more characters is wrapped in LaTeX.
 _LATEX_NAME = 24
 _Count = Annotated[int, Field(ge=0)]
@@ -250,7 +252,7 @@ def _tables_of(groups: Sequence[Group], metric: Metric) -> list[Table]:
         f"test {metric.in_words}, mean over seeds; differences in {metric.gap_in_words}{better}, paired by seed; "
         "intervals of 95 %"
     )
-    corrected = f"{note}; Holm p: p-value of no difference, corrected for the number of controls"
+    corrected = f"{note}; Holm p: p-value of no difference, {CORRECTED}"
     found = [
         _table(("Levels", note), levels, level_columns), _table(("Controls", corrected), controls, control_columns)
     ]  # fmt: skip

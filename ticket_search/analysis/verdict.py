@@ -200,6 +200,7 @@ def judge(
     whole_units: bool = False,
     scale: Scale = POINTS,
     is_random: bool = False,
+    frozen: bool = False,
 ) -> Verdict:
     """Answer the questions about a group.
 
@@ -214,6 +215,7 @@ def judge(
         whole_units: whether filters or blocks were dropped, for which no control moves single weights.
         scale: of the differences.
         is_random: whether the masks are random themselves, which are not asked whether a random mask matches too.
+        frozen: whether the weights are never trained, so that the steps are those of scores.
     """
     sparse = [row for row in levels if row.density < 1]
     matching = [row for row in sparse if row.matching is not None and row.matching.answer == "yes"]
@@ -234,20 +236,20 @@ def judge(
         matching=sparse[-1].matching if sparse else None,
         sparsest_matching=matching[-1].density if matching else None,
         controls_at=about.density,
-        as_early=replace(_answer_as_early(timed), density=timed.density),
+        as_early=replace(_answer_as_early(timed, frozen), density=timed.density),
         init=replace(init, density=about.density),
         positions=replace(positions, density=about.density),
         trivial=None if is_random else replace(trivial, density=about.density),
     )
 
 
-def _answer_as_early(row: Level) -> Answer:
+def _answer_as_early(row: Level, frozen: bool) -> Answer:
     if row.retrained:
         because = "its training continues from trained weights, so its steps are not those of a whole training"
         return Answer(AS_EARLY, "unknown", because)
     later = row.later
     if later is None:
-        return Answer(AS_EARLY, "unknown", "the steps of minimum validation loss are not known")
+        return Answer(AS_EARLY, "unknown", _why_no_delay(row, frozen))
     answer = answer_not_worse(AS_EARLY, -later, LATER * later.dense, Scale("steps sooner"))
     if later.at_end and answer.answer != "no":
         because = (
@@ -256,6 +258,16 @@ def _answer_as_early(row: Level) -> Answer:
         )
         return Answer(AS_EARLY, "unknown", because)
     return answer
+
+
+def _why_no_delay(row: Level, frozen: bool) -> str:
+    if row.early_step is None:
+        return "the steps of minimum validation loss are not known"
+    if row.difference is None:
+        return "there is no run with the same seeds to compare with"
+    if frozen:
+        return "its steps train scores over frozen weights, so they are not those of a training of the dense network"
+    return "the steps of minimum validation loss of the dense network are not known"
 
 
 def _in_words(found: Difference, scale: Scale) -> str:

@@ -225,7 +225,8 @@ def _print_headlines(found: Comparison, full: bool) -> None:
         # In one line, however long: it is to be copied.
         output().print(f"  {line.command}", markup=False, highlight=False, soft_wrap=True)
     if left:
-        _say(f"and {left} more commands like these: add --full", "dim")
+        many = "one more command like these" if left == 1 else f"{left} more commands like these"
+        _say(f"and {many}: add --full", "dim")
 
 
 def _print_part(part: Part) -> None:
@@ -292,6 +293,8 @@ def _print_group(group: Group) -> None:
     if group.controls:
         control_columns = ("control", "data", "density", test, "95 % interval", "ticket minus control", "Holm p")
         _print_columns(control_columns, [_control_cells(row, metric) for row in group.controls])
+        if any(row.p_holm is not None for row in group.controls):
+            _say(f"  Holm p: {analysis.tables.CORRECTED}", "dim")
     for answer in group.verdict.answers.values() if group.verdict else ():
         _say(f"  {answer.asked} {answer.in_words()}", "bold")
         output().print(Padding(Text(_in_signs(answer.because)), (0, 0, 0, 4)))

@@ -80,6 +80,9 @@ def _show(found: Signs) -> None:
     output().print(f"\n{about}; trained under its mask, from", markup=False, highlight=False)
     columns = ("start", f"test {metric.column}", "95 % interval", f"to the ticket ({metric.gap})", "p (Holm)")
     print_table(columns, [_arm_cells(arm, metric) for arm in found.arms])
+    if tested := sum(arm.p_holm is not None for arm in found.arms):
+        line = f"p (Holm): corrected over these {tested} differences to the ticket and that of the last question"
+        output().print(f"{line}; `ticket compare` corrects over fewer", markup=False, highlight=False)
     print_table(
         ("question", "answer", "because"), [(each.question, each.in_words(), each.because) for each in found.answers]
     )

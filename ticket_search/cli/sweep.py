@@ -72,7 +72,7 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
     timed: dict[str, Costs] = {}
     try:
         # The first output, before anything that takes a while.
-        errors().print(f"{len(asked.runs)} runs of {asked.name or 'one search'}", markup=False, highlight=False)
+        errors().print(f"{_runs(len(asked.runs))} of {asked.name or 'one search'}", markup=False, highlight=False)
         with Progress() as progress:
             progress.label("counting the steps of each run and timing some")
             starting = _load()
@@ -105,6 +105,10 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
         _say_failures(plan, result)
         raise typer.Exit(1)
     return result.finished
+
+
+def _runs(number: int) -> str:
+    return f"{number} run{'' if number == 1 else 's'}"
 
 
 def _load() -> float:
@@ -144,7 +148,7 @@ def print_plan(plan: SweepPlan, dry_run: bool, as_json: bool, first: SweepPlan |
     rows = [(row.configuration, row.runs, row.done, row.steps, duration(row.seconds)) for row in plan.rows]
     print_table(("configuration", "runs", "done", "steps", "time"), rows)
     done = sum(row.done for row in plan.rows)
-    parts = [f"{len(plan.runs)} runs, {done} of them done: {plan.steps:,} steps"]
+    parts = [f"{_runs(len(plan.runs))}, {done} of them done: {plan.steps:,} steps"]
     which = (
         "each run"
         if not plan.sweep.controls_for

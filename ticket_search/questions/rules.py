@@ -122,7 +122,9 @@ def _epochs_finding(e: Evidence, curve: Curve, whose: str, alarm: bool) -> Findi
     if e.config.milestones:
         flags["milestones"] = tuple(_MORE_EPOCHS * epoch for epoch in e.config.milestones)
     hypothesis = f"There are too few epochs: {whose} is still getting better where its training ends."
-    evidence = f"{e.config.epochs} epochs of {e.steps // e.config.epochs} steps; {sign}"
+    evidence = (
+        f"{e.config.epochs} epoch{'' if e.config.epochs == 1 else 's'} of {e.steps // e.config.epochs} steps; {sign}"
+    )
     return Finding("too-few-epochs", hypothesis, evidence, LOTTERY, flags, alarm=alarm)
 
 
@@ -281,7 +283,8 @@ def _instability(e: Evidence) -> tuple[str, bool]:
     if own and own[0].mean < _STABLE:
         return "", False
     if own:
-        told = f"the barrier from step {at:,} is {e.show_gap(own[0].mean)} ({own[0].pairs} pairs), stable is below"
+        pairs = f"{own[0].pairs} pair{'' if own[0].pairs == 1 else 's'}"
+        told = f"the barrier from step {at:,} is {e.show_gap(own[0].mean)} ({pairs}), stable is below"
         return f"{told} {_STABLE:g}; a high barrier alone is no proof", True
     fresh = e.beside("reinit", "a draw of fresh weights under its mask")
     if fresh is not None and not fresh.better:
