@@ -10,13 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+import supermask
+from supermask import Ticket
 from ticket_search import RequestError, Run, diagnose, search
 from ticket_search.analysis.intervals import confidence_interval, difference
 from ticket_search.contract.flags import make_config
 from ticket_search.contract.metric import ACCURACY, Metric
 from ticket_search.questions import rules
-from ticket_search.questions.evidence import Barrier, Curve, Evidence, Layer
+from ticket_search.questions.evidence import Barrier, Curve, Evidence, Layer, Units
 from ticket_search.questions.suggestions import change, in_words, slug
 from ticket_search.questions.trials import Trial, best_of, correct
 from ticket_search.running.read_config import find_kind
@@ -142,6 +145,16 @@ PLANTED = {
         rules.emptied_units,
         {"layers": EMPTIED},
         {"layers": (replace(LAYERS[0], emptied=149), *LAYERS[1:])},
+    ),
+    "units that never act": (
+        rules.dead_units,
+        {"activity": (Units("relu1", 300, 3, 2), Units("relu2", 100, 50, 25))},
+        {"activity": (Units("relu1", 300, 3, 2), Units("relu2", 100, 49, 20))},
+    ),
+    "units that never act in the dense network either": (
+        rules.dead_units,
+        {"activity": (Units("relu2", 100, 60, 30),)},
+        {"activity": (Units("relu2", 100, 60, 31),)},
     ),
     "a supermask of few weights": (
         rules.density_range,
@@ -281,6 +294,27 @@ def test_a_spoiled_ticket_is_poor_and_nothing_on_disk_changes(made, ticket):
     found = json.loads(ticket("diagnose", "spoiled", "--runs", str(made), "--json").out)
     assert found["state"] == "poor" and found["trials"] == [] and found["winner"] is None
     assert "too-steep" in [finding["kind"] for finding in found["findings"]]
+
+
+def test_units_that_have_died_are_counted_and_told(made, tmp_path):
+    """Biases far below 0, weights left: the ReLU of the first layer is active on nothing. A dense network stands by."""
+    folder = tmp_path / "dead"
+    shutil.copytree(made / "half", folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["levels"][1] |= {"val_accuracy": 20.0, "val_metric": 20.0}
+    write_record(folder, "summary.json", summary)
+    path = folder / "levels" / "01" / "ticket.safetensors"
+    ticket = supermask.load(path)
+    model = ticket.model()
+    model.fc1.bias.data.fill_(-1e4)
+    states = {**ticket.states, "final": supermask.make_state(model.state_dict(), ticket.masks)}
+    supermask.save(Ticket(ticket.masks, states, ticket.meta), path, overwrite=True)
+    found = diagnose(folder, progress=False)
+    (dead,) = [each for each in found.findings if each.kind == "dead-units"]
+    units = supermask.activity(ticket.model(), [torch.zeros(1, 1, 8, 8)]).calls[0].units
+    assert f"of the {units} ReLU units" in dead.evidence and dead.flags["lr"] < SMALL["lr"]
+    assert "units that are never active on the data" not in dict(found.unmeasured)
+    assert "dead-units" not in [each.kind for each in diagnose(made / "spoiled", progress=False).findings]
 
 
 def test_a_healthy_run_is_told_in_a_line_without_a_finding(made, ticket):

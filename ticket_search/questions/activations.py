@@ -29,10 +29,14 @@ from ..runs.folders import check_ticket_file, find_run, folder_of_ticket
 from ..runs.names import TICKET
 from ..runs.run import Run
 from ..training.evaluation import BATCH, SPLITS, check_fit
+from .evidence import Units
+from .records import ticket_path
 
 if TYPE_CHECKING:
     import pandas
 
+# Enough inputs to tell a unit that never acts from one that seldom does.
+_INPUTS = 2000
 # What stands beside a ticket.
 LEVEL_0 = "the dense network of the search, level 0"
 RANDOM = "the same random weights without a mask"
@@ -206,15 +210,44 @@ def activations(
         check_fit(found, samples)
     samples = through_task(found.meta, samples)
     network = build_network(found, "final", factory)
-    own = _measure(network, found.masks, samples, split, inputs)
+    own = measure(network, found.masks, samples, split, inputs)
     if not own.calls:
         has = f"; its activations are {', '.join(own.others)}" if own.others else ""
         raise RequestError(f"the network of {_name_of(ticket)} calls no ReLU{has}")
     other, what = _find_beside(found, path, beside, task, runs, factory)
-    dense = None if other is None else _measure(*other, samples, split, inputs)
+    dense = None if other is None else measure(*other, samples, split, inputs)
     if dense is not None and [each.units for each in dense.calls] != [each.units for each in own.calls]:
         raise RequestError(f"the network of {what} has other ReLU units than that of {_name_of(ticket)}")
     return Activations(own, dense, what, samples.name, split)
+
+
+def count_silent(run: Run, samples: Samples, level: int | None, model: Any = None) -> tuple[Units, ...]:
+    """The units behind each ReLU of a ticket that act on no validation input, beside those of its dense network.
+
+    Empty where that cannot be told: the network has no ReLU, is not known by name, or cannot be followed. `model` is
+    what builds one that is not known.
+    """
+    factory = model if callable(model) else None
+
+    def measured(path: Path) -> Activity:
+        ticket = supermask.load(path)
+        return measure(build_network(ticket, "final", factory), ticket.masks, samples, "validation", _INPUTS)
+
+    dense = ticket_path(run, 0)
+    try:
+        own = measured(ticket_path(run, level))
+        others = measured(dense).calls if run.levels and dense.is_file() else [None] * len(own.calls)
+    except RequestError:
+        return ()
+    return tuple(
+        Units(
+            each.name,
+            each.units,
+            int((each.never if each.emptied is None else each.never & ~each.emptied).sum()),
+            None if other is None else int(other.never.sum()),
+        )
+        for each, other in zip(own.calls, others, strict=True)
+    )
 
 
 def _name_of(ticket: Any) -> str:
@@ -247,7 +280,12 @@ def _of_task(ticket: Ticket, task: str | None) -> Ticket:
     return ticket
 
 
-def _measure(network: nn.Module, masks: Masks, samples: Samples, split: HeldOut, inputs: int | None) -> Activity:
+def measure(network: nn.Module, masks: Masks, samples: Samples, split: HeldOut, inputs: int | None = None) -> Activity:
+    """Count on which inputs of a split the ReLU units of a network are active; on the first `inputs` of them only.
+
+    Raises:
+        RequestError: a network whose units cannot be followed.
+    """
     try:
         return supermask.activity(network, _inputs(samples, split, inputs), masks)
     except ValueError as error:

@@ -30,7 +30,7 @@ from ..runs.folders import find_run
 from ..runs.names import FAILURE
 from ..runs.progress import Progress
 from ..runs.run import Run
-from . import records, rules, trials
+from . import activations, records, rules, trials
 from .evidence import LEAST_SEEDS, Evidence
 from .suggestions import Finding, change, with_seed
 from .trials import Trial
@@ -163,7 +163,10 @@ def diagnose(
         problems.add(f"--delta {delta:g}: expected 0 or more")
     opened, request = _open(folder, problems, level, tries > 0, model, data, loss, metric, leaves)
     check_data(opened, data)
-    evidence = records.gather(opened, load_data(request.data, opened.config), level, delta)
+    samples = load_data(request.data, opened.config)
+    evidence = records.gather(opened, samples, level, delta)
+    if evidence.is_poor:
+        evidence = replace(evidence, activity=activations.count_silent(opened, samples, evidence.level, model))
     findings = tuple(_with_command(finding, evidence) for finding in rules.find(evidence))
     tried: tuple[Trial, ...] = ()
     if wanted := [finding for finding in findings if finding.can_be_tried][:tries]:
@@ -296,5 +299,6 @@ def _unmeasured(e: Evidence, state: State) -> tuple[tuple[str, str], ...]:
     if e.trains and not e.barriers and e.config.method in rules.REWINDING_METHODS and shape_of(e.config) == "weight":
         later = max(1, round(e.steps / 100))
         found.append(("stability to the noise of SGD", f"ticket connect {e.path} --rewind 0,{later}it{at}"))
-    found.append(("units that are never active on the data", f"ticket inspect {e.path} --activations"))
+    if not e.activity:
+        found.append(("units that are never active on the data", f"ticket inspect {e.path} --activations"))
     return tuple(found)

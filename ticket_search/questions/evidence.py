@@ -83,6 +83,20 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Units:
+    """The units behind a ReLU, and those that are active on no input of the validation split.
+
+    silent: those of the ticket that still have inputs: what pruning has emptied is not counted.
+    dense: those of the dense network; None where there is none.
+    """
+
+    name: str
+    units: int
+    silent: int
+    dense: int | None
+
+
+@dataclass(frozen=True)
 class Barrier:
     """What `ticket connect` has found of one arm at one step: the mean barrier over its pairs, in the metric's unit."""
 
@@ -121,6 +135,7 @@ class Evidence:
     controls: values by the name of the control, of this level and data. control_gaps: ticket less control of the other
         seeds of this recipe that have run, by the name of the control and the seed.
     barriers: of the ticket at this level.
+    activity: of each ReLU; none where the network has none, or is not known by name.
     """
 
     path: str
@@ -148,6 +163,7 @@ class Evidence:
     controls: Mapping[str, float] = field(default_factory=dict)
     control_gaps: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     barriers: tuple[Barrier, ...] = ()
+    activity: tuple[Units, ...] = ()
 
     @property
     def gap(self) -> float | None:

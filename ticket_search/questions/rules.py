@@ -326,6 +326,22 @@ def emptied_units(e: Evidence) -> Finding | None:
     )  # fmt: skip
 
 
+def dead_units(e: Evidence) -> Finding | None:
+    """Most units of a layer that pruning has left inputs to act on no input, and in the dense network they do."""
+    if not e.is_poor or not e.activity:
+        return None
+    worst = max(e.activity, key=lambda each: each.silent / each.units)
+    if worst.silent < _EMPTIED * worst.units or (worst.dense is not None and 2 * worst.dense > worst.silent):
+        return None
+    told = f"{worst.silent:,} of the {worst.units:,} ReLU units of {worst.name} are active on no validation input"
+    told += " though weights are left to them"
+    told += "" if worst.dense is None else f"; of the dense network {worst.dense:,}"
+    flags = _lower_rate(e) if e.trains else {}
+    hypothesis = "Most units of a layer have died: no gradient reaches their weights any more."
+    command = "" if flags else f"ticket inspect {e.path} --activations"
+    return Finding("dead-units", hypothesis, told, DYING, flags, command=command)
+
+
 def density_range(e: Evidence) -> Finding | None:
     """A supermask over frozen weights keeps too much, or too little, for there to be many to choose from."""
     low, high = _BEST_DENSITIES
@@ -353,7 +369,8 @@ def too_few_seeds(e: Evidence) -> Finding | None:
 # first; then what was pruned and how; then where the ticket starts.
 RULES: tuple[Rule, ...] = (
     rate_too_high, too_few_epochs, collapse, too_steep, pruned_before_training, unscaled, plain_init, rate_of_ticket,
-    epochs_of_ticket, layerwise, rewind_later, warm_up, structure_alone, emptied_units, density_range, too_few_seeds,
+    epochs_of_ticket, layerwise, rewind_later, warm_up, structure_alone, emptied_units, dead_units, density_range,
+    too_few_seeds,
 )  # fmt: skip
 
 
