@@ -1,6 +1,6 @@
 """Is the verdict right? Experiments whose truth is planted, judged by `compare` as anybody's are.
 
-    python benchmarks/verdict.py --json results/verdict.json --page results/verdict.md  # ten minutes
+    python benchmarks/verdict.py --json results/verdict.json --page results/verdict.md  # a quarter of an hour
     python benchmarks/verdict.py --bank 40 --experiments 20
 
 Question: how often is something called a ticket that is none, and how often is a true one found with the seeds that the

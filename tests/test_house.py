@@ -97,6 +97,7 @@ LATE_IMPORTS = {
     "torch.distributed.tensor": "takes seconds to import, and only sharded weights need it",
     "torch.utils.flop_counter": "takes a second to import, and only the count of operations needs it",
     "torchvision": "takes seconds to import, and only its own networks and data sets need it",
+    "timm": "may not be installed, takes seconds to import, and only its own networks need it",
     "transformers": "may not be installed, takes seconds to import, and only its own networks need it",
 }
 

@@ -498,7 +498,7 @@ def test_data_that_have_changed_are_noticed(tmp_path, monkeypatch):
         resume(stop.value.path, lambda: mlp(3), progress=False)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    run = search("snip", lambda: mlp(3), "changing_data:load", runs=tmp_path / "again", **QUICK)
+    run = search("snip", lambda: mlp(3), "changing_data:load", runs=tmp_path / "again", init="kaiming-normal", **QUICK)
     monkeypatch.setattr(changing_data, "seed", 1)
     with pytest.raises(RequestError, match="gives other samples than when the run was started"):
         controls(run.path, ["reinit"], model=lambda: mlp(3), progress=False)

@@ -397,8 +397,9 @@ def run_data(project: Path):
 
 def test_what_cannot_be_remembered_is_told_when_it_is_needed(project, ticket):
     run = search(
-        "imp", lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), runs="runs", name="lambda", fraction=0.5, **QUICK
-    )
+        "imp", lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), runs="runs", name="lambda", fraction=0.5,
+        init="kaiming-normal", **QUICK
+    )  # fmt: skip
     assert not (run.path / "origin.json").exists()
     answer = ticket("controls", str(run.path))
     assert answer.code == 2 and "a function of a script, a notebook or another function" in answer.err

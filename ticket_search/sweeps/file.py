@@ -28,7 +28,7 @@ from ..running.request import (
     name_problems,
     parse_seeds,
     words_of,
-)
+)  # fmt: skip
 from ..runs.names import default_name
 from .choice import Choice, read_choice
 
