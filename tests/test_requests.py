@@ -8,13 +8,14 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pydantic
 import pytest
 from torch import nn
 
 from ticket_search import Interrupted, RequestError, controls, resume, search, train
-from ticket_search.contract.errors import RAISED, Problems
+from ticket_search.contract.errors import RAISED, Problems, command_line
 from ticket_search.contract.flags import Config, make_config
 from ticket_search.methods import method_names
 from ticket_search.running.request import LAUNCH_FLAGS, check_request, read_request, request_of
@@ -337,3 +338,8 @@ def test_a_network_that_does_not_take_the_samples_is_told_in_a_line(kind, tmp_pa
     with pytest.raises(RequestError, match=r"does not take samples of shape \[1, 8, 8\]: .*height \(8\)"):
         search("one-shot", lambda: Picky(8, 10), runs=tmp_path, epochs=1, progress=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_command_to_type_takes_any_path():
+    assert command_line("resume", Path("runs/a run")) == "ticket resume 'runs/a run'"
+    assert str(Interrupted("runs/it's")) == """stopped; `ticket resume 'runs/it'"'"'s'` goes on"""

@@ -11,7 +11,7 @@ from typing import Any
 
 import supermask
 
-from ..contract.errors import RequestError
+from ..contract.errors import RequestError, command_line
 from ..contract.flags import public_fields
 from ..contract.metric import ACCURACY, METRICS, Metric, metric_of, value_of
 from ..contract.recorded import always_recorded
@@ -104,7 +104,7 @@ def read_members(
         if found.state in ("new", "not a run"):
             left_out.append(found.why or f"{folder}: not a run")
         elif found.state == "unfinished":
-            left_out.append(f"{folder}: not finished; `ticket resume {folder}` goes on")
+            left_out.append(f"{folder}: not finished; `{command_line('resume', folder)}` goes on")
         else:
             try:
                 member = _read_run(folder)

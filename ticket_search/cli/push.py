@@ -11,7 +11,7 @@ import typer
 import supermask
 from supermask import tickets
 
-from ..contract.errors import RequestError
+from ..contract.errors import RequestError, command_line
 from .card import Companions, License, write_card
 from .terminal import errors, output, print_json, print_table
 from .tickets import TicketName, ticket_path
@@ -61,7 +61,7 @@ def push(
         print_json({"place": str(where), "commit": done.revision, "files": {name: len(files[name]) for name in files}})
         return
     output().print(
-        f"sent {', '.join(files)} to {where}\nload it with\n  ticket evaluate {where}\n"
+        f"sent {', '.join(files)} to {where}\nload it with\n  {command_line('evaluate', where)}\n"
         f'  python -c "import supermask; print(supermask.load(\'{where}\'))"\nand just this commit as\n  {done}',
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip

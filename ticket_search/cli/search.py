@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import types
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
@@ -13,6 +14,7 @@ import supermask
 
 from .. import analysis, running, runs
 from ..contract.declared import ScoreName
+from ..contract.errors import command_line
 from ..contract.flags import Config, flag, is_switch, public_fields
 from ..contract.metric import Metric, known_value, value_of
 from ..contract.recipes import recipes
@@ -250,11 +252,10 @@ def print_summary(run: Run) -> None:
     )
     if size.why:
         print_sentence(size.why, "yellow")
+    beside, load = shlex.quote(str(run.path.parent)), f"import supermask; print(supermask.load('{run.path}/{TICKET}'))"
     output().print(
-        f"the ticket: {run.path}/ticket.safetensors\n"
-        f"next:\n  ticket inspect {run.path}\n  ticket compare {run.path.parent}/*\n"
-        f"  tensorboard --logdir {run.path.parent}\n"
-        f"  python -c \"import supermask; print(supermask.load('{run.path}/ticket.safetensors'))\"",
+        f"the ticket: {run.path}/{TICKET}\nnext:\n  {command_line('inspect', run.path)}\n"
+        f'  ticket compare {beside}/*\n  tensorboard --logdir {beside}\n  python -c "{load}"',
         highlight=False,
         soft_wrap=True,
         markup=False,

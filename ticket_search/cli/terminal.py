@@ -16,6 +16,7 @@ from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 
+from ..contract.errors import command_line
 from ..runs.progress import in_words
 
 
@@ -43,7 +44,11 @@ def stop_told(folder: Path | None = None) -> Iterator[None]:
         line = "\nstopped; the same command continues"
         if folder is not None:
             begun = folder.exists()
-            line = f"\nstopped; continue with:\n  ticket resume {folder}" if begun else "\nstopped; nothing was written"
+            line = (
+                f"\nstopped; continue with:\n  {command_line('resume', folder)}"
+                if begun
+                else "\nstopped; nothing was written"
+            )
         errors().print(line, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
 

@@ -10,7 +10,7 @@ import typer
 import supermask
 from supermask import tickets
 
-from ..contract.errors import RequestError, several_tasks
+from ..contract.errors import RequestError, command_line, several_tasks
 from ..runs.folders import check_ticket_file, find_run, list_runs
 from ..runs.names import TICKET
 
@@ -79,7 +79,7 @@ def ticket_path(name: str, runs: str) -> Path:
         told = "" if Path(name).is_dir() and list_runs(name) else f"{name} is neither a ticket file nor a run; "
         raise RequestError(f"{told}{error}") from None
     if not (folder / TICKET).exists():
-        raise RequestError(f"the run {folder} is not finished; `ticket resume {folder}` goes on")
+        raise RequestError(f"the run {folder} is not finished; `{command_line('resume', folder)}` goes on")
     return folder / TICKET
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from difflib import SequenceMatcher
 from itertools import takewhile
@@ -78,6 +79,11 @@ class Problems:
             raise RequestError(self.found)
 
 
+def command_line(*words: Any) -> str:
+    """What to type, as a shell takes it: `ticket resume 'runs/a run'`."""
+    return shlex.join(["ticket", *map(str, words)])
+
+
 class RunError(RuntimeError):
     """The run has failed. The message says what happened and what to try."""
 
@@ -87,7 +93,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, path: str) -> None:
         self.path = path
-        super().__init__(f"stopped; `ticket resume {path}` goes on")
+        super().__init__(f"stopped; `{command_line('resume', path)}` goes on")
 
 
 def describe_expected(item: Any) -> str:

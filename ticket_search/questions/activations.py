@@ -17,7 +17,7 @@ import supermask
 from supermask import Activity, Masks, Ticket
 from supermask.weights.fitting import set_state
 
-from ..contract.errors import Problems, RequestError, several_tasks, unknown
+from ..contract.errors import Problems, RequestError, command_line, several_tasks, unknown
 from ..contract.keyed import Keyed
 from ..data.samples import HeldOut, Samples
 from ..data.tasks import through_task
@@ -268,7 +268,7 @@ def _find(ticket: str | os.PathLike[str] | Ticket | Run, runs: str | os.PathLike
         folder = find_run(name, runs)
         path = folder / TICKET
         if not path.exists():
-            raise RequestError(f"the run {folder} is not finished; `ticket resume {folder}` goes on")
+            raise RequestError(f"the run {folder} is not finished; `{command_line('resume', folder)}` goes on")
     return supermask.load(path), path
 
 

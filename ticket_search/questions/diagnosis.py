@@ -17,7 +17,7 @@ from supermask.masks import notebook
 
 from ..analysis.commands import PLACE, search_command
 from ..analysis.comparison import TASK
-from ..contract.errors import Problems, RequestError, several_tasks
+from ..contract.errors import Problems, RequestError, command_line, several_tasks
 from ..contract.flags import to_plain
 from ..contract.keyed import Keyed
 from ..contract.leave import Leaves
@@ -192,7 +192,7 @@ def _open(
     if not run.finished:
         failed = folder / FAILURE
         why = f"; it has failed: {failed.read_text(encoding='utf-8').strip()[:500]}" if failed.exists() else ""
-        raise RequestError(f"the run {folder} is not finished; `ticket resume {folder}` goes on{why}")
+        raise RequestError(f"the run {folder} is not finished; `{command_line('resume', folder)}` goes on{why}")
     if run.config.method == "train":
         problems.add(f"{folder} trains a ticket that another run has found: give the run that found it")
     elif find_kind(run.config.method).traits.dense:
@@ -294,11 +294,16 @@ def _unmeasured(e: Evidence, state: State) -> tuple[tuple[str, str], ...]:
     at = "" if e.level is None or e.level == 0 else f" --level {e.level}"
     if not e.controls and not any(len(gaps) >= LEAST_SEEDS for gaps in e.control_gaps.values()):
         found.append(
-            ("fresh weights, shuffled and random masks", f"ticket controls {e.path}{at.replace('level', 'levels')}")
+            (
+                "fresh weights, shuffled and random masks",
+                command_line("controls", e.path) + at.replace("level", "levels"),
+            )
         )
     if e.trains and not e.barriers and e.config.method in rules.REWINDING_METHODS and shape_of(e.config) == "weight":
         later = max(1, round(e.steps / 100))
-        found.append(("stability to the noise of SGD", f"ticket connect {e.path} --rewind 0,{later}it{at}"))
+        found.append(
+            ("stability to the noise of SGD", command_line("connect", e.path, "--rewind", f"0,{later}it") + at)
+        )
     if not e.activity:
-        found.append(("units that are never active on the data", f"ticket inspect {e.path} --activations"))
+        found.append(("units that are never active on the data", command_line("inspect", e.path, "--activations")))
     return tuple(found)

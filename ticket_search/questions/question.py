@@ -10,7 +10,7 @@ from typing import Any
 import supermask
 from supermask import Ticket
 
-from ..contract.errors import Problems, RequestError, unknown
+from ..contract.errors import Problems, RequestError, command_line, unknown
 from ..contract.flags import DURATION, Config, steps_of
 from ..contract.leave import Leaves
 from ..data.samples import whole_batches
@@ -65,7 +65,7 @@ def check_run(run: Run) -> Problems:
     problems = Problems()
     config = run.config
     if not run.finished:
-        problems.add(f"the run {run.path} is not finished; `ticket resume {run.path}` goes on")
+        problems.add(f"the run {run.path} is not finished; `{command_line('resume', run.path)}` goes on")
         return problems
     if not find_kind(config.method).traits.trains_weights:
         problems.add(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..contract.errors import RequestError
+from ..contract.errors import RequestError, command_line
 from ..contract.flags import is_zero, public_fields
 from .evidence import Curve, Evidence
 from .suggestions import Finding, change
@@ -307,7 +307,7 @@ def structure_alone(e: Evidence) -> Finding | None:
     levels = f" --levels {','.join(map(str, earlier))}" if e.level is not None and len(earlier) else ""
     return Finding(
         "structure-alone", "The structure alone may explain it: that it matters which weights are kept is not seen.",
-        best.told, AT_INIT, command=f"ticket controls {e.path}{levels}",
+        best.told, AT_INIT, command=command_line('controls', e.path) + levels,
     )  # fmt: skip
 
 
@@ -322,7 +322,7 @@ def emptied_units(e: Evidence) -> Finding | None:
     return Finding(
         "emptied-units", "Most units of a layer are gone: the network is narrower than it looks.",
         f"{worst.emptied:,} of {worst.units:,} units of {worst.name} have no weight left", DYING,
-        command=f"ticket inspect {e.path} --activations",
+        command=command_line('inspect', e.path, '--activations'),
     )  # fmt: skip
 
 
@@ -338,7 +338,7 @@ def dead_units(e: Evidence) -> Finding | None:
     told += "" if worst.dense is None else f"; of the dense network {worst.dense:,}"
     flags = _lower_rate(e) if e.trains else {}
     hypothesis = "Most units of a layer have died: no gradient reaches their weights any more."
-    command = "" if flags else f"ticket inspect {e.path} --activations"
+    command = "" if flags else command_line("inspect", e.path, "--activations")
     return Finding("dead-units", hypothesis, told, DYING, flags, command=command)
 
 

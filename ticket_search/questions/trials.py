@@ -13,7 +13,7 @@ from typing import Any
 
 from ..analysis.commands import search_command
 from ..analysis.intervals import ALPHA, Difference, chance_of_none, difference, holm
-from ..contract.errors import RequestError, RunError
+from ..contract.errors import RequestError, RunError, command_line
 from ..contract.flags import Config, to_plain
 from ..contract.keyed import Keyed
 from ..contract.metric import known_value
@@ -172,7 +172,7 @@ class _Work:
         resolved, setup = self.prepare(with_seed(config, seed))
         found = inspect_folder(self.folder / name, resolved)
         if found.state == "another run":
-            raise RequestError(f"{found.why}; `ticket runs rm {found.folder}` makes room for this one")
+            raise RequestError(f"{found.why}; `{command_line('runs', 'rm', found.folder)}` makes room for this one")
         run = Run(self.folder / name, resolved)
         if found.state != "finished":
             try:

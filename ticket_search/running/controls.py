@@ -20,7 +20,7 @@ from torch import nn
 import supermask
 from supermask import Ticket
 
-from ..contract.errors import Problems, RequestError, unknown
+from ..contract.errors import Problems, RequestError, command_line, unknown
 from ..contract.flags import Config
 from ..contract.leave import Leaves, leave_here
 from ..contract.metric import named_values
@@ -251,7 +251,7 @@ def _check(
     run: Run, kinds: Sequence[str] | None, levels: Sequence[int] | None, elsewhere: Any, survivors: bool, head: str
 ) -> Asked:
     if not run.finished:
-        raise RequestError(f"the run {run.path} is not finished; `ticket resume {run.path}` goes on")
+        raise RequestError(f"the run {run.path} is not finished; `{command_line('resume', run.path)}` goes on")
     problems = Problems()
     traits = find_kind(run.config.method).traits
     trained = survivors or traits.trains_weights
@@ -281,7 +281,7 @@ def _check(
     if survivors and (tasks := run.ticket.tasks):
         problems.add(
             f"--survivors trains one ticket, and that of {run.path} is of {len(tasks)} tasks: "
-            f"`ticket train {run.path} --task {tasks[0]}` trains one of them"
+            f"`{command_line('train', run.path, '--task', tasks[0])}` trains one of them"
         )
     impossible = control_problems(run.config, chosen)
     problems.add(*(f"{run.path} {problem}" for problem in impossible))

@@ -15,7 +15,7 @@ import supermask
 from supermask import tickets
 from supermask.weights.fitting import state_of
 
-from ..contract.errors import Problems, RequestError, several_tasks, unknown
+from ..contract.errors import Problems, RequestError, command_line, several_tasks, unknown
 from ..contract.flags import Config, differences, to_plain
 from ..contract.leave import Leave, Leaves, can_be_typed, code_in, leave_here
 from ..runs.experiment import (
@@ -231,7 +231,7 @@ def describe_ticket(
         raise RequestError(f"there is no ticket {path}")
     if path.is_dir():
         path = find_run(os.fspath(path)) / TICKET
-        raise RequestError(f"the run {path.parent} is not finished; `ticket resume {path.parent}` goes on")
+        raise RequestError(f"the run {path.parent} is not finished; `{command_line('resume', path.parent)}` goes on")
     if tickets.hub.is_place(ticket):
         found = supermask.load(ticket)
         # What a link leads to; in the cache of the hub the link itself is what names repository and commit.

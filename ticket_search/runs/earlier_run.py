@@ -17,7 +17,7 @@ from torch import Tensor
 import supermask
 from supermask import tickets
 
-from ..contract.errors import RequestError
+from ..contract.errors import RequestError, command_line
 from ..models.checkpoints import read_checkpoint
 from .folders import folder_of_ticket, inspect_folder, list_runs
 from .names import CONFIG, SUMMARY, TICKET
@@ -213,7 +213,7 @@ def _find_ticket(given: str) -> Path | None:
         if found.state == "unfinished":
             raise RequestError(
                 f"--weights {file}: the run is not finished, so that it has no final weights yet; "
-                f"`ticket resume {file}` goes on"
+                f"`{command_line('resume', file)}` goes on"
             )
         if found.state != "finished":
             inside = list_runs(place)

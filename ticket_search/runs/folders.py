@@ -11,7 +11,7 @@ from typing import Literal
 
 import filelock
 
-from ..contract.errors import RequestError, nearest_hint
+from ..contract.errors import RequestError, command_line, nearest_hint
 from ..contract.flags import Config, differs_from
 from ..trust.mark import MARK
 from .names import CHECKSUMS, CONFIG, FAILURE, SUMMARY, WRITTEN_WHOLE, default_name
@@ -89,7 +89,7 @@ def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None
             return found.folder
         if name is not None:
             why = found.why or f"the run {found.folder} is finished"
-            remove = "" if found.state == "not a run" else f", or `ticket runs rm {found.folder}`"
+            remove = "" if found.state == "not a run" else f", or `{command_line('runs', 'rm', found.folder)}`"
             raise RequestError(f"--name {name}: {why}; choose another name{remove}")
         number += 1
 

@@ -25,7 +25,7 @@ import supermask
 from supermask import Masks, Ticket
 from supermask.tickets.file import write_atomically
 
-from ..contract.errors import Interrupted, Problems, RequestError, RunError
+from ..contract.errors import Interrupted, Problems, RequestError, RunError, command_line
 from ..contract.flags import Config, to_plain
 from ..contract.metric import ACCURACY, Metric, metric_of
 from ..data.samples import Samples
@@ -362,7 +362,7 @@ class Run:
                     self.progress.say(f"{problems.found[0]}; going on from {path.name}, which was saved before it")
                 return state
         raise RequestError(
-            f"{'; '.join(problems.found)}; the run cannot go on: `ticket runs rm {self.path}` removes it"
+            f"{'; '.join(problems.found)}; the run cannot go on: `{command_line('runs', 'rm', self.path)}` removes it"
         )
 
     def _read_state(self, path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ..contract.errors import Problems, RequestError, RunError
+from ..contract.errors import Problems, RequestError, RunError, command_line
 from ..contract.flags import Config, steps_of, to_plain
 from ..contract.method import Stage
 from ..data.samples import Samples, whole_batches
@@ -302,7 +302,7 @@ def _find_folder(run: SweepRun, place: Path, runs: str | os.PathLike[str], numbe
         if found.state not in ("another run", "not a run"):
             return PlannedRun(config, found.folder, found.state)
         if not numbered:
-            remove = f", or `ticket runs rm {found.folder}`" if found.state == "another run" else ""
+            remove = f", or `{command_line('runs', 'rm', found.folder)}`" if found.state == "another run" else ""
             raise RequestError(f"{found.why}: choose another --runs{remove}")
         number += 1
 
