@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from ticket_search import RequestError, RunError, search
+from ticket_search.running.controls import controls
 from ticket_search.running.request import parse_seeds, read_request
 from ticket_search.sweeps.progress import CONTROLS, RUNNING, Board, BoardProgress, SweepProgress
 from ticket_search.sweeps.sweep import plan_sweep, read_sweep, run_sweep
@@ -426,6 +428,38 @@ def test_the_best_on_validation_is_run_with_every_seed_and_nothing_is_done_twice
     assert again.code == 0, again.err
     assert json.loads(again.out)["choices"] == found["choices"]
     assert {file: file.stat().st_mtime_ns for file in Path("runs/mine").rglob("ticket.safetensors")} == before
+
+    tell_what_is_left(ticket, path, run)
+
+
+def tell_what_is_left(ticket, path: Path, tried: Path) -> None:
+    """Check what a plan says of the finished sweep, one of whose candidates has failed, and of less and less of it."""
+    plan = ticket("sweep", str(path), "--dry-run").out
+    assert "3 trials at the first seed come first, 2 of them done: 21 steps" in plan, "what has failed is tried again"
+    assert "2 runs, 2 of them done: 0 steps. In all about" in plan
+    path.write_text(path.read_text().replace(", 1e10]", "]"))
+    plan = ticket("sweep", str(path), "--dry-run").out
+    assert "all of the 2 trials at the first seed are done" in plan
+    assert "All of the 2 runs are done: nothing is left to do. Nothing was written." in plan
+    path.write_text("controls = ['shuffle']\n" + path.read_text())
+    assert (
+        "2 runs, 2 of them done: 0 steps, and the controls shuffle after each run"
+        in ticket("sweep", str(path), "--dry-run").out
+    )
+    for folder in tried.parent.iterdir():
+        controls(folder, ["shuffle"], progress=False)
+    again = ticket("sweep", str(path))
+    assert "All of the 2 runs are done, and so are the controls shuffle: nothing is left to do." in again.out
+    assert "finished" not in again.err, "no process looks at what is done"
+    path.write_text(path.read_text().replace("controls = ['shuffle']", "controls = ['shuffle', 'reinit']"))
+    assert "2 runs, 2 of them done: 0 steps, and" in ticket("sweep", str(path), "--dry-run").out
+    path.write_text(path.read_text().replace("controls = ['shuffle', 'reinit']", ""))
+    shutil.rmtree(tried)
+    assert "All of the 2 runs are done" in ticket("sweep", str(path), "--dry-run").out, "its trial will be copied"
+    shutil.rmtree(tried.with_name(tried.name.replace("-s3", "-s0")))
+    plan = json.loads(ticket("sweep", str(path), "--dry-run", "--json").out)
+    assert [(row["done"], row["steps"]) for row in plan["configurations"]] == [(1, 21)]
+    assert (plan["trials"]["done"], plan["trials"]["steps"]) == (2, 0)
 
 
 def test_a_choice_of_nothing_that_works_is_an_error(sweep_file):

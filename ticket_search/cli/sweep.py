@@ -134,33 +134,45 @@ def print_plan(plan: SweepPlan, dry_run: bool, as_json: bool, first: SweepPlan |
         configurations = [vars(row) for row in plan.rows]
         total: dict[str, Any] = {"steps": plan.steps, "seconds": plan.seconds, "jobs": plan.jobs, "hours": plan.hours}
         if first is not None:
-            total |= {"trials": {"runs": len(first.runs), "steps": first.steps, "seconds": first.seconds}}
+            tried = {"runs": len(first.runs), "done": first.done, "steps": first.steps, "seconds": first.seconds}
+            total |= {"trials": tried}
         print_json({"sweep": plan.sweep.name, "configurations": configurations, "runs": runs, **total})
         return
     if plan.sweep.about:
         output().print(plan.sweep.about, markup=False, highlight=False, soft_wrap=True)
     if first is not None:
-        line = (
-            f"[choose]: {len(first.runs)} trials at the first seed come first, {first.steps:,} steps, about "
-            f"{duration(3600 * first.hours)}; the best of each on validation are runs of the sweep."
-        )
-        output().print(line, markup=False, highlight=False, soft_wrap=True)
+        output().print(_describe_trials(first), markup=False, highlight=False, soft_wrap=True)
     rows = [(row.configuration, row.runs, row.done, row.steps, duration(row.seconds)) for row in plan.rows]
     print_table(("configuration", "runs", "done", "steps", "time"), rows)
-    done = sum(row.done for row in plan.rows)
-    parts = [f"{_runs(len(plan.runs))}, {done} of them done: {plan.steps:,} steps"]
-    which = (
-        "each run"
-        if not plan.sweep.controls_for
-        else f"{sum(bool(plan.sweep.controls_of(run.config)) for run in plan.runs)} of them"
+    end = " Nothing was written." if dry_run else ""
+    output().print(f"{_describe_left(plan, first)}{end}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _describe_trials(first: SweepPlan) -> str:
+    number, best = len(first.runs), "the best of each on validation are runs of the sweep"
+    if first.left == 0:
+        return f"[choose]: all of the {number} trials at the first seed are done; {best}."
+    there = f"{first.done} of them done: " if first.done else ""
+    return (
+        f"[choose]: {number} trials at the first seed come first, {there}{first.steps:,} steps, about "
+        f"{duration(3600 * first.hours)}; {best}."
     )
-    parts += [f"and the controls {', '.join(plan.sweep.controls)} after {which}"] if plan.sweep.controls else []
+
+
+def _describe_left(plan: SweepPlan, first: SweepPlan | None) -> str:
+    """How many runs there are and how many of them are done, and what is left to do."""
+    number, controls = len(plan.runs), plan.sweep.controls
+    if plan.left == 0 and (first is None or first.left == 0):
+        with_controls = f", and so are the controls {', '.join(controls)}" if controls else ""
+        return f"All of the {number} runs are done{with_controls}: nothing is left to do."
+    parts = [f"{_runs(number)}, {plan.done} of them done: {plan.steps:,} steps"]
+    controlled = sum(bool(plan.sweep.controls_of(run.config)) for run in plan.runs)
+    which = f"{controlled} of them" if plan.sweep.controls_for else "each run"
+    parts += [f"and the controls {', '.join(controls)} after {which}"] if controls else []
     # The best of the trials are runs of the sweep, which are not carried out again.
     whole = plan.hours if first is None else first.hours + plan.hours * (1 - plan.settled)
     at_once = f" with {plan.jobs} jobs" if plan.jobs > 1 else ""
-    told = f"about {duration(3600 * whole)}{at_once}, from now to the end" if whole else "nothing is left to do"
-    end = " Nothing was written." if dry_run else ""
-    output().print(f"{', '.join(parts)}. In all {told}.{end}", markup=False, highlight=False, soft_wrap=True)
+    return f"{', '.join(parts)}. In all about {duration(3600 * whole)}{at_once}, from now to the end."
 
 
 def print_choices(choices: Sequence[Chosen]) -> None:

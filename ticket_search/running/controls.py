@@ -10,7 +10,7 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -122,10 +122,9 @@ def controls(
     made: Setup | None = None
     rows = _read(path)
     todo = [
-        (kind, level, key)
+        (str(key["control"]), level, key)
         for level in asked.levels
-        for kind in asked.kinds
-        if not _is_there(key := {"control": kind, "trained": asked.trained, "data": where, "level": level}, rows)
+        for key in _lacking(rows, asked.kinds, level, asked.trained, where)
     ]
     there = given if elsewhere is None else dataclasses.replace(given, data=elsewhere)
     if any(kind == "small-dense" for kind, _, _ in todo):
@@ -175,8 +174,17 @@ def check_controls(
     return opened, asked, Given(model, data, request.functions)
 
 
-def _is_there(key: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
-    return any(all(row.get(name) == value for name, value in key.items()) for row in rows)
+def lacks_controls(folder: Path, kinds: Sequence[str], level: int | None, trained: bool, data: str) -> bool:
+    """Whether any of these controls of a finished run is not there yet; `data` is the name of those it is made on."""
+    return bool(_lacking(_read(folder / CONTROLS), kinds, level, trained, data))
+
+
+def _lacking(
+    rows: Sequence[Mapping[str, Any]], kinds: Iterable[str], level: int | None, trained: bool, data: str
+) -> list[dict[str, Any]]:
+    """What the rows of those controls would say of themselves that are not among the rows."""
+    keys = [{"control": kind, "trained": trained, "data": data, "level": level} for kind in kinds]
+    return [key for key in keys if not any(key.items() <= row.items() for row in rows)]
 
 
 def _announce(run: Run, number: int, asked: Asked, given: Given, head: str, shows: Progress) -> Setup | None:

@@ -86,6 +86,7 @@ class SweepRun:
     options: where [choose] has candidates for it, the run with each of them; their names say which.
     group: the runs that take the same candidate share this.
     decides: whether it is this run that is tried with each candidate, for all of its group.
+    tried: of a run that has taken its candidate after it was tried itself, the name of the trial that it is.
     """
 
     config: Config
@@ -93,6 +94,7 @@ class SweepRun:
     options: tuple[Option, ...] = ()
     group: str = ""
     decides: bool = False
+    tried: str = ""
 
     @property
     def name(self) -> str:

@@ -23,7 +23,7 @@ from supermask.tickets.file import write_atomically
 from ..contract.errors import Interrupted, RequestError, RunError
 from ..contract.flags import Config
 from ..contract.metric import known_value, metric_of
-from ..running.controls import controls
+from ..running.controls import controls, lacks_controls
 from ..running.read_config import find_kind
 from ..running.request import request_of
 from ..running.search import carry_out, prepare
@@ -221,27 +221,52 @@ def _carry_out(job: Job) -> str:
         if board.stopping:
             raise Interrupted(job.folder)
         carry_out(Run(folder, config, setup, BoardProgress(board, job.place)))
-    summary = read_record(folder, SUMMARY)
-    if job.controls and not find_kind(job.config.method).traits.dense:
+    summary, levels = read_record(folder, SUMMARY), _levels_of(folder)
+    for kinds, elsewhere in _controls_of(job, levels):
         board.enter(job.place, CONTROLS)
-        _control(job, [int(row["level"]) for row in summary.get("levels", [])])
+        # What may be imported the one who started the sweep has said: this process has it with its job.
+        asked: dict[str, Any] = {"levels": _controlled(job, levels) or None, "leaves": job.config.leaves}
+        controls(folder, kinds=kinds, elsewhere=elsewhere, progress=False, **asked)
     metric = metric_of(summary)
     named = "test" if metric.is_accuracy else f"test {metric.name}"
     return f"{named} {metric.with_unit(known_value(summary, 'test'))}  {summary['seconds']:.1f} s"
 
 
-def _control(job: Job, there: list[int]) -> None:
-    frozen = not find_kind(job.config.method).traits.trains_weights
-    kinds = [kind for kind in job.controls if not frozen or kind in EVALUATED]
-    levels = [level for level in job.control_levels if level in there[1:]]
-    if there and job.control_levels and not levels:
-        return
-    # What may be imported the one who started the sweep has said: this process has it with its job.
-    asked: dict[str, Any] = {"levels": levels or None, "leaves": job.config.leaves, "progress": False}
-    controls(job.folder, kinds=kinds, **asked)
-    if job.controls_on and not frozen:
-        kinds = ["ticket", *(["dense"] if there else []), *(kind for kind in kinds if kind in ELSEWHERE)]
-        controls(job.folder, kinds=kinds, elsewhere=job.controls_on, **asked)
+def has_controls(job: Job) -> bool:
+    """Whether the run of a job, which is finished, has all controls that are asked for: no process has to look at it.
+
+    A run that is still to be copied from where it was tried has none.
+    """
+    folder = Path(job.folder)
+    levels = _levels_of(folder) if folder.exists() else []
+    trained = find_kind(job.config.method).traits.trains_weights
+    chosen: list[int | None] = [*_controlled(job, levels)] or [levels[-1] if levels else None]
+    return not any(
+        lacks_controls(folder, kinds, level, trained, elsewhere or job.config.data)
+        for kinds, elsewhere in _controls_of(job, levels)
+        for level in chosen
+    )
+
+
+def _levels_of(folder: Path) -> list[int]:
+    return [int(row["level"]) for row in read_record(folder, SUMMARY).get("levels", [])]
+
+
+def _controlled(job: Job, there: Sequence[int]) -> list[int]:
+    """The levels of a run that are asked for, of those that are there; none where its last is meant."""
+    return [level for level in job.control_levels if level in there[1:]]
+
+
+def _controls_of(job: Job, there: Sequence[int]) -> list[tuple[list[str], str | None]]:
+    """The kinds of controls of a job's run, which has these levels, each with the other data that they are made on."""
+    traits = find_kind(job.config.method).traits
+    if not job.controls or traits.dense or (there and job.control_levels and not _controlled(job, there)):
+        return []
+    kinds = [kind for kind in job.controls if traits.trains_weights or kind in EVALUATED]
+    if not job.controls_on or not traits.trains_weights:
+        return [(kinds, None)]
+    elsewhere = ["ticket", *(["dense"] if there else []), *(kind for kind in kinds if kind in ELSEWHERE)]
+    return [(kinds, None), (elsewhere, job.controls_on)]
 
 
 def _fail(job: Job, text: str, trace: str = "") -> dict[str, Any]:

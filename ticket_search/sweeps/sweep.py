@@ -23,15 +23,15 @@ from ..running.request import find_weights
 from ..running.search import check_code
 from ..runs.experiment import Setup, exact_arithmetic, find_model, load_data, make_setup, own_random_numbers, resolve
 from ..runs.folders import State, inspect_folder
-from ..runs.names import CONTROLS, ELSEWHERE, EVALUATED
+from ..runs.names import ELSEWHERE, EVALUATED
 from ..training.objective import make_objective
 from ..training.trial import check_model
 from .file import Sweep as Sweep
 from .file import SweepRun
 from .file import read_sweep as read_sweep
-from .local_engine import Job, run_jobs
+from .local_engine import Job, has_controls, run_jobs
 from .progress import Board, SweepProgress, Work
-from .trials import read_trials, settle, trials_of
+from .trials import read_trials, settle, settle_known, trials_of
 
 Value = TypeVar("Value")
 
@@ -105,6 +105,16 @@ class SweepPlan:
     jobs: int
     starting: float = 0.0
     stretch: float = 1.0
+
+    @property
+    def done(self) -> int:
+        """How many runs are finished. Some of them may lack controls."""
+        return sum(row.done for row in self.rows)
+
+    @property
+    def left(self) -> int:
+        """How many runs are not finished, or lack controls."""
+        return sum(_has_work(self.sweep, run) for run in self.runs)
 
     @property
     def steps(self) -> int:
@@ -188,7 +198,7 @@ def plan_sweep(
 ) -> SweepPlan:
     """What a sweep would do: the folder and the steps of each run, and the time, from what is timed of them.
 
-    Nothing is written.
+    Nothing is written. Runs for which something was chosen are planned with it, the others as they are in the file.
 
     Args:
         sweep: what `read_sweep` has read.
@@ -208,6 +218,7 @@ def plan_sweep(
         if folder.exists() and not folder.is_dir():
             problems.add(f"--runs {runs}: {folder} is a file, expected a folder")
     problems.raise_if_any()
+    sweep = settle_known(sweep, runs)
     groups: dict[str, list[PlannedRun]] = {}
     names: dict[str, str] = {}
     for run in sweep.runs:
@@ -250,9 +261,13 @@ def _plan_group(sweep: Sweep, group: Sequence[PlannedRun], counted: _Counted, co
 
 
 def _has_work(sweep: Sweep, run: PlannedRun) -> bool:
-    """Whether a run is not finished, or is and has none of the controls that are asked for."""
-    asked = sweep.controls_of(run.config) and not find_method(run.config.method).traits.dense
-    return run.state != "finished" or (bool(asked) and not (run.folder / CONTROLS).exists())
+    """Whether a run is not finished, or lacks some of the controls that are asked for."""
+    return run.state != "finished" or not has_controls(_job_of(sweep, run))
+
+
+def _job_of(sweep: Sweep, run: PlannedRun, place: int = 0) -> Job:
+    kinds = sweep.controls_of(run.config)
+    return Job(place, str(run.folder), run.config, kinds, sweep.control_levels, sweep.controls_on)
 
 
 def _control_seconds(sweep: Sweep, config: Config, counted: _Counted, costs: Costs) -> float:
@@ -299,6 +314,10 @@ def _find_folder(run: SweepRun, place: Path, runs: str | os.PathLike[str], numbe
     number = 1
     while True:
         found = inspect_folder(place / (run.name if number == 1 else f"{run.name}-{number}"), config)
+        if run.tried and found.state == "new":
+            # The trial that it is will be copied there, and is not done again.
+            trial = inspect_folder(Path(runs) / f"{place.name}-choice" / run.tried, config)
+            return PlannedRun(config, found.folder, "finished" if trial.state == "finished" else "new")
         if found.state not in ("another run", "not a run"):
             return PlannedRun(config, found.folder, found.state)
         if not numbered:
@@ -407,13 +426,8 @@ def _time_run(config: Config, counted: _Counted, name: str, timed: dict[str, Cos
 def run_plan(plan: SweepPlan, progress: bool = True) -> SweepResult:
     """Carry out what was planned (see `run_sweep`)."""
     asked = plan.sweep
-    todo = [run for run in plan.runs if run.state != "finished" or asked.controls_of(run.config)]
-    jobs = [
-        Job(
-            place, str(run.folder), run.config, asked.controls_of(run.config), asked.control_levels, asked.controls_on
-        )
-        for place, run in enumerate(todo)
-    ]  # fmt: skip
+    todo = [run for run in plan.runs if _has_work(asked, run)]
+    jobs = [_job_of(asked, run, place) for place, run in enumerate(todo)]
     board = Board(len(jobs))
     steps = [0 if run.state == "finished" else run.steps for run in todo]
     work = [Work(run.seconds, run.control_seconds) for run in todo]

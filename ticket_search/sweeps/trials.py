@@ -12,9 +12,9 @@ from typing import Any
 
 from ..contract.errors import RunError
 from ..contract.metric import metric_of, value_of
-from ..runs.names import SUMMARY
+from ..runs.names import FAILURE, SUMMARY
 from ..runs.records import read_record
-from .file import Sweep
+from .file import Sweep, SweepRun
 
 
 def trials_of(sweep: Sweep) -> Sweep | None:
@@ -58,29 +58,58 @@ def read_trials(sweep: Sweep, runs: str | os.PathLike[str] = "runs") -> list[Cho
     Raises:
         RunError: every candidate of a group has failed.
     """
-    place, found = Path(runs) / f"{sweep.name}-choice", []
+    found = []
     for run in (run for run in sweep.runs if run.decides):
-        merits, candidates = [], []
-        for option in run.options:
-            folder = place / option.run.name
-            summary = read_record(folder, SUMMARY) if (folder / SUMMARY).exists() else None
-            value = value_of(summary, "val") if summary else None
-            merits.append(-math.inf if summary is None or value is None else metric_of(summary).merit(value))
-            candidates.append(Candidate(dict(option.values), value))
-        best = merits.index(max(merits))
-        if merits[best] == -math.inf:
+        chosen = _choose(sweep, run, runs)
+        if chosen is None:
             raise RunError(
                 f"{run.configuration}: every candidate of [choose] has failed; why is in failure.txt of each folder of "
-                f"{place}"
+                f"{_place_of(sweep, runs)}"
             )
-        folder = place / run.options[best].run.name
-        found.append(Chosen(run.group, run.name, run.configuration, tuple(candidates), best, folder))
+        found.append(chosen)
     return found
+
+
+def _place_of(sweep: Sweep, runs: str | os.PathLike[str]) -> Path:
+    """The folder of the trials by which a sweep chooses."""
+    return Path(runs) / f"{sweep.name}-choice"
+
+
+def _choose(sweep: Sweep, run: SweepRun, runs: str | os.PathLike[str]) -> Chosen | None:
+    """The candidates of a deciding run, and the best of those that are tried; None where none of them is."""
+    place = _place_of(sweep, runs)
+    merits, candidates = [], []
+    for option in run.options:
+        folder = place / option.run.name
+        summary = read_record(folder, SUMMARY) if (folder / SUMMARY).exists() else None
+        value = value_of(summary, "val") if summary else None
+        merits.append(-math.inf if summary is None or value is None else metric_of(summary).merit(value))
+        candidates.append(Candidate(dict(option.values), value))
+    best = merits.index(max(merits))
+    if merits[best] == -math.inf:
+        return None
+    folder = place / run.options[best].run.name
+    return Chosen(run.group, run.name, run.configuration, tuple(candidates), best, folder)
+
+
+def settle_known(sweep: Sweep, runs: str | os.PathLike[str] = "runs") -> Sweep:
+    """A sweep with what is chosen already: that of the runs all of whose candidates have ended. Nothing is written.
+
+    A candidate that has failed is tried again when the sweep goes on, which hardly ever changes what is chosen.
+    """
+    place = _place_of(sweep, runs)
+    ended = [
+        run
+        for run in sweep.runs
+        if run.decides
+        and run.options
+        and all(any((place / option.run.name / file).exists() for file in (SUMMARY, FAILURE)) for option in run.options)
+    ]
+    return _take(sweep, [chosen for run in ended if (chosen := _choose(sweep, run, runs)) is not None])
 
 
 def settle(sweep: Sweep, choices: Sequence[Chosen], runs: str | os.PathLike[str] = "runs") -> Sweep:
     """A sweep with what was chosen. The best trials are runs of it, so their folders are copied: none is done again."""
-    best = {choice.group: choice.best for choice in choices}
     place = Path(runs) / sweep.name
     for choice in choices:
         if not (place / choice.name).exists():
@@ -90,7 +119,16 @@ def settle(sweep: Sweep, choices: Sequence[Chosen], runs: str | os.PathLike[str]
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.copytree(choice.folder, unfinished)
             unfinished.rename(place / choice.name)
-    settled = (
-        replace(run.options[best[run.group]].run, suffix=run.suffix) if run.options else run for run in sweep.runs
-    )
+    return _take(sweep, choices)
+
+
+def _take(sweep: Sweep, choices: Sequence[Chosen]) -> Sweep:
+    """A sweep whose runs have taken the candidates that are chosen for them; the others are as they were."""
+    best = {choice.group: choice.best for choice in choices}
+    settled = []
+    for run in sweep.runs:
+        if run.options and run.group in best:
+            taken = run.options[best[run.group]].run
+            run = replace(taken, suffix=run.suffix, decides=run.decides, tried=taken.name if run.decides else "")
+        settled.append(run)
     return replace(sweep, runs=tuple(settled))
