@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -48,10 +49,20 @@ seeds = "0-1"
 controls = ["shuffle"]
 
 [sweep.base]
+epochs = 1
+
+[[sweep.runs]]
 method = "imp"
 density = 0.5
 fraction = 0.5
-epochs = 1
+
+[[sweep.runs]]
+method = "dense"
+
+[[sweep.predictions]]
+text = "Half is nearly all."
+better = {method = "imp"}
+than = {method = "dense"}
 """
 
 
@@ -80,8 +91,11 @@ def test_a_study_runs_to_its_page(ticket, tmp_path, monkeypatch, forked):
         "Pruning is good.",
         "| not measured |",
         "small.png",
+        "| Half is nearly all. | 0.5 |",
     ):
         assert text in page, text
+    told = re.search(r"Half is nearly all\. +0\.5 +([+-][\d.]+) +([+-][\d.]+ to [+-][\d.]+) +(yes|no)", answer.out)
+    assert "| Half is nearly all. | 0.5 | {} | {} | {} |".format(*told.groups()) in page.replace("**", "")
     lines = {line.split(" | ")[0].strip("| "): line for line in page.splitlines() if line.startswith("| ")}
     assert lines["table 1"].endswith("| no |")
     assert "(at 0.5)" in lines["shuffled"]

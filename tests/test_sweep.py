@@ -376,7 +376,7 @@ def test_what_is_chosen_and_by_which_runs(sweep_file):
         ("[choose]\nrate = [0.1, 1.0]", "unknown flag --rate"),
         ("[choose]\nlr = [0.1, 1.0]\n[choose.at]\ndensity = 0.3\n[grid]\ndensity = [0.1, 0.2]", "[choose.at] density = 0.3: none of the runs"),
         ("controls_for = [{method = 'imp'}]", "controls_for goes with controls"),
-        ("controls = ['shuffle']\ncontrols_for = [{method = 'imp'}]", "controls_for {'method': 'imp'}: no run has these flags"),
+        ("controls = ['shuffle']\ncontrols_for = [{method = 'imp'}]", "controls_for {'method': 'imp'}: no run has method = \"imp\"; there is"),
         ("[[grid]]\nlr = 3", "grid.lr 3: expected a list of values, as lr = [3]"),
         ("grid = 3", "grid 3: expected a table of lists, [grid], or several of them, [[grid]]"),
         ("[[predictions]]\ntext = 'x'", "predictions.0.better is missing"),
@@ -384,6 +384,76 @@ def test_what_is_chosen_and_by_which_runs(sweep_file):
 )  # fmt: skip
 def test_what_is_wrong_with_a_choice(text, problem, sweep_file):
     assert any(found.startswith(problem) for found in problems_of(sweep_file(text))), problems_of(sweep_file(text))
+
+
+PREDICTED = """
+[[grid]]
+method = ["snip"]
+density = [0.1, 0.2]
+[[grid]]
+method = ["imp"]
+levels = [[0.5, 0.2]]
+rewind = ["0", "5it"]
+[[runs]]
+method = "edge-popup"
+density = 0.3
+[[runs]]
+method = "dense"
+[choose.snip]
+lr = [0.01, 0.1]
+[[predictions]]
+text = "so"
+"""
+
+
+@pytest.mark.parametrize(
+    ("sides", "problem"),
+    [
+        ("better = {method = 'snip'}\nthan = {method = 'imp', rewind = '0'}", ""),
+        ("better = {method = 'snip', lr = 0.1}\nthan = {method = 'dense'}\ndensities = [0.2]", ""),
+        ("better = {method = 'snap'}\nthan = {method = 'dense'}", ", better: no run has method = \"snap\"; did you mean 'snip'?; there is \"snip\", \"imp\", \"edge-popup\", \"dense\""),
+        ("better = {method = 'snip'}\nthan = {metod = 'dense'}", ", than: no run has a flag metod; did you mean 'method'?"),
+        ("better = {method = 'snip'}\nthan = {method = 'imp', rewind = '6it'}", ", than: of the runs with method = \"imp\" none has rewind = \"6it\"; did you mean '5it'?; there is \"0\", \"5it\""),
+        ("better = {method = 'snip', lr = 0.2}\nthan = {method = 'dense'}", ", better: of the runs with method = \"snip\" none has lr = 0.2; there is 0.01, 0.1"),
+        ("better = {method = 'snip'}\nthan = {method = 'imp'}", ", than: several configurations have these flags, as imp-lenet-300-100-digits-d0.2-levels-0.5-0.2-rewind-0 and imp-lenet-300-100-digits-d0.2-levels-0.5-0.2-rewind-5it: add what tells them apart, as rewind"),
+        ("better = {method = 'snip'}\nthan = {method = 'dense'}\ndensities = [0.3]", ", better: no run with method = \"snip\" is at density 0.3; there is 0.2, 0.1"),
+        ("better = {method = 'snip'}\nthan = {method = 'edge-popup'}", ": its two sides have no density in common, they are at 0.2, 0.1 and 0.3"),
+    ],
+)  # fmt: skip
+def test_a_prediction_is_about_runs_that_are_there(sides, problem, sweep_file):
+    path = sweep_file(PREDICTED + sides)
+    assert ([] if not problem else problems_of(path)) == ([f"the prediction 'so'{problem}"] if problem else [])
+    assert problem or len(read_sweep(path).predictions) == 1
+
+
+def test_runs_that_are_there_twice_are_told_with_all_else(sweep_file):
+    runs = "[[runs]]\nmethod = 'imp'\n" * 2 + "[[runs]]\nmethod = 'snip'\nlr = -1.0\n" * 2
+    wrong = "[[predictions]]\ntext = 'so'\nbetter = {lr = -1.0}\nthan = {method = 'rigl'}\n"
+    found = problems_of(sweep_file("[base]\nepochs = 0\n" + runs.replace("'imp'\n", "'imp'\nepochs = 3\n") + wrong))
+    expected = (
+        "--epochs 0: expected", "--lr -1.0: expected", "the run imp-lenet-300-100-digits-d0.1-s0-epochs-3 is there twice",
+        "the run method=snip lr=-1.0 is there twice", "the prediction 'so', than: no run has method = \"rigl\"",
+    )  # fmt: skip
+    assert len(found) == len(expected), found
+    for sentence in expected:
+        assert any(problem.startswith(sentence) for problem in found), (sentence, found)
+
+
+def test_a_study_is_no_sweep_and_a_sweep_no_study(ticket, tmp_path):
+    Path("one.toml").write_text("[base]\nepochs = 1\n")
+    assert (
+        ticket("study", "one.toml").err
+        == "error: one.toml is a sweep, and no study: `ticket sweep one.toml` carries it out\n"
+    )
+    assert (
+        ticket("sweep", "mnist1d").err
+        == "error: mnist1d is a study of this package: `ticket study mnist1d` carries it out\n"
+    )
+    Path("two.toml").write_text("title = 'x'\n[sweep]\nseeds = [0]\n")
+    assert (
+        ticket("sweep", "two.toml").err
+        == "error: two.toml is a study, and no sweep: `ticket study two.toml` carries it out\n"
+    )
 
 
 def test_only_some_runs_are_controlled(sweep_file):

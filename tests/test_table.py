@@ -20,6 +20,7 @@ from ticket_search.sweeps.table import (
     dense_values,
     entries_at,
     judge,
+    judge_all,
     read_csv,
     table_at,
     write_csv,
@@ -130,6 +131,27 @@ def test_flags_of_a_prediction_name_one_configuration(lines):
     assert judge(lines, default, [0.1])[0].found.mean == pytest.approx(statistics.fmean((0.1, -0.1, 0.5)))
 
 
+def test_flags_that_no_label_names_tell_configurations_apart(lines):
+    flags = [{"flags": json.dumps({"lr": lr}), "lr": lr} for lr in (0.1, 0.2)]
+    pair = [line for own in flags for line in lines_of([50.0, 60.0], label="imp", method="imp", **own)]
+    with pytest.raises(RequestError, match=r'fit several configurations: imp \{"lr": 0.1\}; imp \{"lr": 0.2\}'):
+        judge(lines + pair, Prediction(text="x", better={"method": "imp"}, than={"method": "bernoulli"}), [0.1])
+
+
+def test_the_dense_network_stands_beside_any_density(lines):
+    layerwise = {"method": "snip", "allocation": "layerwise"}
+    predictions = [
+        Prediction(text="x", better=layerwise, than={"method": "dense"}, by="not below"),
+        Prediction(text="y", better={"method": "bernoulli"}, than={"method": "rigl"}),
+    ]
+    first, second = judge_all(lines, predictions)
+    assert (first.density, first.in_words) == (0.1, "no")
+    assert first.found.mean == pytest.approx(statistics.fmean((79.9 - 90.0, 82.1 - 91.0, 84.0 - 92.0)))
+    assert second.in_words == "not run"
+    alone = Prediction(text="z", better={"method": "snip"}, than={"method": "dense"})
+    assert judge(lines[:1] + lines[3:4], alone, [0.1])[0].in_words == "one seed in common"
+
+
 def test_what_was_tried_is_told(lines):
     row = choices_as_text(lines).splitlines()[-1]
     assert row == "| snip | 0.1 | 0.01: 81.50, 1: 9.00 | 0.01 |"
@@ -229,6 +251,20 @@ def test_what_a_study_of_sweeps_lacks_is_told(ticket, tmp_path, monkeypatch):
     assert wrong.code == 2 and "did you mean 'edge-popup'?" in wrong.err
     none = ticket("study", "mnist1d", "--sweep", "one")
     assert none.code == 2 and "does not join several sweeps" in none.err
+
+
+def test_a_prediction_of_a_joined_sweep_is_about_runs_of_any_of_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("parts").mkdir()
+    Path("mine.toml").write_text(JOINED)
+    Path("parts/one.toml").write_text(ONE_SWEEP.replace("'imp'}", "'imp', sweep = 'two'}"))
+    Path("parts/two.toml").write_text(TWO_SWEEP)
+    assert read_study("mine.toml").parts["one"].predictions
+    Path("parts/two.toml").write_text(
+        TWO_SWEEP.replace("'imp'", "'gradual'").replace("levels = [0.6, 0.3]", "density = 0.3")
+    )
+    with pytest.raises(RequestError, match="the prediction 'snip beats imp', than: no run has method = \"imp\"; "):
+        read_study("mine.toml")
 
 
 def test_the_predictions_of_a_study_that_ships_name_runs_that_it_has():

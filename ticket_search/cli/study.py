@@ -54,7 +54,7 @@ def study(
         folders = carry_out_sweep(asked.sweep, runs, jobs, dry_run, as_json=False)
         written = [] if dry_run else write_study(asked, folders, results)
     for name in todo:
-        folders = carry_out_sweep(asked.parts[name], runs, jobs, dry_run, as_json=False)
+        folders = carry_out_sweep(asked.parts[name], runs, jobs, dry_run, as_json=False, answers=False)
         if not dry_run:
             written.append(sweeps.table_page.write_part(asked, name, folders, Path(runs), results))
     if asked.parts and not dry_run:

@@ -24,6 +24,7 @@ from .tickets import OwnData, OwnLoss, OwnMetric, OwnModel
 if TYPE_CHECKING:
     from ..running.duration import Costs
     from ..sweeps.sweep import SweepPlan, SweepResult
+    from ..sweeps.table import Judgement
     from ..sweeps.trials import Chosen
 
 
@@ -62,8 +63,12 @@ def sweep(
     carry_out_sweep(asked, runs, jobs, dry_run, as_json)
 
 
-def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: bool) -> list[Path]:
+def carry_out_sweep(
+    asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: bool, answers: bool = True
+) -> list[Path]:
     """Plan a sweep, carry it out, and print how it ended. Exits with 1 if a run failed, and with 130 if it was stopped.
+
+    With `answers` it says what came of its predictions; those of a sweep that a study joins may be about other sweeps.
 
     Returns:
         The folders of the finished runs; none for a dry run.
@@ -95,12 +100,16 @@ def carry_out_sweep(asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: 
     except KeyboardInterrupt:
         _say_stopped()
     _stop_if_interrupted(plan, result)
+    lines = sweeps.table.measured_in(result.finished, Path(runs)) if plan.sweep.predictions and answers else []
+    judged = sweeps.table.judge_all(lines, plan.sweep.predictions) if lines else []
     if as_json:
         summaries = [read_record(folder, SUMMARY) | {"path": str(folder)} for folder in result.finished]
         chosen = {"choices": [asdict(choice) | {"folder": str(choice.folder)} for choice in choices]} if choices else {}
-        print_json({"runs": summaries} | chosen | ({"failures": result.failures} if asked.name else {}))
+        came = {"predictions": [one.to_dict() for one in judged]} if judged else {}
+        print_json({"runs": summaries} | chosen | came | ({"failures": result.failures} if asked.name else {}))
     else:
         print_result(plan, result)
+        print_judged(judged, result)
     if result.failures:
         _say_failures(plan, result)
         raise typer.Exit(1)
@@ -206,6 +215,19 @@ def print_result(plan: SweepPlan, result: SweepResult) -> None:
         markup=False,
         highlight=False,
         soft_wrap=True,
+    )
+
+
+def print_judged(judged: Sequence[Judgement], result: SweepResult) -> None:
+    """Print what came of the predictions of a sweep."""
+    if not judged:
+        return
+    metric = metric_of(read_record(result.finished[0], SUMMARY))
+    unit = "pp" if metric.unit == "%" else metric.unit
+    difference = f"difference ({unit})" if unit else "difference"
+    print_table(
+        ("predicted before the runs", "density", difference, "95 % interval", "came true"),
+        [one.cells(metric.form) for one in judged],
     )
 
 

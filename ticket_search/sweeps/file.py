@@ -7,49 +7,33 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import pydantic
 
 from ..contract.errors import Problems, RequestError, describe_expected, nearest_hint, unknown
 from ..contract.flags import Config, public_fields, read_toml, to_plain
 from ..contract.leave import FLAGS, Leaves, code_in, leave_here, refuse, without_leave
-from ..contract.recipes import find_recipe
+from ..contract.recipes import studies
 from ..methods import find_method, method_names, usable_methods
 from ..running.read_config import find_kind
 from ..running.request import (
-    DEFAULT_METHOD,
     Request,
-    check_request,
     control_problems,
-    default_model,
     name_problems,
     parse_seeds,
     words_of,
-)  # fmt: skip
+)
 from ..runs.names import default_name
+from .asked import check_runs, join, repeated_flags, tell_wrong, text_of
 from .choice import Choice, read_choice
+from .predictions import Prediction, Told, fits, prediction_problems, tell, why_none
 
 # The flags that the default name of a run tells already.
 _NAMED = ("method", "model", "data", "density", "seed")
-
-
-class Prediction(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """What is expected of a sweep before it is run: that some runs are better than others, or not worse.
-
-    text: in words. better, than: flags by which the runs of the two are known, as {method = "imp"}; the runs may be
-        those of another sweep of the same study. densities: at which it is said; at all that both have if none is
-        given. by: `above`, the paired mean difference and its whole interval are above 0; `not below`, the interval is
-        above minus the margin.
-    """
-
-    text: str
-    better: dict[str, Any]
-    than: dict[str, Any]
-    densities: tuple[float, ...] = ()
-    by: Literal["above", "not below"] = "above"
+# What only the file of a study has above its tables.
+STUDY_KEYS = frozenset({"title", "paper", "question", "published", "statements", "claims", "sweep", "sweeps"})
 
 
 class _File(pydantic.BaseModel, extra="forbid"):
@@ -136,12 +120,6 @@ class Sweep:
         return self.controls if wanted else ()
 
 
-def fits(config: Config, flags: Mapping[str, Any]) -> bool:
-    """Whether a run has these flags, by field name."""
-    plain = config.model_dump(mode="json")
-    return all(key in plain and plain[key] == value for key, value in flags.items())
-
-
 def read_sweep(
     path: str | os.PathLike[str], threads: int | None = None, code: Mapping[str, str | None] | None = None
 ) -> Sweep:
@@ -179,7 +157,22 @@ def read_sweep(
     Raises:
         RequestError: every problem of the file and of its runs at once.
     """
-    return make_sweep(read_toml(Path(path)), Path(path).stem, threads, path, code)
+    table = read_table(Path(path))
+    return make_sweep(table, Path(path).stem, threads, path, code)
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The table of a sweep's file.
+
+    Raises:
+        RequestError: it cannot be read, or is a study.
+    """
+    if not path.exists() and str(path) in studies():
+        raise RequestError(f"{path} is a study of this package: `ticket study {path}` carries it out")
+    table = read_toml(path)
+    if set(table) & STUDY_KEYS and not set(table) & {"base", "grid", "runs", "choose"}:
+        raise RequestError(f"{path} is a study, and no sweep: `ticket study {path}` carries it out")
+    return table
 
 
 def make_sweep(
@@ -188,8 +181,11 @@ def make_sweep(
     threads: int | None = None,
     path: str | os.PathLike[str] = "",
     code: Mapping[str, str | None] | None = None,
+    joined: bool = False,
 ) -> Sweep:
     """The sweep that a table asks for (see `read_sweep`), under a name; `path` is the file that it is from.
+
+    One of several that are `joined` in a study may predict something about the runs of the others.
 
     Raises:
         RequestError: every problem of the table and of its runs at once.
@@ -203,38 +199,54 @@ def make_sweep(
     choice = read_choice(file.choose, problems)
     said = [file.base, *own, *(table for table in file.base.values() if isinstance(table, dict))]
     file.base |= {key: given[0] for key, given in words.items() if not any(key in flags for flags in said)}
-    asked = [_join(file.base, flags, threads, problems) for flags in own]
+    asked = [join(file.base, flags, threads, problems) for flags in own]
     spread = [choice.spread(run.method, flags) for run, flags in zip(asked, own, strict=True)]
     each = [flags for candidates in spread for flags in candidates]
-    configs = _check_runs([_join(file.base, flags, threads, problems) for flags in each], each, problems)
+    whole = [join(file.base, flags, threads, problems) for flags in each]
+    configs = check_runs(whole, each, problems)
     seeds = _seeds(file, own, problems)
     leaves = leave_here(*(word for given in words.values() for word in given))
     problems.add(*_refused_code([config for config in configs if config], file.controls_on, path, leaves))
     allowed = [config and config.allowing(leaves) for config in configs]
     runs = _make_runs(own, spread, allowed, seeds, choice, problems)
-    problems.add(*_repeated(runs))
+    problems.add(*_repeated(runs), *repeated_flags(whole, each, configs))
     folder = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
     problems.add(*_idle_tables(file, [run.method for run in asked]))
     sweep = Sweep(
         folder, tuple(runs), file.controls, file.control_levels, file.controls_on, file.controls_for, file.about,
         file.predictions,
     )  # fmt: skip
-    if file.controls:
-        problems.add(
-            *(
-                f"controls: {run.name} {why}"
-                for run in runs
-                if (kinds := sweep.controls_of(run.config))
-                for why in control_problems(run.config, kinds)
-            ),
-            *(
-                f"controls_for {flags}: no run has these flags"
-                for flags in file.controls_for
-                if runs and not any(fits(run.config, flags) for run in runs)
-            ),
-        )
+    there = tell_runs(sweep) + tell_wrong(whole, configs)
+    problems.add(*_wrong_controls(sweep, there))
+    problems.add(*(prediction_problems(file.predictions, there) if not joined else ()))
     problems.raise_if_any()
     return sweep
+
+
+def tell_runs(sweep: Sweep, name: str = "") -> list[Told]:
+    """The runs of a sweep as the flags of a prediction name them; in a study it has a `name` of its own."""
+    return [
+        tell(
+            run.configuration,
+            name or sweep.name,
+            [option.run.config for option in run.options] or [run.config],
+            find_method(run.config.method).traits.dense,
+        )
+        for run in sweep.runs
+    ]
+
+
+def _wrong_controls(sweep: Sweep, there: Sequence[Told]) -> list[str]:
+    """Why controls cannot be made of some runs, and which flags of those to be controlled no run has."""
+    if not sweep.controls:
+        return []
+    found = [
+        f"controls: {run.name} {why}"
+        for run in sweep.runs
+        if (kinds := sweep.controls_of(run.config))
+        for why in control_problems(run.config, kinds)
+    ]
+    return found + [f"controls_for {flags}: {why}" for flags in sweep.controls_for if (why := why_none(flags, there))]
 
 
 def _make_runs(
@@ -364,7 +376,7 @@ def _table_problems(file: _File) -> list[str]:
                 found.append(f"[base.{name}]: {unknown('method', name, method_names())}")
             found += [f"[base.{name}] {key}: it belongs in [base]" for key in ("method", "config") if key in table]
     found += [
-        f"grid.{key} {values!r}: expected a list of values, as {key} = [{_text(values)}]"
+        f"grid.{key} {values!r}: expected a list of values, as {key} = [{text_of(values)}]"
         for grid in file.grids
         for key, values in grid.items()
         if not isinstance(values, list) or not values
@@ -403,65 +415,6 @@ def _expand(file: _File) -> list[dict[str, Any]]:
     return combined + file.runs
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A run as it is asked for: its method, the values of its flags, and which of them are not a recipe's."""
-
-    method: str
-    values: dict[str, Any]
-    given: frozenset[str]
-
-
-def _join(base: Mapping[str, Any], own: Mapping[str, Any], threads: int | None, problems: Problems) -> _Asked:
-    """Join what a run is told: the values of a recipe, over these those of all runs, of its method, and its own."""
-    shared = {key: value for key, value in base.items() if not isinstance(value, dict)}
-    config = {**shared, **own}.get("config")
-    recipe = problems.attempt(lambda: find_recipe(str(config))) if config is not None else None
-    recipe = {key: value for key, value in (recipe or {}).items() if key != "about"}
-    method = str({**recipe, **shared, **own}.get("method", DEFAULT_METHOD))
-    chosen = {**shared, **base.get(method, {}), **own}
-    values = {"threads": 1, **recipe, **chosen} | ({} if threads is None else {"threads": threads})
-    named = ("method", "config")
-    return _Asked(
-        method,
-        {key: value for key, value in values.items() if key not in named},
-        frozenset(chosen).difference(named),
-    )
-
-
-def _check_runs(asked: Sequence[_Asked], own: Sequence[Mapping[str, Any]], problems: Problems) -> list[Config | None]:
-    """The configuration of each run, None where it is wrong. A problem of only some runs names the first of them."""
-    configs: list[Config | None] = []
-    found: dict[str, list[str]] = {}
-    for run, flags in zip(asked, own, strict=True):
-        of_run = Problems()
-        request = of_run.attempt(partial(_check_run, run))
-        configs.append(request.config if request else None)
-        for problem in of_run.found:
-            found.setdefault(problem, []).append(_describe(flags))
-    for problem, where in found.items():
-        others = f" and {len(where) - 1} more" if len(where) > 1 else ""
-        problems.add(problem if len(where) == len(own) else f"{problem} (in the run {where[0]}{others})")
-    return configs
-
-
-def _check_run(run: _Asked) -> Request:
-    values = dict(run.values)
-    data = str(values.pop("data", Config.model_fields["data"].default))
-    model = str(values.pop("model", default_model(run.method)))
-    return check_request(run.method, model, data, values, given=run.given, from_file=values, leaves={})
-
-
-def _describe(flags: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={_text(value)}" for key, value in flags.items()) or "of [base]"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _seeds(file: _File, own: Sequence[Mapping[str, Any]], problems: Problems) -> tuple[int, ...]:
     """The seeds that each run is carried out with; none where each run has its own seed."""
     if file.seeds is None:
@@ -481,7 +434,7 @@ def _suffixes(own: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         re.sub(
             r"[^A-Za-z0-9._-]+", "-",
-            "".join(f"-{key.replace('_', '-')}-{_text(flags[key])}" for key in varied if key in flags),
+            "".join(f"-{key.replace('_', '-')}-{text_of(flags[key])}" for key in varied if key in flags),
         )
         for flags in own
     ]  # fmt: skip

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pydantic
 
-from .. import analysis
-from ..contract.errors import Problems, describe_expected, unknown
+from .. import analysis, sweeps
+from ..contract.errors import Problems, RequestError, describe_expected, unknown
 from ..contract.flags import read_toml
 from ..contract.keyed import Keyed
-from .file import Sweep, make_sweep, read_sweep
+from .file import STUDY_KEYS, Sweep, make_sweep, read_table, tell_runs
+from .predictions import prediction_problems
 
 if TYPE_CHECKING:
     from ..analysis.findings import Comparison, Group, Row
@@ -114,6 +115,8 @@ def read_study(path: str | os.PathLike[str], code: Mapping[str, str | None] | No
         RequestError: every problem of the file and of its runs at once.
     """
     table, problems = read_toml(Path(path)), Problems()
+    if not set(table) & STUDY_KEYS and {"base", "grid", "runs", "choose"} & set(table):
+        raise RequestError(f"{path} is a sweep, and no study: `ticket sweep {path}` carries it out")
     file, runs, parts = None, table.get("sweep"), dict[str, Sweep]()
     try:
         file = _File.model_validate(table)
@@ -128,14 +131,22 @@ def read_study(path: str | os.PathLike[str], code: Mapping[str, str | None] | No
         problems.add("expected either [sweep], or sweeps = [...] with the files of several")
     for name in (*file.sweeps, *file.beside) if file is not None else ():
         place = Path(path).parent / name
-        part = problems.attempt(partial(read_sweep, place, code=code))
+        part = problems.attempt(partial(_read_part, place, code))
         parts |= {} if part is None else {place.stem: replace(part, name=f"{Path(path).stem}-{place.stem}")}
+    beside = tuple(Path(name).stem for name in file.beside) if file is not None else ()
+    if not problems.found:
+        # The page answers them from the sweeps that are joined in one table.
+        there = [run for name, part in parts.items() if name not in beside for run in tell_runs(part, name)]
+        problems.add(*prediction_problems((each for part in parts.values() for each in part.predictions), there))
     problems.raise_if_any()
     assert file is not None, "a study that cannot be read has problems"
     values = {name: getattr(file, name) for name in _File.model_fields if name not in ("sweep", "sweeps", "beside")}
-    beside = tuple(Path(name).stem for name in file.beside)
     name = Path(path).stem if sweep is None else sweep.name
     return Study(name=name, sweep=sweep, parts=parts, beside=beside, **values)
+
+
+def _read_part(path: Path, code: Mapping[str, str | None] | None) -> Sweep:
+    return make_sweep(read_table(path), path.stem, path=path, code=code, joined=True)
 
 
 def _sentence(item: Any) -> str:
@@ -228,13 +239,16 @@ def write_study(study: Study, runs: Sequence[Path], output: str | os.PathLike[st
     paths = page_files(study, output)
     analysis.plots.plot_comparison(comparison, paths[1], published=points, overwrite=True)
     tables = analysis.tables.to_markdown(comparison, full=True)
-    paths[0].write_text(_page(study, beside, comparison.groups, tables), encoding="utf-8")
+    predictions = () if study.sweep is None else study.sweep.predictions
+    lines = sweeps.table.measured_in(runs, Path()) if predictions else []
+    judged = sweeps.table.predictions_on_page(sweeps.table.judge_all(lines, predictions))
+    paths[0].write_text(_page(study, beside, comparison.groups, judged, tables), encoding="utf-8")
     paths[2].write_text(analysis.html.to_html(comparison, study.title, published=points), encoding="utf-8")
     paths[3].write_text(analysis.tables.to_csv(comparison), encoding="utf-8")
     return paths
 
 
-def _page(study: Study, beside: Sequence[Beside], groups: Sequence[Group], tables: str) -> str:
+def _page(study: Study, beside: Sequence[Beside], groups: Sequence[Group], judged: str, tables: str) -> str:
     measured = " and ".join(dict.fromkeys(group.metric.name for group in groups))
     parts = [f"# {study.title}", study.question, f"After {study.paper}."]
     parts.append(f"```\nticket study {study.name}\n```")
@@ -243,6 +257,8 @@ def _page(study: Study, beside: Sequence[Beside], groups: Sequence[Group], table
     parts.append(f"![{measured} against density, and against search cost]({study.name}.png)")
     if study.statements:
         parts.append("## What the publication says\n\n" + "\n".join(f"- {line}" for line in study.statements))
+    if judged:
+        parts.append(judged)
     if beside:
         lines = [
             "| | density | published % | ours % | seeds | 95 % interval | consistent |",

@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from ..analysis.intervals import Difference, confidence_interval, difference
 from ..analysis.read_runs import Member, read_members
 from ..contract.errors import RequestError
 from ..contract.flags import public_fields
-from ..contract.metric import known_value
+from ..contract.metric import known_value, metric_of
 from ..methods import find_method
-from ..runs.names import TICKET
-from .file import Prediction, Sweep
+from ..runs.names import SUMMARY, TICKET
+from ..runs.records import read_record
+from .file import Sweep
+from .predictions import Prediction
 from .trials import trials_of
 
 # A method that is not below another may be worse by so much, in the metric's unit.
@@ -74,6 +76,19 @@ class Line:
     flags: str
 
 
+def measured_in(folders: Iterable[Path], runs: Path) -> list[Line]:
+    """The lines of finished runs, without what takes passes through their networks: enough to judge predictions.
+
+    The values are merits: those of a metric of which lower is better are negative.
+    """
+    found = []
+    for folder in folders:
+        merit = metric_of(read_record(folder, SUMMARY)).merit
+        own = _lines_of_run(folder.parent.name, folder, "run", runs, sized=False)
+        found += [replace(line, value=merit(line.value)) for line in own if line.role == "run"]
+    return found
+
+
 def lines_of(name: str, sweep: Sweep, folders: Iterable[Path], runs: Path) -> list[Line]:
     """The lines of a sweep: those of its runs and their controls, and those of the trials by which it chose.
 
@@ -91,7 +106,7 @@ def lines_of(name: str, sweep: Sweep, folders: Iterable[Path], runs: Path) -> li
     ]
 
 
-def _lines_of_run(sweep: str, folder: Path, role: str, runs: Path) -> Iterator[Line]:
+def _lines_of_run(sweep: str, folder: Path, role: str, runs: Path, sized: bool = True) -> Iterator[Line]:
     members, left_out = read_members([folder])
     if not members:
         raise RequestError(left_out)
@@ -111,7 +126,7 @@ def _lines_of_run(sweep: str, folder: Path, role: str, runs: Path) -> Iterator[L
         ticket = folder / TICKET
         if len(member.rows) > 1:
             ticket = folder / "levels" / f"{row['level']:02d}" / TICKET
-        weights, effective = _sizes_of(ticket)
+        weights, effective = _sizes_of(ticket) if sized else (round(row["kept"] / row["density"]), None)
         yield make(
             role, control="", asked=_asked(member, place), kept=row["kept"], weights=weights, effective=effective,
             value=known_value(row, "test"), validation=known_value(row, "val"), trainings=member.cost(place),
@@ -248,6 +263,42 @@ class Judgement:
     found: Difference | None
     holds: bool | None
 
+    @property
+    def in_words(self) -> str:
+        """`yes` or `no`, or why there is no answer."""
+        if self.found is None:
+            return "not run"
+        return "one seed in common" if self.holds is None else "yes" if self.holds else "no"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The judgement as plain values."""
+        told: dict[str, Any] = {"difference": None, "interval": None, "seeds": 0}
+        if self.found is not None:
+            told = {"difference": self.found.mean, "interval": self.found.interval, "seeds": self.found.n}
+        return {"text": self.prediction.text, "density": self.density, **told, "came_true": self.holds}
+
+    def cells(self, form: str = ".2f") -> tuple[str, str, str, str, str]:
+        """The prediction, the density, the difference in the unit of the metric, its interval, whether it came true."""
+        gap = self.found
+        interval = () if gap is None or gap.interval is None else gap.interval
+        mean = "" if gap is None else f"{gap.mean:+{form}}"
+        low_high = " to ".join(f"{end:+{form}}" for end in interval)
+        return self.prediction.text, f"{self.density:g}", mean, low_high, self.in_words
+
+
+def judge_all(lines: Sequence[Line], predictions: Iterable[Prediction]) -> list[Judgement]:
+    """What came of predictions: at the densities that each names or, of one that names none, at those that both have.
+
+    Raises:
+        RequestError: flags that several configurations have at a density.
+    """
+    densities, found = sorted({line.asked for line in lines}, reverse=True), []
+    for prediction in predictions:
+        judged = judge(lines, prediction, densities)
+        both = [one for one in judged if one.found is not None]
+        found += judged if prediction.densities else both or judged[-1:]
+    return found
+
 
 def judge(lines: Sequence[Line], prediction: Prediction, densities: Iterable[float]) -> list[Judgement]:
     """What came of a prediction, at each of its densities or, if it names none, at all of the table.
@@ -256,7 +307,7 @@ def judge(lines: Sequence[Line], prediction: Prediction, densities: Iterable[flo
         RequestError: flags that several configurations have at a density.
     """
     judged = []
-    for density in prediction.densities or densities:
+    for density in prediction.densities or dict.fromkeys(densities):
         better, than = (_pick(lines, flags, density) for flags in (prediction.better, prediction.than))
         found = difference(better, than) if better and than else None
         holds = None
@@ -269,12 +320,28 @@ def judge(lines: Sequence[Line], prediction: Prediction, densities: Iterable[flo
 
 def _pick(lines: Sequence[Line], flags: Mapping[str, Any], density: float) -> dict[int, float]:
     """The values by seed of the one configuration that has these flags at a density."""
-    fitting = [line for line in lines if line.role == "run" and math.isclose(line.asked, density) and _has(line, flags)]
-    labels = dict.fromkeys((line.sweep, line.label) for line in fitting)
-    if len(labels) > 1:
-        told = "; ".join(label for _, label in labels)
+    fitting = [line for line in lines if line.role == "run" and _stands_at(line, flags, density) and _has(line, flags)]
+    # What a label does not name, as the learning rate, tells configurations apart too.
+    found = {(line.sweep, line.label, line.model, _without_density(line)): line for line in fitting}
+    if len(found) > 1:
+        labels = list(dict.fromkeys(line.label for line in found.values()))
+        if len(labels) < len(found):
+            labels = [f"{line.label} {line.flags}" for line in found.values()]
+        told = "; ".join(labels)
         raise RequestError(f"the flags {dict(flags)} of a prediction fit several configurations: {told}")
     return {line.seed: line.value for line in fitting}
+
+
+def _stands_at(line: Line, flags: Mapping[str, Any], density: float) -> bool:
+    """Whether a measurement is at a density, or of the dense network, which stands beside any where it is named."""
+    named = flags.get("method") == line.method and find_method(line.method).traits.dense
+    return named or math.isclose(line.asked, density)
+
+
+def _without_density(line: Line) -> str:
+    # The weights that masks are put on are those of a run of the same seed.
+    flags = {key: value for key, value in json.loads(line.flags).items() if key not in ("density", "weights")}
+    return json.dumps(flags, sort_keys=True)
 
 
 def _has(line: Line, flags: Mapping[str, Any]) -> bool:
@@ -332,6 +399,17 @@ def _range(interval: tuple[float, float] | None, sign: str = "") -> str:
     return "" if interval is None else f"{interval[0]:{sign}.2f} to {interval[1]:{sign}.2f}"
 
 
+def predictions_on_page(judged: Sequence[Judgement]) -> str:
+    """The part of a page that says what came of predictions; empty where there are none."""
+    if not judged:
+        return ""
+    return (
+        "## What was predicted\n\n*Above*: the paired mean difference over seeds and its whole 95 % interval are "
+        f"above 0. *Not below*: the interval is above -{MARGIN:g} pp. No correction for their number.\n\n"
+        + predictions_as_text(judged)
+    )
+
+
 def predictions_as_text(judged: Sequence[Judgement]) -> str:
     """What came of the predictions, as Markdown."""
     rows = [
@@ -339,13 +417,8 @@ def predictions_as_text(judged: Sequence[Judgement]) -> str:
         "|:---|---:|---:|---:|:---|",
     ]
     for one in judged:
-        gap = one.found
-        cells = (
-            one.prediction.text, f"{one.density:g}", "" if gap is None else f"{gap.mean:+.2f}",
-            "" if gap is None else _range(gap.interval, "+"),
-            "not run" if one.holds is None else "yes" if one.holds else "**no**",
-        )  # fmt: skip
-        rows.append("| " + " | ".join(cells) + " |")
+        *cells, answer = one.cells()
+        rows.append("| " + " | ".join([*cells, "**no**" if answer == "no" else answer]) + " |")
     return "\n".join(rows)
 
 

@@ -61,11 +61,7 @@ def _table_page(study: Study, measured: Sequence[table.Line], missing: Sequence[
     if study.differs:
         parts.append("\n".join(f"- {line}" for line in study.differs))
     if judged:
-        parts.append(
-            "## What was predicted\n\n*Above*: the paired mean difference over seeds and its whole 95 % interval are "
-            f"above 0. *Not below*: the interval is above -{table.MARGIN:g} pp. No correction for their number.\n\n"
-            + table.predictions_as_text(judged)
-        )
+        parts.append(table.predictions_on_page(judged))
     if dense:
         interval = confidence_interval(dense)
         told = "" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f})"
