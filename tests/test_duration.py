@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -15,9 +17,13 @@ import pytest
 from ticket_search.cli.sweep import print_plan
 from ticket_search.contract.method import Stage
 from ticket_search.deploy import machine_load
+from ticket_search.running import plan
 from ticket_search.running.duration import Costs, makespan
+from ticket_search.running.request import read_request
+from ticket_search.running.search import prepare
 from ticket_search.runs import rehearsal
 from ticket_search.runs.folders import FolderState
+from ticket_search.runs.records import write_record
 from ticket_search.runs.rehearsal import Rehearsal, Rehearsed
 from ticket_search.sweeps.file import make_sweep
 from ticket_search.sweeps.sweep import plan_sweep
@@ -55,6 +61,20 @@ def test_a_control_is_a_run_of_its_own():
 )  # fmt: skip
 def test_jobs_take_the_next_run_when_they_are_free(seconds, jobs, whole):
     assert makespan(seconds, jobs) == whole
+
+
+def test_a_signal_that_no_step_hears_ends_the_timing(monkeypatch, tmp_path):
+    request = read_request(["--method", "dense", "--epochs", "1", "--train-size", "320", "--threads", "1"])
+    config, setup = prepare(request)
+    conclude = plan.conclude
+
+    def signalled(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return conclude(*args)
+
+    monkeypatch.setattr(plan, "conclude", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        plan.make_plan(config, setup)
 
 
 class Clock:
@@ -160,8 +180,16 @@ def test_controls_that_a_finished_run_lacks_count(planned, monkeypatch):
     imp = next(run for run in planned().runs if run.config.method == "imp")
     assert imp.seconds == 0 and imp.control_seconds == pytest.approx(2 * COSTS.control(PER_EPOCH, 100))
     imp.folder.mkdir(parents=True)
-    (imp.folder / "controls.json").touch()
-    assert next(run for run in planned().runs if run.folder == imp.folder).control_seconds == 0
+    monkeypatch.setattr(
+        "ticket_search.sweeps.local_engine.read_record", lambda *_: {"levels": [{"level": 0}, {"level": 1}]}
+    )
+    rows = [
+        {"control": kind, "trained": True, "data": imp.config.data, "level": 1} for kind in planned().sweep.controls
+    ]
+    for there, missing in ((rows[:1], True), (rows, False)):
+        write_record(imp.folder, "controls.json", {"rows": there})
+        left = next(run for run in planned().runs if run.folder == imp.folder)
+        assert (left.control_seconds > 0) == missing
 
 
 def test_jobs_share_the_work_and_the_cores(planned):

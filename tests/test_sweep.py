@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from rich.console import Console
 from ticket_search import RequestError, RunError, search
 from ticket_search.running.controls import controls
 from ticket_search.running.request import parse_seeds, read_request
-from ticket_search.sweeps.progress import CONTROLS, RUNNING, Board, BoardProgress, SweepProgress
+from ticket_search.sweeps.local_engine import Job, run_jobs
+from ticket_search.sweeps.progress import CONTROLS, RUNNING, STARTING, Board, BoardProgress, SweepProgress
 from ticket_search.sweeps.sweep import plan_sweep, read_sweep, run_sweep
 from ticket_search.sweeps.trials import read_trials, trials_of
 
@@ -647,6 +649,44 @@ def start_and_stop(path: Path, runs: str, stop) -> tuple[subprocess.Popen, str]:
     return process, err
 
 
+SLOW_TO_START = """
+import multiprocessing, time
+from torch import nn
+if multiprocessing.parent_process() is not None:
+    time.sleep(60)
+def network(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+"""
+
+
+def test_processes_that_start_are_ended_at_once(sweep_file, forked):
+    path = sweep_file("[base]\nmethod = 'dense'\nmodel = 'slow_to_start:network'\n[grid]\nseed = [0, 1]")
+    Path("slow_to_start.py").write_text(SLOW_TO_START)
+    sweep = read_sweep(path, code={"model": "slow_to_start:network"})
+    jobs = [Job(place, f"runs/{run.name}", run.config) for place, run in enumerate(sweep.runs)]
+    board, stopped = Board(2), []
+    shows = SweepProgress(["one", "two"], [100, 100], board)
+    shows.console = Console(file=io.StringIO(), width=100)
+
+    def stop() -> None:
+        wait_for(lambda: board.read(0)[0] == STARTING)
+        stopped.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    others = children_of(os.getpid())
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert run_jobs(jobs, 2, board, shows) == {}
+    assert time.monotonic() - stopped[0] < 4
+    thread.join()
+    assert (
+        shows.console.file.getvalue().count("no run has begun to train, so that the processes which start are ended")
+        == 1
+    )
+    assert children_of(os.getpid()) <= others
+    assert not Path("runs").exists()
+
+
 @pytest.fixture(scope="module")
 def never_stopped(tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("whole")
@@ -676,6 +716,7 @@ def test_a_stopped_sweep_leaves_runs_that_go_on_to_the_same_bytes(stop, sweep_fi
         assert process.returncode == 130, err
         assert "stopped; continue with:\n  ticket sweep mine.toml --model slowly:network --jobs 2 --runs stopped" in err
         assert "Traceback" not in err
+        assert err.count("stopping: each run ends after the step that it is at") == 1
     assert len(list(Path("stopped").glob("mine/*/state.pt"))) == 2
     assert not list(Path("stopped").glob("mine/*/summary.json")), "stopped too late to tell anything"
     again = run_sweep(read_sweep(path, code={"model": "slowly:network"}), "stopped", jobs=2, progress=False)

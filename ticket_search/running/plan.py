@@ -118,7 +118,14 @@ def rehearse(model: nn.Module, config: Config, setup: Setup) -> Rehearsal:
             pass
         except Interrupted:
             raise KeyboardInterrupt from None
+        _stop_if_asked(run)
     return run.rehearsal
+
+
+def _stop_if_asked(run: Run) -> None:
+    """End what called for the timing, where a signal has come that no step of training has looked at."""
+    if run.interrupted:
+        raise KeyboardInterrupt
 
 
 def time_ending(config: Config, setup: Setup, step: float) -> Costs:
@@ -156,6 +163,7 @@ def time_ending(config: Config, setup: Setup, step: float) -> Costs:
             began = time.perf_counter()
             run.finish(summarize(run, run.ticket, setup.make_model(config)))
             finish = time.perf_counter() - began
+        _stop_if_asked(run)
     # Both states of a ticket are measured on both splits; what is missing of these was not held out for the timing.
     missing = 2 * sum(whole - part for whole, part in passes.values())
     return Costs(

@@ -31,10 +31,12 @@ from ..runs.folders import inspect_folder
 from ..runs.names import ELSEWHERE, EVALUATED, FAILURE, SUMMARY
 from ..runs.records import read_record
 from ..runs.run import Run, stopping_on_signals
-from .progress import CONTROLS, RUNNING, Board, BoardProgress, SweepProgress
+from .progress import CONTROLS, RUNNING, STARTING, WAITING, Board, BoardProgress, SweepProgress
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SECONDS_BETWEEN_LOOKS = 0.2
+_STOPPING = "stopping: each run ends after the step that it is at, and is saved; Ctrl-C once more stops at once"
+_ENDING = "stopping: no run has begun to train, so that the processes which start are ended"
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,18 @@ def run_jobs(jobs: Sequence[Job], processes: int, board: Board, shows: SweepProg
     ended: dict[int, dict[str, Any]] = {}
     waiting, suspects = deque(jobs), deque[Job]()
     tried: set[int] = set()
+    told = False
     with stopping_on_signals(board.stop), shows, _Crew(processes, board) as crew:
         while crew.running or (not board.stopping and (waiting or suspects)):
             while not board.stopping and waiting and len(crew.running) < processes:
                 crew.give(waiting.popleft())
             if not board.stopping and suspects and not crew.running:
                 crew.give(suspects.popleft())
+            if board.stopping and not told:
+                told = True
+                shows.say(_STOPPING if crew.at_work else _ENDING)
+            if board.stopping and not crew.at_work:
+                break  # nobody waits for processes that import what they will not need
             for job, outcome in crew.look():
                 if outcome is None and job.place not in tried:
                     tried.add(job.place)
@@ -107,8 +115,8 @@ class _Crew:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self.running:
-            self._kill()  # nobody waits for these jobs any more
+        if self.running or self._board.stopping:
+            self._kill()  # nobody waits for these jobs any more, nor for a process that starts
         self._pool.shutdown(cancel_futures=True)
 
     def _make_pool(self) -> ProcessPoolExecutor:
@@ -121,8 +129,14 @@ class _Crew:
             if child not in self._strangers:
                 child.kill()
 
+    @property
+    def at_work(self) -> bool:
+        """Whether any job has got so far that there is something to save."""
+        return any(self._board.read(job.place)[0] in (RUNNING, CONTROLS) for job in self.running.values())
+
     def give(self, job: Job) -> None:
         """Have a job carried out as soon as a process is free."""
+        self._board.enter(job.place, WAITING)
         # A new process inherits the mask of signals, and so hears none before it is ready for it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
@@ -214,10 +228,11 @@ def work(job: Job) -> dict[str, Any]:
 
 def _carry_out(job: Job) -> str:
     board, folder = _process.board, Path(job.folder)
-    board.enter(job.place, RUNNING)
+    board.enter(job.place, STARTING)
     if inspect_folder(folder).state != "finished":
         # The configuration was checked when the sweep was read. Whether its names are still there is seen here.
         config, setup = prepare(request_of(job.config))
+        board.enter(job.place, RUNNING)
         if board.stopping:
             raise Interrupted(job.folder)
         carry_out(Run(folder, config, setup, BoardProgress(board, job.place)))

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from ..runs.progress import Pace, Progress, fit_line, tell_again_and_again, told_left
 
-WAITING, RUNNING, CONTROLS, ENDED = range(4)
+# A run that starts has written nothing yet: its process imports, and reads what it needs.
+WAITING, STARTING, RUNNING, CONTROLS, ENDED = range(5)
 
 
 class Board:
@@ -157,7 +158,7 @@ class SweepProgress:
 
     def _counts(self) -> str:
         phases = [self._board.read(run)[0] for run in range(len(self._names))]
-        going = sum(phase in (RUNNING, CONTROLS) for phase in phases)
+        going = sum(phase in (STARTING, RUNNING, CONTROLS) for phase in phases)
         waiting = len(self._names) - going - sum(self._ended.values())
         return ", ".join([*(f"{count} {state}" for state, count in self._ended.items()),
                           f"{going} running", f"{waiting} waiting"])  # fmt: skip
@@ -167,8 +168,8 @@ class SweepProgress:
         lines = []
         for run, (name, steps) in enumerate(zip(self._names, self._steps, strict=True)):
             phase, step, value = self._board.read(run)
-            if phase in (RUNNING, CONTROLS):
-                where = "controls" if phase == CONTROLS else f"{step:,} of {steps:,}"
+            if phase in (STARTING, RUNNING, CONTROLS):
+                where = {STARTING: "starting", CONTROLS: "controls"}.get(phase, f"{step:,} of {steps:,}")
                 measured = f"  validation {value:.4g}" if value else ""
                 if len(name) + len(where) + len(measured) + 2 > width:
                     measured = ""
