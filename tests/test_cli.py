@@ -235,7 +235,7 @@ def test_dry_run_tells_and_writes_nothing(method, ticket, tmp_path, endings, mon
     told = ticket("search", "--method", method, "--dry-run")
     assert told.code == 0, told.err
     # A layer with a batch norm behind it has no bias.
-    biases = {"lenet-300-100": "410 entries of 3 tensors (bias)", "lenet-300-100-bn": "10 entries of 1 tensors (bias)"}
+    biases = {"lenet-300-100": "410 entries of 3 tensors (bias)", "lenet-300-100-bn": "10 entries of 1 tensor (bias)"}
     left_out = biases[find_method(method).Config().model]
     for part in ("fc1.weight", "19,200", left_out, "steps", "Nothing was written"):
         assert part in told.out
@@ -505,7 +505,7 @@ def test_inspect_shows_a_strangers_ticket_and_builds_nothing(ticket, tmp_path, m
     assert 0 < found["mask_bytes"] < found["file_bytes"]
     assert found["mask_sets"] == ["task-1", "task-2"]
     assert found["levels"] == ["stem.weight"]
-    assert "signs: 1 tensors" in found["final_weights"]
+    assert "signs: 1 tensor;" in found["final_weights"]
     assert {row["name"] for row in found["layers"]} == {row.name for row in given.masks.report()}
     assert "kaiming-normal (seed 3, scale 1)" in ticket("inspect", "fine").out
 

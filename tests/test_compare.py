@@ -128,7 +128,7 @@ def test_it_is_said_over_what_p_values_are_corrected(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "told"), [(4, "and one more command like these"), (6, "and 3 more commands like these")]
+    ("number", "told"), [(4, "and 1 more command like these"), (6, "and 3 more commands like these")]
 )
 def test_the_commands_that_are_not_printed_are_counted(number, told, monkeypatch):
     lines = [Headline(f"mine at {place} %", "no", "open", f"ticket controls {place}") for place in range(number)]

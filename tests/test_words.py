@@ -11,17 +11,26 @@ import supermask
 from supermask.plugins.other_names import DROPPED, KEPT, meant_density, read_fraction
 from ticket_search import RequestError, search
 from ticket_search.cli import app
+from ticket_search.cli.terminal import counted
 from ticket_search.contract.errors import nearest_hint
 from ticket_search.contract.flags import Config, public_fields
 from ticket_search.contract.other_names import COMMANDS, FLAGS, METHODS
 from ticket_search.methods import method_names, usable_methods
-from ticket_search.running.request import LAUNCH_FLAGS
+from ticket_search.running.request import LAUNCH_FLAGS, read_request
 from ticket_search.sweeps.file import make_sweep
 
 # What is typed, and what the answer has to name.
 TYPED = {
     "search --density 20%": "did you mean 0.2?",
     "search --density 20": "did you mean 0.2?",
+    "search --sparsity 80": "did you mean --sparsity 0.8, which is --density 0.2?",
+    "search --sparsity 80%": "did you mean --sparsity 0.8, which is --density 0.2?",
+    "search --pruning_rate 80": "did you mean --density 0.2,",
+    "search --method imp --levels 80,50": "error: --levels 80,50: expected numbers less than 1; did you mean 0.8,0.5?",
+    "search --method imp --levels 80%,50%": "did you mean 0.8,0.5?",
+    "search --method imp --levels 0.5,1.5": "error: --levels 1.5: expected a number less than 1",
+    "search --method imp --epochs 0 --weights net.pth": "this method trains. --method wanda --weights FILE, or sparsegpt, prunes",
+    "search --method wanda --epochs 0 --weights net.pth": "with --weights nothing is trained before pruning: leave --epochs out",
     "search --momentum 90%": "did you mean 0.9?",
     "search --pruning-rate 0.8": "did you mean --density 0.2,",
     "search --pruning-rate 80%": "did you mean --density 0.2,",
@@ -57,6 +66,23 @@ TYPED = {
 }
 
 
+@pytest.mark.parametrize("word", [*DROPPED, *KEPT])
+@pytest.mark.parametrize("between", ["_", "-"])
+def test_every_word_for_the_density_is_known_to_the_shell(word, between):
+    density = meant_density(word, "80")
+    with pytest.raises(RequestError, match=f"did you mean .*--density {density:g}"):
+        read_request([f"--{word.replace('_', between)}", "80"])
+
+
+def test_one_thing_has_no_plural():
+    assert [counted(number, "more command") for number in (0, 1, 2, 1000)] == [
+        "0 more commands",
+        "1 more command",
+        "2 more commands",
+        "1,000 more commands",
+    ]
+
+
 @pytest.mark.parametrize("words", TYPED)
 def test_the_right_name_is_told(words, ticket, tmp_path):
     (tmp_path / "mine.py").write_text("1 + 1")
@@ -69,6 +95,7 @@ def test_the_right_name_is_told(words, ticket, tmp_path):
     answer = ticket(*words.split())
     assert answer.code == 2
     assert TYPED[words] in answer.err
+    assert answer.err.count("error: ") == 1 or "--density" in words, "what follows from a wrong value is not told"
     # What a search or a training is of may be told before.
     assert re.match(r"([^\n]+\n)?error: ", answer.err) and "Traceback" not in answer.err
     assert not (tmp_path / "runs").exists()

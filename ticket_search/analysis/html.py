@@ -118,7 +118,10 @@ def _summarize(comparison: Comparison) -> list[tuple[str, str]]:
         ("precision", [group.precision for group in groups]),
     )
     return [
-        ("compared", f"{len(groups)} group{'' if len(groups) == 1 else 's'} of {len(runs)} runs"),
+        (
+            "compared",
+            f"{len(groups)} group{'' if len(groups) == 1 else 's'} of {len(runs)} run{'' if len(runs) == 1 else 's'}",
+        ),
         *((name, ", ".join(dict.fromkeys(filter(None, words)))) for name, words in named if any(words)),
         ("seeds", f"{most} in a group"),
         *_margin(comparison),

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from .. import analysis
 from ..contract.errors import RequestError
-from .terminal import duration, errors, harmless, output, print_json, print_table
+from .terminal import counted, duration, errors, harmless, output, print_json, print_table
 
 if TYPE_CHECKING:
     from ..analysis.findings import Comparison, Control, Group, Level, Row
@@ -225,8 +225,7 @@ def _print_headlines(found: Comparison, full: bool) -> None:
         # In one line, however long: it is to be copied.
         output().print(f"  {line.command}", markup=False, highlight=False, soft_wrap=True)
     if left:
-        many = "one more command like these" if left == 1 else f"{left} more commands like these"
-        _say(f"and {many}: add --full", "dim")
+        _say(f"and {counted(left, 'more command')} like these: add --full", "dim")
 
 
 def _print_part(part: Part) -> None:

@@ -14,7 +14,7 @@ from .. import analysis
 from ..contract.errors import RequestError
 from ..contract.flags import flag
 from .activations import Beside, DataDir, Inputs, Overwrite, Plot, ShowsActivations, Split, show_activations
-from .terminal import harmless, output, percent, print_json, print_sentence, print_table
+from .terminal import counted, harmless, output, percent, print_json, print_sentence, print_table
 from .tickets import Data, Model, Task, TicketName, ticket_path
 
 if TYPE_CHECKING:
@@ -177,8 +177,11 @@ def _sources(state: State) -> str:
     weights = [draw for draw in state.drawn.values() if draw.init not in ("zeros", "ones")]
     inits = sorted({f"{draw.init} (seed {draw.seed}, scale {draw.scale:.4g})" for draw in weights})
     parts = [f"drawn: {', '.join(inits)}"] if inits else []
-    parts += [f"signs: {len(state.signs)} tensors"] if state.signs else []
-    return "; ".join(parts + ([f"stored: {len(state.stored)} tensors"] if state.stored else [])) or "zeros and ones"
+    parts += [f"signs: {counted(len(state.signs), 'tensor')}"] if state.signs else []
+    return (
+        "; ".join(parts + ([f"stored: {counted(len(state.stored), 'tensor')}"] if state.stored else []))
+        or "zeros and ones"
+    )
 
 
 def _text(value: Any) -> str:

@@ -27,6 +27,7 @@ from ..runs.progress import Progress
 from ..sweeps.file import sweep_of_seeds
 from .sweep import carry_out_sweep
 from .terminal import (
+    counted,
     duration,
     errors,
     harmless,
@@ -106,7 +107,7 @@ def _carry_out_announced(run: Run) -> Run:
         plan = running.plan.make_plan(run.config, run.setup)
         run.progress.pace.announced = plan.seconds
         trainings = f" in {len(plan.stages)} trainings" if len(plan.stages) > 1 else ""
-        told = f"{plan.steps:,} steps{trainings}, about {duration(plan.seconds)}: {run.path}"
+        told = f"{counted(plan.steps, 'step')}{trainings}, about {duration(plan.seconds)}: {run.path}"
         errors().print(told, markup=False, highlight=False, soft_wrap=True)
         run.progress.label(run.config.method)
     return running.search.carry_out(run)
@@ -211,10 +212,10 @@ def print_plan(plan: Plan, as_json: bool) -> None:
             for stage in plan.stages
         ],
     )
-    steps = sum(stage.steps for stage in plan.stages)
+    steps, threads = sum(stage.steps for stage in plan.stages), counted(plan.config.threads or 1, "thread")
     output().print(
-        f"{plan.config.method} on {plan.config.model} and {plan.config.data}: {steps:,} steps, about "
-        f"{duration(plan.seconds)} on {plan.config.device} with {plan.config.threads} threads. Nothing was written.",
+        f"{plan.config.method} on {plan.config.model} and {plan.config.data}: {counted(steps, 'step')}, about "
+        f"{duration(plan.seconds)} on {plan.config.device} with {threads}. Nothing was written.",
         highlight=False,
         soft_wrap=True,
     )
@@ -222,7 +223,8 @@ def print_plan(plan: Plan, as_json: bool) -> None:
 
 def _print_left_out(left_out: Iterable[tuple[str, tuple[int, int]]]) -> None:
     for reason, (tensors, size) in left_out:
-        output().print(f"left out: {size:,} entries of {tensors} tensors ({reason})", highlight=False)
+        entries = "1 entry" if size == 1 else f"{size:,} entries"
+        output().print(f"left out: {entries} of {counted(tensors, 'tensor')} ({reason})", highlight=False)
 
 
 def print_summary(run: Run) -> None:

@@ -18,7 +18,7 @@ from ..runs.names import SUMMARY
 from ..runs.progress import Progress
 from ..runs.records import read_record
 from ..sweeps.file import Sweep, read_sweep
-from .terminal import duration, errors, output, print_json, print_table
+from .terminal import counted, duration, errors, output, print_json, print_table
 from .tickets import OwnData, OwnLoss, OwnMetric, OwnModel
 
 if TYPE_CHECKING:
@@ -77,7 +77,9 @@ def carry_out_sweep(
     timed: dict[str, Costs] = {}
     try:
         # The first output, before anything that takes a while.
-        errors().print(f"{_runs(len(asked.runs))} of {asked.name or 'one search'}", markup=False, highlight=False)
+        errors().print(
+            f"{counted(len(asked.runs), 'run')} of {asked.name or 'one search'}", markup=False, highlight=False
+        )
         with Progress() as progress:
             progress.label("counting the steps of each run and timing some")
             starting = _load()
@@ -114,10 +116,6 @@ def carry_out_sweep(
         _say_failures(plan, result)
         raise typer.Exit(1)
     return result.finished
-
-
-def _runs(number: int) -> str:
-    return f"{number} run{'' if number == 1 else 's'}"
 
 
 def _load() -> float:
@@ -163,7 +161,7 @@ def _describe_trials(first: SweepPlan) -> str:
         return f"[choose]: all of the {number} trials at the first seed are done; {best}."
     there = f"{first.done} of them done: " if first.done else ""
     return (
-        f"[choose]: {number} trials at the first seed come first, {there}{first.steps:,} steps, about "
+        f"[choose]: {number} trials at the first seed come first, {there}{counted(first.steps, 'step')}, about "
         f"{duration(3600 * first.hours)}; {best}."
     )
 
@@ -173,8 +171,10 @@ def _describe_left(plan: SweepPlan, first: SweepPlan | None) -> str:
     number, controls = len(plan.runs), plan.sweep.controls
     if plan.left == 0 and (first is None or first.left == 0):
         with_controls = f", and so are the controls {', '.join(controls)}" if controls else ""
-        return f"All of the {number} runs are done{with_controls}: nothing is left to do."
-    parts = [f"{_runs(number)}, {plan.done} of them done: {plan.steps:,} steps"]
+        all_runs = "The run is" if number == 1 else f"All of the {number} runs are"
+        return f"{all_runs} done{with_controls}: nothing is left to do."
+    done = f"{plan.done} of them done" if number > 1 else "done" if plan.done else "not done"
+    parts = [f"{counted(number, 'run')}, {done}: {counted(plan.steps, 'step')}"]
     controlled = sum(bool(plan.sweep.controls_of(run.config)) for run in plan.runs)
     which = f"{controlled} of them" if plan.sweep.controls_for else "each run"
     parts += [f"and the controls {', '.join(controls)} after {which}"] if controls else []

@@ -193,6 +193,11 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"(-?[\d,]*\.?\d+( ((s|to|min|h)\b|- ).*)?)?", text) is not None
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`: a number of things whose plural ends in s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def percent(value: float | None) -> str:
     """An accuracy in percent with two decimals."""
     return "" if value is None else f"{value:.2f}"

@@ -13,11 +13,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, WrapValidator
 
-from supermask.plugins.other_names import read_fraction
-
 from .errors import Problems, RequestError, describe_expected, unknown_flag
 from .leave import Leave, code_in, refuse, without_leave
 from .metric import LOSSES, METRICS, name_problem
+from .other_names import meant_fractions, meant_value
 from .recorded import always_recorded
 
 DURATION = re.compile(r"(\d+)(it|ep)?")
@@ -76,6 +75,8 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     """
 
     draws_masks: ClassVar[bool] = False
+    # Whether weights of --weights are pruned as they are, without a training before.
+    from_checkpoint: ClassVar[bool] = False
     # Not of the record: which of its names may be imported, and who names the others. Copies keep both.
     _leaves: dict[str, Leave] = pydantic.PrivateAttr(default_factory=dict)
     _origin: str = pydantic.PrivateAttr("the configuration, which is not what you have typed")
@@ -363,7 +364,7 @@ def make_config(
     try:
         config = config_class.model_validate(usable)
     except pydantic.ValidationError as error:
-        problems.add(*(_sentence(item, config_class) for item in error.errors()))
+        problems.add(*(_sentence(item, config_class, values) for item in error.errors()))
         # The values that are right are checked with one another all the same.
         wrong = {str(item["loc"][0]) for item in error.errors() if item["loc"]}
         usable = {key: value for key, value in usable.items() if key not in wrong}
@@ -395,22 +396,18 @@ def _kinds(annotation: Any) -> set[Any]:
     return {annotation}
 
 
-def _sentence(item: Any, config_class: type[Config]) -> str:
+def _sentence(item: Any, config_class: type[Config], values: Mapping[str, Any]) -> str:
     name = str(item["loc"][0]) if item["loc"] else ""
     if item["type"] == "extra_forbidden":
         return unknown_flag(flag(name), map(flag, public_fields(config_class)))
-    return f"{flag(name)} {item['input']}: {describe_expected(item)}{_meant(name, item['input'], config_class)}"
-
-
-def _meant(name: str, value: Any, config_class: type[Config]) -> str:
-    """What was meant by a percentage where a fraction is expected, or by several seeds in place of one."""
+    whole = values.get(name)
+    if len(item["loc"]) > 1 and (told := meant_fractions(split_words(whole), item)):
+        return f"{flag(name)} {','.join(map(str, split_words(whole)))}: {told}"
     entry = config_class.model_fields.get(name)
     bounds = [getattr(each, key, None) for each in (entry.metadata if entry else ()) for key in ("le", "lt")]
-    if 1 in bounds and (fraction := read_fraction(value)) and str(value) != f"{fraction:g}":
-        return f"; did you mean {fraction:g}?"
-    if name == "seed" and re.fullmatch(r"\d+([-,]\d+)+", str(value)):
-        return f"; did you mean --seeds {value}, a search with each?"
-    return ""
+    trained = config_class.from_checkpoint if values.get("weights") else None
+    hint = meant_value(name, item["input"], 1 in bounds, trained)
+    return f"{flag(name)} {item['input']}: {describe_expected(item)}{hint}"
 
 
 def public_fields(config_class: type[Config]) -> dict[str, pydantic.fields.FieldInfo]:

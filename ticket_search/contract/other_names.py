@@ -5,7 +5,11 @@ An unknown word that stands in one of these tables is answered by the name that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from supermask.plugins.other_names import read_fraction
 
 _PRUNING = ("one-shot", "gradual", "imp")
 METHODS: Mapping[str, tuple[str, ...]] = {
@@ -65,3 +69,36 @@ BY_KIND: Mapping[str, Mapping[str, tuple[str, ...]]] = {"method": METHODS, "comm
 def meant(kind: str, word: str) -> tuple[str, ...]:
     """The names that a word of the field stands for, none where it is no such word."""
     return BY_KIND.get(kind, {}).get(word.lower().replace("_", "-"), ())
+
+
+def meant_value(name: str, value: Any, share: bool, from_checkpoint: bool | None) -> str:
+    """`; did you mean 0.5?`: what was meant by a wrong value of a flag; empty if that is unclear.
+
+    A percentage where a fraction is expected, of which `share` says that it is; several seeds in place of one; or no
+    epochs, for a checkpoint that is trained already: `from_checkpoint` says whether the method prunes it as it is; None
+    where there is no checkpoint.
+    """
+    if share and (fraction := read_fraction(value)) and str(value) != f"{fraction:g}":
+        return f"; did you mean {fraction:g}?"
+    if name == "seed" and re.fullmatch(r"\d+([-,]\d+)+", str(value)):
+        return f"; did you mean --seeds {value}, a search with each?"
+    if name == "epochs" and str(value) == "0" and from_checkpoint is not None:
+        return _NO_TRAINING if from_checkpoint else _WITHOUT_TRAINING
+    return ""
+
+
+_NO_TRAINING = "; with --weights nothing is trained before pruning: leave --epochs out"
+_WITHOUT_TRAINING = (
+    "; this method trains. --method wanda --weights FILE, or sparsegpt, prunes a trained checkpoint without training, "
+    "as supermask.prune does in Python"
+)
+
+
+def meant_fractions(values: Sequence[Any], item: Any) -> str:
+    """What is wrong with a list of fractions that are percentages, as `80,50`, from pydantic's item; else empty."""
+    fractions = [fraction for value in values if (fraction := read_fraction(value)) is not None]
+    above = 1 in [item.get("ctx", {}).get(bound) for bound in ("le", "lt")]
+    percent = [str(value) != f"{fraction:g}" for value, fraction in zip(values, fractions, strict=False)]
+    if len(fractions) < len(values) or not all(percent) or not (above or str(item["input"]).endswith("%")):
+        return ""
+    return f"expected numbers less than 1; did you mean {','.join(f'{fraction:g}' for fraction in fractions)}?"

@@ -45,6 +45,7 @@ class Config(SharedConfig):
     """Flags of filter pruning. A filter goes with its bias, its norm and the filters that a sum ties to it."""
 
     draws_masks: ClassVar[bool] = True
+    from_checkpoint: ClassVar[bool] = True
     granularity: ClassVar[str] = "filter"
     method: str = "filters"
     density: float = Field(

@@ -132,7 +132,9 @@ class Config(ShapedConfig):
         if not isinstance(values, dict) or "density" in values:
             return values
         words = split_words(values.get("levels") or ())
-        return {**values, "density": words[-1]} if isinstance(words, (list, tuple)) and words else values
+        # What is wrong with the last level is said of the levels.
+        right = isinstance(words, tuple) and words and _is_density(words[-1])
+        return {**values, "density": words[-1]} if right else values
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """Per-layer rates need layerwise ranking, and some training must be left after the rewind point."""
@@ -185,6 +187,13 @@ class Config(ShapedConfig):
     def keeps_units(self) -> bool:
         """Whether several weights are kept or dropped as one, so that densities count units."""
         return _UNITS.fullmatch(self.granularity) is not None
+
+
+def _is_density(value: Any) -> bool:
+    try:
+        return 0 < float(value) <= 1
+    except (TypeError, ValueError):
+        return False
 
 
 TRAITS = Traits(nested=True)

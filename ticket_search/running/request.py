@@ -14,6 +14,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from supermask import weights
+from supermask.plugins.other_names import meant_density
 
 from ..contract.errors import Problems, RequestError, unknown, unknown_flag
 from ..contract.flags import Config, flag, is_switch, is_zero, make_config, public_fields
@@ -377,7 +378,9 @@ def _density(launch: Mapping[str, str], typed: Mapping[str, str], problems: Prob
     except ValueError:
         sparsity = -1.0
     if not 0 <= sparsity < 1:
-        problems.add(f"--sparsity {launch['--sparsity']}: expected a number in [0, 1), the fraction dropped")
+        meant = meant_density("sparsity", launch["--sparsity"])
+        hint = f"; did you mean --sparsity {1 - meant:g}, which is --density {meant:g}?" if meant else ""
+        problems.add(f"--sparsity {launch['--sparsity']}: expected a number in [0, 1), the fraction dropped{hint}")
         return {}
     # 1 - 0.9 is 0.09999999999999998 in floating point; nobody means that.
     return {"density": round(1.0 - sparsity, 12)}

@@ -32,6 +32,7 @@ class Config(ShapedConfig):
     """The flags of the methods that prune trained weights by the inputs of each layer."""
 
     draws_masks: ClassVar[bool] = True
+    from_checkpoint: ClassVar[bool] = True
     score: ClassVar[str] = ""
     density: float = Field(
         0.5, gt=0, le=1, allow_inf_nan=False, description="fraction of the weights of each output that is kept"
