@@ -169,6 +169,14 @@ def test_the_command_shows_a_network_that_came_trained(tmp_path, ticket):
     assert "filters kept" in answer.out and "smaller network" in answer.out
 
 
+@pytest.mark.parametrize(("flags", "steps"), [(("--retrain-epochs", "3"), 6), (("--retrain-epochs", "15"), 0)])
+def test_a_retraining_of_a_handful_of_steps_is_told_before_it(flags, steps, ticket):
+    answer = ticket("search", "--method", "filters", "--epochs", "1", "--train-size", "320", *flags)
+    told = f"the retraining after pruning has {steps} steps only: --retrain-epochs lengthens it"
+    assert (told in answer.err) == bool(steps) and answer.code == 0, answer.err
+    assert bool(steps) or "steps only" not in answer.err
+
+
 def test_sparsity_is_density_to_the_scan_too(ticket):
     answer = ticket("search", "--method", "filters", "--tolerance", "5", "--sparsity", "0.3")
     assert answer.code == 2 and "--density and --tolerance: the scan chooses the densities" in answer.err

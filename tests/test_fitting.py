@@ -9,7 +9,7 @@ from torch import nn
 
 import supermask
 from supermask import Masks, Ticket, make_state
-from supermask.weights.fitting import merge_tied, state_of
+from supermask.weights.fitting import fit, merge_tied, set_state, state_of
 
 pytestmark = pytest.mark.quick
 
@@ -220,3 +220,17 @@ def test_a_ticket_does_not_fit_tensors_over_one_memory_that_differ_in_it():
     model[1].weight = nn.Parameter(torch.randn(3, 1).expand(3, 3))
     with pytest.raises(ValueError, match="the model's 1.weight repeats its entries"):
         ticket.apply_to(model)
+
+
+def test_of_many_tensors_that_do_not_fit_the_first_are_told_and_their_number():
+    model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(9)))
+    others = {f"{number}.weight": torch.zeros(3, 3) for number in range(9)}
+    with pytest.raises(
+        ValueError, match=r"^the ticket does not fit the model: 0\.weight .*; and 4 more of 9$"
+    ) as caught:
+        set_state(model, others)
+    assert "4.weight" in str(caught.value) and "5.weight" not in str(caught.value)
+    assert len(fit({name: (3, 3) for name in others}, model).problems) == 9, "all of them are to be had"
+    masks = supermask.Masks({name: torch.ones(3, 3, dtype=torch.bool) for name in others})
+    with pytest.raises(ValueError, match="; and 4 more of 9$"):
+        masks.check(model)

@@ -162,6 +162,16 @@ def test_a_checkpoint_that_does_not_fit_is_told_tensor_by_tensor(quick, tmp_path
     assert "fc2.weight has shape [100, 299], the model's [100, 300]" in text
     assert "fc3.weight [10, 100] is missing; did you mean 'fc3.wieght'?" in text
     assert "fc3.wieght [10, 100] is not in the model" in text
+    others = {f"block.{number}": torch.zeros(2) for number in range(300)}
+    torch.save(others, tmp_path / "others.pt")
+    with pytest.raises(RequestError) as caught:
+        quick("dense", weights=str(tmp_path / "others.pt"))
+    assert [problem.endswith("is missing") for problem in caught.value.problems].count(True) == 5
+    assert [problem.endswith("is not in the model") for problem in caught.value.problems].count(True) == 5
+    last = (
+        "--weights others.pt: of the 6 tensors of the model and 300 of the file 6 are missing, 300 are not in the model"
+    )
+    assert caught.value.problems[-1] == last and len(caught.value.problems) == 11
     (tmp_path / "text.pt").write_text("hello")
     torch.save([1, 2], tmp_path / "list.pt")
     for name, problem in {

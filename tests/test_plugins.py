@@ -23,7 +23,7 @@ from supermask.plugins import entry_points
 from supermask.plugins.entry_points import DeclarationError, declarations
 from supermask.selection.top_k import count_kept
 from supermask.weights.architectures import find_architecture
-from ticket_search import Interrupted, RequestError, compare, resume, search
+from ticket_search import Interrupted, RequestError, compare, resume, search, training
 from ticket_search.contract.declared import LOOKS_AT_DATA, OWN_SCORES, looks_at_data
 from ticket_search.contract.flags import flag, public_fields
 from ticket_search.data.sources import SOURCES, find_source, read_arrays, read_samples, source_names
@@ -233,6 +233,54 @@ def test_a_method_by_a_score_of_another_package(method, score, plugged, quick):
     assert run.summary["density"] == pytest.approx(0.5, abs=0.1)
     if score == "cube" and method == "one-shot":
         assert run.ticket.masks == quick(method, "ours", score="magnitude", **flags).ticket.masks
+
+
+WRONG_SCORES = {
+    "shape": ("flat", "1.weight has shape [30, 64], its scores [1920]; 3.weight has shape"),
+    "nan": ("nan", "1.weight has 1920 NaN among its 1920 scores"),
+    "key": ("raises", "KeyError: 'fc9'"),
+}
+
+
+def flat(model, targets, evidence):
+    return {name: target.parameter.abs().flatten() for name, target in targets.items()}
+
+
+def nan(model, targets, evidence):
+    return {name: target.parameter * float("nan") for name, target in targets.items()}
+
+
+def raises(model, targets, evidence):
+    return {"fc9": targets["fc9"]}
+
+
+def moved(model, targets, evidence):
+    """NaN where nothing has moved, as before training."""
+    gaps = {name: target.parameter.detach() - evidence.start[name] for name, target in targets.items()}
+    return {name: gap.abs() / gap.abs().max() for name, gap in gaps.items()}
+
+
+@pytest.mark.parametrize("method", ["one-shot", "imp"])
+@pytest.mark.parametrize("wrong", WRONG_SCORES)
+def test_a_wrong_score_is_told_before_anything_is_trained(wrong, method, site, quick, monkeypatch):
+    name, told = WRONG_SCORES[wrong]
+    packages.declare(site, "scoring", "1.0", {"supermask.scores": {"mine": f"test_plugins:{name}"}})
+    trained = []
+    monkeypatch.setattr(training.loop, "train_network", lambda *_, **__: trained.append(1))
+    with pytest.raises(RequestError, match=re.escape("--score mine, tried on the initial weights: ")) as error:
+        quick(method, model="test_plugins:two_layers", score="mine", density=0.5)
+    assert told in str(error.value) and not trained
+
+
+def test_a_score_that_compares_with_the_start_passes(site, quick):
+    packages.declare(site, "scoring", "1.0", {"supermask.scores": {"mine": "test_plugins:moved"}})
+    assert quick("one-shot", score="mine", density=0.5, epochs=1).summary["density"] == pytest.approx(0.5)
+
+
+def two_layers(classes):
+    return torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 30), torch.nn.ReLU(), torch.nn.Linear(30, classes)
+    )
 
 
 def test_flags_of_scores(plugged, ticket):

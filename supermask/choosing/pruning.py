@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..masks.masks import Masks, mismatches, shapes_of
+from ..masks.masks import Masks, first_few, mismatches, shapes_of
 from ..masks.targets import LeftOut, Targets, find_targets, learned_names, literal_globs, plain_name, unwrap
 from ..plugins.other_names import hears_other_names
 from ..selection.top_k import count_kept
@@ -184,7 +184,7 @@ def _choose(
     previous: Masks | None,
     last: bool,
 ) -> Masks:
-    _check_scores(scores, targets)
+    check_scores(scores, targets)
     everything = targets
     if not isinstance(shape, Coupled):
         targets = _scored(scores, targets)
@@ -287,7 +287,12 @@ def _counted(masks: Mapping[str, Tensor]) -> list[str]:
     return [name for name in masks if not (isinstance(masks, Masks) and name in masks.uncounted)]
 
 
-def _check_scores(scored: Mapping[str, Tensor], targets: Targets) -> None:
+def check_scores(scored: Mapping[str, Tensor], targets: Targets) -> None:
+    """Check that every target has scores, of its shape and none of them NaN.
+
+    Raises:
+        ValueError: the first that have not, and their number.
+    """
     problems = []
     for name, target in targets.items():
         if name not in scored:
@@ -297,7 +302,7 @@ def _check_scores(scored: Mapping[str, Tensor], targets: Targets) -> None:
         elif nan := int(torch.isnan(scored[name]).sum()):
             problems.append(f"{name} has {nan} NaN among its {target.size} scores")
     if problems:
-        raise ValueError("the scores cannot be ranked: " + "; ".join(problems))
+        raise ValueError("the scores cannot be ranked: " + first_few(problems))
 
 
 def _take_previous(previous: Mapping[str, Tensor], model: nn.Module, targets: Targets) -> Masks:
@@ -308,7 +313,7 @@ def _take_previous(previous: Mapping[str, Tensor], model: nn.Module, targets: Ta
         masks |= previous
         shapes = {name: tuple(each.parameter.shape) for name, each in find_targets(model, include="*").items()}
     if problems := mismatches(shapes_of(masks), shapes):
-        raise ValueError(f"{_MISFITS}: " + "; ".join(problems))
+        raise ValueError(f"{_MISFITS}: " + first_few(problems))
     return Masks(masks, [name for name in masks if name not in targets])
 
 

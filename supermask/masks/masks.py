@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -189,11 +189,11 @@ class Masks(Mapping[str, Tensor]):
         """Check that every mask has a parameter of its name and shape in `model`.
 
         Raises:
-            ValueError: names every mask that does not fit, with what came and what was expected.
+            ValueError: names the first masks that do not fit, with what came and what was expected, and their number.
         """
         problems = mismatches(self.shapes, {name: tuple(p.shape) for name, p in _maskable_parameters(model).items()})
         if problems:
-            raise ValueError("the masks do not fit the model: " + "; ".join(problems))
+            raise ValueError("the masks do not fit the model: " + first_few(problems))
 
     def _like(self, masks: Mapping[str, Tensor], other: Mapping[str, Tensor] | None = None) -> Masks:
         return Masks(masks, self.uncounted | (other.uncounted if isinstance(other, Masks) else frozenset()))
@@ -207,7 +207,7 @@ class Masks(Mapping[str, Tensor]):
             f"{name} is only in the second" for name in shapes if name not in self
         ]
         if problems:
-            raise ValueError("the two masks are not over the same tensors: " + "; ".join(problems))
+            raise ValueError("the two masks are not over the same tensors: " + first_few(problems))
         for name, mask in self.items():
             yield name, mask, other[name].to(mask.device)
 
@@ -243,6 +243,12 @@ def _rename(name: str, names: Names | None) -> str | None:
         return name
     prefix = max(prefixes, key=len)
     return None if names[prefix] is None else f"{names[prefix]}{name.removeprefix(prefix)}"
+
+
+def first_few(problems: Sequence[str], most: int = 5) -> str:
+    """The first of many sentences, and how many more there are: of another network every tensor has one."""
+    rest = len(problems) - most
+    return "; ".join(problems[:most]) + (f"; and {rest} more of {len(problems)}" if rest > 0 else "")
 
 
 def mismatches(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..masks.masks import Masks, Names, mismatches, rename
+from ..masks.masks import Masks, Names, first_few, mismatches, rename
 from ..masks.memory import find_overlaps
 from ..masks.targets import learned_names, plain_name, unwrap
 from .plain import place, to_bytes, why_not_plain
@@ -45,7 +45,7 @@ class Fit:
         if not self.problems:
             rest = f"; {', '.join(self.untouched)} of the model stays as it is" if self.untouched else ""
             return f"all {len(self.matched)} tensors fit{rest}"
-        return f"{len(self.matched)} tensors fit; " + "; ".join(self.problems) + self.hint
+        return f"{len(self.matched)} tensors fit; " + first_few(self.problems) + self.hint
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -147,8 +147,8 @@ def set_state(
 
     Raises:
         ValueError: tensors that are missing from the model or not given, that have another shape, that the model's
-            tensor cannot hold, or that differ where the model has one tied tensor; all are named. With `partial`:
-            nothing fits.
+            tensor cannot hold, or that differ where the model has one tied tensor; the first are named, with their
+            number (`fit` has all). With `partial`: nothing fits.
     """
     there = plain_state(model)
     found = fit({name: tuple(tensor.shape) for name, tensor in tensors.items()}, model, names)
@@ -160,7 +160,7 @@ def set_state(
         f"the model's {one} repeats its entries in memory (expanded)" for one, other in overlaps if one == other
     ]
     if problems:
-        raise ValueError("the ticket does not fit the model: " + "; ".join(problems) + found.hint)
+        raise ValueError("the ticket does not fit the model: " + first_few(problems) + found.hint)
     with torch.no_grad():
         for name, other in found.matched.items():
             there[other].copy_(tensors[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from functools import cache
 from importlib import metadata
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ import typer.main
 from supermask.plugins.entry_points import DeclarationError
 
 from ..contract.errors import RequestError, RunError, unknown
+from ..runs.progress import warn_in_a_line
 from . import (
     bench,
     card,
@@ -112,7 +114,9 @@ def _command() -> Any:
 def main() -> None:
     """Run the command line: exit 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted."""
     try:
-        _command()()
+        with warnings.catch_warnings():
+            warn_in_a_line()
+            _command()()
     except RequestError as error:
         for problem in error.problems:
             errors().print(f"error: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -39,6 +39,8 @@ WHEN = "When the network should be smaller and faster on ordinary hardware, and 
 
 TRAITS = Traits(exact_density=False)
 _OF_WEIGHTS = ("magnitude", "l2")
+# In fewer steps of retraining a network hardly recovers from what was taken out of it.
+_FEW_STEPS = 30
 
 
 class Config(SharedConfig):
@@ -187,6 +189,9 @@ def search(model: nn.Module, run: Run) -> Ticket:
     assert isinstance(config, Config)
     filters = find_filters(model, run.data, config)
     initial = weights.fitting.state_of(model)
+    steps = config.epochs_of_a_round * whole_batches(run.data.train_size, config.batch_size)
+    if steps < _FEW_STEPS:
+        run.progress.say(f"the retraining after pruning has {steps} steps only: --retrain-epochs lengthens it")
     dense = run.stage("level-00", partial(_train_dense, model, config, run, filters, initial))
     run.rows.append(dense["row"])
     weights.fitting.set_state(model, dense["trained"])

@@ -32,6 +32,7 @@ from ..contract.flags import Duration, Positive, ShapedConfig, flag, groups_of, 
 from ..contract.method import Stage, Traits
 from ..data.samples import whole_batches
 from ..training.at_init import (
+    check_own_score,
     evidence_of,
     fine_tuning,
     group_problems,
@@ -387,6 +388,7 @@ def _train_dense(
         granularity=levels[0].shape if config.keeps_units and levels else "weight",
         include=config.include or None, exclude=config.exclude or None,
     )  # fmt: skip
+    check_own_score(model, config, run)
     trained = training.loop.train_network(model, run, hook=hook, order=_order(config, 0))
     if hook.tensors and config.then == "rewind":
         states = {"start": supermask.make_state(initial, masks, run.setup.draws)}

@@ -22,6 +22,7 @@ from ..data.samples import whole_batches
 from ..training.at_init import TRAITS as TRAITS
 from ..training.at_init import (
     PruningConfig,
+    check_own_score,
     check_pruning,
     choose_masks,
     evidence_of,
@@ -106,6 +107,7 @@ def search(model: nn.Module, run: Run) -> Ticket:
 
     def train_dense() -> dict[str, Any]:
         hook = training.rewinding.RewindPoint(rewind)
+        check_own_score(model, config, run)
         trained = training.loop.train_network(model, run, hook=hook)
         everything = training.conclude.keep_all(model, config)
         if hook.tensors and config.then == "rewind":

@@ -8,10 +8,12 @@ from __future__ import annotations
 import html
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group
@@ -19,6 +21,9 @@ from rich.live import Live
 from rich.text import Text
 
 from ..contract.metric import ACCURACY
+
+# The packages whose warnings are ours.
+_OURS = [Path(__file__).parents[2] / name for name in ("supermask", "ticket_search")]
 
 # Off a terminal a line comes at least every ten seconds.
 _SECONDS_BETWEEN_LINES = 9.0
@@ -155,6 +160,27 @@ class NotebookBar:
             self._handle = display(page, display_id=True)
         else:
             self._handle.update(page)
+
+
+def warn_in_a_line() -> None:
+    """From now on print warnings of this package as one line on stderr, and those of others as Python does."""
+    usual = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is not UserWarning or not any(map(Path(filename).is_relative_to, _OURS)):
+            usual(message, category, filename, lineno, file, line)
+            return
+        told = " ".join(str(message).split())
+        Console(stderr=True).print(f"warning: {told}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    warnings.showwarning = show
 
 
 class Progress:

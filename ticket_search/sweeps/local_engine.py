@@ -29,6 +29,7 @@ from ..running.request import request_of
 from ..running.search import carry_out, prepare
 from ..runs.folders import inspect_folder
 from ..runs.names import ELSEWHERE, EVALUATED, FAILURE, SUMMARY
+from ..runs.progress import warn_in_a_line
 from ..runs.records import read_record
 from ..runs.run import Run, stopping_on_signals
 from .progress import CONTROLS, RUNNING, STARTING, WAITING, Board, BoardProgress, SweepProgress
@@ -180,6 +181,7 @@ def begin(board: Board, folder: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     _process.board = board
+    warn_in_a_line()
     # Last of all that is done at the end: to take apart what PyTorch has built takes seconds, and serves nobody.
     multiprocessing.util.Finalize(None, _leave, exitpriority=-1000)
     threading.Thread(target=_watch, daemon=True).start()

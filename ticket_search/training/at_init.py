@@ -12,7 +12,7 @@ from supermask import choosing, selection, shrinking, weights
 
 from .. import runs, training
 from ..contract.declared import LOOKS_AT_DATA, OWN_SCORES, looks_at_data
-from ..contract.errors import RequestError, RunError
+from ..contract.errors import RAISED, RequestError, RunError
 from ..contract.flags import Config as SharedConfig
 from ..contract.flags import ShapedConfig, is_zero
 from ..contract.method import Stage, Traits
@@ -208,6 +208,30 @@ def choose_masks(model: nn.Module, config: PruningConfig, score: str, run: Run, 
             )
     except ValueError as error:
         raise RunError(f"{config.method}: {error}") from None
+
+
+def check_own_score(model: nn.Module, config: Any, run: Run) -> None:
+    """Try a score of another package on the initial weights, before a training that would be for nothing.
+
+    It is told that the weights began a tenth nearer to 0, so that one which compares the two has something to compare.
+
+    Raises:
+        RequestError: it raises, or its scores cannot be ranked.
+    """
+    if config.score in OWN_SCORES:
+        return
+    began = {
+        name: 0.9 * tensor for name, tensor in weights.fitting.state_of(model).items() if tensor.is_floating_point()
+    }
+    evidence = choosing.gradients.Evidence(config.seeds["mask"], **evidence_of(model, config, run, began))
+    targets = supermask.find_targets(model, config.include or None, config.exclude or None)
+    try:
+        with choosing.gradients.undisturbed(model, config.seeds["mask"]):
+            scores = choosing.scores.find_score(config.score)(model, targets, evidence)
+        choosing.pruning.check_scores(scores, targets)
+    except RAISED as error:
+        told = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise RequestError(f"--score {config.score}, tried on the initial weights: {told}") from error
 
 
 def retraining_problems(config: Any, given: Set[str]) -> list[str]:
