@@ -277,7 +277,7 @@ def test_a_sweep_gives_the_bytes_of_single_searches_and_redoes_nothing(sweep_fil
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     done = ticket("sweep", str(path), "--jobs", "2")
     assert done.code == 0, done.err
-    assert "warning: 2 jobs of 1 threads on 1 cores" in done.err
+    assert "warning: 2 jobs of 1 thread on 1 core slow" in done.err
     assert "6 runs, 0 of them done: 168 steps" in done.out
     assert "ticket compare runs/mine/*" in done.out
     assert len(re.findall(r"^\d of 6  finished  \S+  test \d", done.err, re.MULTILINE)) == 6

@@ -147,7 +147,9 @@ class SweepPlan:
         cores, threads = os.cpu_count() or 1, max(run.config.threads or 1 for run in self.runs)
         if self.jobs * threads <= cores:
             return ""
-        return f"warning: {self.jobs} jobs of {threads} threads on {cores} cores slow each other down"
+        counts = ((threads, "thread"), (cores, "core"))
+        both = " on ".join(f"{number} {noun}{'' if number == 1 else 's'}" for number, noun in counts)
+        return f"warning: {self.jobs} jobs of {both} slow each other down"
 
 
 @dataclass(frozen=True)
