@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import supermask
+from ticket_search.deploy.machine_load import Load, measure_load
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 RESULTS = FOLDER.parent / "results"
@@ -66,6 +67,14 @@ def test_what_counts_as_busy(average, stretch, waited, busy, monkeypatch):
     measured = load.Load(average, cores=4, stretch=stretch, waited=waited)
     assert measured.busy == busy == measured.as_dict()["busy"]
     assert "4 cores" in str(measured)
+
+
+@pytest.mark.parametrize(("others", "busy"), [(0.0, False), (1.0, False), (1.3, True)])
+def test_a_search_that_has_ended_makes_no_machine_busy(others, busy):
+    """The load average of the last minute knows of it; what counts is who works at the same time."""
+    measured = Load(3.0, cores=4, stretch=1.0, waited=0.0, others=others)
+    assert measured.busy == busy and f"{others:.1f} other programs at a time now" in str(measured)
+    assert measure_load(times=2).others is None or measure_load(times=2).others >= 0
 
 
 @pytest.fixture

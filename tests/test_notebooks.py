@@ -29,9 +29,11 @@ SHORT = {
     },
     "faster_network.py": {
         "seconds = 0.5": "seconds = 0.02",
-        'recipe = {"model": "conv2", "optimizer": "adam", "lr": 1e-3, "threads": 1, "epochs": 6}': 'recipe = {"model": '
-        '"conv2", "model_args": "width=0.1", "optimizer": "adam", "lr": 1e-3, "threads": 1, "epochs": 1, "train_size": 320}',
-        'filters = search("filters", density=0.25, retrain_epochs=4, **recipe)\nfilters': 'filters = search("filters", '
+        'recipe = {"model": "conv2", "optimizer": "adam", "lr": 1e-3, "batch_size": 60, "threads": 1, "epochs": 6}': (
+            'recipe = {"model": "conv2", "model_args": "width=0.1", "optimizer": "adam", "lr": 1e-3, "threads": 1, '
+            '"epochs": 1, "train_size": 320}'
+        ),
+        'filters = search("filters", density=0.25, retrain_epochs=12, **recipe)\nfilters': 'filters = search("filters", '
         "density=0.25, retrain_epochs=1, **recipe)\nfilters",
     },
 }

@@ -8,12 +8,13 @@ import statistics
 import threading
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from ..contract.keyed import Keyed
 
 # Above any of these limits, timings depend on the other programs as much as on ours.
 LOAD_PER_CORE = 0.3
-STRETCH = 1.1
+STRETCH = 1.2
 WAITED = 0.02
 _BYTES = bytes(1 << 17)
 _SECONDS = 0.15
@@ -23,27 +24,31 @@ _SECONDS = 0.15
 class Load(Keyed):
     """The load of a machine before a measurement.
 
-    `average` counts the programs that ran or waited during the last minute, None where the system does not tell.
-    `stretch` is the median time of a fixed piece of work over its shortest time, and `waited` the share of that time in
-    which the work did not run.
+    `average` counts the programs that ran or waited during the last minute, this one and a search before it among them,
+    and `others` those that do beside this one while it measures; None where the system does not tell. `stretch` is the
+    median time of a fixed piece of work over its shortest time, and `waited` the share of that time in which the work
+    did not run.
     """
 
     average: float | None
     cores: int
     stretch: float
     waited: float
+    others: float | None = None
 
     @property
     def busy(self) -> bool:
         """Whether the machine is too busy for a verdict about speed."""
-        crowded = self.average is not None and self.average > LOAD_PER_CORE * self.cores
+        beside = self.average if self.others is None else self.others
+        crowded = beside is not None and beside > LOAD_PER_CORE * self.cores
         return crowded or self.stretch > STRETCH or self.waited > WAITED
 
     def __str__(self) -> str:
         average = "unknown" if self.average is None else f"{self.average:.2f}"
+        now = "" if self.others is None else f", {self.others:.1f} other programs at a time now"
         return (
-            f"load average {average} on {self.cores} cores; a fixed piece of work takes {self.stretch:.2f} times its "
-            f"shortest time and waits for {self.waited:.0%} of it"
+            f"load average {average} on {self.cores} cores{now}; a fixed piece of work takes {self.stretch:.2f} times "
+            f"its shortest time and waits for {self.waited:.0%} of it"
         )
 
     def as_dict(self) -> dict[str, float | None]:
@@ -89,11 +94,22 @@ def _work_done(threads: int) -> float:
 def measure_load(times: int = 30) -> Load:
     """Measure the load average, and how much the times of the same few milliseconds of work vary over `times` runs."""
     average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    walls, works = [], []
+    walls, works, others = [], [], []
     for _ in range(times):
+        others += _count_others()
         wall, work = time.perf_counter(), time.thread_time()
         sum(i * i for i in range(50_000))
         walls.append(time.perf_counter() - wall)
         works.append(time.thread_time() - work)
     waited = max(0.0, 1 - sum(works) / sum(walls))
-    return Load(average, os.cpu_count() or 1, statistics.median(walls) / min(walls), waited)
+    beside = statistics.fmean(others) if others else None
+    return Load(average, os.cpu_count() or 1, statistics.median(walls) / min(walls), waited, beside)
+
+
+def _count_others() -> list[int]:
+    """How many programs but this one run or wait for a core at this moment; nothing where the system does not tell."""
+    try:
+        running = Path("/proc/loadavg").read_text().split()[3].partition("/")[0]
+    except OSError:
+        return []
+    return [max(0, int(running) - 1)]
