@@ -25,7 +25,7 @@ from ticket_search.deploy.bench_verdict import judge
 PARTS = {
     "sizes": "parameters weights kept density effective units dead_units macs dense_bytes ticket_bytes "
     "compacted_parameters compacted_macs compacted_bytes",
-    "load": "average cores stretch waited busy",
+    "load": "average cores stretch waited others busy",
     "best": "variant engine batch median_ms times_dense_eager times_fastest_dense fastest_dense_engine gain sentence",
 }
 KEYS = {

@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision.models as vision
+from products import thin
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -215,7 +216,7 @@ CONSTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", CONSTANTS)
+@pytest.mark.parametrize("name", thin(CONSTANTS, 2))
 def test_constants_go_into_the_reader_where_that_is_exact(name):
     make, shape, goes = CONSTANTS[name]
     net, x = make(), torch.randn(shape)

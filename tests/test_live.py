@@ -281,7 +281,7 @@ def test_a_weight_that_is_turned_over_in_its_own_memory():
         supermask.check(model)
 
 
-def test_masks_on_a_model_that_is_gone_are_not_held_any_more():
+def test_masks_on_a_model_that_is_gone_are_not_held_any_more(young_objects):
     model = nn.Linear(3, 3)
     supermask.hold(model, supermask.prune(model, 0.5))
     number = id(program_of(model))

@@ -730,6 +730,7 @@ def test_other_tasks_and_rules(flags, tmp_path):
         assert ticket.backbone.stored["fc1.weight"].dtype == torch.float64
 
 
+@pytest.mark.slow  # seconds
 def test_a_network_with_batch_norm_has_statistics_for_each_task(tmp_path):
     run = search("supsup", runs=tmp_path, tasks="permuted:2", model="resnet20", epochs=1, train_size=128, batch_size=64, threads=1, progress=False, model_args=("width=0.25",), decisions=2)  # fmt: skip
     ticket, name = run.ticket, "norm.running_mean"
