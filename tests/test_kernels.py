@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,11 +50,28 @@ def test_what_was_built_is_found_again_and_damage_is_seen(cache, compiled):
     whole = kept.read_bytes()
     # A new file: the old one is mapped into this process.
     kept.unlink()
-    kept.write_bytes(whole[:1000] + b"\x00" + whole[1001:])
+    kept.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
     build_again()
     assert compiled == ["noise"] * 2
     assert kept.read_bytes() == whole, "the same compiler gives the same file"
     build_again()
+    assert compiled == ["noise"] * 2
+
+
+def test_a_library_that_may_not_be_loaded_where_it_lies_is_built_elsewhere(cache, compiled, monkeypatch):
+    """As in a home folder on a file system from which nothing is run."""
+    build_again()
+    load = native.ctypes.CDLL
+
+    def refused(path: str):
+        if Path(path).parent == cache:
+            raise OSError("failed to map segment from shared object")
+        return load(path)
+
+    monkeypatch.setattr(native.ctypes, "CDLL", refused)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_again()
     assert compiled == ["noise"] * 2
 
 

@@ -75,9 +75,10 @@ def _load_or_build(compiler: str, source: Path) -> ctypes.CDLL:
     key = _key(compiler, source)
     cache = _cache() if key else None
     for there in cache.glob(f"{source.stem}-{key}-*.so") if cache else ():
-        # A file that was damaged is built anew.
-        if there.stem.endswith(_hash(there.read_bytes())):
-            return ctypes.CDLL(str(there))
+        # One that was damaged, is gone by now, or lies where nothing may be run, is built anew elsewhere.
+        with contextlib.suppress(OSError):
+            if there.stem.endswith(_hash(there.read_bytes())):
+                return ctypes.CDLL(str(there))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         built = Path(folder, f"{source.stem}.so")
         command = [compiler, *FLAGS, str(source), "-o", str(built)]

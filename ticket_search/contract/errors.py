@@ -160,5 +160,10 @@ def _likeness(word: str, name: str) -> float:
 
 def several_tasks(tasks: Sequence[str], most: int = 20) -> str:
     """What to say of a ticket of several tasks where it must be of one."""
-    named = ", ".join(tasks[:most]) + (f" and {len(tasks) - most} more" if len(tasks) > most else "")
+    named = some_of(tasks, most)
     return f"the ticket is of {len(tasks)} tasks: choose one by --task, as --task {tasks[0]}; there are {named}"
+
+
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, and how many more there are: `a, b and 3 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

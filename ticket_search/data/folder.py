@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from supermask.masks.random_numbers import permutation, random_words
 
-from ..contract.errors import RequestError, RunError, nearest_hint
+from ..contract.errors import RequestError, RunError, nearest_hint, some_of
 from ..contract.flags import IMAGENET_MEAN, IMAGENET_STD
 from .dataset import TEST_SHARE, VALIDATION_SHARE
 from .samples import HeldOut, Order, whole_batches
@@ -274,8 +274,8 @@ def open_folder(
         raise RequestError(problems)
     for folder, found in held_out.items():
         if lacking := [name for name in train if name not in found]:
-            told = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
-            warnings.warn(f"{root / folder} has no images of classes that the network learns: {told}", stacklevel=2)
+            told = f"{root / folder} has no images of classes that the network learns: {some_of(lacking)}"
+            warnings.warn(told, stacklevel=2)
     parts = [train, *held_out.values()]
     listed = [(path, label) for part in parts for label, name in enumerate(train) for path in part.get(name, ())]
     images = Images([path for path, _ in listed], [label for _, label in listed], image_size)

@@ -48,18 +48,9 @@ _OF_ENDING = (
 )  # fmt: skip
 # The flags that the data in memory depend on.
 _OF_DATA = (
-    "data",
-    "data_dir",
-    "train_size",
-    "split_seed",
-    "crop",
-    "flip",
-    "image_size",
-    "image_mean",
-    "image_std",
-    "workers",
+    "data", "data_dir", "train_size", "split_seed", "crop", "flip", "image_size", "image_mean", "image_std", "workers",
     "device",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
