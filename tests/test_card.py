@@ -90,6 +90,18 @@ def test_a_card_tells_what_the_run_has_found(runs):
     assert (config.rewind, config.density, config.epochs) == ("5it", 0.8, 1)
 
 
+@pytest.mark.parametrize(
+    ("model", "told"), [("torchvision:resnet18", True), ("timm:test_resnet", True), ("mine:network", False)]
+)
+def test_the_command_of_a_card_names_a_network_that_others_have(model, told, runs, tmp_path):
+    folder = tmp_path / "popup"
+    shutil.copytree(runs / "popup", folder)
+    config = tomllib.loads((folder / "config.toml").read_text())
+    write_record(folder, "config.toml", {**config, "model": model})
+    text = make_card(folder / TICKET, companions=[]).text
+    assert (f"--model {model}" in text) == told
+
+
 def test_of_filters_the_smaller_network_is_told(tmp_path):
     run = search("filters", runs=tmp_path, density=0.5, **SMALL)
     card = make_card(run.path / TICKET).text

@@ -21,6 +21,7 @@ from supermask.tickets.hub import Place
 from supermask.weights.architectures import PREFIXES, architecture_names
 
 from ..contract.errors import RequestError
+from ..contract.leave import code_in
 from ..contract.metric import ACCURACY, Metric, metric_of
 from ..runs.folders import folder_of_ticket, inspect_folder, list_runs
 from ..runs.names import CONFIG, SUMMARY, TICKET
@@ -450,7 +451,7 @@ def _command(run: _Run) -> str:
     recipe |= {key: run.config.get(key) for key in ("init_seed", "order_seed", "mask_seed")}
     command = search_command(recipe, [seed])
     # A path of the machine, or a function of its author's, is of no use elsewhere.
-    useful = command.startswith("ticket ") and "/" not in command and re.search(r"\w:\w", command) is None
+    useful = command.startswith("ticket ") and "/" not in command and not code_in(recipe)
     return command if useful and command.isprintable() else ""
 
 
