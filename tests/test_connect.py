@@ -286,7 +286,7 @@ def test_nothing_is_trained_twice_and_a_stop_changes_no_byte(imp, answered, tmp_
     def train_on(self, x, y):
         steps.append(self.run.path.name)
         if len(steps) == 4 + 6 + 3:  # the parent has 4 steps, the first child 6
-            self.run.interrupted = True
+            self.run.stop()
         original(self, x, y)
 
     monkeypatch.setattr(loop._Loop, "_train_on", train_on)

@@ -235,7 +235,8 @@ def test_a_hook_ends_the_training_and_survives_a_stop(tmp_path):
     class Stopping(Counter):
         def on_step(self, step, model, optimizer) -> None:
             super().on_step(step, model, optimizer)
-            stopped.interrupted = self.steps == 23
+            if self.steps == 23:
+                stopped.stop()
 
     method = method_of(lambda model, run: Stopping())
     stopped = start(method, tmp_path / "stopped")
@@ -393,7 +394,7 @@ def test_a_plan_of_every_method(name):
 def test_a_stopped_plan_is_a_keyboard_interrupt(tmp_path):
     class Stop(Hook):
         def before_forward(self, step) -> None:
-            run_of[-1].interrupted = True
+            run_of[-1].stop()
 
     run_of = []
     run = start(method_of(lambda model, run: (run_of.append(run), Stop())[1]), tmp_path / "run")

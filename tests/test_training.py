@@ -121,9 +121,7 @@ def test_training_equals_a_loop_written_by_hand(quick):
 
 @pytest.mark.parametrize("method", ["dense", "edge-popup"])
 def test_loss_that_is_no_number_stops_with_advice(method, quick):
-    with pytest.raises(
-        RunError, match=r"the (loss is (nan|inf)|scores of .* are NaN).*: lower (--lr|the learning rate)"
-    ):
+    with pytest.raises(RunError, match=r"the (training loss is NaN|weights of .* are NaN).*: lower --lr"):
         quick(method, optimizer="sgd", lr=1e38, weight_decay=1e4, epochs=3)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tempfile
@@ -85,7 +86,10 @@ def load(source: str | os.PathLike[str] | bytes | BinaryIO, max_weights: float =
 
 
 def write_atomically(path: str | os.PathLike[str], *pieces: bytes | memoryview) -> None:
-    """Replace a file's content whole or not at all: a temporary file beside it, flushed to disk, then renamed."""
+    """Replace a file's content whole or not at all: a temporary file beside it, flushed to disk, then renamed.
+
+    The folder is flushed too, so that after a loss of power it has either the old file under this name or the new one.
+    """
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -99,6 +103,22 @@ def write_atomically(path: str | os.PathLike[str], *pieces: bytes | memoryview) 
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: str | os.PathLike[str]) -> None:
+    """Have the names in a folder on disk, as they are now."""
+    if os.name != "posix":
+        return  # elsewhere a folder is no file that could be opened
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems cannot do this for a folder; a disk that fails says so by another number.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

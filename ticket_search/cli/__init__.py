@@ -15,6 +15,7 @@ import typer.main
 from supermask.plugins.entry_points import DeclarationError
 
 from ..contract.errors import RequestError, RunError, unknown
+from ..contract.stops import STOPPED
 from ..runs.progress import warn_in_a_line
 from . import (
     bench,
@@ -36,7 +37,7 @@ from . import (
     sweep,
     train,
 )
-from .terminal import errors
+from .terminal import errors, say_stopped
 
 
 class _Commands(typer.core.TyperGroup):
@@ -57,6 +58,13 @@ class _Commands(typer.core.TyperGroup):
         if args and not args[0].startswith("-") and args[0] not in self.commands:
             raise RequestError(unknown("command", args[0], self.commands))
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Carry out the command; one that a signal ends says so, where it does not say more itself."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            say_stopped("stopped", getattr(stop, "status", STOPPED))
 
 
 app = typer.Typer(
@@ -112,7 +120,7 @@ def _command() -> Any:
 
 
 def main() -> None:
-    """Run the command line: exit 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted."""
+    """Run the command line: exit 0 done, 1 the run failed, 2 the request was wrong, 130 or 75 stopped by a signal."""
     try:
         with warnings.catch_warnings():
             warn_in_a_line()

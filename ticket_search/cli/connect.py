@@ -11,7 +11,7 @@ from ..contract.errors import RequestError
 from ..contract.metric import Metric as MetricOf
 from ..runs.progress import Progress
 from .terminal import harmless, output, print_json, print_sentence, print_table, stop_told
-from .tickets import Data, Loss, Metric, Model
+from .tickets import Data, Loss, MaxMinutes, Metric, Model
 
 if TYPE_CHECKING:
     from ..questions.barriers import Barrier
@@ -45,6 +45,7 @@ def connect(
     loss: Loss = None,
     metric: Metric = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
+    max_minutes: MaxMinutes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Find out from which step on training is stable to the noise of SGD, densely and under a ticket's mask.

@@ -19,7 +19,7 @@ from ..runs.names import MOVING, SUMMARY
 from ..runs.progress import Progress
 from ..runs.records import read_record
 from .terminal import errors, harmless, output, print_json, print_table, stop_told
-from .tickets import Data, Loss, Metric, Model
+from .tickets import Data, Loss, MaxMinutes, Metric, Model
 
 if TYPE_CHECKING:
     from ..runs.summary import ControlRow
@@ -48,6 +48,7 @@ def controls(
     loss: Loss = None,
     metric: Metric = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
+    max_minutes: MaxMinutes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train or evaluate the controls of runs, as fresh weights or shuffled masks; results stay in their folders."""

@@ -10,7 +10,7 @@ from .. import questions
 from ..contract.errors import RequestError
 from ..runs.progress import Progress
 from .terminal import harmless, output, print_json, print_sentence, stop_told
-from .tickets import Data, Loss, Metric, Model
+from .tickets import Data, Loss, MaxMinutes, Metric, Model
 
 if TYPE_CHECKING:
     from ..questions.diagnosis import Diagnosis
@@ -47,6 +47,7 @@ def diagnose(
     loss: Loss = None,
     metric: Metric = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
+    max_minutes: MaxMinutes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Say whether a ticket is poor, why that may be, and what to try next; with --try, try it.

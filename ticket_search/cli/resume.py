@@ -10,7 +10,7 @@ from .. import running
 from ..runs.folders import find_run, inspect_folder
 from .search import print_summary
 from .terminal import output, print_json, stop_told
-from .tickets import Data, Loss, Metric, Model
+from .tickets import Data, Loss, MaxMinutes, Metric, Model
 
 
 def add_to(app: typer.Typer) -> None:
@@ -25,6 +25,7 @@ def resume(
     loss: Loss = None,
     metric: Metric = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
+    max_minutes: MaxMinutes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Continue a stopped run; the result is that of a run that was never stopped."""

@@ -13,6 +13,7 @@ import typer
 import supermask
 
 from .. import analysis, running, runs
+from ..contract import stops
 from ..contract.declared import ScoreName
 from ..contract.errors import command_line
 from ..contract.flags import Config, flag, is_switch, public_fields
@@ -20,7 +21,7 @@ from ..contract.metric import Metric, known_value, value_of
 from ..contract.recipes import recipes
 from ..methods import find_method, usable_methods
 from ..running.read_config import find_kind
-from ..running.request import LAUNCH_FLAGS, Request, read_request, shape_of, word_after
+from ..running.request import LAUNCH_FLAGS, Request, minutes_of, read_request, shape_of, word_after
 from ..runs.folders import choose_folder, find_finished
 from ..runs.names import TICKET
 from ..runs.progress import Progress
@@ -59,12 +60,19 @@ def search(context: typer.Context) -> None:
         return
     request = read_request(words)
     place = request.launch.get("--runs", "runs")
+    stop_in_time(request.launch)
     _print_start(request)
     if "--seeds" in request.launch:
         jobs = int(request.launch.get("--jobs", "1"))
         carry_out_sweep(sweep_of_seeds(request), place, jobs, request.asks("--dry-run"), request.asks("--json"))
         return
     carry_out(request, place)
+
+
+def stop_in_time(launch: Mapping[str, str]) -> None:
+    """From now on count the minutes after which to stop, where any are given."""
+    if (minutes := minutes_of(launch)) is not None:
+        stops.stop_after(minutes)
 
 
 def carry_out(request: Request, place: str) -> None:
@@ -231,10 +239,11 @@ def print_summary(run: Run) -> None:
     """Print the result in short, and the commands that follow."""
     summary, metric = run.summary, run.metric
     _print_parts(summary, metric)
+    told = [f"warning: {text}" for text in summary.get("warnings", ())]
     if empty := summary.get("empty_layers"):
-        errors().print(
-            f"warning: the mask keeps no weight of {', '.join(empty)}, so no signal passes there", style="yellow"
-        )
+        told.append(f"warning: the mask keeps no weight of {', '.join(empty)}, so no signal passes there")
+    for line in told:
+        errors().print(harmless(line, 1000), style="yellow", markup=False, highlight=False, soft_wrap=True)
     cost, file = summary["cost"], run.path / TICKET
     size = analysis.file_size.size_of_file(file, supermask.load(file))
     print_table(

@@ -9,7 +9,7 @@ import typer
 from .. import analysis, questions
 from ..runs.progress import Progress
 from .terminal import errors, output, print_json, print_sentence, print_table, stop_told
-from .tickets import Data, Loss, Metric, Model
+from .tickets import Data, Loss, MaxMinutes, Metric, Model
 
 if TYPE_CHECKING:
     from ..analysis.intervals import Difference
@@ -52,6 +52,7 @@ def signs(
     loss: Loss = None,
     metric: Metric = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
+    max_minutes: MaxMinutes = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

@@ -13,7 +13,7 @@ from ..contract.recipes import find_study
 from ..sweeps.study import Study, page_files, part_file, read_study, write_study
 from .sweep import carry_out_sweep
 from .terminal import errors, output
-from .tickets import OwnData, OwnLoss, OwnMetric, OwnModel
+from .tickets import MaxMinutes, OwnData, OwnLoss, OwnMetric, OwnModel
 
 
 def add_to(app: typer.Typer) -> None:
@@ -25,6 +25,7 @@ def study(
     file: Annotated[str, typer.Argument(help="The name of a study of this package, or a .toml file.")],
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="The number of runs at a time.")] = 1,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
+    max_minutes: MaxMinutes = None,
     results: Annotated[str, typer.Option("--results", help="The folder to write the page to.")] = "results",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that exists already.")] = False,
     part: Annotated[

@@ -14,12 +14,13 @@ import typer
 
 from .. import sweeps
 from ..contract.metric import known_value, metric_of
+from ..contract.stops import STOPPED
 from ..runs.names import SUMMARY
 from ..runs.progress import Progress
 from ..runs.records import read_record
 from ..sweeps.file import Sweep, read_sweep
-from .terminal import counted, duration, errors, output, print_json, print_table
-from .tickets import OwnData, OwnLoss, OwnMetric, OwnModel
+from .terminal import counted, duration, errors, output, print_json, print_table, say_stopped
+from .tickets import MaxMinutes, OwnData, OwnLoss, OwnMetric, OwnModel
 
 if TYPE_CHECKING:
     from ..running.duration import Costs
@@ -37,6 +38,7 @@ def sweep(
     file: Annotated[str, typer.Argument(help="A .toml file with [base], [grid], [[runs]], seeds, controls.")],
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="The number of runs at a time.")] = 1,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
+    max_minutes: MaxMinutes = None,
     threads: Annotated[
         int | None,
         typer.Option("--threads", min=1, help="CPU threads of each run; if neither given nor in the file, 1."),
@@ -99,8 +101,8 @@ def carry_out_sweep(
                 print_choices(choices)
             plan = sweeps.sweep.plan_sweep(sweeps.trials.settle(asked, choices, runs), runs, jobs, timed, starting)
         result = sweeps.sweep.run_plan(plan)
-    except KeyboardInterrupt:
-        _say_stopped()
+    except KeyboardInterrupt as stop:
+        _say_stopped(getattr(stop, "status", STOPPED))
     _stop_if_interrupted(plan, result)
     lines = sweeps.table.measured_in(result.finished, Path(runs)) if plan.sweep.predictions and answers else []
     judged = sweeps.table.judge_all(lines, plan.sweep.predictions) if lines else []
@@ -234,7 +236,7 @@ def print_judged(judged: Sequence[Judgement], result: SweepResult) -> None:
 def _stop_if_interrupted(plan: SweepPlan, result: SweepResult) -> None:
     if result.interrupted:
         _say_failures(plan, result)
-        _say_stopped()
+        _say_stopped(result.stop_status)
 
 
 def _say_failures(plan: SweepPlan, result: SweepResult) -> None:
@@ -244,7 +246,5 @@ def _say_failures(plan: SweepPlan, result: SweepResult) -> None:
         errors().print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
-def _say_stopped() -> NoReturn:
-    line = f"\nstopped; continue with:\n  ticket {shlex.join(sys.argv[1:])}"
-    errors().print(line, markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(130) from None
+def _say_stopped(status: int) -> NoReturn:
+    say_stopped(f"stopped; continue with:\n  ticket {shlex.join(sys.argv[1:])}", status)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -17,6 +17,8 @@ from rich.rule import Rule
 from rich.table import Table
 
 from ..contract.errors import command_line
+from ..contract.stops import STOPPED
+from ..runs.folders import inspect_folder
 from ..runs.progress import in_words
 
 
@@ -34,23 +36,28 @@ def errors() -> Console:
 
 @contextmanager
 def stop_told(folder: Path | None = None) -> Iterator[None]:
-    """When a signal stops what is done, say how it goes on, and exit with 130.
+    """When a signal stops what is done, say how it goes on, and exit with 130, or 75 where it is to be queued again.
 
     Of one run, in `folder`, that is a command of its own if it has begun; of anything else it is the same command.
     """
     try:
         yield
-    except KeyboardInterrupt:
-        line = "\nstopped; the same command continues"
+    except KeyboardInterrupt as stop:
+        line = "stopped; the same command continues"
         if folder is not None:
-            begun = folder.exists()
-            line = (
-                f"\nstopped; continue with:\n  {command_line('resume', folder)}"
-                if begun
-                else "\nstopped; nothing was written"
-            )
-        errors().print(line, markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+            state, resume = inspect_folder(folder).state, command_line("resume", folder)
+            line = "stopped; nothing was written"
+            if state == "unfinished":
+                line = f"stopped; continue with:\n  {resume}"
+            elif state == "finished":
+                line = f"stopped; the run {folder} is finished"
+        say_stopped(line, getattr(stop, "status", STOPPED))
+
+
+def say_stopped(line: str, status: int) -> NoReturn:
+    """Print the last line of a command that a signal has stopped, and exit."""
+    errors().print(f"\n{line}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(status) from None
 
 
 def print_json(value: Any) -> None:

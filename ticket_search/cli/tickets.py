@@ -10,6 +10,7 @@ import typer
 import supermask
 from supermask import tickets
 
+from ..contract import stops
 from ..contract.errors import RequestError, command_line, several_tasks
 from ..runs.folders import check_ticket_file, find_run, list_runs
 from ..runs.names import TICKET
@@ -52,6 +53,24 @@ OwnLoss = Annotated[
 ]
 OwnMetric = Annotated[
     str | None, typer.Option("--metric", help="package.module:function that the file may import as a metric.")
+]
+
+
+def _stop_after(minutes: float | None) -> float | None:
+    if minutes is not None:
+        stops.stop_after(minutes)
+    return minutes
+
+
+# Armed when it is read: the time counts from the start of the command.
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option(
+        "--max-minutes",
+        min=0,
+        callback=_stop_after,
+        help="Save and stop after so many minutes, with exit status 75; the same command goes on.",
+    ),
 ]
 InputShape = Annotated[
     str, typer.Option("--input-shape", help="Shape of one sample, as 3,32,32, in place of that of the data.")

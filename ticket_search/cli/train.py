@@ -10,13 +10,13 @@ from .. import running
 from ..contract.errors import Problems, RequestError
 from ..contract.flags import public_fields
 from ..running.read_config import find_kind
-from ..running.request import LAUNCH_FLAGS, read_flags
+from ..running.request import LAUNCH_FLAGS, minutes_of, read_flags
 from ..running.train import FIXED
-from .search import carry_out, print_flags
+from .search import carry_out, print_flags, stop_in_time
 from .terminal import errors, harmless, output, print_definitions
 from .tickets import ticket_path
 
-_LAUNCH = ("--runs", "--name", "--again", "--dry-run", "--json", "--help")
+_LAUNCH = ("--runs", "--name", "--max-minutes", "--again", "--dry-run", "--json", "--help")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -37,7 +37,9 @@ def train(context: typer.Context) -> None:
     given = read_flags(words[1:], problems, "train")
     launch = {key: given.pop(key) for key in _LAUNCH if key in given}
     flags = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
+    problems.attempt(lambda: minutes_of(launch))
     problems.raise_if_any()
+    stop_in_time(launch)
     place = launch.get("--runs", "runs")
     errors().print(harmless(f"train {words[0]}"), markup=False, highlight=False, soft_wrap=True)
     model, data = flags.pop("model", None), flags.pop("data", None)

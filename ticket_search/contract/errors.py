@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from supermask.plugins.other_names import DROPPED, KEPT, meant_density
 
 from .other_names import meant
+from .stops import STOPPED, Stopped
 
 Value = TypeVar("Value")
 
@@ -88,12 +89,12 @@ class RunError(RuntimeError):
     """The run has failed. The message says what happened and what to try."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop and has saved its state. `path` is its folder."""
+class Interrupted(Stopped):
+    """The run was asked to stop and has saved its state. `path` is its folder, `status` what the process exits with."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, status: int = STOPPED) -> None:
         self.path = path
-        super().__init__(f"stopped; `{command_line('resume', path)}` goes on")
+        super().__init__(f"stopped; `{command_line('resume', path)}` goes on", status)
 
 
 def describe_expected(item: Any) -> str:

@@ -22,6 +22,7 @@ from .. import runs
 from ..contract.errors import Interrupted, RequestError
 from ..contract.flags import Config, steps_of
 from ..contract.method import Stage
+from ..contract.stops import Stopped
 from ..data.samples import HeldOut, Samples, whole_batches
 from ..runs.experiment import Setup, exact_arithmetic, own_random_numbers
 from ..runs.rehearsal import Rehearsal, Rehearsed
@@ -78,7 +79,7 @@ def make_plan(config: Config, setup: Setup, ending: Costs | None = None) -> Plan
 
     Raises:
         RequestError: what the method cannot do with this network and these data.
-        KeyboardInterrupt: stopped by a signal.
+        Stopped: by a signal.
     """
     with exact_arithmetic(config), own_random_numbers():
         model = setup.make_model(config)
@@ -116,16 +117,16 @@ def rehearse(model: nn.Module, config: Config, setup: Setup) -> Rehearsal:
                 setup.method.search(model, run)
         except Rehearsed:
             pass
-        except Interrupted:
-            raise KeyboardInterrupt from None
+        except Interrupted as stop:
+            raise Stopped(status=stop.status) from None
         _stop_if_asked(run)
     return run.rehearsal
 
 
 def _stop_if_asked(run: Run) -> None:
     """End what called for the timing, where a signal has come that no step of training has looked at."""
-    if run.interrupted:
-        raise KeyboardInterrupt
+    if run.stop_status is not None:
+        raise Stopped(status=run.stop_status)
 
 
 def time_ending(config: Config, setup: Setup, step: float) -> Costs:
@@ -184,8 +185,8 @@ def _time_steps(model: nn.Module, run: Run) -> float:
         train_network(model, run, config=still)
     except Rehearsed:
         pass
-    except Interrupted:
-        raise KeyboardInterrupt from None
+    except Interrupted as stop:
+        raise Stopped(status=stop.status) from None
     return run.rehearsal.step
 
 

@@ -44,6 +44,7 @@ LAUNCH_FLAGS: dict[str, tuple[str | None, str]] = {
     "--controls": ("A,B,...", "the controls that are made after each search of --seeds, as reinit,shuffle,random"),
     "--control-levels": ("A,B,...", "the levels that --controls makes them for, as 1,3; the last if not given"),
     "--jobs": ("N", "how many of the searches of --seeds run at the same time; 1 if not given"),
+    "--max-minutes": ("M", "save and stop after so many minutes, with exit status 75; the same command goes on"),
     "--again": (None, "search once more where a finished run of the same configuration would be shown"),
     "--dry-run": (None, "print what would be done and how long it would take, and write nothing"),
     "--json": (None, "print the summary, or with --dry-run the plan, as one JSON object"),
@@ -93,6 +94,7 @@ def read_request(words: Sequence[str]) -> Request:
     typed: dict[str, Any] = {key.removeprefix("--").replace("-", "_"): value for key, value in given.items()}
     typed |= _density(launch, typed, problems)
     _check_seeds(launch, typed, problems)
+    problems.attempt(lambda: minutes_of(launch))
     if "weights" in typed:
         typed["weights"] = find_weights(typed["weights"], launch.get("--runs", "runs"))
     from_file = values.keys() - typed.keys()
@@ -399,6 +401,19 @@ def _check_seeds(launch: Mapping[str, str], typed: Mapping[str, str], problems: 
         problems.add(f"--jobs {launch['--jobs']} goes with --seeds: a single search has no other to run beside it")
     if re.fullmatch(r"0*[1-9][0-9]{0,5}", launch.get("--jobs", "1")) is None:
         problems.add(f"--jobs {launch['--jobs']}: expected a number of runs, 1 or more")
+
+
+def minutes_of(launch: Mapping[str, str]) -> float | None:
+    """After how many minutes to stop; None where that is not given.
+
+    Raises:
+        RequestError: it is no such number.
+    """
+    if (given := launch.get("--max-minutes")) is None:
+        return None
+    if re.fullmatch(r"[0-9]{1,7}(\.[0-9]*)?", given) is None:
+        raise RequestError(f"--max-minutes {given}: expected a number of minutes, 0 or more")
+    return float(given)
 
 
 def words_of(launch: Mapping[str, str], name: str) -> tuple[str, ...]:

@@ -1,11 +1,14 @@
 from . import earlier_run as earlier_run
+from . import environment as environment
 from . import experiment as experiment
 from . import first_layer as first_layer
 from . import folders as folders
+from . import locks as locks
 from . import names as names
 from . import progress as progress
 from . import records as records
 from . import rehearsal as rehearsal
 from . import run as run
+from . import states as states
 from . import summary as summary
 from . import tensorboard as tensorboard

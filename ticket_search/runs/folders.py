@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import filelock
-
 from ..contract.errors import RequestError, command_line, nearest_hint
 from ..contract.flags import Config, differs_from
 from ..trust.mark import MARK
+from .locks import working_on
 from .names import CHECKSUMS, CONFIG, FAILURE, SUMMARY, WRITTEN_WHOLE, default_name
 from .records import read_record
 
@@ -163,8 +162,5 @@ def remove_run(folder: Path) -> None:
     Raises:
         RequestError: another process is working on this run.
     """
-    try:
-        with filelock.FileLock(folder / ".lock", timeout=0):
-            shutil.rmtree(folder)
-    except filelock.Timeout:
-        raise RequestError(f"another process is working on {folder}") from None
+    with working_on(folder):
+        shutil.rmtree(folder)

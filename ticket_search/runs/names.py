@@ -28,10 +28,13 @@ EARLIER_STATE = "state-before.pt"
 METRICS = "metrics.jsonl"
 CHECKSUMS = "checksums.json"
 FAILURE = "failure.txt"
+# What keeps two processes off one run, and who it is that works on it.
+LOCK = ".lock"
+HOLDER = ".holder"
 # Each of them is written as a temporary file beside it, which then takes its name.
 WRITTEN_WHOLE = (
     CONFIG, ENVIRONMENT, TICKET, REWIND_POINT, COMPACT, SUMMARY, CONTROLS, CONNECT, CONNECT_PICTURE, STATE, FAILURE,
-    CHECKSUMS, MARK,
+    CHECKSUMS, MARK, HOLDER,
 )  # fmt: skip
 
 # The controls that are trained to be compared with a ticket of trained weights; those that are trained on other data.

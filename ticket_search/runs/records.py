@@ -113,9 +113,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{path} is damaged: {error}") from None
-    if not all(isinstance(row, dict) and {"step", "stage"} <= row.keys() for row in rows):
+    if not all(map(is_row, rows)):
         raise RequestError(f"{path} is damaged: expected a step and a stage in each line")
     return rows
+
+
+def is_row(row: Any) -> bool:
+    """Whether an object is a row of `metrics.jsonl`: of a step, which is a number, and a stage."""
+    return isinstance(row, dict) and "stage" in row and type(row.get("step")) is int
 
 
 def seal(state: bytes) -> bytes:

@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import os
-import platform
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import filelock
-import numpy
 import torch
 from torch import Tensor, nn
 
 import supermask
 from supermask import Masks, Ticket
-from supermask.tickets.file import write_atomically
+from supermask.tickets.file import flush_folder, write_atomically
 
-from ..contract.errors import Interrupted, Problems, RequestError, RunError, command_line
+from ..contract.errors import Interrupted, RequestError, RunError, command_line
 from ..contract.flags import Config, to_plain
 from ..contract.metric import ACCURACY, Metric, metric_of
+from ..contract.stops import STOPPED, stopping_on_signals
 from ..data.samples import Samples
 from ..trust.mark import write_mark
-from . import summary
+from . import states, summary
+from .environment import describe_environment
 from .experiment import Setup
 from .first_layer import picture_first_layer
 from .folders import find_leftovers, inspect_folder
-from .names import CONFIG, EARLIER_STATE, ENVIRONMENT, METRICS, REWIND_POINT, SUMMARY, TICKET
-from .names import STATE as _STATE
+from .locks import working_on
+from .names import CONFIG, ENVIRONMENT, METRICS, REWIND_POINT, SUMMARY, TICKET
 from .progress import Progress
-from .records import UNREADABLE, add_checksum, digest_of_start, read_record, read_rows, seal, unseal, write_record
+from .records import add_checksum, digest_of_start, read_record, read_rows, write_record
 from .rehearsal import Rehearsal
 from .summary import LevelRow, Summary
 from .tensorboard import EventFile, surviving_weights
 
-# A state is written at the end of an epoch: not twice within the first number of seconds, and so seldom that it takes
-# this share of the time, but for the last number of seconds. So much, or an epoch, is what a kill can cost.
+# A state is written after a step of training: not twice within the first number of seconds, and so seldom that it takes
+# this share of the time, but for the last number of seconds. So much is what a kill can cost.
 _SECONDS_BETWEEN_STATES = 1.0, 60.0
 _SHARE_FOR_STATES = 0.01
 
@@ -62,11 +57,13 @@ class Run:
         self.config = config
         self._setup = setup
         self.progress = progress or Progress(shown=False)
-        self.interrupted = False
+        # The exit status that a signal has asked for; None while nobody has.
+        self.stop_status: int | None = None
         self.rehearsal: Rehearsal | None = None
         self.steps_done = 0
         self.training_stage = ""
         self.rows: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
         self._stages: dict[str, Any] = {}
         self._training: dict[str, Any] | None = None
         self._start: str | None = None
@@ -134,6 +131,11 @@ class Run:
         return (self.path / SUMMARY).exists()
 
     @property
+    def interrupted(self) -> bool:
+        """Whether a signal has asked the run to stop."""
+        return self.stop_status is not None
+
+    @property
     def seconds(self) -> float:
         """Seconds spent on the run, over all its starts."""
         return self._seconds + time.monotonic() - self._opened
@@ -182,21 +184,29 @@ class Run:
         state, self._training = self._training, None
         return state if state is not None and state["name"] == f"{self.training_stage}/{name}" else None
 
-    def save_training(self, name: str, state: dict[str, Any], force: bool = False) -> None:
-        """Save the state of a training in progress, unless that was done a moment ago and `force` is not given."""
+    @property
+    def is_save_due(self) -> bool:
+        """Whether so much time has passed since the last state was saved that a kill should not cost more."""
         least, most = _SECONDS_BETWEEN_STATES
-        pause = min(most, max(least, self._saving / _SHARE_FOR_STATES))
-        if force or time.monotonic() - self._saved >= pause:
-            self._training = {**state, "name": f"{self.training_stage}/{name}"}
-            self.save_state()
+        return time.monotonic() - self._saved >= min(most, max(least, self._saving / _SHARE_FOR_STATES))
+
+    def save_training(self, name: str, state: dict[str, Any]) -> None:
+        """Save the state of a training in progress."""
+        self._training = {**state, "name": f"{self.training_stage}/{name}"}
+        self.save_state()
 
     def save_state(self) -> None:
-        """Write `state.pt`: stage results, training in progress, and where the logs end."""
+        """Write `state.pt`: stage results, training in progress, and where the logs end.
+
+        Raises:
+            RunError: the disk has no room for it, or fails.
+        """
         began = time.monotonic()
-        self._rows.flush()
-        buffer = io.BytesIO()
-        torch.save(
-            {
+        with self._writing():
+            # What a state says of the logs must be on disk before it is.
+            self._rows.flush()
+            os.fsync(self._rows.fileno())
+            content = {
                 "stages": self._stages,
                 "training": self._training,
                 "start": self._start,
@@ -205,20 +215,36 @@ class Run:
                 "metrics_bytes": (self.path / METRICS).stat().st_size,
                 "metrics_sha256": digest_of_start(self.path / METRICS),
                 "event_bytes": self._events.sizes(),
-            },
-            buffer,
-        )
-        newest = self.path / _STATE
-        if newest.exists():
-            os.replace(newest, self.path / EARLIER_STATE)
-        write_atomically(newest, seal(buffer.getvalue()))
+                **({"warnings": self.warnings} if self.warnings else {}),
+            }
+            data = states.pack_state(content)
+            if little := states.check_room(self.path, len(data)):
+                self.progress.say(little)
+            states.write_state(self.path, data)
         self._saved = time.monotonic()
         self._saving = self._saved - began
 
     def stop_if_asked(self) -> None:
         """Raise Interrupted when a signal came."""
-        if self.interrupted:
-            raise Interrupted(str(self.path))
+        if self.stop_status is not None:
+            raise Interrupted(str(self.path), self.stop_status)
+
+    def warn(self, text: str) -> None:
+        """Say what makes the run's result doubtful, and keep it: the summary has it under `warnings`."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+        self.progress.say(text)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Within it what the disk refuses is told with what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{error.filename or self.path} cannot be written: {error.strerror}; the run is as it was when it was "
+                f"last saved: `{command_line('resume', self.path)}` goes on from there"
+            ) from error
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add a row of scalars at a step of the current stage to `metrics.jsonl` and TensorBoard."""
@@ -226,24 +252,28 @@ class Run:
         if self.config.device == "cuda" and "loss/train" in values:
             values = {**values, "memory/allocated-megabytes": torch.cuda.max_memory_allocated() / 1e6}
         row = {"step": self.steps_done + step, "stage": self.training_stage, **values}
-        self._rows.write(json.dumps(row) + "\n")
-        self._events.write(self.steps_done + step, values)
+        with self._writing():
+            self._rows.write(json.dumps(row) + "\n")
+            self._events.write(self.steps_done + step, values)
 
     def log_histograms(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Add a histogram of each tensor, by tag, at a step of the current stage to TensorBoard."""
-        self._events.write_histograms(self.steps_done + step, values)
+        with self._writing():
+            self._events.write_histograms(self.steps_done + step, values)
 
     def log_masks(self, step: int, model: nn.Module, masks: Masks) -> None:
         """Show in TensorBoard what a finished training keeps: surviving weights, and the first layer in pictures."""
         self.log_histograms(step, surviving_weights(model, masks))
         step += self.steps_done
-        self._events.write_pictures(step, picture_first_layer(masks, self.setup.data.input_shape, step))
+        with self._writing():
+            self._events.write_pictures(step, picture_first_layer(masks, self.setup.data.input_shape, step))
 
     def save_level(self, level: int, ticket: Ticket) -> None:
         """Keep a level's ticket as `levels/NN/ticket.safetensors`."""
         path = self._level(level)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        supermask.save(ticket, path, overwrite=True)
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._keep(ticket, path)
 
     def load_level(self, level: int) -> Ticket:
         """A level's ticket."""
@@ -251,29 +281,34 @@ class Run:
 
     def save_rewind_point(self, ticket: Ticket) -> None:
         """Keep the dense network at the step that levels rewind to, as `rewind.safetensors`."""
-        supermask.save(ticket, self.path / REWIND_POINT, overwrite=True)
+        self._keep(ticket, self.path / REWIND_POINT)
 
     def load_rewind_point(self) -> Ticket:
         """The dense network at the step that levels rewind to: its `final` state."""
         return supermask.load(self.path / REWIND_POINT)
+
+    def _keep(self, ticket: Ticket, path: Path) -> None:
+        with self._writing():
+            supermask.save(ticket, path, overwrite=True)
 
     def _level(self, level: int) -> Path:
         return self.path / "levels" / f"{level:02d}" / TICKET
 
     def save_ticket(self, ticket: Ticket) -> None:
         """Keep the run's result as `ticket.safetensors`."""
-        supermask.save(ticket, self.path / TICKET, overwrite=True)
+        self._keep(ticket, self.path / TICKET)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, which says that the run is done, and drop the state."""
-        # Before the summary: a process killed between the two resumes, and cuts this off.
-        self._events.write_end(self.steps_done, summary)
-        self._events.close()
-        self._rows.flush()
-        add_checksum(self.path, METRICS, digest_of_start(self.path / METRICS))
-        write_record(self.path, SUMMARY, summary)
-        for state in (_STATE, EARLIER_STATE):
-            (self.path / state).unlink(missing_ok=True)
+        with self._writing():
+            # Before the summary: a process killed between the two resumes, and cuts this off.
+            self._events.write_end(self.steps_done, summary)
+            self._events.close()
+            self._rows.flush()
+            os.fsync(self._rows.fileno())
+            add_checksum(self.path, METRICS, digest_of_start(self.path / METRICS))
+            write_record(self.path, SUMMARY, {**summary, **({"warnings": self.warnings} if self.warnings else {})})
+            states.drop_states(self.path)
 
     @contextmanager
     def opened(self) -> Iterator[Run]:
@@ -282,25 +317,30 @@ class Run:
         Raises:
             RequestError: another process works on this run.
         """
+        new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise RequestError(f"another process is working on {self.path}") from None
-        try:
+        if new:
+            flush_folder(self.path.parent)
+        with working_on(self.path):
             self._settle_folder()
             self._restore()
-            with (
-                (self.path / METRICS).open("a", encoding="utf-8") as self._rows,
-                stopping_on_signals(self._stop),
-                self.progress,
-            ):
+            with self._logging(), stopping_on_signals(self.stop), self.progress:
                 yield self
-        finally:
+
+    @contextmanager
+    def _logging(self) -> Iterator[None]:
+        self._rows = (self.path / METRICS).open("a", encoding="utf-8")
+        try:
+            yield
+        except BaseException:
+            for log in (self._rows, self._events):
+                # What cannot be written because the disk is full cannot be on closing either, and is told already.
+                with contextlib.suppress(OSError):
+                    log.close()
+            raise
+        with self._writing():
+            self._rows.close()
             self._events.close()
-            # The lock's file stays: removing it while others wait for it would let two of them in.
-            lock.release()
 
     def _settle_folder(self) -> None:
         found = inspect_folder(self.path, self.config)
@@ -322,10 +362,11 @@ class Run:
     def _restore(self) -> None:
         self._opened = self._saved = time.monotonic()
         self._events.metric = self.progress.metric = self.metric
-        state = self._read_states()
+        state = states.read_newest(self.path, self.warn)
         self._stages, self._training, self._seconds = state["stages"], state["training"], state["seconds"]
         # That of version 0.1 has no fingerprint of its data.
         self._start, self._data_fingerprint = state["start"], state.get("data")
+        self.warnings += [text for text in state.get("warnings", []) if text not in self.warnings]
         self._events.cut_back(state["event_bytes"])
         if not state["event_bytes"]:
             self._events.write_start(self.config)
@@ -342,94 +383,11 @@ class Run:
         if why := write_mark(self.path, to_plain(self.config), self.config.leaves, content):
             self.progress.say(why)
 
-    def _read_states(self) -> dict[str, Any]:
-        """The newest saved state that is whole, or that of a run that has not begun."""
-        files = [path for name in (_STATE, EARLIER_STATE) if (path := self.path / name).exists()]
-        if not files:
-            return {
-                "stages": {},
-                "training": None,
-                "start": None,
-                "seconds": 0.0,
-                "metrics_bytes": 0,
-                "event_bytes": {},
-            }
-        problems = Problems()
-        for path in files:
-            state = problems.attempt(partial(self._read_state, path))
-            if state is not None:
-                if problems.found:
-                    self.progress.say(f"{problems.found[0]}; going on from {path.name}, which was saved before it")
-                return state
-        raise RequestError(
-            f"{'; '.join(problems.found)}; the run cannot go on: `{command_line('runs', 'rm', self.path)}` removes it"
-        )
-
-    def _read_state(self, path: Path) -> dict[str, Any]:
-        """A saved state, checked, with the rows that were logged before it.
-
-        Raises:
-            RequestError: it is damaged, or the rows are.
-        """
-        try:
-            state: dict[str, Any] = torch.load(unseal(path), weights_only=True, map_location="cpu")
-            size, expected = int(state["metrics_bytes"]), state.get("metrics_sha256")
-            missing = [key for key in ("stages", "training", "start", "seconds", "event_bytes") if key not in state]
-        except RequestError:
-            raise
-        except UNREADABLE as error:
-            first = str(error).strip().partition("\n")[0]
-            raise RequestError(f"{path} is damaged: {type(error).__name__}: {first}") from None
-        if missing:
-            raise RequestError(f"{path} is damaged: it has no {', '.join(missing)}")
-        rows = self.path / METRICS
-        if not rows.exists() or rows.stat().st_size < size or (expected and digest_of_start(rows, size) != expected):
-            raise RequestError(f"{rows} is damaged: it is not what it was when {path.name} was saved")
-        return state
-
-    def _stop(self) -> None:
-        self.interrupted = True
-
-
-@contextmanager
-def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` when SIGINT or SIGTERM comes; a second one does what it would do without us."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask_to_stop(number: int, frame: Any) -> None:
-        stop()
-        signal.signal(number, previous[signal.Signals(number)] or signal.SIG_DFL)
-
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for number in previous:
-            signal.signal(number, ask_to_stop)
-        yield
-    finally:
-        for number, handler in previous.items():
-            if handler is not None:  # one that was not set from Python cannot be put back
-                signal.signal(number, handler)
+    def stop(self, status: int = STOPPED) -> None:
+        """Ask the run to save its state and stop after the step that it is at, with this exit status."""
+        self.stop_status = status
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write an object as a JSON file, whole or not at all."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def describe_environment(config: Config) -> dict[str, Any]:
-    """Versions, device and command: what one needs to know to repeat a run, beside its configuration."""
-    device = torch.cuda.get_device_name() if config.device == "cuda" else platform.processor() or platform.machine()
-    return {
-        "supermask": supermask.__version__,
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": device,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": config.threads,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }

@@ -91,6 +91,7 @@ class Summary(Measured, total=False):
     model: str
     data: str
     seed: int
+    warnings: list[str]
     metric: MetricRecord
     parameters: int
     weights: int

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy
 
@@ -140,6 +140,7 @@ class EventFile:
         above = folder.resolve().parents
         self.hidden = len(above) > 2 and above[1].name == CONNECT_RUNS and (above[2] / CONFIG).exists()
         self.writer: RecordWriter | None = None
+        self.file: BinaryIO | None = None
         self.flushed = 0.0
         self.described: set[str] = set()
 
@@ -249,7 +250,8 @@ class EventFile:
         self.folder.mkdir(parents=True, exist_ok=True)
         seconds, nanoseconds = divmod(time.time_ns(), 10**9)
         name = f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}.{socket.gethostname()}.{os.getpid()}{suffix}"
-        return RecordWriter((self.folder / name).open("xb"))
+        self.file = (self.folder / name).open("xb")
+        return RecordWriter(self.file)
 
     def _write(self, event: Event) -> None:
         assert self.writer is not None, "a file is open"
@@ -257,8 +259,9 @@ class EventFile:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each event file, with everything written so far on disk."""
-        if self.writer is not None:
+        if self.writer is not None and self.file is not None:
             self.writer.flush()
+            os.fsync(self.file.fileno())
         return {path.name: path.stat().st_size for path in self._files()}
 
     def cut_back(self, sizes: dict[str, int]) -> None:
@@ -272,9 +275,9 @@ class EventFile:
 
     def close(self) -> None:
         """Flush and close."""
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
+        writer, self.writer, self.file = self.writer, None, None
+        if writer is not None:
+            writer.close()
 
 
 def _count(values: Tensor) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from supermask.tickets.file import write_atomically
 from ..contract.errors import Interrupted, RequestError, RunError
 from ..contract.flags import Config
 from ..contract.metric import known_value, metric_of
+from ..contract.stops import SIGNALS, STOPPED, stopping_on_signals
 from ..running.controls import controls, lacks_controls
 from ..running.read_config import find_kind
 from ..running.request import request_of
@@ -31,10 +32,9 @@ from ..runs.folders import inspect_folder
 from ..runs.names import ELSEWHERE, EVALUATED, FAILURE, SUMMARY
 from ..runs.progress import warn_in_a_line
 from ..runs.records import read_record
-from ..runs.run import Run, stopping_on_signals
+from ..runs.run import Run
 from .progress import CONTROLS, RUNNING, STARTING, WAITING, Board, BoardProgress, SweepProgress
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SECONDS_BETWEEN_LOOKS = 0.2
 _STOPPING = "stopping: each run ends after the step that it is at, and is saved; Ctrl-C once more stops at once"
 _ENDING = "stopping: no run has begun to train, so that the processes which start are ended"
@@ -96,7 +96,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, board: Board, shows: SweepProg
                     continue
                 outcome = outcome or _fail(job, "its process died twice: killed, or out of memory?")
                 if outcome["state"] == "interrupted":
-                    board.stop()  # a signal may reach a process before it reaches this one
+                    board.stop(outcome["status"])  # a signal may reach a process before it reaches this one
                 else:
                     ended[job.place] = outcome
                     shows.ended(job.place, outcome["state"], outcome["text"])
@@ -139,7 +139,7 @@ class _Crew:
         """Have a job carried out as soon as a process is free."""
         self._board.enter(job.place, WAITING)
         # A new process inherits the mask of signals, and so hears none before it is ready for it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             future = self._pool.submit(work, job)
         except BrokenProcessPool as error:
@@ -177,14 +177,18 @@ def begin(board: Board, folder: str) -> None:
     Names of files and modules are looked up in `folder`, where the sweep was started: this process may have another.
     """
     os.chdir(folder)
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    for number in SIGNALS:
+        signal.signal(number, _hear_nothing)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     _process.board = board
     warn_in_a_line()
     # Last of all that is done at the end: to take apart what PyTorch has built takes seconds, and serves nobody.
     multiprocessing.util.Finalize(None, _leave, exitpriority=-1000)
     threading.Thread(target=_watch, daemon=True).start()
+
+
+def _hear_nothing(number: int, frame: Any) -> None:
+    """Not SIG_IGN, which a run that begins to listen would leave as it is."""
 
 
 def _leave() -> None:
@@ -198,7 +202,8 @@ def _watch() -> None:
     assert parent is not None, "a process of a sweep has one that started it"
     while parent.is_alive() and not _process.board.stopping:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    _process.board.stop()
+    if not _process.board.stopping:
+        _process.board.stop()
     # Again and again, because a signal that comes before the run listens is not heard.
     while parent.is_alive() or _process.busy:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -217,8 +222,8 @@ def work(job: Job) -> dict[str, Any]:
     try:
         text = _carry_out(job)
         (Path(job.folder) / FAILURE).unlink(missing_ok=True)
-    except KeyboardInterrupt:
-        return {"state": "interrupted", "text": ""}
+    except KeyboardInterrupt as error:
+        return {"state": "interrupted", "text": "", "status": getattr(error, "status", STOPPED)}
     except (RequestError, RunError) as error:
         return _fail(job, str(error), traceback.format_exc())
     except (Exception, SystemExit) as error:
@@ -236,7 +241,7 @@ def _carry_out(job: Job) -> str:
         config, setup = prepare(request_of(job.config))
         board.enter(job.place, RUNNING)
         if board.stopping:
-            raise Interrupted(job.folder)
+            raise Interrupted(job.folder, board.stop_status)
         carry_out(Run(folder, config, setup, BoardProgress(board, job.place)))
     summary, levels = read_record(folder, SUMMARY), _levels_of(folder)
     for kinds, elsewhere in _controls_of(job, levels):

@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from ..contract.stops import STOPPED
 from ..runs.progress import Pace, Progress, fit_line, tell_again_and_again, told_left
 
 # A run that starts has written nothing yet: its process imports, and reads what it needs.
@@ -31,9 +32,14 @@ class Board:
         """Whether the sweep was asked to stop."""
         return bool(self._numbers[0])
 
-    def stop(self) -> None:
-        """Ask every process to save its run and stop."""
-        self._numbers[0] = 1
+    @property
+    def stop_status(self) -> int:
+        """What the sweep exits with when it was asked to stop."""
+        return int(self._numbers[0])
+
+    def stop(self, status: int = STOPPED) -> None:
+        """Ask every process to save its run and stop; `status` is what the sweep exits with."""
+        self._numbers[0] = status
 
     @property
     def begun(self) -> bool:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from ..contract.errors import Problems, RequestError, RunError, command_line
 from ..contract.flags import Config, steps_of, to_plain
 from ..contract.method import Stage
+from ..contract.stops import STOPPED
 from ..data.samples import Samples, whole_batches
 from ..data.trees import to_lists
 from ..deploy.machine_load import measure_sharing
@@ -150,6 +151,7 @@ class SweepResult:
     finished: list[Path]
     failures: dict[str, str]
     interrupted: bool = False
+    stop_status: int = STOPPED
 
 
 def run_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 1, progress: bool = True) -> SweepResult:
@@ -177,7 +179,7 @@ def run_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 1
     if (trials := trials_of(sweep)) is not None:
         tried = run_plan(plan_sweep(trials, runs, jobs, timed), progress)
         if tried.interrupted:
-            return SweepResult([], tried.failures, interrupted=True)
+            return SweepResult([], tried.failures, interrupted=True, stop_status=tried.stop_status)
         plan = plan_sweep(settle(sweep, read_trials(sweep, runs), runs), runs, jobs, timed)
     return run_plan(plan, progress)
 
@@ -431,4 +433,4 @@ def run_plan(plan: SweepPlan, progress: bool = True) -> SweepResult:
     ended = run_jobs(jobs, min(plan.jobs, len(jobs)), board, shows) if jobs else {}
     failures = {todo[place].folder.name: end["text"] for place, end in ended.items() if end["state"] == "failed"}
     finished = [run.folder for run in plan.runs if inspect_folder(run.folder).state == "finished"]
-    return SweepResult(finished, failures, len(ended) < len(jobs))
+    return SweepResult(finished, failures, len(ended) < len(jobs), board.stop_status or STOPPED)

@@ -19,3 +19,4 @@ from . import sensitivity as sensitivity
 from . import tasks as tasks
 from . import trial as trial
 from . import units as units
+from . import watch as watch

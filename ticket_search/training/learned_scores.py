@@ -15,7 +15,6 @@ from supermask.live.held import program_of
 from supermask.live.learned import Learned
 from supermask.weights.fitting import state_of
 
-from ..contract.errors import RunError
 from ..contract.flags import Config
 from ..contract.method import Hook
 from ..runs.run import Run
@@ -25,7 +24,7 @@ from .loop import train_network
 
 
 class MaskWatch(Hook):
-    """Hook that logs densities, churn and scores once an epoch, and refuses a network that its masks have cut.
+    """Hook that logs densities, churn and scores once an epoch.
 
     What a method does in each step besides is a hook of its own, which comes first.
     """
@@ -55,16 +54,8 @@ class MaskWatch(Hook):
         self.own.on_step(step, model, optimizer)
 
     def on_epoch(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
-        """Log densities, the share of mask entries that changed, and the scores.
-
-        Raises:
-            RunError: a tensor keeps none of its weights.
-        """
+        """Log densities, the share of mask entries that changed, and the scores."""
         self.own.on_epoch(step, model, optimizer)
-        try:
-            supermask.check(model)
-        except ValueError as error:
-            raise RunError(f"{error} (at step {step})") from None
         program = learned_program(model)
         masks = program.masks()
         self.run.log(step, {"mask/changed": masks.changed(self.masks), **densities(masks)})

@@ -18,12 +18,13 @@ from supermask.choosing.gradients import call, seed_generators
 from supermask.live.held import mask_gradients
 from supermask.masks.random_numbers import permutation, random_words
 
-from ..contract.errors import RunError
+from ..contract.errors import RunError, command_line, some_of
 from ..contract.flags import Config, steps_of
 from ..contract.method import Hook
 from ..data.samples import Samples, whole_batches
 from ..data.trees import chunks
 from ..runs.run import Run
+from . import watch
 from .evaluation import Evaluation, evaluate
 from .optimization import learning_rate, load_optimizer, make_optimizer
 from .precision import compile_whole, make_arithmetic
@@ -77,7 +78,7 @@ def train_network(
         optimizer_state: moments to begin with, which are copied; the learning rate is the schedule's.
 
     Raises:
-        RunError: the loss became NaN or infinite.
+        RunError: the loss or a weight became NaN or infinite, the masks do not hold, or there is no memory.
         Interrupted: a signal came; the state is saved.
     """
     config = config or run.config
@@ -91,7 +92,13 @@ def train_network(
     saved = run.training_state(order)
     if saved is not None:
         loop.load_state_dict(saved)
-    loop.run_to_end()
+    try:
+        loop.run_to_end()
+    except (RuntimeError, MemoryError) as error:
+        if not watch.is_out_of_memory(error):
+            raise
+        resumes = command_line("resume", run.path)
+        raise RunError(watch.describe_out_of_memory(error, config.batch_size, resumes)) from error
     return loop.trained()
 
 
@@ -123,6 +130,7 @@ class _Loop:
         self.seconds = self.logged_seconds = 0.0
         self.final: Evaluation | None = None
         self.moments: dict[str, Moment] = {}
+        self.told_dead = False
 
     def run_to_end(self) -> None:
         """Step after step; evaluate, and save the state, where it is time to."""
@@ -134,7 +142,7 @@ class _Loop:
         while self.step < self.total and not self.hook.done():
             if self.run.interrupted:
                 self.seconds += time.perf_counter() - clock
-                self.run.save_training(self.order, self.state_dict(), force=True)
+                self._save()
                 self.run.stop_if_asked()
             epoch, position = divmod(self.step, self.per_epoch)
             # A training that begins in the middle of an epoch takes up its order there.
@@ -151,10 +159,55 @@ class _Loop:
                 clock = time.perf_counter()
             if self.step % self.per_epoch == 0:
                 self.hook.on_epoch(self.step, self.model, self.optimizer)
+                self._watch()
+            if self.run.is_save_due:
                 self.seconds += time.perf_counter() - clock
-                self.run.save_training(self.order, self.state_dict())
+                self._save()
                 clock = time.perf_counter()
             self.run.progress.advance_to(self.run.steps_done + self.step - self.start)
+
+    def _save(self) -> None:
+        """Save the state, unless it has gone bad: the one from before would be lost."""
+        self._check_numbers()
+        self.run.save_training(self.order, self.state_dict())
+
+    def _watch(self) -> None:
+        """Once an epoch, what no step has time to look at."""
+        self._check_numbers()
+        watch.check_masks(self.model, self.step)
+        if little := watch.describe_memory():
+            self.run.progress.say(little)
+
+    def _check_numbers(self) -> None:
+        """Check that the losses since the last row, and the weights, are numbers.
+
+        Raises:
+            RunError: with the first step whose loss is none.
+        """
+        first = self.tally.first_bad()
+        bad = [] if first is not None else watch.bad_weights(self.model)
+        if first is None and not bad:
+            return
+        if first is None:
+            told = f"the weights of {some_of(bad)} are NaN or infinite after step {self.step}"
+        else:
+            told = (
+                f"the training loss is NaN or infinite at step {self.logged_step + first // self.config.accumulate + 1}"
+            )
+        raise RunError(
+            f"{told} of {self.run.training_stage}: lower --lr (now {self.config.lr:g}) or add --warmup; what was saved "
+            "before is kept"
+        )
+
+    def _look_whether_dead(self, validation: Evaluation) -> None:
+        classes = self.data.classes or 0
+        if self.told_dead or not watch.is_near_guessing(self.objective, validation, classes):
+            return
+        if watch.gives_one_output(self.model, self.data, self.objective):
+            self.told_dead = True
+            metric, rate = self.objective.metric, self.config.lr
+            told = (self.step, self.run.training_stage, validation, metric, classes, rate)
+            self.run.warn(watch.describe_dead(*told))
 
     def _batches_of(self, epoch: int, first: int) -> Iterator[tuple[Any, Any]]:
         order = permutation(self.data.train_size, self.config.seeds["order"], f"{self.order}/{epoch}")
@@ -198,6 +251,7 @@ class _Loop:
 
     def _evaluate(self) -> None:
         steps = self.step - self.logged_step
+        self._check_numbers()
         loss, value = self.tally.read()
         loss /= steps
         validation = self._validate()
@@ -206,6 +260,7 @@ class _Loop:
                 f"the loss is {loss} on training and {validation.loss} on validation data at step {self.step} of "
                 f"{self.run.training_stage}: lower --lr (now {self.config.lr:g}) or add --warmup"
             )
+        self._look_whether_dead(validation)
         metric = self.objective.metric
         if not (math.isfinite(value) and math.isfinite(validation.value)):
             raise RunError(
@@ -263,6 +318,7 @@ class _Loop:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "hook": self.hook.state_dict(),
+            "told_dead": self.told_dead,
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state() if self.data.device.type == "cuda" else None,
         }
@@ -277,6 +333,7 @@ class _Loop:
         load_optimizer(self.optimizer, state["optimizer"])
         # A run of 0.1.0 that trained without a hook has None here.
         self.hook.load_state_dict(state["hook"] or {})
+        self.told_dead = state.get("told_dead", False)
         torch.set_rng_state(state["random"])
         if state["cuda_random"] is not None:
             torch.cuda.set_rng_state(state["cuda_random"])

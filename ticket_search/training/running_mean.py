@@ -29,6 +29,8 @@ class Tally:
         self.loss, self.state = torch.zeros((), device=device), objective.measure.start(device)
         self.waiting: list[_Waiting] = []
         self.numbers = 0
+        # How many were summed since the sums were read, and the place of the first whose loss is no number, or -1.
+        self.summed, self.bad = 0, torch.full((), -1, device=device)
 
     def add(self, loss: Tensor, outputs: Any, targets: Any, share: Tensor | float) -> None:
         """Add a batch, or the given share of one: its mean training loss, its outputs and targets."""
@@ -48,7 +50,11 @@ class Tally:
             loss if not isinstance(share, Tensor) and share == 1 else loss * share
             for loss, share in zip(losses, shares, strict=True)
         ]
-        self.loss += torch.stack(parts).sum()
+        stacked = torch.stack(parts)
+        self.loss += stacked.sum()
+        bad = ~stacked.isfinite()
+        first = torch.where(bad.any(), self.summed + bad.byte().argmax(), -1)
+        self.bad, self.summed = torch.where(self.bad < 0, first, self.bad), self.summed + len(parts)
         measure = self.objective.measure
         batches = [Batch(*each) for each in zip(outputs, targets, losses, weights, strict=True)]
         if measure.joins and _are_alike(outputs, targets):
@@ -57,21 +63,32 @@ class Tally:
             self.state = measure.add(self.state, batch)
         self.waiting, self.numbers = [], 0
 
+    def first_bad(self) -> int | None:
+        """How many batches, or shares of one, were added before the first whose loss is no number; None without one."""
+        found = int(self.bad)
+        if found < 0 and self.waiting:
+            bad = ~torch.stack([loss.reshape(()) for loss, *_ in self.waiting]).isfinite()
+            found = self.summed + int(bad.byte().argmax()) if bool(bad.any()) else -1
+        return None if found < 0 else found
+
     def read(self) -> tuple[float, float]:
         """The sum of the losses and the value of the metric, which begin anew."""
         self._sum()
         found = self.loss.item(), self.objective.measure.value(self.state)
+        self.summed = 0
+        self.bad.fill_(-1)
         self.loss.zero_()
         self.state = self.objective.measure.start(self.device)
         return found
 
     def state_dict(self) -> dict[str, Any]:
         """The sums and what waits to be added to them, apart: added now, they would be rounded otherwise."""
-        return {"loss": self.loss, "state": self.state, "waiting": self.waiting}
+        return {"loss": self.loss, "state": self.state, "waiting": self.waiting, "summed": self.summed}
 
     def load_state_dict(self, state: dict[str, Any], samples: int = 0) -> None:
         """The sums of a stopped training; one of version 0.1 has not counted its `samples`."""
         self.loss.copy_(state["loss"])
+        self.summed = int(state.get("summed", 0))
         self.waiting = [
             tuple(_move(part, self.device) for part in (*each, count(each[2]))[:5]) for each in state["waiting"]
         ]
