@@ -711,6 +711,32 @@ def test_no_state_is_left_that_is_whole(whole, tmp_path, ticket):
     assert said_of(run, ticket, "resume", str(run))[0] == 0
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0, None])
+@pytest.mark.parametrize("padded", [False, True], ids=["shorter", "padded with NUL bytes"])
+def test_rows_that_a_loss_of_power_has_taken_are_told_and_the_search_goes_on(share, padded, whole, tmp_path, ticket):
+    """Shorter than any state says, or of the right length and full of NUL bytes, as some file systems leave a file."""
+    run = tmp_path / "runs" / "stopped"
+    shutil.copytree(whole / "stopped", run)
+    rows = run / "metrics.jsonl"
+    there = rows.read_bytes()
+    if share is None:
+        rows.unlink()
+    else:
+        kept = there[: int(share * (len(there) - 1))]
+        rows.write_bytes(kept + b"\0" * (len(there) - len(kept)) if padded else kept)
+    code, told = said_of(run, ticket, "resume", str(run), "--json")
+    assert code == 0 and "metrics.jsonl is damaged: " in told
+    assert (run / "ticket.safetensors").read_bytes() == (whole / "never" / "ticket.safetensors").read_bytes()
+    assert any(
+        "metrics.jsonl is damaged" in text for text in json.loads((run / "summary.json").read_text())["warnings"]
+    )
+    left, never = ((folder / "metrics.jsonl").read_text() for folder in (run, whole / "never"))
+    steps = [json.loads(line)["step"] for line in left.splitlines()]
+    assert steps == sorted(steps) and len(left.splitlines()) <= len(never.splitlines())
+    begin = 0 if share is None else kept.rfind(b"\n") + 1
+    assert left.encode().startswith(there[:begin])
+
+
 READERS = {
     "config.toml": [("controls", "--controls", "reinit"), ("compare",), ("runs", "list")],
     "summary.json": [("compare",), ("resume", "--json"), ("controls", "--controls", "reinit")],

@@ -85,7 +85,10 @@ def carry_out(request: Request, place: str) -> None:
             plan = running.plan.make_plan(config, setup)
         else:
             names = (config, place, request.launch.get("--name"), setup.method.traits.dense)
-            done = None if request.asks("--again") else find_finished(*names)
+            finished = [] if request.asks("--again") else find_finished(*names)
+            done, differs = running.search.find_same(config, setup, finished)
+            if differs and done is None:
+                progress.say(f"{differs}; so this is a new run")
             folder = done or choose_folder(*names)
             run = runs.run.Run(folder, config, setup, progress)
             if done is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from supermask.weights.fitting import state_of
 from ..contract.errors import Problems, RequestError, command_line, several_tasks, unknown
 from ..contract.flags import Config, differences, to_plain
 from ..contract.leave import Leave, Leaves, can_be_typed, code_in, leave_here
+from ..data.factories import find_factory
 from ..runs.experiment import (
     Setup,
     describe_model,
@@ -28,7 +29,8 @@ from ..runs.experiment import (
     own_random_numbers,
     resolve,
 )
-from ..runs.folders import check_ticket_file, choose_folder, find_run, folder_of_ticket
+from ..runs.folders import check_ticket_file, choose_folder, find_finished, find_run, folder_of_ticket
+from ..runs.inputs import Inputs, digests_of_code, read_inputs
 from ..runs.names import CONFIG, TICKET
 from ..runs.progress import Progress
 from ..runs.records import read_record
@@ -67,9 +69,10 @@ def search(
         run = search("imp", model=lambda: MyNet(), data=(x, y), density=0.1, epochs=12, seed=0)
         run.ticket.density, run.summary["test_accuracy"], run.levels, run.path
 
-    An unfinished run of the same configuration is resumed. Ctrl-C saves the state and raises `Interrupted`. The summary
-    has `test_metric` and `val_metric`, the values of its `metric`, and of accuracy `test_accuracy` and `val_accuracy`
-    too.
+    An unfinished run of the same configuration is resumed. With `name` a finished one is returned, so that a notebook's
+    cell may run twice, if it was given the same: configuration, first weights, samples and code. Ctrl-C saves the state
+    and raises `Interrupted`. The summary has `test_metric` and `val_metric`, the values of its `metric`, and of
+    accuracy `test_accuracy` and `val_accuracy` too.
 
     Args:
         method: `dense`, `imp`, `edge-popup`, ... (`ticket methods`).
@@ -86,7 +89,8 @@ def search(
             main one. `weights` may be a finished run.
 
     Raises:
-        RequestError: every problem of the request at once; nothing is written.
+        RequestError: every problem of the request at once; nothing is written. Or the run of this name was given
+            something else.
         Interrupted: stopped by a signal; the run resumes.
     """
     flags, functions = describe_functions(flags)
@@ -96,7 +100,15 @@ def search(
     name_of_model = describe_model(model)
     request = check_request(method, model, data, flags, model_name=name_of_model, functions=functions)
     config, setup = prepare(request)
-    folder = choose_folder(config, runs, name, setup.method.traits.dense)
+    dense = setup.method.traits.dense
+    if name is not None:
+        same, differs = find_same(config, setup, find_finished(config, runs, name, dense))
+        if same is not None:
+            return Run(same, config, progress=Progress(progress))
+        if differs:
+            remove = command_line("runs", "rm", Path(runs) / name)
+            raise RequestError(f"name {name!r}: {differs}; choose another name, or `{remove}`")
+    folder = choose_folder(config, runs, name, dense)
     return carry_out(Run(folder, config, setup, Progress(progress)))
 
 
@@ -148,7 +160,9 @@ def resume(
     again, setup = prepare(request, unchanged=True)
     if other := differences(to_plain(opened.config), to_plain(again)):
         raise RequestError(f"the run {folder} was started otherwise: {', '.join(other)}")
-    return carry_out(Run(folder, again, setup, Progress(progress)))
+    going_on = Run(folder, again, setup, Progress(progress))
+    going_on.takes_code = any(each is not None for each in (model, data, loss, metric))
+    return carry_out(going_on)
 
 
 def train(
@@ -334,6 +348,37 @@ def check_code(config: Config, instead: Mapping[str, Any], unchanged: bool = Fal
     problems.raise_if_any()
 
 
+def find_same(config: Config, setup: Setup, names: Iterable[Path]) -> tuple[Path | None, str]:
+    """Of finished runs of a configuration the first that was given the same: weights, samples and code.
+
+    Returns:
+        Its folder, or None; and how the last of the others differs, or an empty text.
+    """
+    folders, told = list(names), ""
+    if not folders:
+        return None, told
+    with own_random_numbers():
+        model = setup.make_model(config)
+        inputs = Inputs(supermask.fingerprint(state_of(model)), setup.data_hash, _digest_code(setup, config, model))
+    for folder in folders:
+        earlier = read_inputs(folder)
+        if earlier is None or not (differs := inputs.differences(earlier)):
+            return folder, told
+        told = f"the finished run {folder} was given something else ({', '.join(differs)})"
+    return None, told
+
+
+def _digest_code(setup: Setup, config: Config, model: nn.Module) -> dict[str, str]:
+    """The hashes of the user's own code in a search."""
+    functions = {"model": setup.factory} if setup.factory is not None else {}
+    named = {key: name for key, name in code_in(vars(config)).items() if key in ("loss", "metric")}
+    functions |= {
+        f"the {key}": find_factory(name, config.leaves) for key, name in named.items() if key not in setup.functions
+    }
+    functions |= {f"the {key}": function for key, function in setup.functions.items()}
+    return digests_of_code(functions, model)
+
+
 def carry_out(run: Run) -> Run:
     """Search, from where the run stands, until it is finished.
 
@@ -351,7 +396,7 @@ def carry_out(run: Run) -> Run:
         for sentence in setup.remarks(model, targets):
             run.progress.say(sentence)
         with run.opened():
-            run.expect_start(supermask.fingerprint(state_of(model)))
+            run.expect_start(supermask.fingerprint(state_of(model)), _digest_code(setup, config, model))
             ticket = setup.method.search(model, run)
             # The checkpoint may be gone by now, and operations are counted without it.
             network = setup.make_model(config.model_copy(update={"weights": None}))

@@ -3,6 +3,7 @@ from . import environment as environment
 from . import experiment as experiment
 from . import first_layer as first_layer
 from . import folders as folders
+from . import inputs as inputs
 from . import locks as locks
 from . import names as names
 from . import progress as progress

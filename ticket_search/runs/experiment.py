@@ -43,7 +43,8 @@ from .earlier_run import EarlierRun, read_weights
 class Setup:
     """A search's network and data. `build()` gives the network as it comes.
 
-    `functions` are the loss and the metric that were given in Python, by those names. `draws` says how the newest
+    `functions` are the loss and the metric that were given in Python, by those names; `factory` is what builds the
+    network, where that is code of the caller's own. `draws` says how the newest
     network was initialized, `parameters` how many numbers it has, `earlier` which run of ours has trained the weights
     that it starts from, if one has. `metric` and `objective` are set when the first batch has shown what the task is
     (see `training.trial`).
@@ -59,11 +60,17 @@ class Setup:
     earlier: EarlierRun | None = None
     metric: Metric = ACCURACY
     objective: Any = None
+    factory: Callable[..., nn.Module] | None = None
 
     @property
     def data_fingerprint(self) -> str:
         """That of the data, where a function of one's own gives them, which may give others the next time."""
         return str(getattr(self.data, "fingerprint", "")) if ":" in self.data.name else ""
+
+    @property
+    def data_hash(self) -> str:
+        """A hash of the samples, where they have one."""
+        return str(getattr(self.data, "fingerprint", ""))
 
     @cached_property
     def sample(self) -> dict[str, Any]:
@@ -322,7 +329,8 @@ def make_setup(
             raise RequestError(f"the model {name} gave {type(network).__name__}, expected a torch.nn.Module")
         return network.double() if config.precision == "fp64" else network
 
-    return Setup(method, data, {"name": name, "arguments": arguments}, build, functions or {})
+    architecture = {"name": name, "arguments": arguments}
+    return Setup(method, data, architecture, build, functions or {}, factory=factory)
 
 
 def _read_argument(word: str) -> tuple[str, Any]:

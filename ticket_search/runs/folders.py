@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -93,12 +95,19 @@ def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None
         number += 1
 
 
-def find_finished(config: Config, runs: str | os.PathLike[str], name: str | None, dense: bool = False) -> Path | None:
-    """The folder of a finished run of this configuration under its name, or the default one, if there is one."""
+def find_finished(
+    config: Config, runs: str | os.PathLike[str], name: str | None, dense: bool = False
+) -> Iterator[Path]:
+    """The folders of finished runs of this configuration: under the name, or under the default one and its numbers."""
     if name is not None and Path(name).name != name:
-        return None  # no name, which `choose_folder` says
-    found = inspect_folder(Path(runs) / (name or default_name(config, dense)), config)
-    return found.folder if found.state == "finished" else None
+        return  # no name, which `choose_folder` says
+    base = name or default_name(config, dense)
+    for number in itertools.count(1):
+        found = inspect_folder(Path(runs) / (base if number == 1 else f"{base}-{number}"), config)
+        if found.state == "finished":
+            yield found.folder
+        if found.state == "new" or name is not None:
+            return
 
 
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".npz")
@@ -106,7 +115,8 @@ _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".npz")
 
 def find_leftovers(folder: Path) -> list[Path]:
     """The temporary files that a process has left in a run's folder because it was killed while it wrote them."""
-    found = (path for path in folder.iterdir() if _LEFTOVER.fullmatch(path.name))
+    places = (folder, *folder.glob("levels/*/"))
+    found = (path for place in places for path in place.iterdir() if _LEFTOVER.fullmatch(path.name))
     return sorted(path for path in found if path.is_file() and not path.is_symlink())
 
 

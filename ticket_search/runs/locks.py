@@ -6,6 +6,7 @@ beside it only tells the others who it is; it counts for nothing where the lock 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -51,8 +52,10 @@ def working_on(folder: Path) -> Iterator[None]:
         _write_holder(folder)
         yield
     finally:
-        # The lock's own file stays: removing it while others wait for it would let two of them in.
-        (folder / HOLDER).unlink(missing_ok=True)
+        # Who it was counts for nothing any more. The lock's own file stays: removing it while others wait for it would
+        # let two of them in.
+        with contextlib.suppress(OSError):
+            (folder / HOLDER).unlink()
         lock.release()
 
 

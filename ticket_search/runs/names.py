@@ -9,6 +9,7 @@ from ..trust.mark import MARK
 
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
+INPUTS = "inputs.json"
 TICKET = "ticket.safetensors"
 REWIND_POINT = "rewind.safetensors"
 COMPACT = "compact.safetensors"
@@ -34,7 +35,7 @@ HOLDER = ".holder"
 # Each of them is written as a temporary file beside it, which then takes its name.
 WRITTEN_WHOLE = (
     CONFIG, ENVIRONMENT, TICKET, REWIND_POINT, COMPACT, SUMMARY, CONTROLS, CONNECT, CONNECT_PICTURE, STATE, FAILURE,
-    CHECKSUMS, MARK, HOLDER,
+    CHECKSUMS, MARK, HOLDER, INPUTS,
 )  # fmt: skip
 
 # The controls that are trained to be compared with a ticket of trained weights; those that are trained on other data.

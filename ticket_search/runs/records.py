@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from supermask import tickets
 
 from ..contract.errors import RequestError
 from ..contract.flags import read_json, read_toml
-from .names import CHECKSUMS, CONFIG, CONNECT, CONTROLS, SUMMARY
+from .names import CHECKSUMS, CONFIG, CONNECT, CONTROLS, INPUTS, SUMMARY
 
 # What every version has written into a record, and what reads it takes for granted.
 _KEYS = {
@@ -29,7 +30,10 @@ _KEYS = {
     CONTROLS: ("rows",),
     CONNECT: ("metric", "rows"),
     CONFIG: ("method",),
+    INPUTS: ("start", "data", "code", "python"),
 }
+# What names files of the run that a training belongs to, in whose folder its own lies.
+_PLACES = ("ticket", "whole")
 _STATE = b"supermask state 1 sha256 "
 _ZIP = b"PK\x03\x04"
 
@@ -59,9 +63,28 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     check_file(path)
     found = read_toml(path) if name.endswith(".toml") else read_json(path)
+    if name == CONFIG:
+        found = {**found, **_find_places(folder, found)}
     if missing := [key for key in _KEYS.get(name, ()) if key not in found]:
         raise RequestError(f"{path} is damaged: it has no {', '.join(missing)}")
     return found
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write the configuration of a run, so that the run may be moved together with the one that it belongs to."""
+    here = folder.resolve()
+    # The run in whose folder this one lies, or this one.
+    owner = next((above for above in reversed([here, *here.parents]) if (above / CONFIG).exists()), here)
+    inside = {key: config[key] for key in _PLACES if Path(config.get(key) or "/").is_relative_to(owner)}
+    relative = {key: os.path.relpath(place, here) for key, place in inside.items()}
+    write_record(folder, CONFIG, {**config, **relative})
+
+
+def _find_places(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The paths in a configuration that are relative to its folder, whole."""
+    given = {key: config[key] for key in _PLACES if isinstance(config.get(key), str)}
+    here = folder.resolve()
+    return {key: os.path.normpath(here / place) for key, place in given.items() if Path(place).parts[:1] == ("..",)}
 
 
 def check_file(path: Path) -> None:

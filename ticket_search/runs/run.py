@@ -29,10 +29,11 @@ from .environment import describe_environment
 from .experiment import Setup
 from .first_layer import picture_first_layer
 from .folders import find_leftovers, inspect_folder
+from .inputs import Inputs, read_inputs, write_inputs
 from .locks import working_on
-from .names import CONFIG, ENVIRONMENT, METRICS, REWIND_POINT, SUMMARY, TICKET
+from .names import ENVIRONMENT, METRICS, REWIND_POINT, SUMMARY, TICKET
 from .progress import Progress
-from .records import add_checksum, digest_of_start, read_record, read_rows, write_record
+from .records import add_checksum, digest_of_start, read_record, read_rows, write_config, write_record
 from .rehearsal import Rehearsal
 from .summary import LevelRow, Summary
 from .tensorboard import EventFile, surviving_weights
@@ -59,6 +60,8 @@ class Run:
         self.progress = progress or Progress(shown=False)
         # The exit status that a signal has asked for; None while nobody has.
         self.stop_status: int | None = None
+        # Whether code of one's own is taken as it is now, because it was given once more.
+        self.takes_code = False
         self.rehearsal: Rehearsal | None = None
         self.steps_done = 0
         self.training_stage = ""
@@ -156,11 +159,16 @@ class Run:
         self.steps_done = sum(done.get("steps", 0) for done in self._stages.values())
         return result
 
-    def expect_start(self, fingerprint: str) -> None:
-        """Check that a resumed run begins with the weights and the data that it began with at first.
+    def expect_start(self, fingerprint: str, code: Mapping[str, str]) -> None:
+        """Check that a resumed run begins with the weights, the data and the code that it began with at first.
+
+        Args:
+            fingerprint: of the weights.
+            code: hashes of the user's own, by what it is for.
 
         Raises:
-            RunError: the model is built with other weights now, or the function that gives the data gives others.
+            RunError: the model is built with other weights now, or the function that gives the data gives others, or
+                the network or another function is another one.
         """
         data = self.setup.data_fingerprint
         if self._data_fingerprint not in (None, data):
@@ -178,6 +186,18 @@ class Run:
                 "depend on its arguments and on PyTorch's random numbers only"
             )
         self._start = fingerprint
+        self._expect_inputs(Inputs(fingerprint, self.setup.data_hash, dict(code)))
+
+    def _expect_inputs(self, inputs: Inputs) -> None:
+        earlier = read_inputs(self.path)
+        if earlier is None:
+            with self._writing():
+                write_inputs(self.path, inputs)
+        elif differs := inputs.differences(earlier):
+            told = f"the run {self.path} was started with something else ({', '.join(differs)})"
+            if not self.takes_code:
+                raise RunError(f"{told}: begin anew under another name, or in another folder of runs")
+            self.warn(f"{told}; it goes on with what it is given now")
 
     def training_state(self, name: str) -> dict[str, Any] | None:
         """The saved state of a training of the current stage, if it was stopped in the middle."""
@@ -355,7 +375,7 @@ class Run:
         if found.state == "new":
             if self.rehearsal is None:
                 self._mark()
-            write_record(self.path, CONFIG, to_plain(self.config))
+            write_config(self.path, to_plain(self.config))
         if not (self.path / ENVIRONMENT).exists():
             write_json(self.path / ENVIRONMENT, describe_environment(self.config))
 

@@ -1,0 +1,160 @@
+"""Whether a run that is asked for once more was given the same: weights, samples and the code of functions."""
+
+import functools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ticket_search import Interrupted, RequestError, RunError, resume, search
+from ticket_search.runs.inputs import Inputs, digest_of_code, read_inputs
+from ticket_search.training import loop
+
+NET = """
+from torch import nn
+WIDTH = 30
+def helper(x):
+    return x.flatten(1)
+class Net(nn.Module):
+    def __init__(self, width=WIDTH):
+        super().__init__()
+        self.a, self.b = nn.Linear(64, width), nn.Linear(width, 10)
+    def forward(self, x):
+        return self.b(self.a(helper(x)).relu())
+def loss(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets)
+"""
+
+
+def cell(code: str) -> dict:
+    """What a cell of a notebook defines: in `__main__`, without a file."""
+    names = {"__name__": "__main__"}
+    exec(code, names)
+    return names
+
+
+def digest(code: str, name: str = "Net") -> str:
+    return digest_of_code([cell(code)[name]])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (".relu()", ".tanh()"),
+        ("x.flatten(1)", "x.flatten(1) * 2"),
+        ("WIDTH = 30", "WIDTH = 31"),
+        ("nn.Linear(64, width)", "nn.Linear(64, width, bias=False)"),
+        ("width=WIDTH", "width=30 + 1"),
+        ("class Net(nn.Module)", "class Base(nn.Module):\n    rate = 2\nclass Net(Base)"),
+    ],
+)
+def test_code_is_the_same_until_it_is_changed(old, new):
+    assert NET.count(old) == 1
+    assert digest(NET) == digest(NET) != ""
+    assert digest(NET) == digest("\n\n# moved down\n" + NET)
+    assert digest(NET) != digest(NET.replace(old, new))
+
+
+def test_everything_that_a_function_uses_counts():
+    def closed(value):
+        return lambda x: x * value
+
+    def make(default):
+        def function(x, y=default):
+            return [each + y for each in x]
+
+        return function
+
+    assert digest_of_code([closed(1)]) == digest_of_code([closed(1)]) != digest_of_code([closed(2)])
+    assert digest_of_code([make(1)]) == digest_of_code([make(1)]) != digest_of_code([make(2)])
+    assert digest_of_code([functools.partial(make(1), y=3)]) != digest_of_code([functools.partial(make(1), y=4)])
+    assert digest_of_code([lambda x: x in {"a", "b", "c"}]) == digest_of_code([lambda x: x in {"c", "b", "a"}])
+
+
+def test_code_that_is_installed_or_ours_is_none_of_the_users():
+    assert digest_of_code([nn.Linear, torch.relu, search, np.mean, functools.reduce]) == ""
+
+
+def test_what_differs_is_named():
+    one = Inputs("w", "d", {"the network": "a", "the loss": "b"})
+    assert one.differences(one) == []
+    other = Inputs("v", "e", {"the network": "c", "the loss": "b"})
+    assert other.differences(one) == [
+        "the code of the network",
+        "the samples",
+        "the weights that the network begins with",
+    ]
+    assert Inputs("w", "d", {}).differences(one) == ["the code of the loss", "the code of the network"]
+    assert Inputs("w", "d", {"the network": "z"}, "3.1").differences(one) == []
+
+
+def again(names: dict, data, **flags):
+    given = {"epochs": 1, "name": "cell", "progress": False, "threads": 1, **flags}
+    return search("one-shot", names["Net"], data, loss=names["loss"], **given)
+
+
+@pytest.fixture
+def samples():
+    draw = np.random.default_rng(0)
+    return draw.normal(size=(300, 8, 8)).astype("float32"), np.arange(300) % 10
+
+
+def test_a_cell_may_run_twice_and_a_changed_one_is_refused(samples, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = again(cell(NET), samples)
+    written = first.path.stat().st_mtime_ns, (first.path / "summary.json").stat().st_mtime_ns
+    second = again(cell(NET), samples)
+    assert second.path == first.path and second.summary == first.summary and len(second.levels) == len(first.levels)
+    assert written == (first.path.stat().st_mtime_ns, (first.path / "summary.json").stat().st_mtime_ns)
+    x, y = samples
+    for names, data, flags, told in [
+        (cell(NET.replace(".relu()", ".tanh()")), samples, {}, "something else (the code of the network)"),
+        (cell(NET.replace("(outputs, targets)\n", "(2 * outputs, targets)\n")), samples, {}, "the code of the loss"),
+        (cell(NET.replace("WIDTH = 30", "WIDTH = 31")), samples, {}, "the network begins with"),
+        (cell(NET), (x + 1, y), {}, "--data arrays-"),
+        (cell(NET), samples, {"seed": 1}, "seed"),
+    ]:
+        with pytest.raises(
+            RequestError, match=re.escape(told) + r".*choose another name, or `ticket runs rm runs/cell`"
+        ):
+            again(names, data, **flags)
+    assert [path.name for path in Path("runs").iterdir()] == ["cell"]
+
+
+def test_a_stopped_run_does_not_go_on_with_other_code_unless_it_is_given(samples, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train_on = loop._Loop._train_on
+
+    def stop(self, x, y):
+        self.run.stop()
+        train_on(self, x, y)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Loop, "_train_on", stop)
+        with pytest.raises(Interrupted):
+            again(cell(NET), samples)
+    assert read_inputs(tmp_path / "runs/cell").code.keys() == {"the network", "the loss"}
+    changed = cell(NET.replace(".relu()", ".tanh()"))
+    with pytest.raises(RunError, match="the code of the network.: begin anew under another name"):
+        again(changed, samples)
+    run = resume("cell", model=changed["Net"], data=samples, loss=changed["loss"], progress=False)
+    assert "the code of the network" in run.summary["warnings"][0]
+
+
+def test_a_changed_function_is_searched_again_by_the_command(ticket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["search", "--method", "one-shot", "--model", "mine_one:Net", "--epochs", "1", "--threads", "1"]
+    Path("mine_one.py").write_text(NET.replace("def __init__(self, width=WIDTH)", "def __init__(self, width=30)"))
+    assert ticket(*words).code == 0
+    assert "is finished already" in ticket(*words).out
+    import mine_one
+
+    monkeypatch.setattr(mine_one.Net, "forward", lambda self, x: self.b(self.a(x.flatten(1))))
+    told = ticket(*words)
+    assert "(the code of the network); so this is a new run" in " ".join(told.err.split())
+    assert len(list(Path("runs").iterdir())) == 2
+    assert "is finished already" in ticket(*words).out
