@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..deploy.bench_result import Bench, Row
+from ..runs.outputs import write_output
 from .curves import DPI, SMALL
 from .plots import check_path, render
 
@@ -25,7 +26,7 @@ def plot_bench(measured: Bench, path: str | Path, *, overwrite: bool = False) ->
         RequestError: another suffix than .png or .svg, a folder that does not exist, or a file that exists already.
     """
     path = check_path(path, overwrite)
-    path.write_bytes(render(_draw(measured.rows), path.suffix.lower()))
+    write_output(path, render(_draw(measured.rows), path.suffix.lower()))
     return path
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..runs.outputs import write_output
 from .curves import DPI, SMALL
 from .plots import check_path, render
 
@@ -69,5 +70,5 @@ def plot_dots(
     for number, family in enumerate(families):
         axes[0].plot([], [], "o", color=_COLOURS[number % len(_COLOURS)], markersize=4, label=family)
     figure.legend(loc="outside upper center", ncols=len(families), fontsize=SMALL, frameon=False)
-    path.write_bytes(render(figure, path.suffix.lower()))
+    write_output(path, render(figure, path.suffix.lower()))
     return path

@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..contract.errors import RequestError
+from ..runs.outputs import write_output
 from .curves import DPI, SMALL, Look, Point, draw, shorten
 from .findings import Comparison
 
@@ -51,7 +52,7 @@ def plot_comparison(
             metrics.
     """
     path = check_path(path, overwrite)
-    path.write_bytes(render(draw(comparison, published, look or Look()), path.suffix.lower()))
+    write_output(path, render(draw(comparison, published, look or Look()), path.suffix.lower()))
     return path
 
 
@@ -132,7 +133,7 @@ def plot_heat_map(
         RequestError: as `plot_comparison`.
     """
     path = check_path(path, overwrite)
-    path.write_bytes(render(_draw_heat_map(rows, columns, values, title), path.suffix.lower()))
+    write_output(path, render(_draw_heat_map(rows, columns, values, title), path.suffix.lower()))
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from functools import cache
@@ -129,8 +130,10 @@ def main() -> None:
         for problem in error.problems:
             errors().print(f"error: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except (RunError, OSError) as error:
+    except RunError as error:
         _complain(error, 1)
+    except OSError as error:
+        _complain(_describe(error), 1)
     except DeclarationError as error:
         _complain(error, 2)
     except ValueError as error:
@@ -139,6 +142,14 @@ def main() -> None:
         _complain(error, 2)
 
 
-def _complain(error: Exception, code: int) -> None:
+def _describe(error: OSError) -> str:
+    """What a disk or a network has refused, with what to do where its disk is full."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = error.filename or "a file"
+        return f"the disk is full, so that {what} cannot be written: make room, and the same command goes on"
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+
+
+def _complain(error: Exception | str, code: int) -> None:
     errors().print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)

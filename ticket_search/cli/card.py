@@ -12,6 +12,7 @@ from supermask import tickets
 from .. import analysis
 from ..contract.errors import RequestError
 from ..runs.folders import find_run
+from ..runs.outputs import write_output
 from .terminal import errors, harmless
 from .tickets import TicketName, ticket_path
 
@@ -50,7 +51,7 @@ def card(
     if not output:
         typer.echo(text, nl=False)
         return
-    tickets.file.write_atomically(output, text.encode())
+    write_output(output, text)
     errors().print(f"wrote {output}", markup=False, highlight=False, soft_wrap=True)
 
 

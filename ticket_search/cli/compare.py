@@ -15,6 +15,7 @@ from rich.text import Text
 
 from .. import analysis
 from ..contract.errors import RequestError
+from ..runs.outputs import write_output
 from .terminal import counted, duration, errors, harmless, output, print_json, print_table
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def _write(
     }
     for flag, text in texts.items():
         if files[flag]:
-            Path(files[flag]).write_text(text(), encoding="utf-8")
+            write_output(files[flag], text())
     if files["--plot"]:
         look = analysis.curves.PAPER if paper else None
         analysis.plots.plot_comparison(found, files["--plot"], look=look, overwrite=overwrite)

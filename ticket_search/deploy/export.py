@@ -15,11 +15,11 @@ from torch import nn
 
 from supermask import Compaction, Ticket, TicketError, find_targets, pack_compaction, shrink
 from supermask.tickets import foreign
-from supermask.tickets.file import write_atomically
 
 from ..contract.errors import Problems, RequestError, several_tasks, unknown
 from ..data.examples import Examples
 from ..data.samples import Samples
+from ..runs.outputs import write_output
 from ..training.evaluation import read_data_of
 from .networks import build_network, check_examples, examples_of
 from .onnx import require_onnx, to_onnx, to_torch_export
@@ -145,7 +145,7 @@ def export(
         raise
     except ValueError as error:
         raise RequestError(f"--to {to}: {error}") from None
-    write_atomically(output, content)
+    write_output(output, content)
     return Path(output)
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from ..analysis.curves import COLOURS, DPI, SMALL
 from ..analysis.plots import check_path, render
+from ..runs.outputs import write_output
 from .activations import Activations
 
 _BINS = 20
@@ -62,5 +63,5 @@ def plot_units(found: Activations, path: str | Path, *, overwrite: bool = False)
     )
     figure.supylabel("units", fontsize=SMALL + 1)
     figure.legend(loc="outside upper center", ncols=2, fontsize=SMALL, frameon=False)
-    path.write_bytes(render(figure, path.suffix.lower()))
+    write_output(path, render(figure, path.suffix.lower()))
     return path

@@ -6,6 +6,7 @@ from . import folders as folders
 from . import inputs as inputs
 from . import locks as locks
 from . import names as names
+from . import outputs as outputs
 from . import progress as progress
 from . import records as records
 from . import rehearsal as rehearsal

@@ -27,6 +27,9 @@ STATE = "state.pt"
 # The state before the newest, for the case that the newest is damaged.
 EARLIER_STATE = "state-before.pt"
 METRICS = "metrics.jsonl"
+# How much worse the network is with each layer pruned alone.
+SENSITIVITY = "sensitivity.json"
+SENSITIVITY_PICTURE = "sensitivity.png"
 CHECKSUMS = "checksums.json"
 FAILURE = "failure.txt"
 # What keeps two processes off one run, and who it is that works on it.
@@ -35,7 +38,7 @@ HOLDER = ".holder"
 # Each of them is written as a temporary file beside it, which then takes its name.
 WRITTEN_WHOLE = (
     CONFIG, ENVIRONMENT, TICKET, REWIND_POINT, COMPACT, SUMMARY, CONTROLS, CONNECT, CONNECT_PICTURE, STATE, FAILURE,
-    CHECKSUMS, MARK, HOLDER, INPUTS,
+    CHECKSUMS, MARK, HOLDER, INPUTS, SENSITIVITY, SENSITIVITY_PICTURE,
 )  # fmt: skip
 
 # The controls that are trained to be compared with a ticket of trained weights; those that are trained on other data.

@@ -191,7 +191,7 @@ class Run:
     def _expect_inputs(self, inputs: Inputs) -> None:
         earlier = read_inputs(self.path)
         if earlier is None:
-            with self._writing():
+            with self.writing():
                 write_inputs(self.path, inputs)
         elif differs := inputs.differences(earlier):
             told = f"the run {self.path} was started with something else ({', '.join(differs)})"
@@ -222,7 +222,7 @@ class Run:
             RunError: the disk has no room for it, or fails.
         """
         began = time.monotonic()
-        with self._writing():
+        with self.writing():
             # What a state says of the logs must be on disk before it is.
             self._rows.flush()
             os.fsync(self._rows.fileno())
@@ -256,7 +256,7 @@ class Run:
         self.progress.say(text)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
         """Within it what the disk refuses is told with what to do."""
         try:
             yield
@@ -272,26 +272,26 @@ class Run:
         if self.config.device == "cuda" and "loss/train" in values:
             values = {**values, "memory/allocated-megabytes": torch.cuda.max_memory_allocated() / 1e6}
         row = {"step": self.steps_done + step, "stage": self.training_stage, **values}
-        with self._writing():
+        with self.writing():
             self._rows.write(json.dumps(row) + "\n")
             self._events.write(self.steps_done + step, values)
 
     def log_histograms(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Add a histogram of each tensor, by tag, at a step of the current stage to TensorBoard."""
-        with self._writing():
+        with self.writing():
             self._events.write_histograms(self.steps_done + step, values)
 
     def log_masks(self, step: int, model: nn.Module, masks: Masks) -> None:
         """Show in TensorBoard what a finished training keeps: surviving weights, and the first layer in pictures."""
         self.log_histograms(step, surviving_weights(model, masks))
         step += self.steps_done
-        with self._writing():
+        with self.writing():
             self._events.write_pictures(step, picture_first_layer(masks, self.setup.data.input_shape, step))
 
     def save_level(self, level: int, ticket: Ticket) -> None:
         """Keep a level's ticket as `levels/NN/ticket.safetensors`."""
         path = self._level(level)
-        with self._writing():
+        with self.writing():
             path.parent.mkdir(parents=True, exist_ok=True)
         self._keep(ticket, path)
 
@@ -308,7 +308,7 @@ class Run:
         return supermask.load(self.path / REWIND_POINT)
 
     def _keep(self, ticket: Ticket, path: Path) -> None:
-        with self._writing():
+        with self.writing():
             supermask.save(ticket, path, overwrite=True)
 
     def _level(self, level: int) -> Path:
@@ -320,7 +320,7 @@ class Run:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, which says that the run is done, and drop the state."""
-        with self._writing():
+        with self.writing():
             # Before the summary: a process killed between the two resumes, and cuts this off.
             self._events.write_end(self.steps_done, summary)
             self._events.close()
@@ -358,7 +358,7 @@ class Run:
                 with contextlib.suppress(OSError):
                     log.close()
             raise
-        with self._writing():
+        with self.writing():
             self._rows.close()
             self._events.close()
 

@@ -18,6 +18,7 @@ from .. import analysis, sweeps
 from ..contract.errors import Problems, RequestError, describe_expected, unknown
 from ..contract.flags import read_toml
 from ..contract.keyed import Keyed
+from ..runs.outputs import write_output
 from .file import STUDY_KEYS, Sweep, make_sweep, read_table, tell_runs
 from .predictions import prediction_problems
 
@@ -242,9 +243,9 @@ def write_study(study: Study, runs: Sequence[Path], output: str | os.PathLike[st
     predictions = () if study.sweep is None else study.sweep.predictions
     lines = sweeps.table.measured_in(runs, Path()) if predictions else []
     judged = sweeps.table.predictions_on_page(sweeps.table.judge_all(lines, predictions))
-    paths[0].write_text(_page(study, beside, comparison.groups, judged, tables), encoding="utf-8")
-    paths[2].write_text(analysis.html.to_html(comparison, study.title, published=points), encoding="utf-8")
-    paths[3].write_text(analysis.tables.to_csv(comparison), encoding="utf-8")
+    write_output(paths[0], _page(study, beside, comparison.groups, judged, tables))
+    write_output(paths[2], analysis.html.to_html(comparison, study.title, published=points))
+    write_output(paths[3], analysis.tables.to_csv(comparison))
     return paths
 
 

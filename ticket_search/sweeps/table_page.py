@@ -10,6 +10,7 @@ from pathlib import Path
 from ..analysis.dot_plot import Dot, plot_dots
 from ..analysis.intervals import confidence_interval
 from ..contract.errors import RequestError
+from ..runs.outputs import write_output
 from . import table
 from .study import Study, page_files, part_file
 
@@ -18,7 +19,7 @@ def write_part(study: Study, part: str, folders: Sequence[Path], runs: Path, out
     """Write the measurements of one of the sweeps that a study joins: `NAME-PART.csv` in a folder."""
     path = part_file(study, part, output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(table.write_csv(table.lines_of(part, study.parts[part], folders, runs)), encoding="utf-8")
+    write_output(path, table.write_csv(table.lines_of(part, study.parts[part], folders, runs)))
     return path
 
 
@@ -34,7 +35,7 @@ def write_table(study: Study, output: str | os.PathLike[str]) -> list[Path]:
         raise RequestError(f"there are no measurements: {', '.join(map(str, there.values()))}")
     page, picture = page_files(study, output)
     missing = [part for part, path in there.items() if not path.exists()]
-    page.write_text(_table_page(study, lines, missing), encoding="utf-8")
+    write_output(page, _table_page(study, lines, missing))
     lines = [line for line in lines if line.sweep not in study.beside]
     dense = table.dense_values(lines)
     panels = {

@@ -218,7 +218,8 @@ def save_compacted(run: Run, ticket: Ticket) -> dict[str, Any]:
         run.progress.say(f"there is no compacted network: {error}")
         return {"row": {"compact": {"reason": str(error)}}}
     packed = supermask.pack_compaction(found, run.setup.architecture)
-    write_atomically(run.path / COMPACT, packed)
+    with run.writing():
+        write_atomically(run.path / COMPACT, packed)
     small = found.model
     (parameters, macs), dense = (
         (sum(parameter.numel() for parameter in net.parameters()), flops_of(net, part(example, 0, 1)) // 2)

@@ -16,6 +16,7 @@ from supermask.choosing.pruning import zeroed
 from supermask.tickets.file import write_atomically
 
 from ..contract.metric import ACCURACY, Metric
+from ..runs.names import SENSITIVITY, SENSITIVITY_PICTURE
 from ..runs.run import Run, write_json
 from .evaluation import evaluate
 from .precision import make_arithmetic
@@ -76,8 +77,8 @@ def save_scan(folder: Path, dense: float, accuracies: Mapping[str, list[float]],
     """Write `sensitivity.json` and `sensitivity.png`."""
     values = {"accuracies" if metric.is_accuracy else "values": dict(accuracies)}
     named = {} if metric.is_accuracy else {"metric": metric.to_dict()}
-    write_json(folder / "sensitivity.json", {**named, "dense": dense, "densities": list(DENSITIES), **values})
-    write_atomically(folder / "sensitivity.png", _draw(dense, accuracies, metric))
+    write_json(folder / SENSITIVITY, {**named, "dense": dense, "densities": list(DENSITIES), **values})
+    write_atomically(folder / SENSITIVITY_PICTURE, _draw(dense, accuracies, metric))
 
 
 def _draw(dense: float, accuracies: Mapping[str, list[float]], metric: Metric) -> bytes:

@@ -154,8 +154,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def describe_out_of_memory(error: BaseException, batch_size: int, resumes: str) -> str:
     """The sentence about a training that has run out of memory."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     return (
-        f"out of memory: {first.rstrip(chr(46))}. A smaller --batch-size (now {batch_size}), or --accumulate N, which passes a batch in "
-        f"N parts, needs less; where another process has taken the memory, `{resumes}` goes on"
+        f"out of memory: {first}. A smaller --batch-size (now {batch_size}), or --accumulate N, which passes a batch "
+        f"in N parts, needs less; where another process has taken the memory, `{resumes}` goes on"
     )
