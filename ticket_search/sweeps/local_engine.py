@@ -91,9 +91,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, board: Board, shows: SweepProg
                 break  # nobody waits for processes that import what they will not need
             for job, outcome in crew.look():
                 if outcome is None and job.place not in tried:
-                    shows.say(
-                        f"{job.folder}: its process died, or that of a run beside it; it is tried once more, alone"
-                    )
+                    shows.say(f"{job.folder}: its process died, or one beside it; it is tried once more, alone")
                     tried.add(job.place)
                     suspects.append(job)
                     continue
