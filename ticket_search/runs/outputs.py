@@ -8,6 +8,10 @@ from pathlib import Path
 from supermask.tickets.file import write_atomically
 
 
+# Names of what is open already: to put another file in its place would leave what is open as it is.
+_OPEN = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
+
+
 def write_output(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file that a user has named, text as UTF-8.
 
@@ -15,7 +19,7 @@ def write_output(path: str | os.PathLike[str], content: str | bytes) -> None:
     """
     data = content.encode() if isinstance(content, str) else content
     target = Path(os.path.realpath(path))
-    if str(path).startswith("/dev/") or (Path(path).exists() and not target.is_file()):
+    if os.fspath(path).startswith(_OPEN) or (Path(path).exists() and not target.is_file()):
         Path(path).write_bytes(data)
     else:
         write_atomically(target, data)
