@@ -1,5 +1,6 @@
 from . import arrays as arrays
 from . import augmentation as augmentation
+from . import checks as checks
 from . import cifar as cifar
 from . import dataset as dataset
 from . import digits as digits
@@ -9,6 +10,7 @@ from . import folder as folder
 from . import idx as idx
 from . import mnist1d as mnist1d
 from . import parts as parts
+from . import published as published
 from . import samples as samples
 from . import sources as sources
 from . import svhn as svhn

@@ -120,7 +120,9 @@ def read_arrays(name: str, data_dir: str | None = None) -> Arrays:
         raise RequestError(f"the data set {name} is streamed from its files and cannot be had as arrays")
     if isinstance(source.read, str):
         read: Callable[[str, str | None], Arrays] = getattr(data, source.read).read
-        return read(name, data_dir)
+        arrays = read(name, data_dir)
+        data.checks.check_arrays(name, arrays)
+        return arrays
     whose = f"the data set {name} of {declared_sources()[name].package}"
     offered = {"name": name, "data_dir": data_dir}
     takes = inspect.signature(source.read).parameters
@@ -173,4 +175,5 @@ def read_samples(
         raise RequestError(f"the data set {name}: {plain} {here} on this machine, where it has another content")
     whole = f"{plain}@{arrays.version}" if arrays.version else plain
     samples = data.dataset.split(whole, arrays, split_seed)
-    return replace(samples, seed=seed, augmentation=augmentation or samples.augmentation)
+    contents = data.checks.digests(arrays)
+    return replace(samples, seed=seed, augmentation=augmentation or samples.augmentation, contents=contents)

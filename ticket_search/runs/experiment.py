@@ -27,6 +27,7 @@ from ..contract.flags import Config
 from ..contract.leave import Leaves, describe_function
 from ..contract.method import Method
 from ..contract.metric import ACCURACY, Metric
+from ..data import checks
 from ..data.augmentation import Augmentation
 from ..data.dataset import Data, from_arrays
 from ..data.examples import floats, form_of
@@ -238,6 +239,8 @@ def load_data(data: Any, config: Config) -> Samples:
         return found
     if config.train_size:
         found = found.first(config.train_size, config.split_seed)
+    for sentence in checks.remarks(found):
+        warnings.warn(sentence, stacklevel=2)
     return found.double() if config.precision == "fp64" else found
 
 
@@ -250,7 +253,9 @@ def _all_samples(data: Any, config: Config) -> Samples:
             image_std=config.image_std, workers=config.workers,
         )  # fmt: skip
     given = load_factory(data, config.leaves) if isinstance(data, str) else data
-    found = given if isinstance(given, Data) else from_arrays(given, config.split_seed)
+    if isinstance(given, Data):
+        checks.check_data(given)
+    found = given if isinstance(given, Data) else from_arrays(given, config.split_seed, config.loss == "cross-entropy")
     if isinstance(data, str):
         _check_content(data, config.leaves[data].content, found.fingerprint)
         return replace(found, augmentation=augmentation, name=data)
