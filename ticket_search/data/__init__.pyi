@@ -8,6 +8,8 @@ from . import examples as examples
 from . import factories as factories
 from . import folder as folder
 from . import idx as idx
+from . import image_files as image_files
+from . import images as images
 from . import mnist1d as mnist1d
 from . import parts as parts
 from . import published as published

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,9 @@ from .trees import count, named_leaves
 
 if TYPE_CHECKING:
     from .arrays import Arrays
-    from .dataset import Data
 
+# Samples and targets, trees of tensors, by split.
+Parts: TypeAlias = Mapping[str, tuple[Any, Any]]
 # Where a target is this number it does not count, as in PyTorch's cross-entropy.
 IGNORED = -100
 # Published sets have some samples in both splits; more than this share of the held-out ones is a leak.
@@ -92,18 +93,16 @@ def check_arrays(name: str, arrays: Arrays) -> None:
     _check(name, parts, arrays.classes)
 
 
-def check_data(data: Data) -> None:
-    """The same of data that are split and normalized.
+def check_parts(name: str, parts: Parts, classes: int) -> None:
+    """The same of samples that are tensors on the CPU, by split.
 
     Raises:
         RequestError: see `check_arrays`.
     """
-    data = data.to("cpu")
-    parts = {
-        part: tuple(tree_map(lambda tensor: tensor.numpy(), getattr(data, f"{part}_{kind}")) for kind in "xy")
-        for part in ("train", "validation", "test")
+    plain = {
+        part: tuple(tree_map(lambda tensor: tensor.numpy(), tree) for tree in pair) for part, pair in parts.items()
     }
-    _check(data.name, parts, data.classes)
+    _check(name, plain, classes)
 
 
 def _check(name: str, parts: Mapping[str, Any], classes: int) -> None:
@@ -123,27 +122,31 @@ def _check(name: str, parts: Mapping[str, Any], classes: int) -> None:
         raise RequestError(problems)
 
 
-def remarks(data: Data) -> Iterator[str]:
-    """What to know of data before they are trained on: that nothing can be learned from them, or measured with them."""
-    data = data.to("cpu")
-    parts = {part: (getattr(data, f"{part}_x"), getattr(data, f"{part}_y")) for part in ("train", "validation", "test")}
+def remarks(name: str, parts: Parts, classes: int) -> Iterator[str]:
+    """What to know of samples before they are trained on: that nothing can be learned from them, or measured with them.
+
+    Args:
+        name: of the data set.
+        parts: the samples and targets of each split, tensors on the CPU.
+        classes: how many there are.
+    """
     alike = [part for part, (x, _) in parts.items() if _all_alike(x)]
     if alike:
-        yield f"{data.name}: all samples are alike in {', '.join(alike)}: nothing tells their targets apart"
-    y = data.train_y
+        yield f"{name}: all samples are alike in {', '.join(alike)}: nothing tells their targets apart"
+    train_x, y = parts["train"]
     if hasattr(y, "dim") and y.dim() == 1 and not y.is_floating_point():
-        there = set(y.unique().tolist())
-        if lacking := [str(number) for number in range(data.classes) if number not in there]:
-            yield f"{data.name}: no training sample is of the classes {some_of(lacking)}, of {data.classes}"
+        there = np.bincount(y.numpy(), minlength=classes)
+        if lacking := [str(number) for number in np.flatnonzero(there == 0)]:
+            yield f"{name}: no training sample is of the classes {some_of(lacking)}, of {classes}"
     if "train" in alike:
         return
-    known = _hashes(data.train_x)
+    known = _hashes(train_x)
     for part in ("validation", "test"):
         x, _ = parts[part]
         shared = int(np.isin(_hashes(x), known).sum())
         if shared > MOST_SHARED * count(x):
             yield (
-                f"{data.name}: {shared:,} of {count(x):,} samples of {part} are among those of training too: what is "
+                f"{name}: {shared:,} of {count(x):,} samples of {part} are among those of training too: what is "
                 "measured on them tells nothing of samples that are new"
             )
 

@@ -80,6 +80,13 @@ class Data:
         device: torch.device = tree_leaves(self.train_y)[0].device
         return device
 
+    @property
+    def parts(self) -> dict[str, tuple[Any, Any]]:
+        """The samples and the targets of each split, on the CPU."""
+        here = self.to("cpu")
+        pairs = (here.train_x, here.train_y), (here.validation_x, here.validation_y), (here.test_x, here.test_y)
+        return dict(zip(("train", "validation", "test"), pairs, strict=True))
+
     def to(self, device: torch.device | str) -> Data:
         """The same data on a device."""
         return replace(self, **{name: move(getattr(self, name), device) for name in _PARTS})

@@ -16,7 +16,7 @@ from ..contract.errors import RAISED, RequestError
 from ..contract.flags import Config
 from ..data.dataset import Data
 from ..data.samples import Samples
-from ..data.trees import take, to_lists
+from ..data.trees import move, take, to_lists
 from ..runs.experiment import Setup
 from .measures import cross_entropy
 from .objective import Objective, Task, check_values, has_floats, make_objective
@@ -192,13 +192,12 @@ def _check_extremes(setup: Setup, objective: Objective, model: nn.Module) -> Non
     data, name = setup.data, setup.architecture["name"]
     if not isinstance(data, Data):
         return
-    for part in ("train", "validation", "test"):
-        x, y = getattr(data, f"{part}_x"), getattr(data, f"{part}_y")
+    for part, (x, y) in data.parts.items():
         tokens = [leaf for leaf in tree_leaves(x) if leaf.dtype == torch.int64]
         classes = [leaf for leaf in tree_leaves(y) if leaf.dtype == torch.int64 and leaf.dim() > 1]
         for row in sorted({row for leaf in tokens + classes for row in _extremes(leaf)}):
-            where = torch.tensor([row], device=data.device)
-            some_x, some_y, what, numbers = take(x, where), take(y, where), f"the network {name}", tokens
+            where, what, numbers = torch.tensor([row]), f"the network {name}", tokens
+            some_x, some_y = (move(take(tree, where), data.device) for tree in (x, y))
             try:
                 outputs = call(model, objective.inputs(some_x, some_y))
                 what, numbers = "the loss", classes
