@@ -86,10 +86,12 @@ def check_arrays(name: str, arrays: Arrays) -> None:
     parts = {"train": (arrays.train_x, arrays.train_y), "test": (arrays.test_x, arrays.test_y)}
     if arrays.validation_x is not None:
         parts["validation"] = (arrays.validation_x, arrays.validation_y)
-    elif not 0 < arrays.validation < (size := len(named_leaves(arrays.train_y)[0][1])):
-        raise RequestError(
-            f"{name} has {size} training samples, of which {arrays.validation} would be held out for validation"
-        )
+    else:
+        size = len(named_leaves(arrays.train_y)[0][1])
+        if not 0 < arrays.validation < size:
+            raise RequestError(
+                f"{name} has {size} training samples, of which {arrays.validation} would be held out for validation"
+            )
     _check(name, parts, arrays.classes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 import zlib
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def read(name: str, data_dir: str | None = None) -> Arrays:
 
 def _read(path: Path) -> npt.NDArray[np.uint8]:
     try:
-        table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is nothing in it
+            table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         table, why = np.empty((0, 0), np.uint8), one_line(error)
     else:
