@@ -447,3 +447,14 @@ def test_the_command_line_tells_it_in_a_line(root, tmp_path, ticket):
     assert refused.err.splitlines()[-1].startswith(f"error: the image {root}/test/ant/00.png cannot be read")
     idle = ticket("search", "--method", "dense", "--max-bad-images", "3")
     assert idle.code == 2 and "--max-bad-images goes with --data imagefolder" in idle.err
+
+
+def test_of_very_many_images_names_and_numbers_are_looked_at(root, monkeypatch):
+    monkeypatch.setattr("ticket_search.data.image_files._MEASURED", 5)
+    data, path = streamed(root), root / "train" / "ant" / "02.png"
+    path.write_bytes(path.read_bytes() + b"more")
+    assert len(epoch(data)) == 4 and streamed(root).contents == data.contents
+    path.rename(path.with_name("99.png"))
+    assert streamed(root).contents["train/ant"] != data.contents["train/ant"]
+    with pytest.raises(RunError, match="02.png cannot be read: FileNotFoundError"):
+        epoch(data)

@@ -22,7 +22,7 @@ from supermask.masks.random_numbers import permutation, random_words
 from ..contract.errors import RequestError, RunError, nearest_hint, some_of
 from ..contract.flags import IMAGENET_MEAN, IMAGENET_STD
 from .dataset import TEST_SHARE, VALIDATION_SHARE
-from .image_files import EXPECTED, Indices, Listing, describe, shown, tell_copies
+from .image_files import EXPECTED, Indices, Listing, describe, shown, sizes_of, tell_copies
 from .images import BadImages, Images, Key, Read
 from .samples import HeldOut, Order, whole_batches
 
@@ -248,7 +248,7 @@ def open_folder(
         RequestError: every problem of the folder at once: no folder, no classes, classes without images, test classes
             that are not trained.
     """
-    problems = []
+    problems = list[str]()
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     if image_size < 1:
         problems.append(f"image size {image_size}, expected pixels from 1")
@@ -258,37 +258,57 @@ def open_folder(
         raise RequestError(
             [*problems, f"the data set imagefolder is a folder of yours: --data-dir DIR with {EXPECTED}"]
         )
-    root = Path(data_dir).absolute()
-    listing = Listing(problems)
+    root, listing = Path(data_dir).absolute(), Listing(problems)
+    train, held_out = _list_folders(root, listing)
+    # Of a held-out folder those of the classes that there are, in the order of all classes.
+    ordered = {
+        part: {name: found[name] for name in train if name in found}
+        for part, found in {"train": train, **held_out}.items()
+    }
+    paths = [path for part in ordered.values() for found in part.values() for path in found]
+    labels = [label for part in ordered.values() for label, name in enumerate(train) for _ in part.get(name, ())]
+    images = Images(paths, labels, sizes_of(paths), image_size)
+    splits = _split([sum(map(len, part.values())) for part in ordered.values()], split_seed)
+    bad = BadImages(images.paths, splits, max_bad_images, str(root))
+    images.train, images.most = splits["train"], bad.most["train"]
+    for sentence in (*listing.remarks(), *tell_copies(images.paths, images.bytes, splits)):
+        warnings.warn(f"{shown(root)}: {sentence}", stacklevel=2)
+    return Streamed(
+        "imagefolder",
+        tuple(train),
+        images,
+        splits,
+        bad,
+        workers,
+        seed,
+        contents=describe(ordered, images.bytes.tolist()),
+    )
+
+
+def _list_folders(root: Path, listing: Listing) -> tuple[dict[str, list[str]], dict[str, dict[str, list[str]]]]:
+    """The images of each class that are to train, and of each held-out folder.
+
+    Raises:
+        RequestError: see `open_folder`.
+    """
     train = listing.list_images(root / "train")
     held_out = {name: listing.list_images(root / name) for name in HELD_OUT_FOLDERS if os.path.lexists(root / name)}
     for folder, name in [(folder, name) for folder, found in held_out.items() for name in found]:
         if train and name not in train:
-            problems.append(
+            listing.problems.append(
                 f"{shown(root / folder / name)}: there is no class of this name in {shown(root / 'train')}"
                 f"{shown(nearest_hint(name, train))}"
             )
     count = sum(map(len, train.values()))
     if 0 < count < 10:
-        problems.append(f"{shown(root / 'train')}: {count} images, expected at least 10")
-    if problems:
-        raise RequestError(problems)
+        listing.problems.append(f"{shown(root / 'train')}: {count} images, expected at least 10")
+    if listing.problems:
+        raise RequestError(listing.problems)
     for folder, found in held_out.items():
         if lacking := [name for name in train if name not in found]:
             told = f"{shown(root / folder)} has no images of classes that the network learns: {shown(some_of(lacking))}"
-            warnings.warn(told, stacklevel=2)
-    folders = {"train": train, **held_out}
-    listed = [
-        (file, label) for part in folders.values() for label, name in enumerate(train) for file in part.get(name, ())
-    ]
-    files = [file for file, _ in listed]
-    images = Images([f.path for f in files], [label for _, label in listed], [f.size for f in files], image_size)
-    splits = _split([sum(map(len, part.values())) for part in folders.values()], split_seed)
-    bad = BadImages(images.paths, splits, max_bad_images, str(root))
-    images.train, images.most = splits["train"], bad.most["train"]
-    for sentence in (*listing.remarks(), *tell_copies(images.paths, images.bytes, splits)):
-        warnings.warn(f"{shown(root)}: {sentence}", stacklevel=2)
-    return Streamed("imagefolder", tuple(train), images, splits, bad, workers, seed, contents=describe(folders))
+            warnings.warn(told, stacklevel=3)
+    return train, held_out
 
 
 def _split(counts: Sequence[int], split_seed: int) -> dict[str, Indices]:

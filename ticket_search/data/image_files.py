@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,15 +22,12 @@ _NO_CLASSES = ("__MACOSX", "@eaDir")
 # Copies are looked for among so many held-out images, and among so many of training that have the size of one of them.
 _HELD_OUT, _TRAINING = 500, 4000
 _END = 4096
+# Sizes are asked for, one by one, of so many files at most: on a disk behind a network that takes minutes.
+_MEASURED = 200_000
+# The size of a file that is not there, or of which nothing may be known; and of one whose size was not asked for.
+GONE, UNKNOWN = -1, -2
 
 Indices = npt.NDArray[np.int64]
-
-
-class File(NamedTuple):
-    """An image file; its size in bytes is -1 where the name is a link to nothing, or nothing may be known of it."""
-
-    path: str
-    size: int
 
 
 @dataclass
@@ -51,8 +47,8 @@ class Listing:
             f"({', '.join(ENDINGS)}), and no folders"
         ]
 
-    def list_images(self, folder: Path) -> dict[str, list[File]]:
-        """The images of each class in `folder/CLASS`, all in the order of their names. Hidden names are passed over."""
+    def list_images(self, folder: Path) -> dict[str, list[str]]:
+        """The paths of the images of each class in `folder/CLASS`, in the order of their names, but for hidden ones."""
         entries = self._entries(folder)
         if entries is None:
             return {}
@@ -63,13 +59,13 @@ class Listing:
             self.problems.append(f"{shown(folder)} has no class folders; expected {EXPECTED}")
         return {name: self._images_in(folder / name) for name in names}
 
-    def _images_in(self, folder: Path) -> list[File]:
+    def _images_in(self, folder: Path) -> list[str]:
         entries = self._entries(folder)
         if entries is None:
             return []
         # A link to nothing is there as an image that cannot be read, and told as one.
         images = [entry for entry in entries if entry.name.lower().endswith(ENDINGS)]
-        files = [_file(entry) for entry in images if _leads_nowhere(entry) or entry.is_file()]
+        files = [entry.path for entry in images if _leads_nowhere(entry) or entry.is_file()]
         if not files:
             self.problems.append(f"{shown(folder)} holds no images ({', '.join(ENDINGS)})")
         others = [entry.name for entry in entries if entry.name.lower().endswith(_OTHER_ENDINGS)]
@@ -96,25 +92,33 @@ def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
     return entry.is_symlink() and not os.path.exists(entry.path)
 
 
-def _file(entry: os.DirEntry[str]) -> File:
+def sizes_of(paths: Sequence[str]) -> Indices:
+    """The sizes of files in bytes; of very many files they are not asked for."""
+    if len(paths) > _MEASURED:
+        return np.full(len(paths), UNKNOWN)
+    return np.fromiter(map(_size_of, paths), np.int64, len(paths))
+
+
+def _size_of(path: str) -> int:
     try:
-        return File(entry.path, entry.stat().st_size)
+        return os.stat(path).st_size
     except OSError:
-        return File(entry.path, -1)
+        return GONE
 
 
-def describe(folders: Mapping[str, Mapping[str, Sequence[File]]]) -> dict[str, str]:
-    """What tells a folder's images from others, by class: how many, their bytes, a digest of their names and sizes."""
-    found = {}
+def describe(folders: Mapping[str, Mapping[str, Sequence[str]]], sizes: Sequence[int]) -> dict[str, str]:
+    """What tells a folder's images from others, by class: how many, their bytes, a digest of their names and sizes.
+
+    `sizes` are those of all paths in their order.
+    """
+    found, start = {}, 0
     for folder, classes in folders.items():
-        for name, files in classes.items():
-            digest = hashlib.sha256()
-            for path, size in files:
-                digest.update(f"{os.path.basename(path)}/{size}/".encode(errors="surrogateescape"))
-            total = sum(size for _, size in files)
-            found[f"{folder}/{name}"] = (
-                f"{len(files):,} images of {total:,} bytes, names and sizes {digest.hexdigest()[:8]}"
-            )
+        for name, paths in classes.items():
+            its = sizes[start : start + len(paths)]
+            start += len(paths)
+            named = [f"{path[path.rfind('/') + 1 :]}/{size}" for path, size in zip(paths, its, strict=True)]
+            digest = hashlib.sha256("/".join(named).encode(errors="surrogateescape")).hexdigest()
+            found[f"{folder}/{name}"] = f"{len(paths):,} images of {sum(its):,} bytes, names and sizes {digest[:8]}"
     return found
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from supermask.plugins.entry_points import one_line
 
 from ..contract.errors import RunError
-from .image_files import Indices, Listing, shown
+from .image_files import UNKNOWN, Indices, Listing, shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,16 +62,17 @@ class Images(Dataset[Any]):
     """Image files by number, decoded to uint8 tensors [3, size, size]: a random crop and flip, or the middle.
 
     `paths` are file names as bytes, in one array, since worker processes copy Python objects that they touch. `bytes`
-    are the sizes of the files as they were listed. `train` holds the numbers of the training images; in the place of a
-    bad one stands the next of its class among them that can be read, after the last the first.
+    are the sizes of the files as they were listed (see `image_files.sizes_of`). `train` holds the numbers of the
+    training images; in the place of a bad one stands the next of its class among them that can be read, after the last
+    the first.
     """
 
-    def __init__(self, paths: Sequence[str], labels: Sequence[int], sizes: Sequence[int], size: int) -> None:
+    def __init__(self, paths: Sequence[str], labels: Sequence[int], sizes: Indices, size: int) -> None:
         from torchvision.transforms import v2
 
         self.paths = np.array([os.fsencode(path) for path in paths])
         self.labels = np.array(labels, np.int64)
-        self.bytes = np.array(sizes, np.int64)
+        self.bytes = sizes
         self.train = np.arange(len(paths))
         # More bad images than this end the run, and need not be looked for.
         self.most = 0
@@ -111,10 +112,11 @@ class Images(Dataset[Any]):
         try:
             data = Path(path).read_bytes()
         except OSError as error:
-            if error.errno in _LASTING and (listed < 0 or error.errno != errno.ENOENT):
+            link_to_nothing = listed < 0 and os.path.islink(path)
+            if error.errno in _LASTING and (error.errno != errno.ENOENT or link_to_nothing):
                 raise type(error)(error.strerror) from None
             raise _ChangedError(f"{type(error).__name__}: {error.strerror}") from None
-        if len(data) != listed:
+        if listed not in (len(data), UNKNOWN):
             raise _ChangedError(f"it has {len(data):,} bytes, and had {listed:,} when the folder was listed")
         return data
 
@@ -250,7 +252,7 @@ def list_bad(folder: str | os.PathLike[str]) -> int:
     for part in ("train", "test", "val"):
         place = Path(folder) / part
         for files in listing.list_images(place).values() if place.is_dir() else ():
-            for path, _ in files:
+            for path in files:
                 try:
                     decode(Path(path).read_bytes())
                 # As above.
