@@ -278,8 +278,8 @@ def test_columns_have_numbers_of_their_own(tmp_path):
             return self.out(self.first(x[:, 0]) + self.second(x[:, 1]))
 
     x = np.stack([np.arange(80) % 50, np.arange(80) % 5], 1)
-    x[44, 1] = 5
-    with pytest.raises(RequestError, match="does not take sample .* of .*, whose tokens are 5 to 44"):
+    x[2, 1] = 5
+    with pytest.raises(RequestError, match="does not take sample .* of .*, whose tokens are 2 to 5"):
         search("dense", Columns, (x, Y), runs=tmp_path, **FLAGS)
 
 
