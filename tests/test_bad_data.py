@@ -307,6 +307,10 @@ class Lazy(dict[str, Any]):
             DataLoader(Broken(), batch_size=5, num_workers=1),
             "data cannot be read: OSError: Caught OSError in DataLoader",
         ),
+        (
+            (torch.zeros(20, 3).to_sparse(), torch.arange(20) % 2),
+            "data cannot be read: TypeError: can't convert Sparse",
+        ),
         (Lazy(x=1, y=2), "data cannot be read: ValueError: buffer size must be a multiple of element size"),
     ],
 )
@@ -314,6 +318,11 @@ def test_what_fails_while_it_is_read_is_told_in_a_line(given, told):
     with pytest.raises(RequestError) as caught:
         load(given)
     assert caught.value.problems[0].startswith(told) and "\n" not in str(caught.value)
+
+
+def test_bfloat16_is_read_as_floats():
+    rounded = torch.from_numpy(X).bfloat16()
+    assert torch.equal(load((rounded, Y)).train_x, load((rounded.float(), Y)).train_x)
 
 
 def test_truncated_archives_of_a_function(module, tmp_path, ticket):

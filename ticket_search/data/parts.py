@@ -41,14 +41,14 @@ def read_part(given: Any, what: str, whole: bool = False) -> tuple[Any, Any]:
         RequestError: anything else, with what came and what was expected.
     """
     try:
-        x, y = _read(given, what)
+        pair = _read(given, what)
+        # A list is an array that is written out, as it is to NumPy.
+        x, y = (tree_map(_to_numpy, tree, is_leaf=lambda value: isinstance(value, list)) for tree in pair)
     except RequestError:
         raise
     # Files are read when an array or a sample is asked for, and a person's own code may raise anything at all.
     except Exception as error:
         raise RequestError(f"{what} cannot be read: {one_line(error)}") from error
-    # A list is an array that is written out, as it is to NumPy.
-    x, y = (tree_map(_to_numpy, tree, is_leaf=lambda value: isinstance(value, list)) for tree in (x, y))
     if problems := [f"{what}: {problem}" for problem in _problems(x, y, what, whole)]:
         raise RequestError(problems)
     return x, tree_map(lambda array: array.astype(np.int64) if np.issubdtype(array.dtype, np.integer) else array, y)
@@ -100,7 +100,8 @@ def split_labels(columns: Mapping[str, Any], what: str) -> tuple[dict[str, Any],
 
 def _to_numpy(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().cpu().numpy()
+        # NumPy has no bfloat16.
+        return (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
     try:
         return np.asarray(value)
     except ValueError:  # of rows of several lengths, which is said of such arrays
