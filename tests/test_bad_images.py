@@ -92,9 +92,9 @@ def bomb() -> bytes:
 PHOTO = encoded(Image.effect_mandelbrot((64, 64), (-3, -2.5, 2, 2.5), 100).convert("RGB"), "JPEG")
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "the file is empty"),
-    "text": (b"<html>404: no such picture</html>", "UnidentifiedImageError: cannot identify image file"),
+    "text": (b"<html>404: no such picture</html>", "it is in no form of image that is known"),
     "truncated JPEG": (PHOTO[: len(PHOTO) // 2], "OSError: .*[Tt]runcated"),
-    "header only": (PHOTO[:20], "Error: "),
+    "header only": (PHOTO[:20], "known|Error: "),
     "wrong CRC": (wrong_crc(), "broken PNG file"),
     "bomb": (bomb(), "DecompressionBombError"),
     "floats": (encoded(Image.new("F", (14, 14), 0.5), "TIFF"), "its values are floats"),
@@ -261,7 +261,7 @@ def test_what_is_no_image_is_passed_over_and_what_may_be_one_is_told(root):
     assert [bytes(path) for path in streamed(root).images.paths] == before
     (root / "train" / "ant" / "more").mkdir()
     (root / "train" / "bee" / "moving.GIF").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"2 names .* are passed over, .*train/ant/more, .*train/bee/moving.GIF: exp"):
+    with pytest.warns(UserWarning, match=r"is passed over in .*: .*train/ant/more, .*train/bee/moving.GIF$"):
         assert [bytes(path) for path in streamed(root).images.paths] == before
 
 
@@ -289,7 +289,7 @@ def test_links_and_folders_that_lead_nowhere(root, monkeypatch):
     (root / "train" / "ant" / "98.png").symlink_to(root / "train" / "ant" / "98.png")
     data = streamed(root, max_bad_images=2)
     assert data.train_size == 18
-    with pytest.warns(UserWarning, match="99.png cannot be read: FileNotFoundError: No such file") as told:
+    with pytest.warns(UserWarning, match="cannot be read: .*(No such file|symbolic links)") as told:
         list(data.train_batches(np.arange(18), 6))
     assert data.bad.counts() == {"train": 2} and any("98.png" in str(each.message) for each in told)
     (root / "train" / "cow").symlink_to(root / "gone")
@@ -447,7 +447,7 @@ def test_the_command_line_tells_it_in_a_line(root, tmp_path, ticket):
     found = ticket("search", *words, "--json")
     assert found.code == 0 and json.loads(found.out)["bad_images"] == {"test": 1}
     told = [line for line in found.err.splitlines() if line.startswith("warning: the image")]
-    assert len(told) == 1 and "test/ant/00.png cannot be read: ValueError: the file is empty; it is left out" in told[0]
+    assert len(told) == 1 and "test/ant/00.png cannot be read: the file is empty; it is left out" in told[0]
     refused = ticket("search", *words, "--max-bad-images", "0", "--name", "strict")
     assert refused.code == 1 and "Traceback" not in refused.err
     assert refused.err.splitlines()[-1].startswith(f"error: the image {root}/test/ant/00.png cannot be read")

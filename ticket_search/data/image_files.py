@@ -42,10 +42,7 @@ class Listing:
         if not self.passed_over:
             return []
         named = some_of(self.passed_over, 3)
-        return [
-            f"{len(self.passed_over):,} names in the folders of classes are passed over, {named}: expected images "
-            f"({', '.join(ENDINGS)}), and no folders"
-        ]
+        return [f"what is no image ({', '.join(ENDINGS)}) is passed over in the folders of classes: {named}"]
 
     def list_images(self, folder: Path) -> dict[str, list[str]]:
         """The paths of the images of each class in `folder/CLASS`, in the order of their names, but for hidden ones."""

@@ -95,7 +95,7 @@ class Images(Dataset[Any]):
             # A damaged file may raise anything at all. An error raised here would reach the caller as a worker's
             # traceback.
             except Exception as error:
-                bad.append((number, one_line(error)))
+                bad.append((number, _reason(error)))
                 continue
             return Read(self._cut(image, key.seed), label, tuple(bad))
         return Read(None, label, tuple(bad), lost=key.training)
@@ -137,6 +137,14 @@ class _ChangedError(Exception):
     """A file is not what it was when the folder was listed, or the system cannot read it just now."""
 
 
+class NoImageError(Exception):
+    """What a file is, that is no image: a sentence of ours."""
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, NoImageError) else one_line(error)
+
+
 def decode(data: bytes) -> Image.Image:
     """The bytes of an image file as an image in red, green and blue of 8 bits each: the first one of an animation.
 
@@ -144,16 +152,21 @@ def decode(data: bytes) -> Image.Image:
     lies under it. The orientation that a camera has noted is not looked at, as torchvision's `ImageFolder` does not.
 
     Raises:
-        Exception: whatever the decoder raises at what is no image, or more pixels than it takes for harmless.
+        NoImageError: it is none.
+        Exception: whatever the decoder raises at one that is damaged, or has more pixels than it takes for harmless.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if not data:
-        raise ValueError("the file is empty")
+        raise NoImageError("the file is empty")
     with warnings.catch_warnings():
         # Of palettes with transparency, of sizes, of metadata: what matters is an error.
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data)) as image:
+        try:
+            first = Image.open(io.BytesIO(data))
+        except UnidentifiedImageError:
+            raise NoImageError("it is in no form of image that is known") from None
+        with first as image:
             # Of other forms the decoder itself looks at what there is to be looked at.
             if image.format == "PNG":
                 image.verify()
@@ -163,7 +176,7 @@ def decode(data: bytes) -> Image.Image:
                 values = np.asarray(image).astype(np.int64)
                 return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
             if image.mode == "F":
-                raise ValueError("its values are floats, of which none is known to be white")
+                raise NoImageError("its values are floats, of which none is known to be white")
             return image.convert("RGB")
 
 
@@ -258,5 +271,5 @@ def list_bad(folder: str | os.PathLike[str]) -> int:
                 # As above.
                 except Exception as error:
                     number += 1
-                    print(f"{shown(path)}: {one_line(error)}")
+                    print(f"{shown(path)}: {_reason(error)}")
     return number
