@@ -33,7 +33,7 @@ def test_the_folder_of_a_finished_run(quick):
     events = {name for name in files if name.startswith("events.out.tfevents")}
     levels = {f"levels/{level:02d}/ticket.safetensors" for level in range(4)}
     assert files - events == levels | {
-        "checksums.json", "config.toml", "environment.json", "metrics.jsonl", "summary.json", "ticket.safetensors",
+        "checksums.json", "config.toml", "environment.json", "inputs.json", "metrics.jsonl", "summary.json", "ticket.safetensors",
     }  # fmt: skip
     assert len(events) == 1
     config = tomllib.loads((run.path / "config.toml").read_text())
@@ -131,8 +131,9 @@ def test_names_taken_and_numbers(quick, tmp_path):
         "dense-lenet-300-100-digits-d1-s0",
         "dense-lenet-300-100-digits-d1-s0-2",
     )
-    with pytest.raises(RequestError, match="finished; choose another name"):
-        quick("dense", name=first.path.name)
+    assert quick("dense", name=first.path.name).path == first.path
+    with pytest.raises(RequestError, match="seed 0 there, 1 here.*choose another name"):
+        quick("dense", name=first.path.name, seed=1)
     (tmp_path / "runs" / "mine").mkdir()
     assert quick("dense", name="mine").path.name == "mine"
     (tmp_path / "runs" / "photos").mkdir()

@@ -140,6 +140,13 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
         "standard deviations if not given",
     )
     workers: int | None = Field(None, ge=0, description="number of processes that load images from an image folder")
+    max_bad_images: int | None = Field(
+        None,
+        ge=0,
+        description="how many images of each split of an image folder may be such as cannot be read: in training "
+        "another of its class takes the place of each, validation and test leave it out; if not given, 1 % of the "
+        "split, and one at least",
+    )
     crop: int = Field(
         0, ge=0, description="augmentation: pad each training image by N pixels and cut it out at a random offset"
     )
@@ -266,7 +273,7 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
             "flip": self.data == "imagefolder" and "data in memory: an image folder has its own augmentation",
             "train_size": self.data == "imagefolder" and "data in memory",
             **dict.fromkeys(
-                ("image_size", "image_mean", "image_std", "workers"),
+                ("image_size", "image_mean", "image_std", "workers", "max_bad_images"),
                 self.data != "imagefolder" and "--data imagefolder",
             ),
             "label_smoothing": self.loss not in (None, "cross-entropy") and f"cross-entropy, not --loss {self.loss}",

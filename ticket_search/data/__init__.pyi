@@ -1,5 +1,6 @@
 from . import arrays as arrays
 from . import augmentation as augmentation
+from . import checks as checks
 from . import cifar as cifar
 from . import dataset as dataset
 from . import digits as digits
@@ -7,8 +8,11 @@ from . import examples as examples
 from . import factories as factories
 from . import folder as folder
 from . import idx as idx
+from . import image_files as image_files
+from . import images as images
 from . import mnist1d as mnist1d
 from . import parts as parts
+from . import published as published
 from . import samples as samples
 from . import sources as sources
 from . import svhn as svhn

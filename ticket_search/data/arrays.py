@@ -103,9 +103,10 @@ def check_classes(path: Path, labels: npt.NDArray[Any], classes: int) -> None:
     """
     if labels.size == 0:
         raise RequestError(f"{path} holds no samples")
-    outside = labels[(labels < 0) | (labels >= classes)]
+    outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if outside.size:
-        raise RequestError(f"{path} has the class number {np.min(outside)}, expected 0 to {classes - 1}")
+        where = f"at sample {outside[0]}, the first of {outside.size:,}"
+        raise RequestError(f"{path} has the class number {labels[outside[0]]}, expected 0 to {classes - 1}: {where}")
 
 
 def _find(folders: list[Path], name: str, files: Files) -> list[Path] | None:

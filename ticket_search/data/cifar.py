@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from supermask.plugins.entry_points import one_line
+
 from ..contract.errors import RequestError
 from .arrays import Arrays, Files, check_classes, locate, read_bytes
+from .published import tell_of_others
 
 _VALIDATION = 5000
 
@@ -44,6 +47,7 @@ def read(name: str, data_dir: str | None = None) -> Arrays:
     parts = [_read_binary(path, name) if ".bin" in path.suffixes else _read_batch(path, name) for path in files]
     for path, (_, labels) in zip(files, parts, strict=True):
         check_classes(path, labels, _CLASSES[name])
+    tell_of_others(name, files)
     train_x, train_y = (np.concatenate(arrays) for arrays in zip(*parts[:-1], strict=True))
     test_x, test_y = parts[-1]
     return Arrays(
@@ -86,7 +90,10 @@ def _read_batch(path: Path, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArr
         return pixels.reshape(len(labels), 3, 32, 32), labels
     # A damaged pickle may raise anything at all.
     except Exception as error:
-        raise RequestError(f"{path} is not a batch of {name}: {type(error).__name__}: {error}") from None
+        raise RequestError(
+            f"{path} is not a batch of {name}: {one_line(error)}; expected a pickle of rows of 3,072 pixels and "
+            "their labels"
+        ) from None
 
 
 def _read_binary(path: Path, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -94,6 +101,8 @@ def _read_binary(path: Path, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDAr
     labels = 2 if name == "cifar100" else 1
     data = np.frombuffer(read_bytes(path), np.uint8)
     if data.size == 0 or data.size % (labels + 3072):
-        raise RequestError(f"{path} is not a binary batch of {name}: {data.size} bytes, not rows of {labels + 3072}")
+        raise RequestError(
+            f"{path} is not a binary batch of {name}: {data.size:,} bytes, expected rows of {labels + 3072:,}"
+        )
     rows = data.reshape(-1, labels + 3072)
     return rows[:, labels:].reshape(-1, 3, 32, 32), rows[:, labels - 1].astype(np.int64)

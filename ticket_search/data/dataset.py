@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from supermask.masks.random_numbers import permutation
 from ..contract.errors import RequestError
 from .arrays import Arrays
 from .augmentation import NO_AUGMENTATION, Augmentation, augment
+from .checks import at
 from .parts import read_part
 from .samples import HeldOut, Order, whole_batches
 from .trees import count, move, named_leaves, part, shape_of_sample, take
@@ -35,7 +36,7 @@ class Data:
     ([n, tokens], [n, height, width]) with -100 where none counts, or float32 numbers [n, ...], or a tree of such
     tensors. `classes` is how many numbers a network is to give: classes, or columns of float targets; 0 where `y` is a
     tree. `augmentation` is what `train_batches` does to images, by random numbers that depend on `seed`. `fingerprint`
-    is that of what a person's own function gave, before it was split.
+    is that of what a person's own function gave, before it was split; `contents` has those of the parts of other sets.
 
     Raises:
         RequestError: an augmentation of samples that are no images.
@@ -54,6 +55,7 @@ class Data:
     augmentation: Augmentation = NO_AUGMENTATION
     seed: int = 0
     fingerprint: str = ""
+    contents: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.augmentation != NO_AUGMENTATION and not (isinstance(self.train_x, Tensor) and self.train_x.dim() == 4):
@@ -77,6 +79,13 @@ class Data:
         """Where the tensors are."""
         device: torch.device = tree_leaves(self.train_y)[0].device
         return device
+
+    @property
+    def parts(self) -> dict[str, tuple[Any, Any]]:
+        """The samples and the targets of each split, on the CPU."""
+        here = self.to("cpu")
+        pairs = (here.train_x, here.train_y), (here.validation_x, here.validation_y), (here.test_x, here.test_y)
+        return dict(zip(("train", "validation", "test"), pairs, strict=True))
 
     def to(self, device: torch.device | str) -> Data:
         """The same data on a device."""
@@ -202,7 +211,7 @@ def _target(array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "ui" else np.float32))
 
 
-def from_arrays(data: Any, split_seed: int) -> Data:
+def from_arrays(data: Any, split_seed: int, whole: bool = False) -> Data:
     """Data from what is in memory or can be read into it.
 
     Args:
@@ -214,6 +223,7 @@ def from_arrays(data: Any, split_seed: int) -> Data:
             or dictionary of such arrays, with which the network is called. `y` is class numbers from 0, [n] or [n, ...]
             with -100 where none counts, or floats [n] or [n, ...].
         split_seed: of the validation split, a tenth of the training samples.
+        whole: whether targets that are floats are to be class numbers.
 
     Raises:
         RequestError: anything else, with what came and what was expected.
@@ -221,7 +231,7 @@ def from_arrays(data: Any, split_seed: int) -> Data:
     # The random numbers of a dataset's own transforms, of a loader's order; the caller's stream is left as it was.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        arrays = as_arrays(data)
+        arrays = as_arrays(data, whole)
     digest = hashlib.sha256()
     parts = [arrays.train_x, arrays.train_y, arrays.test_x, arrays.test_y]
     parts += [] if arrays.validation_x is None else [arrays.validation_x, arrays.validation_y]
@@ -233,25 +243,25 @@ def from_arrays(data: Any, split_seed: int) -> Data:
     return replace(split(name, arrays, split_seed), fingerprint=digest.hexdigest())
 
 
-def as_arrays(data: Any) -> Arrays:
+def as_arrays(data: Any, whole: bool = False) -> Arrays:
     """What `from_arrays` takes, or `Arrays`, checked, before it is split and normalized.
 
     Raises:
         RequestError: anything else, with what came and what was expected.
     """
     if isinstance(data, Arrays):
-        return _check_arrays(data)
+        return _check_arrays(data, whole)
     held_out = None
     if isinstance(data, Mapping) and {"train", "test"} <= set(data):
         if strange := sorted(map(str, set(data) - {"train", "validation", "test"})):
             raise RequestError(f"data has {', '.join(strange)} beside train and test; expected validation at most")
-        train, test = read_part(data["train"], "train"), read_part(data["test"], "test")
-        held_out = read_part(data["validation"], "validation") if "validation" in data else None
+        train, test = read_part(data["train"], "train", whole), read_part(data["test"], "test", whole)
+        held_out = read_part(data["validation"], "validation", whole) if "validation" in data else None
     else:
-        whole = read_part(data, "data")
-        size = _length(whole[1])
+        samples = read_part(data, "data", whole)
+        size = _length(samples[1])
         order, cut = permutation(size, 0, "test"), round(size * TEST_SHARE)
-        test, train = (_rows(whole, np.sort(rows)) for rows in (order[:cut], order[cut:]))
+        test, train = (_rows(samples, np.sort(rows)) for rows in (order[:cut], order[cut:]))
     others = {"test": test} if held_out is None else {"test": test, "validation": held_out}
     if problems := [problem for name, other in others.items() for problem in _differences(train, name, other)]:
         raise RequestError(problems)
@@ -285,14 +295,19 @@ def _count_outputs(targets: list[Any]) -> int:
     return int(np.prod(targets[0].shape[1:]))
 
 
-def _check_arrays(given: Arrays) -> Arrays:
+def _check_arrays(given: Arrays, whole: bool) -> Arrays:
     """Arrays that a stranger's function has filled, as `as_arrays` would."""
     parts = {"train": (given.train_x, given.train_y), "test": (given.test_x, given.test_y)}
     if given.validation_x is not None:
         parts["validation"] = (given.validation_x, given.validation_y)
-    found, problems = as_arrays(parts), []
+    found, problems = as_arrays(parts, whole), []
     if found.classes > given.classes:
-        problems.append(f"classes={given.classes} and the class number {found.classes - 1}, expected one below it")
+        targets = {"train": found.train_y, "test": found.test_y, "validation": found.validation_y}
+        beyond = {name: y >= given.classes for name, y in targets.items() if y is not None}
+        where = next((f": {name}, {at(wrong)}" for name, wrong in beyond.items() if wrong.any()), "")
+        problems.append(
+            f"classes={given.classes} and the class number {found.classes - 1}, expected one below it{where}"
+        )
     samples = _length(found.train_y)
     if given.validation_x is None and not 0 < given.validation < samples:
         problems.append(f"validation={given.validation}, expected some of the {samples} training samples")

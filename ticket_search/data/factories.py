@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+from supermask.plugins.entry_points import one_line
+
 from ..contract.errors import RequestError, nearest_hint
 from ..contract.leave import Leave, Leaves, find_leave
 
@@ -29,7 +31,7 @@ def load_factory(spec: str, leaves: Leaves) -> Any:
         with _importable(leaves[spec].folder):
             return factory()
     except Exception as error:
-        raise RequestError(f"{spec} raised {type(error).__name__}: {error}") from error
+        raise RequestError(f"{spec} raised {one_line(error)}") from error
 
 
 def find_factory(spec: str, leaves: Leaves) -> Callable[..., Any]:

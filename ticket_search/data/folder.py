@@ -10,31 +10,25 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from supermask.masks.random_numbers import permutation, random_words
 
 from ..contract.errors import RequestError, RunError, nearest_hint, some_of
 from ..contract.flags import IMAGENET_MEAN, IMAGENET_STD
 from .dataset import TEST_SHARE, VALIDATION_SHARE
+from .image_files import EXPECTED, Indices, Listing, describe, shown, sizes_of, tell_copies
+from .images import BadImages, Images, Key, Read
 from .samples import HeldOut, Order, whole_batches
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 # The test split is the first of those that are there.
 HELD_OUT_FOLDERS = ("test", "val")
-_EXPECTED = "DIR/train/CLASS/*.jpg and, for the test and the validation split, DIR/test and DIR/val likewise"
-
 _CPU = torch.device("cpu")
-
-Indices = npt.NDArray[np.int64]
-# The number of a file, and a seed for its augmentation; None: not augmented.
-Key = tuple[int, int | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,19 +37,23 @@ class Streamed:
 
     `splits` holds the numbers of the files in `images` for `train`, `validation` and `test`. `workers` processes read
     ahead; 0: the main process reads. Images are normalized by `mean` and `std` in units of pixels / 255. Those of
-    training are cut out at random and mirrored where `augmented`.
+    training are cut out at random and mirrored where `augmented`. `bad` counts the images that cannot be read: in
+    training the next of the class stands in the place of each, in the other splits it is left out. `contents` tells the
+    files from others.
     """
 
     name: str
     class_names: tuple[str, ...]
     images: Images
     splits: Mapping[str, Indices]
+    bad: BadImages
     workers: int
     seed: int = 0
     augmented: bool = True
     device: torch.device = _CPU
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    contents: Mapping[str, str] = field(default_factory=dict)
     _idle: list[DataLoader[Any]] = field(default_factory=list, repr=False)
 
     @property
@@ -93,7 +91,8 @@ class Streamed:
         The crop and flip of a sample depend on the seed, the epoch and the number of the sample.
 
         Raises:
-            RunError: an image that cannot be read, with its path.
+            RunError: an image has changed since it was listed, more of them cannot be read than may be, or none of a
+                class can.
         """
         index = torch.as_tensor(order).cpu().numpy()
         seeds = random_words(self.train_size, self.seed, f"augmentation/{epoch}") >> np.uint64(1)
@@ -108,25 +107,27 @@ class Streamed:
         # Without these data, which would live as long as the workers and they with them.
         def keys(rows: Indices) -> list[Key]:
             own = seeds[rows].tolist() if augmented else [None] * len(rows)
-            return list(zip(files[rows].tolist(), own, strict=True))
+            return [Key(number, seed, True) for number, seed in zip(files[rows].tolist(), own, strict=True)]
 
-        return self._stream(map(keys, chosen))
+        return self._stream("train", map(keys, chosen))
 
     def held_out_size(self, split: HeldOut) -> int:
         """How many samples a held-out split has."""
         return len(self.splits[split])
 
     def batches(self, split: HeldOut, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All samples of a held-out split in a fixed order; the last batch may be smaller.
+        """All samples of a held-out split in a fixed order; the last batch may be smaller, and those of bad images.
 
         Raises:
-            RunError: an image that cannot be read, with its path.
+            RunError: an image has changed since it was listed, or more of them cannot be read than may be.
         """
         files = self.splits[split]
         starts = range(0, len(files), batch_size)
-        return self._stream([(file, None) for file in files[start : start + batch_size].tolist()] for start in starts)
+        return self._stream(
+            split, ([Key(file, None, False) for file in files[start : start + batch_size].tolist()] for start in starts)
+        )
 
-    def _stream(self, keys: Iterable[list[Key]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _stream(self, split: str, keys: Iterable[list[Key]]) -> Iterator[tuple[Tensor, Tensor]]:
         # One loader serves one iteration at a time; those that have come to their end wait here with their workers.
         loader = self._idle.pop() if self._idle else self._make_loader()
         plan = loader.batch_sampler
@@ -134,13 +135,36 @@ class Streamed:
         plan.keys = keys
         mean, std = (torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (self.mean, self.std))
         for batch in loader:
-            if isinstance(batch, _Unreadable):
+            try:
+                self._look_at(split, batch)
+            except RunError:
                 # The error's traceback would keep its workers waiting.
                 del loader
-                raise RunError(f"the image {batch.path} cannot be read: {batch.reason}. Replace or remove it")
-            pixels, labels = (part.to(self.device, non_blocking=True) for part in batch)
+                raise
+            if batch.pixels is None:
+                continue
+            pixels, labels = (part.to(self.device, non_blocking=True) for part in (batch.pixels, batch.labels))
             yield pixels.to(torch.float32).div_(255).sub_(mean).div_(std), labels
         self._idle.append(loader)
+
+    def _look_at(self, split: str, batch: Batch) -> None:
+        """Count the bad images of a batch.
+
+        Raises:
+            RunError: see `train_batches`.
+        """
+        if batch.changed is not None:
+            number, why = batch.changed
+            path = shown(os.fsdecode(bytes(self.images.paths[number])))
+            raise RunError(
+                f"the image {path} cannot be read: {why}. The images must stay as they are while a run goes on"
+            )
+        self.bad.add(split, batch.bad)
+        if batch.lost is not None:
+            name = shown(self.class_names[batch.lost])
+            raise RunError(f"no image of the class {name} in {split} can be read")
+        if split != "train" and self.bad.counts().get(split) == len(self.splits[split]):
+            raise RunError(f"no image of {split} can be read")
 
     def _make_loader(self) -> DataLoader[Any]:
         loader: DataLoader[Any] = DataLoader(
@@ -177,62 +201,36 @@ def _leave_interrupts_to_the_main_process(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-@dataclass(frozen=True)
-class _Unreadable:
-    path: str
-    reason: str
+class Batch(NamedTuple):
+    """Images [n, 3, size, size], or None, and their classes; the bad ones that were met; a class without a good one."""
+
+    pixels: Tensor | None
+    labels: Tensor
+    bad: list[tuple[int, str]]
+    lost: int | None
+    changed: tuple[int, str] | None
 
 
-class Images(Dataset[Any]):
-    """Image files by number, decoded to uint8 tensors [3, size, size]: a random crop and flip, or the middle.
-
-    `paths` are file names as bytes, in one array, since worker processes copy Python objects that they touch.
-    """
-
-    def __init__(self, paths: Sequence[str], labels: Sequence[int], size: int) -> None:
-        from torchvision.transforms import v2
-
-        self.paths = np.array([os.fsencode(path) for path in paths])
-        self.labels = np.array(labels, np.int64)
-        self.size = size
-        self._random = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
-        self._middle = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, int] | _Unreadable:
-        from PIL import Image
-        from torchvision.transforms.v2.functional import pil_to_tensor
-
-        number, seed = key
-        path = os.fsdecode(bytes(self.paths[number]))
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        # A damaged file may raise anything at all. An error raised here would reach the caller as a worker's traceback.
-        except Exception as error:
-            return _Unreadable(path, f"{type(error).__name__}: {error}")
-        if seed is None:
-            return pil_to_tensor(self._middle(image)), int(self.labels[number])
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed the devices too.
-            torch.default_generator.manual_seed(seed)
-            return pil_to_tensor(self._random(image)), int(self.labels[number])
-
-
-def _collate(samples: list[tuple[Tensor, int] | _Unreadable]) -> tuple[Tensor, Tensor] | _Unreadable:
-    pixels, labels = [], []
-    for sample in samples:
-        if isinstance(sample, _Unreadable):
-            return sample
-        pixels.append(sample[0])
-        labels.append(sample[1])
-    return torch.stack(pixels), torch.tensor(labels)
+def _collate(samples: list[Read]) -> Batch:
+    good = [sample for sample in samples if sample.pixels is not None]
+    pixels = torch.stack([sample.pixels for sample in good if sample.pixels is not None]) if good else None
+    return Batch(
+        pixels,
+        torch.tensor([sample.label for sample in good]),
+        [each for sample in samples for each in sample.bad],
+        next((sample.label for sample in samples if sample.lost), None),
+        next((sample.changed for sample in samples if sample.changed), None),
+    )
 
 
 def open_folder(
-    data_dir: str | None, split_seed: int, *, seed: int = 0, image_size: int = 224, workers: int | None = None
+    data_dir: str | None,
+    split_seed: int,
+    *,
+    seed: int = 0,
+    image_size: int = 224,
+    workers: int | None = None,
+    max_bad_images: int | None = None,
 ) -> Streamed:
     """List the images below a folder.
 
@@ -244,12 +242,13 @@ def open_folder(
         seed: of the random crops and flips of training images.
         image_size: height and width of a sample, in pixels.
         workers: processes that read and decode; None: one per processor, 8 at most.
+        max_bad_images: how many images of a split may be such as cannot be read; None: 1 %, and one at least.
 
     Raises:
         RequestError: every problem of the folder at once: no folder, no classes, classes without images, test classes
             that are not trained.
     """
-    problems = []
+    problems = list[str]()
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     if image_size < 1:
         problems.append(f"image size {image_size}, expected pixels from 1")
@@ -257,30 +256,59 @@ def open_folder(
         problems.append(f"{workers} workers, expected a number from 0")
     if data_dir is None:
         raise RequestError(
-            [*problems, f"the data set imagefolder is a folder of yours: --data-dir DIR with {_EXPECTED}"]
+            [*problems, f"the data set imagefolder is a folder of yours: --data-dir DIR with {EXPECTED}"]
         )
-    root = Path(data_dir).absolute()
-    train = _list_images(root / "train", problems)
-    held_out = {name: _list_images(root / name, problems) for name in HELD_OUT_FOLDERS if (root / name).is_dir()}
+    root, listing = Path(data_dir).absolute(), Listing(problems)
+    train, held_out = _list_folders(root, listing)
+    # Of a held-out folder those of the classes that there are, in the order of all classes.
+    ordered = {
+        part: {name: found[name] for name in train if name in found}
+        for part, found in {"train": train, **held_out}.items()
+    }
+    paths = [path for part in ordered.values() for found in part.values() for path in found]
+    labels = [label for part in ordered.values() for label, name in enumerate(train) for _ in part.get(name, ())]
+    images = Images(paths, labels, sizes_of(paths), image_size)
+    splits = _split([sum(map(len, part.values())) for part in ordered.values()], split_seed)
+    bad = BadImages(images.paths, splits, max_bad_images, str(root))
+    images.train, images.most = splits["train"], bad.most["train"]
+    for sentence in (*listing.remarks(), *tell_copies(images.paths, images.bytes, splits)):
+        warnings.warn(f"{shown(root)}: {sentence}", stacklevel=2)
+    return Streamed(
+        "imagefolder",
+        tuple(train),
+        images,
+        splits,
+        bad,
+        workers,
+        seed,
+        contents=describe(ordered, images.bytes.tolist()),
+    )
+
+
+def _list_folders(root: Path, listing: Listing) -> tuple[dict[str, list[str]], dict[str, dict[str, list[str]]]]:
+    """The images of each class that are to train, and of each held-out folder.
+
+    Raises:
+        RequestError: see `open_folder`.
+    """
+    train = listing.list_images(root / "train")
+    held_out = {name: listing.list_images(root / name) for name in HELD_OUT_FOLDERS if os.path.lexists(root / name)}
     for folder, name in [(folder, name) for folder, found in held_out.items() for name in found]:
         if train and name not in train:
-            problems.append(
-                f"{root / folder / name}: there is no class of this name in {root / 'train'}{nearest_hint(name, train)}"
+            listing.problems.append(
+                f"{shown(root / folder / name)}: there is no class of this name in {shown(root / 'train')}"
+                f"{shown(nearest_hint(name, train))}"
             )
     count = sum(map(len, train.values()))
     if 0 < count < 10:
-        problems.append(f"{root / 'train'}: {count} images, expected at least 10")
-    if problems:
-        raise RequestError(problems)
+        listing.problems.append(f"{shown(root / 'train')}: {count} images, expected at least 10")
+    if listing.problems:
+        raise RequestError(listing.problems)
     for folder, found in held_out.items():
         if lacking := [name for name in train if name not in found]:
-            told = f"{root / folder} has no images of classes that the network learns: {some_of(lacking)}"
-            warnings.warn(told, stacklevel=2)
-    parts = [train, *held_out.values()]
-    listed = [(path, label) for part in parts for label, name in enumerate(train) for path in part.get(name, ())]
-    images = Images([path for path, _ in listed], [label for _, label in listed], image_size)
-    splits = _split([sum(map(len, part.values())) for part in parts], split_seed)
-    return Streamed("imagefolder", tuple(train), images, splits, workers, seed)
+            told = f"{shown(root / folder)} has no images of classes that the network learns: {shown(some_of(lacking))}"
+            warnings.warn(told, stacklevel=3)
+    return train, held_out
 
 
 def _split(counts: Sequence[int], split_seed: int) -> dict[str, Indices]:
@@ -301,25 +329,3 @@ def _hold_out(numbers: Indices, order: Indices, share: float) -> tuple[Indices, 
     """What stays and what is held out, each in the order it had."""
     count = round(len(numbers) * share)
     return numbers[np.sort(order[count:])], numbers[np.sort(order[:count])]
-
-
-def _list_images(folder: Path, problems: list[str]) -> dict[str, list[str]]:
-    """The paths of each class's images, all in the order of their names."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-        found = {name: _images_in(folder / name) for name in names}
-    except OSError as error:
-        problems.append(f"{error.filename} cannot be listed: {error.strerror}; expected {_EXPECTED}")
-        return {}
-    if not found:
-        problems.append(f"{folder} has no class folders; expected {_EXPECTED}")
-    endings = ", ".join(ENDINGS)
-    problems += [f"{folder / name} holds no images ({endings})" for name, paths in found.items() if not paths]
-    return found
-
-
-def _images_in(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        files = [entry.path for entry in entries if not entry.name.startswith(".") and entry.is_file()]
-    return sorted(path for path in files if path.lower().endswith(ENDINGS))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..contract.errors import RequestError
 from .arrays import Arrays, Files, check_classes, locate, read_bytes
+from .published import tell_of_others
 
 _VALIDATION = 5000
 _NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -50,6 +51,7 @@ def read(name: str, data_dir: str | None = None) -> Arrays:
         if len(images) != len(labels) or images.ndim != 3 or labels.ndim != 1:
             raise RequestError(f"{of_images} {images.shape} and {of_labels.name} {labels.shape} do not match")
         check_classes(of_labels, labels, classes)
+    tell_of_others(name, files)
     if name == "emnist":
         # Its images are stored with rows and columns exchanged.
         train_x, test_x = train_x.transpose(0, 2, 1), test_x.transpose(0, 2, 1)
@@ -72,5 +74,9 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     shape = tuple(int(size) for size in np.frombuffer(data, ">u4", count=data[3], offset=4))
     offset = 4 + 4 * data[3]
     if len(data) - offset != math.prod(shape):
-        raise RequestError(f"{path} is truncated: {len(data) - offset} bytes of data, its shape {shape} says otherwise")
+        problem = "is truncated" if len(data) - offset < math.prod(shape) else "is too long"
+        raise RequestError(
+            f"{path} {problem}: {len(data) - offset:,} bytes of data, expected {math.prod(shape):,}, as of its shape "
+            f"{shape}"
+        )
     return np.frombuffer(data, np.uint8, offset=offset).reshape(shape)

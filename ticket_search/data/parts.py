@@ -16,43 +16,54 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from supermask.plugins.entry_points import one_line
+
 from ..contract.errors import RequestError, nearest_hint
+from .checks import IGNORED, problems_of_classes, problems_of_values, problems_of_whole_numbers
 from .trees import named_leaves
 
 # What the targets are called in a dictionary of arrays.
 LABELS = ("labels", "label", "y", "targets", "target")
-# Where a target is this number it does not count, as in PyTorch's cross-entropy.
-IGNORED = -100
 _LEAST, _LEAST_VALIDATION = 10, 2
 _FORMS = "(x, y) or {'train': (x, y), 'test': (x, y)} of arrays or tensors"
 
 
-def read_part(given: Any, what: str) -> tuple[Any, Any]:
+def read_part(given: Any, what: str, whole: bool = False) -> tuple[Any, Any]:
     """The inputs and the targets of a part, checked: trees of arrays of one length, integer targets as int64.
 
     Args:
         given: see above. A `DataLoader` is read once, in its own order: the size of its batches is not that of
             training.
         what: `data`, `train`, `validation` or `test`, for sentences.
+        whole: whether targets that are floats are to be class numbers.
 
     Raises:
         RequestError: anything else, with what came and what was expected.
     """
-    if isinstance(given, Mapping) or _is_table(given):
-        x, y = split_labels(_columns(given) if _is_table(given) else given, what)
-    elif isinstance(given, DataLoader):
-        x, y = _join_batches(given, what)
-    elif isinstance(given, Dataset):
-        x, y = _collect(given, what)
-    elif isinstance(given, (tuple, list)) and len(given) == 2:
-        x, y = given
-    else:
-        raise RequestError(f"{what} is {type(given).__name__}, expected {_FORMS}")
-    # A list is an array that is written out, as it is to NumPy.
-    x, y = (tree_map(_to_numpy, tree, is_leaf=lambda value: isinstance(value, list)) for tree in (x, y))
-    if problems := [f"{what}: {problem}" for problem in _problems(x, y, what)]:
+    try:
+        pair = _read(given, what)
+        # A list is an array that is written out, as it is to NumPy.
+        x, y = (tree_map(_to_numpy, tree, is_leaf=lambda value: isinstance(value, list)) for tree in pair)
+    except RequestError:
+        raise
+    # Files are read when an array or a sample is asked for, and a person's own code may raise anything at all.
+    except Exception as error:
+        raise RequestError(f"{what} cannot be read: {one_line(error)}") from error
+    if problems := [f"{what}: {problem}" for problem in _problems(x, y, what, whole)]:
         raise RequestError(problems)
     return x, tree_map(lambda array: array.astype(np.int64) if np.issubdtype(array.dtype, np.integer) else array, y)
+
+
+def _read(given: Any, what: str) -> tuple[Any, Any]:
+    if isinstance(given, Mapping) or _is_table(given):
+        return split_labels(_columns(given) if _is_table(given) else given, what)
+    if isinstance(given, DataLoader):
+        return _join_batches(given, what)
+    if isinstance(given, Dataset):
+        return _collect(given, what)
+    if isinstance(given, (tuple, list)) and len(given) == 2:
+        return given[0], given[1]
+    raise RequestError(f"{what} is {type(given).__name__}, expected {_FORMS}")
 
 
 def _is_table(given: Any) -> bool:
@@ -89,7 +100,8 @@ def split_labels(columns: Mapping[str, Any], what: str) -> tuple[dict[str, Any],
 
 def _to_numpy(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().cpu().numpy()
+        # NumPy has no bfloat16.
+        return (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
     try:
         return np.asarray(value)
     except ValueError:  # of rows of several lengths, which is said of such arrays
@@ -103,7 +115,7 @@ def _with_tuples(tree: Any) -> Any:
     return tuple(map(_with_tuples, tree)) if isinstance(tree, (tuple, list)) else tree
 
 
-def _problems(x: Any, y: Any, what: str) -> list[str]:
+def _problems(x: Any, y: Any, what: str, whole: bool) -> list[str]:
     """What is wrong with the arrays of a part."""
     inputs, targets = (
         [(f"{name}{where}", array) for where, array in named_leaves(tree)] for name, tree in (("x", x), ("y", y))
@@ -122,7 +134,7 @@ def _problems(x: Any, y: Any, what: str) -> list[str]:
         return [f"{' and '.join(shapes)}, expected [n, ...] and [n] or [n, ...] of one n"]
     found = [problem for name, array in (*inputs, *targets) for problem in _problems_of_numbers(name, array)]
     if not found:
-        found += [problem for name, array in targets for problem in _problems_of_targets(name, array, what)]
+        found += [problem for name, array in targets for problem in _problems_of_targets(name, array, what, whole)]
     count, least = lengths.pop(), _LEAST_VALIDATION if what == "validation" else _LEAST
     if count < least:
         found.append(f"{count} sample{'' if count == 1 else 's'}, expected at least {least}")
@@ -132,25 +144,20 @@ def _problems(x: Any, y: Any, what: str) -> list[str]:
 def _problems_of_numbers(name: str, array: Any) -> list[str]:
     if array.dtype.kind not in "uifb":
         return [f"{name} is {array.dtype}, expected numbers; text is given as the numbers of its tokens"]
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return [f"{name} has {int((~np.isfinite(array)).sum())} values that are NaN or infinite"]
-    return []
+    return problems_of_values(name, array)
 
 
-def _problems_of_targets(name: str, array: Any, what: str) -> list[str]:
+def _problems_of_targets(name: str, array: Any, what: str, whole: bool) -> list[str]:
     if not array.size:
         return []
+    if whole and (problems := problems_of_whole_numbers(name, array)):
+        return problems
     if array.dtype.kind in "fb":
         same = what in ("data", "train") and array.ndim == 1 and array.min() == array.max()
         return [f"{name} is {array[0]} in every sample, so that there is nothing to learn"] if same else []
+    if problems := problems_of_classes(name, array):
+        return problems
     counts = array[array != IGNORED] if array.ndim > 1 else array
-    if not counts.size:
-        return [f"{name} is {IGNORED} everywhere, so that no target counts"]
-    if counts.min() < 0:
-        other = f" ({IGNORED} where a target does not count)" if array.ndim > 1 else ""
-        return [
-            f"{name} has the class number {counts.min()}, expected numbers from 0{other}, or floats for a regression"
-        ]
     if what in ("data", "train") and counts.min() == counts.max():
         return [f"{name} has the class {counts.min()} only, expected two classes or more"]
     return []
@@ -175,7 +182,11 @@ def _collect(dataset: Dataset[Any], what: str) -> tuple[Any, Any]:
         raise RequestError(f"{what}: the dataset is empty")
     samples = []
     for number in range(len(dataset)):
-        x, y = _pair_of(dataset[number], f"{what}: sample {number}", what)
+        try:
+            sample = dataset[number]
+        except Exception as error:
+            raise RequestError(f"{what}: sample {number} cannot be read: {one_line(error)}") from error
+        x, y = _pair_of(sample, f"{what}: sample {number}", what)
         for _, leaf in named_leaves(x):
             if not isinstance(leaf, (Tensor, np.ndarray, int, float)):
                 raise RequestError(

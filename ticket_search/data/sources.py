@@ -120,7 +120,9 @@ def read_arrays(name: str, data_dir: str | None = None) -> Arrays:
         raise RequestError(f"the data set {name} is streamed from its files and cannot be had as arrays")
     if isinstance(source.read, str):
         read: Callable[[str, str | None], Arrays] = getattr(data, source.read).read
-        return read(name, data_dir)
+        arrays = read(name, data_dir)
+        data.checks.check_arrays(name, arrays)
+        return arrays
     whose = f"the data set {name} of {declared_sources()[name].package}"
     offered = {"name": name, "data_dir": data_dir}
     takes = inspect.signature(source.read).parameters
@@ -147,6 +149,7 @@ def read_samples(
     image_mean: tuple[float, ...] = IMAGENET_MEAN,
     image_std: tuple[float, ...] = IMAGENET_STD,
     workers: int | None = None,
+    max_bad_images: int | None = None,
 ) -> Samples:
     """A data set, split and normalized: in memory, or streamed from its files.
 
@@ -160,12 +163,17 @@ def read_samples(
         image_mean: what is subtracted from its red, green and blue, in units of pixels / 255.
         image_std: what they are then divided by.
         workers: processes that read a set that is streamed (see `folder.open_folder`).
+        max_bad_images: how many images of each split of such a set may be such as cannot be read.
 
     Raises:
         RequestError: see `read_arrays` and `folder.open_folder`. Or the name has a version and the content is another.
     """
     if find_source(name).streamed:
-        found = data.folder.open_folder(data_dir, split_seed, seed=seed, image_size=image_size, workers=workers)
+        found = data.folder.open_folder(
+            data_dir, split_seed, seed=seed, image_size=image_size, workers=workers, max_bad_images=max_bad_images
+        )
+        if found.classes < 2:
+            raise RequestError(f"{data_dir} has the class {found.class_names[0]} only, expected two classes or more")
         return replace(found, mean=image_mean, std=image_std)
     arrays, (plain, _, version) = read_arrays(name, data_dir), name.partition("@")
     if version and version != arrays.version:
@@ -173,4 +181,5 @@ def read_samples(
         raise RequestError(f"the data set {name}: {plain} {here} on this machine, where it has another content")
     whole = f"{plain}@{arrays.version}" if arrays.version else plain
     samples = data.dataset.split(whole, arrays, split_seed)
-    return replace(samples, seed=seed, augmentation=augmentation or samples.augmentation)
+    contents = data.checks.digests(arrays)
+    return replace(samples, seed=seed, augmentation=augmentation or samples.augmentation, contents=contents)

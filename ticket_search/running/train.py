@@ -80,8 +80,8 @@ FIXED = ("ticket", "found_by", "density", "init", "weights", "include", "exclude
 REPEATED = (
     "epochs", "batch_size", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule", "milestones", "drop",
     "warmup", "evaluate_every", "model_args", "activation", "crop", "flip", "image_size", "image_mean", "image_std",
-    "label_smoothing", "clip", "accumulate", "precision", "channels_last", "train_size", "split_seed", "include",
-    "exclude",
+    "max_bad_images", "label_smoothing", "clip", "accumulate", "precision", "channels_last", "train_size", "split_seed",
+    "include", "exclude",
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import json
 import os
@@ -22,15 +23,17 @@ from supermask.choosing.gradients import seed_generators
 from supermask.masks.targets import Targets
 from supermask.weights.architectures import find_architecture
 
-from ..contract.errors import RequestError
+from ..contract.errors import RequestError, some_of
 from ..contract.flags import Config
 from ..contract.leave import Leaves, describe_function
 from ..contract.method import Method
 from ..contract.metric import ACCURACY, Metric
+from ..data import checks
 from ..data.augmentation import Augmentation
 from ..data.dataset import Data, from_arrays
 from ..data.examples import floats, form_of
 from ..data.factories import find_factory, load_factory
+from ..data.images import BadImages
 from ..data.samples import Samples
 from ..data.sources import read_samples
 from ..data.trees import to_lists
@@ -68,9 +71,28 @@ class Setup:
         return str(getattr(self.data, "fingerprint", "")) if ":" in self.data.name else ""
 
     @property
+    def content(self) -> str | dict[str, str]:
+        """What tells the data from others: a fingerprint of what a function of one's own gives, else a text by part."""
+        return self.data_fingerprint or dict(getattr(self.data, "contents", {}))
+
+    def differences(self, before: str | Mapping[str, str]) -> str:
+        """How the data differ from those of which `content` was something else, in words."""
+        now = self.content
+        if isinstance(before, str) or isinstance(now, str):
+            return f"{self.data.name} must give the same each time"
+        changed = [part for part in {**before, **now} if before.get(part) != now.get(part)]
+        some = [f"{part} was {before.get(part, 'not there')} and is {now.get(part, 'gone')}" for part in changed]
+        return some_of(some, 3)
+
+    @property
     def data_hash(self) -> str:
-        """A hash of the samples, where they have one."""
-        return str(getattr(self.data, "fingerprint", ""))
+        """A hash of that; empty where the samples have none."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest() if self.content else ""
+
+    @property
+    def bad_images(self) -> BadImages | None:
+        """The images of a folder that could not be read so far; None where the data are in memory."""
+        return getattr(self.data, "bad", None)
 
     @cached_property
     def sample(self) -> dict[str, Any]:
@@ -245,6 +267,8 @@ def load_data(data: Any, config: Config) -> Samples:
         return found
     if config.train_size:
         found = found.first(config.train_size, config.split_seed)
+    for sentence in checks.remarks(found.name, found.parts, found.classes):
+        warnings.warn(sentence, stacklevel=2)
     return found.double() if config.precision == "fp64" else found
 
 
@@ -254,10 +278,12 @@ def _all_samples(data: Any, config: Config) -> Samples:
         return read_samples(
             data, config.data_dir, config.split_seed,
             augmentation=augmentation, image_size=config.image_size, image_mean=config.image_mean,
-            image_std=config.image_std, workers=config.workers,
+            image_std=config.image_std, workers=config.workers, max_bad_images=config.max_bad_images,
         )  # fmt: skip
     given = load_factory(data, config.leaves) if isinstance(data, str) else data
-    found = given if isinstance(given, Data) else from_arrays(given, config.split_seed)
+    if isinstance(given, Data):
+        checks.check_parts(given.name, given.parts, given.classes)
+    found = given if isinstance(given, Data) else from_arrays(given, config.split_seed, config.loss == "cross-entropy")
     if isinstance(data, str):
         _check_content(data, config.leaves[data].content, found.fingerprint)
         return replace(found, augmentation=augmentation, name=data)

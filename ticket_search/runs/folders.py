@@ -78,7 +78,7 @@ def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None
         RequestError: the name that was asked for is no name of a folder, or it is taken by a finished run, by a run of
             another configuration, or by something else.
     """
-    if name is not None and (name in ("", "..") or Path(name).name != name):
+    if name is not None and not _is_name(name):
         raise RequestError(f"--name {name!r}: expected the name of a folder inside --runs, without separators")
     if Path(runs).exists() and not Path(runs).is_dir():
         raise RequestError(f"--runs {runs}: expected a folder, this is a file")
@@ -95,12 +95,16 @@ def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None
         number += 1
 
 
+def _is_name(name: str) -> bool:
+    return name not in ("", "..") and Path(name).name == name
+
+
 def find_finished(
     config: Config, runs: str | os.PathLike[str], name: str | None, dense: bool = False
 ) -> Iterator[Path]:
     """The folders of finished runs of this configuration: under the name, or under the default one and its numbers."""
-    if name is not None and Path(name).name != name:
-        return  # no name, which `choose_folder` says
+    if name is not None and not _is_name(name):
+        return  # which `choose_folder` says
     base = name or default_name(config, dense)
     for number in itertools.count(1):
         found = inspect_folder(Path(runs) / (base if number == 1 else f"{base}-{number}"), config)

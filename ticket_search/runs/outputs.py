@@ -7,7 +7,6 @@ from pathlib import Path
 
 from supermask.tickets.file import write_atomically
 
-
 # Names of what is open already: to put another file in its place would leave what is open as it is.
 _OPEN = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
 

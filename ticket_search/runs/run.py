@@ -70,7 +70,7 @@ class Run:
         self._stages: dict[str, Any] = {}
         self._training: dict[str, Any] | None = None
         self._start: str | None = None
-        self._data_fingerprint: str | None = None
+        self._data: str | dict[str, str] | None = None
         self._seconds = 0.0
         self._opened = time.monotonic()
         self._saved = time.monotonic()
@@ -167,16 +167,14 @@ class Run:
             code: hashes of the user's own, by what it is for.
 
         Raises:
-            RunError: the model is built with other weights now, or the function that gives the data gives others, or
-                the network or another function is another one.
+            RunError: the model is built with other weights now, or the data are others, or the network or another
+                function is another one.
         """
-        data = self.setup.data_fingerprint
-        if self._data_fingerprint not in (None, data):
-            raise RunError(
-                f"the data of {self.path} are others than when the run was started: {self.config.data} must give the "
-                "same each time"
-            )
-        self._data_fingerprint = data
+        # What was begun by an earlier version says nothing of data sets that are not a function of one's own.
+        if self._data and self._data != self.setup.content:
+            differs = self.setup.differences(self._data)
+            raise RunError(f"the data of {self.path} are others than when the run was started: {differs}")
+        self._data = self.setup.content
         if self._start is not None and self._start != fingerprint:
             if self.config.weights:
                 given = self.config.weights_given
@@ -230,7 +228,8 @@ class Run:
                 "stages": self._stages,
                 "training": self._training,
                 "start": self._start,
-                "data": self._data_fingerprint,
+                "data": self._data,
+                "bad_images": self.setup.bad_images.state_dict() if self.setup.bad_images else {},
                 "seconds": self.seconds,
                 "metrics_bytes": (self.path / METRICS).stat().st_size,
                 "metrics_sha256": digest_of_start(self.path / METRICS),
@@ -385,8 +384,10 @@ class Run:
         state = states.read_newest(self.path, self.warn)
         self._stages, self._training, self._seconds = state["stages"], state["training"], state["seconds"]
         # That of version 0.1 has no fingerprint of its data.
-        self._start, self._data_fingerprint = state["start"], state.get("data")
+        self._start, self._data = state["start"], state.get("data")
         self.warnings += [text for text in state.get("warnings", []) if text not in self.warnings]
+        if self._setup is not None and self._setup.bad_images:
+            self._setup.bad_images.load_state_dict(state.get("bad_images", {}))
         self._events.cut_back(state["event_bytes"])
         if not state["event_bytes"]:
             self._events.write_start(self.config)

@@ -98,6 +98,7 @@ class Summary(Measured, total=False):
     cost: Cost
     levels: list[LevelRow]
     data_fingerprint: str
+    bad_images: dict[str, int]
     frozen_fingerprint: str
     # of filters and early-bird
     filters: int

@@ -49,8 +49,8 @@ _OF_ENDING = (
 )  # fmt: skip
 # The flags that the data in memory depend on.
 _OF_DATA = (
-    "data", "data_dir", "train_size", "split_seed", "crop", "flip", "image_size", "image_mean", "image_std", "workers",
-    "device",
+    "data", "data_dir", "train_size", "split_seed", "crop", "flip", "image_size", "image_mean", "image_std",
+    "max_bad_images", "workers", "device",
 )  # fmt: skip
 
 

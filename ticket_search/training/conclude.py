@@ -282,6 +282,7 @@ def summarize(run: Run, ticket: Ticket, model: nn.Module) -> dict[str, Any]:
     `cost.flops` counts the operations of the dense network: masks save none while training. `dense_trainings` is the
     number of whole trainings that the search's steps would pay for. Where the search started from the weights of a run
     of ours, all of them count what that run has cost too, which is `cost.weights` (see `EarlierRun.add_to`).
+    `bad_images` counts those of each split that could not be read, where there were some.
     """
     config, data = run.config, run.setup.data
     per_epoch = whole_batches(data.train_size, config.batch_size)
@@ -312,4 +313,6 @@ def summarize(run: Run, ticket: Ticket, model: nn.Module) -> dict[str, Any]:
     }
     if run.setup.data_fingerprint:
         summary["data_fingerprint"] = run.setup.data_fingerprint
+    if run.setup.bad_images and (bad := run.setup.bad_images.counts()):
+        summary["bad_images"] = bad
     return summary | {"levels": rows} if any("level" in row for row in rows) else summary

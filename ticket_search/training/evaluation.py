@@ -75,11 +75,13 @@ def read_data_of(ticket: Ticket, data: str, data_dir: str | None = None) -> Samp
         RequestError: an unknown data set, one that cannot be had, or that does not fit the network.
     """
     recorded = ticket.meta.get("config", {})
-    images = {key: recorded[key] for key in ("image_size", "image_mean", "image_std") if key in recorded}
+    keys = ("image_size", "image_mean", "image_std", "max_bad_images")
+    images = {key: recorded[key] for key in keys if key in recorded}
     read = make_config(Config, {"data": "imagefolder", **images})
     samples = read_samples(
         data, data_dir, int(recorded.get("split_seed", 0)),
         image_size=read.image_size, image_mean=read.image_mean, image_std=read.image_std,
+        max_bad_images=read.max_bad_images,
     )  # fmt: skip
     check_fit(ticket, samples)
     return samples

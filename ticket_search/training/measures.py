@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ..contract.errors import RequestError
 from ..contract.metric import METRICS, Metric
-from ..data.parts import IGNORED
+from ..data.checks import IGNORED
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from supermask.choosing import gradients
 from ..contract.errors import RequestError
 from ..contract.flags import Config
 from ..contract.metric import METRICS, Metric, metric_of_function
+from ..data.checks import IGNORED
 from ..data.factories import find_factory
-from ..data.parts import IGNORED
 from ..data.trees import count
 from .measures import Accuracy, Batch, Measure, Own, bce, cross_entropy, main_of, make_measure, mse
 from .outputs import classes_second, main_output, number_by_number, own_loss, widen

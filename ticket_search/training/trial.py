@@ -14,8 +14,9 @@ from supermask.plugins.entry_points import one_line
 
 from ..contract.errors import RAISED, RequestError
 from ..contract.flags import Config
+from ..data.dataset import Data
 from ..data.samples import Samples
-from ..data.trees import to_lists
+from ..data.trees import move, take, to_lists
 from ..runs.experiment import Setup
 from .measures import cross_entropy
 from .objective import Objective, Task, check_values, has_floats, make_objective
@@ -24,6 +25,8 @@ from .outputs import classes_second, find_loss, main_output, widen
 # The model's own loss is that of the next token where it is within this part of it.
 _SAME_LOSS = 1e-3
 _SAMPLES = 2
+# Of so many columns each may be a table of its own.
+_COLUMNS = 8
 
 
 def check_model(setup: Setup, config: Config, model: nn.Module) -> Objective:
@@ -49,6 +52,8 @@ def check_model(setup: Setup, config: Config, model: nn.Module) -> Objective:
         for training, (x, y) in batches.items():
             model.train(training)
             _check_batch(setup, objective, model, x, y)
+        model.eval()
+        _check_extremes(setup, objective, model)
     if setup.method.check is not None:
         with torch.no_grad():
             setup.method.check(model, setup.data, config)
@@ -173,6 +178,45 @@ def _check_batch(setup: Setup, objective: Objective, model: nn.Module, x: Any, y
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         torch.autograd.grad(loss.reshape(()), parameters, allow_unused=True)
     _check_metric(objective, outputs, y, loss.detach())
+
+
+@torch.no_grad()
+def _check_extremes(setup: Setup, objective: Objective, model: nn.Module) -> None:
+    """Check that the network takes the samples with the smallest and the largest whole numbers, and the loss theirs.
+
+    A token for which there is no row, or a class without an output, would end the training where it comes first.
+
+    Raises:
+        RequestError: it does not, with the number, the split and the numbers.
+    """
+    data, name = setup.data, setup.architecture["name"]
+    if not isinstance(data, Data):
+        return
+    for part, (x, y) in data.parts.items():
+        tokens = [leaf for leaf in tree_leaves(x) if leaf.dtype == torch.int64]
+        classes = [leaf for leaf in tree_leaves(y) if leaf.dtype == torch.int64 and leaf.dim() > 1]
+        for row in sorted({row for leaf in tokens + classes for row in _extremes(leaf)}):
+            where, what, numbers = torch.tensor([row]), f"the network {name}", tokens
+            some_x, some_y = (move(take(tree, where), data.device) for tree in (x, y))
+            try:
+                outputs = call(model, objective.inputs(some_x, some_y))
+                what, numbers = "the loss", classes
+                objective.loss(outputs, some_y)
+            except RAISED as error:
+                kind = "tokens" if numbers is tokens else "targets"
+                lie = [f"whose {kind} are {int(leaf[row].min())} to {int(leaf[row].max())}" for leaf in numbers]
+                told = ", ".join([f"sample {row} of {part}", *lie])
+                raise RequestError(f"{what} does not take {told}: {one_line(error)}") from None
+
+
+def _extremes(leaf: Tensor) -> set[int]:
+    """The numbers of the samples with the smallest and the largest numbers, of few columns of each."""
+    flat = leaf.flatten(1)
+    if not flat.numel():
+        return set()
+    if flat.shape[1] > _COLUMNS:
+        flat = torch.stack([flat.amin(1), flat.amax(1)], 1)
+    return set(torch.cat([flat.argmin(0), flat.argmax(0)]).tolist())
 
 
 def _check_classes(setup: Setup, main: Tensor, y: Any) -> None:
