@@ -51,7 +51,7 @@ def measure(searches: int) -> dict[str, list[float]]:
 def slope(values: list[float]) -> float:
     """How much a number grows per hundred searches, over the second half."""
     half = values[len(values) // 2 :]
-    return float(100 * np.polyfit(np.arange(len(half)), half, 1)[0])
+    return round(float(100 * np.polyfit(np.arange(len(half)), half, 1)[0]), 6) + 0.0
 
 
 def draw(found: dict[str, list[float]], path: str) -> None:
