@@ -69,7 +69,7 @@ MaxMinutes = Annotated[
         "--max-minutes",
         min=0,
         callback=_stop_after,
-        help="Save and stop after so many minutes, with exit status 75; the same command goes on.",
+        help="Save and stop after this many minutes, with exit status 75; the same command goes on.",
     ),
 ]
 InputShape = Annotated[

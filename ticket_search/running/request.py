@@ -44,7 +44,7 @@ LAUNCH_FLAGS: dict[str, tuple[str | None, str]] = {
     "--controls": ("A,B,...", "the controls that are made after each search of --seeds, as reinit,shuffle,random"),
     "--control-levels": ("A,B,...", "the levels that --controls makes them for, as 1,3; the last if not given"),
     "--jobs": ("N", "how many of the searches of --seeds run at the same time; 1 if not given"),
-    "--max-minutes": ("M", "save and stop after so many minutes, with exit status 75; the same command goes on"),
+    "--max-minutes": ("M", "save and stop after M minutes, with exit status 75; the same command goes on"),
     "--again": (None, "search once more where a finished run of the same configuration would be shown"),
     "--dry-run": (None, "print what would be done and how long it would take, and write nothing"),
     "--json": (None, "print the summary, or with --dry-run the plan, as one JSON object"),

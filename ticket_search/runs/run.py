@@ -187,14 +187,16 @@ class Run:
         self._expect_inputs(Inputs(fingerprint, self.setup.data_hash, dict(code)))
 
     def _expect_inputs(self, inputs: Inputs) -> None:
-        earlier = read_inputs(self.path)
+        # Of a run that has saved nothing, as one that failed in code which is mended now, nothing can be mixed.
+        earlier = read_inputs(self.path) if self._stages or self._training else None
         if earlier is None:
             with self.writing():
                 write_inputs(self.path, inputs)
         elif differs := inputs.differences(earlier):
             told = f"the run {self.path} was started with something else ({', '.join(differs)})"
             if not self.takes_code:
-                raise RunError(f"{told}: begin anew under another name, or in another folder of runs")
+                remove = command_line("runs", "rm", self.path)
+                raise RunError(f"{told}: begin anew under another name, or `{remove}`")
             self.warn(f"{told}; it goes on with what it is given now")
 
     def training_state(self, name: str) -> dict[str, Any] | None:
