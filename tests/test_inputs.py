@@ -1,7 +1,10 @@
 """Whether a run that is asked for once more was given the same: weights, samples and the code of functions."""
 
 import functools
+import importlib
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,11 @@ import torch
 from torch import nn
 
 from ticket_search import Interrupted, RequestError, RunError, resume, search
+from ticket_search.running.request import request_of
+from ticket_search.running.search import carry_out, prepare
 from ticket_search.runs.inputs import Inputs, digest_of_code, read_inputs
+from ticket_search.runs.run import Run
+from ticket_search.sweeps.sweep import plan_sweep, read_sweep
 from ticket_search.training import loop
 
 NET = """
@@ -158,3 +165,29 @@ def test_a_changed_function_is_searched_again_by_the_command(ticket, tmp_path, m
     assert "(the code of the network); so this is a new run" in " ".join(told.err.split())
     assert len(list(Path("runs").iterdir())) == 2
     assert "is finished already" in ticket(*words).out
+
+
+def test_a_sweep_does_not_mix_runs_of_other_code(ticket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine_two.py").write_text(NET)
+    sweep = "seeds = '0-1'\n[base]\nmethod = 'one-shot'\nmodel = 'mine_two:Net'\nepochs = 1\ntrain_size = 160\nthreads = 1\n"
+    code = {"model": "mine_two:Net"}
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for seeds, old, new, told in [("0", "", "", ""), ("0-1", "", "", ""), ("0-2", ".relu()", ".tanh()", "the network")]:
+        Path("some.toml").write_text(sweep.replace("0-1", seeds))
+        Path("mine_two.py").write_text(NET.replace(old, new) if old else NET)
+        sys.modules.pop("mine_two", None)
+        importlib.invalidate_caches()
+        shutil.rmtree("__pycache__", ignore_errors=True)
+        if told:
+            with pytest.raises(
+                RequestError, match=r"was given something else \(the code of the network\): choose another"
+            ):
+                plan_sweep(read_sweep("some.toml", code=code), "runs")
+        else:
+            plan = plan_sweep(read_sweep("some.toml", code=code), "runs")
+            for run in plan.runs:
+                if run.state == "new":
+                    config, setup = prepare(request_of(run.config))
+                    carry_out(Run(run.folder, config, setup))
+    assert len(list(Path("runs/some").iterdir())) == 2

@@ -359,7 +359,7 @@ def find_same(config: Config, setup: Setup, names: Iterable[Path]) -> tuple[Path
         return None, told
     with own_random_numbers():
         model = setup.make_model(config)
-        inputs = Inputs(supermask.fingerprint(state_of(model)), setup.data_hash, _digest_code(setup, config, model))
+        inputs = Inputs(supermask.fingerprint(state_of(model)), setup.data_hash, digest_code(setup, config, model))
     for folder in folders:
         earlier = read_inputs(folder)
         if earlier is None or not (differs := inputs.differences(earlier)):
@@ -368,7 +368,7 @@ def find_same(config: Config, setup: Setup, names: Iterable[Path]) -> tuple[Path
     return None, told
 
 
-def _digest_code(setup: Setup, config: Config, model: nn.Module) -> dict[str, str]:
+def digest_code(setup: Setup, config: Config, model: nn.Module) -> dict[str, str]:
     """The hashes of the user's own code in a search."""
     functions = {"model": setup.factory} if setup.factory is not None else {}
     named = {key: name for key, name in code_in(vars(config)).items() if key in ("loss", "metric")}
@@ -396,7 +396,7 @@ def carry_out(run: Run) -> Run:
         for sentence in setup.remarks(model, targets):
             run.progress.say(sentence)
         with run.opened():
-            run.expect_start(supermask.fingerprint(state_of(model)), _digest_code(setup, config, model))
+            run.expect_start(supermask.fingerprint(state_of(model)), digest_code(setup, config, model))
             ticket = setup.method.search(model, run)
             # The checkpoint may be gone by now, and operations are counted without it.
             network = setup.make_model(config.model_copy(update={"weights": None}))

@@ -21,9 +21,10 @@ from ..methods import find_method
 from ..running.duration import Costs, makespan
 from ..running.plan import make_plan, plan_stages
 from ..running.request import find_weights
-from ..running.search import check_code
+from ..running.search import check_code, digest_code
 from ..runs.experiment import Setup, exact_arithmetic, find_model, load_data, make_setup, own_random_numbers, resolve
 from ..runs.folders import State, inspect_folder
+from ..runs.inputs import Inputs, read_inputs
 from ..runs.names import ELSEWHERE, EVALUATED
 from ..training.objective import make_objective
 from ..training.trial import check_model
@@ -227,6 +228,8 @@ def plan_sweep(
     firsts = {key: group[0].config for key, group in groups.items() if any(_has_work(sweep, run) for run in group)}
     loaded: dict[str, _Loaded] = {}
     timed = {} if timed is None else timed
+    for group in groups.values():
+        problems.attempt(partial(_check_given, group, loaded))
     counted = _try_all(firsts, lambda key: _count_steps(firsts[key], loaded, sweep.controls_on), problems)
     costs = _try_all(counted, lambda key: _time_run(firsts[key], counted[key], names[key], timed), problems)
     rows: list[PlanRow] = []
@@ -390,6 +393,30 @@ def _count_steps(config: Config, loaded: dict[str, _Loaded], controls_on: str) -
     every = steps_of(config.evaluate_every, whole_batches(setup.data.train_size, config.batch_size))
     seconds = next(each.seconds for each in loaded.values() if each.samples is setup.data)
     return _Counted(setup, stages, every, seconds)
+
+
+def _check_given(group: Sequence[PlannedRun], loaded: dict[str, _Loaded]) -> None:
+    """Check that runs which are finished, or stopped, were given the code that there is now.
+
+    Only those that have recorded code of the user's own are looked at: the others can have been given no other.
+
+    Raises:
+        RequestError: one was given other code, which the rest of the sweep would not be comparable with.
+    """
+    given = {run.folder: read_inputs(run.folder) for run in group if run.state != "new" and run.folder.exists()}
+    known = {folder: inputs for folder, inputs in given.items() if inputs is not None and inputs.code}
+    if not known:
+        return
+    config = group[0].config
+    setup = _set_up(config, loaded)
+    with own_random_numbers():
+        code = digest_code(setup, config, setup.build())
+    for folder, inputs in known.items():
+        if differs := Inputs(inputs.start, inputs.data, code).differences(inputs):
+            raise RequestError(
+                f"the run {folder} was given something else ({', '.join(differs)}): choose another --runs, or "
+                f"`{command_line('runs', 'rm', folder)}`"
+            )
 
 
 def _time_run(config: Config, counted: _Counted, name: str, timed: dict[str, Costs]) -> Costs:
