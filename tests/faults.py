@@ -193,13 +193,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="an empty folder, best in memory")
     parser.add_argument("--ways", default=",".join(WAYS), help="some of them")
+    parser.add_argument("--first", type=int, default=1, help="the first write that fails")
     parser.add_argument("--every", type=int, default=1, help="only each of so many writes")
     given = parser.parse_args()
     began = time.monotonic()
     writes, expected = count_writes(given.folder)
     print(f"{writes} writes", flush=True)
     problems, done = [], 0
-    for number in range(1, writes + 1, given.every):
+    for number in range(given.first, writes + 1, given.every):
         for way in given.ways.split(","):
             done += 1
             found = fail_at(number, way, given.folder, expected)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import running
-from ..runs.folders import find_run, inspect_folder
+from ..runs.folders import find_run, is_finished
 from .search import print_summary
 from .terminal import output, print_json, stop_told
 from .tickets import Data, Loss, MaxMinutes, Metric, Model
@@ -30,7 +30,7 @@ def resume(
 ) -> None:
     """Continue a stopped run; the result is that of a run that was never stopped."""
     folder = find_run(run, runs)
-    done = inspect_folder(folder).state == "finished"
+    done = is_finished(folder)
     with stop_told(folder):
         finished = running.search.resume(folder, model, data, loss=loss, metric=metric)
     if as_json:

@@ -30,7 +30,7 @@ from ..running.search import carry_out, check_training
 from ..running.small_dense import ALSO
 from ..running.train import REPEATED
 from ..runs.experiment import Setup, describe_model, exact_arithmetic, make_setup, own_random_numbers, resolve
-from ..runs.folders import choose_folder, inspect_folder
+from ..runs.folders import choose_folder, is_finished
 from ..runs.names import CONNECT_RUNS, TICKET
 from ..runs.progress import Progress
 from ..runs.run import Run
@@ -105,7 +105,7 @@ def train_parents(origin: Origin, fresh: bool, steps: Sequence[int], shows: Prog
 def find_parent(origin: Origin, fresh: bool, step: int) -> Path | None:
     """The file of W_k, if a finished training has kept it."""
     folders = sorted((origin.folder / "parents").glob(f"{_name_of_init(fresh)}-*"))
-    found = [kept_at(folder, step) for folder in folders if inspect_folder(folder).state == "finished"]
+    found = [kept_at(folder, step) for folder in folders if is_finished(folder)]
     return next((path for path in found if path.exists()), None)
 
 
@@ -160,7 +160,7 @@ def train_child(origin: Origin, start: Path, name: str, order_seed: int, shows: 
         RequestError: the one that is there has other parents.
     """
     folder = origin.folder / "children" / name
-    if inspect_folder(folder).state != "finished":
+    if not is_finished(folder):
         config, setup = prepare_child(origin, start, order_seed)
         carry_out(Run(choose_folder(config, folder.parent, name), config, setup, shows))
     child = supermask.load(folder / TICKET)

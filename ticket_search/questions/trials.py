@@ -22,7 +22,7 @@ from ..running.plan import make_plan
 from ..running.request import request_of
 from ..running.search import carry_out, prepare
 from ..runs.experiment import Setup
-from ..runs.folders import choose_folder, inspect_folder
+from ..runs.folders import choose_folder, inspect_folder, is_finished
 from ..runs.names import DIAGNOSIS_RUNS
 from ..runs.progress import Progress, in_words
 from ..runs.run import Run
@@ -144,7 +144,7 @@ class _Work:
 
     def is_there(self, kind: str, seed: int) -> bool:
         """Whether there is a finished search of this name."""
-        return inspect_folder(self.folder / self.name(kind, seed)).state == "finished"
+        return is_finished(self.folder / self.name(kind, seed))
 
     def announce(self, run: Run, todo: Mapping[str, Config], seeds: Sequence[int], beside: Mapping[int, Any]) -> None:
         """Say of each suggestion how long its searches take, before the first."""

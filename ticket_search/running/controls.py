@@ -26,7 +26,7 @@ from ..contract.leave import Leaves, leave_here
 from ..contract.metric import named_values
 from ..data.tasks import through_task
 from ..runs.experiment import Setup, exact_arithmetic, load_data
-from ..runs.folders import choose_folder, find_run, inspect_folder
+from ..runs.folders import choose_folder, find_run, is_finished
 from ..runs.names import (
     CONTROL_RUNS,
     CONTROLS,
@@ -341,7 +341,7 @@ def _train(
         setup = _set_up(run, given)
         row = train_small_dense(run, kept, folder.parent, place, setup, given.model, given.data, shows, given.functions)
         return {**{key: row[key] for key in _ROW if key in row}, "path": f"{CONTROL_RUNS}/{place}"}
-    if inspect_folder(folder).state == "finished":
+    if is_finished(folder):
         return _row(Run(folder, read_config(folder)), run)
     config, setup = _prepare(run, kind, level, given, head)
     return _row(carry_out(Run(choose_folder(config, folder.parent, place), config, setup, shows)), run)

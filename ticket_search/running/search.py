@@ -29,7 +29,7 @@ from ..runs.experiment import (
     own_random_numbers,
     resolve,
 )
-from ..runs.folders import check_ticket_file, choose_folder, find_finished, find_run, folder_of_ticket
+from ..runs.folders import check_ticket_file, choose_folder, find_finished, find_run, folder_of_ticket, is_finished
 from ..runs.inputs import Inputs, digests_of_code, read_inputs
 from ..runs.names import CONFIG, TICKET
 from ..runs.progress import Progress
@@ -143,7 +143,7 @@ def resume(
     folder = find_run(os.fspath(run), runs)
     config = read_config(folder)
     opened = Run(folder, config, progress=Progress(progress))
-    if opened.finished:
+    if is_finished(folder):
         return opened
     if model is not None:
         config = config.model_copy(update={"model": describe_model(model)})

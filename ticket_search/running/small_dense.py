@@ -18,7 +18,7 @@ from torch import nn
 from ..contract.errors import RequestError
 from ..contract.flags import Config
 from ..runs.experiment import Setup, describe_model, find_model, make_setup
-from ..runs.folders import choose_folder, inspect_folder
+from ..runs.folders import choose_folder, is_finished
 from ..runs.progress import Progress
 from ..runs.run import Run
 from .read_config import read_config
@@ -88,7 +88,7 @@ def train_small_dense(
         RequestError: a network that takes no argument `width`.
     """
     done = Path(folder, name)
-    if inspect_folder(done).state == "finished":
+    if is_finished(done):
         found = Run(done, read_config(done))
     else:
         config, factory = run.config, model or run.config.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -15,7 +16,7 @@ from ..contract.errors import RequestError, command_line, nearest_hint
 from ..contract.flags import Config, differs_from
 from ..trust.mark import MARK
 from .locks import working_on
-from .names import CHECKSUMS, CONFIG, FAILURE, SUMMARY, WRITTEN_WHOLE, default_name
+from .names import CHECKSUMS, CONFIG, EARLIER_STATE, FAILURE, STATE, SUMMARY, WRITTEN_WHOLE, default_name
 from .records import read_record
 
 State = Literal["new", "unfinished", "finished", "another run", "not a run"]
@@ -65,6 +66,25 @@ def inspect_folder(folder: Path, config: Config | None = None) -> FolderState:
     return FolderState(folder, "finished" if (folder / SUMMARY).exists() else "unfinished")
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the run in a folder is finished.
+
+    What a process has left there that was killed just after it had finished the run, is removed.
+    """
+    if inspect_folder(folder).state != "finished":
+        return False
+    if any((folder / name).exists() for name in (STATE, EARLIER_STATE)):
+        with contextlib.suppress(RequestError), working_on(folder):  # one who works on it removes them
+            drop_states(folder)
+    return True
+
+
+def drop_states(folder: Path) -> None:
+    """Remove the states of a run that has its result."""
+    for name in (STATE, EARLIER_STATE):
+        (folder / name).unlink(missing_ok=True)
+
+
 def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None, dense: bool = False) -> Path:
     """The folder for a run of this configuration: a new one, or that of an unfinished run to resume.
 
@@ -108,7 +128,7 @@ def find_finished(
     base = name or default_name(config, dense)
     for number in itertools.count(1):
         found = inspect_folder(Path(runs) / (base if number == 1 else f"{base}-{number}"), config)
-        if found.state == "finished":
+        if found.state == "finished" and is_finished(found.folder):
             yield found.folder
         if found.state == "new" or name is not None:
             return

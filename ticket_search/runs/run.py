@@ -28,7 +28,7 @@ from . import states, summary
 from .environment import describe_environment
 from .experiment import Setup
 from .first_layer import picture_first_layer
-from .folders import find_leftovers, inspect_folder
+from .folders import drop_states, find_leftovers, inspect_folder
 from .inputs import Inputs, read_inputs, write_inputs
 from .locks import working_on
 from .names import ENVIRONMENT, METRICS, REWIND_POINT, SUMMARY, TICKET
@@ -329,7 +329,7 @@ class Run:
             os.fsync(self._rows.fileno())
             add_checksum(self.path, METRICS, digest_of_start(self.path / METRICS))
             write_record(self.path, SUMMARY, {**summary, **({"warnings": self.warnings} if self.warnings else {})})
-            states.drop_states(self.path)
+            drop_states(self.path)
 
     @contextmanager
     def opened(self) -> Iterator[Run]:

@@ -51,12 +51,6 @@ def check_room(folder: Path, size: int) -> str:
     return f"{told}: make room while the run goes on" if free < _STATES_TO_COME * size else ""
 
 
-def drop_states(folder: Path) -> None:
-    """Remove the states of a run that has its result."""
-    for name in (STATE, EARLIER_STATE):
-        (folder / name).unlink(missing_ok=True)
-
-
 def read_newest(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """The newest state that is whole, or that of a run that has not begun; `say` is told what is damaged.
 

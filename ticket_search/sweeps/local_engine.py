@@ -28,7 +28,7 @@ from ..running.controls import controls, lacks_controls
 from ..running.read_config import find_kind
 from ..running.request import request_of
 from ..running.search import carry_out, prepare
-from ..runs.folders import inspect_folder
+from ..runs.folders import is_finished
 from ..runs.names import ELSEWHERE, EVALUATED, FAILURE, SUMMARY
 from ..runs.progress import warn_in_a_line
 from ..runs.records import read_record
@@ -237,7 +237,7 @@ def work(job: Job) -> dict[str, Any]:
 def _carry_out(job: Job) -> str:
     board, folder = _process.board, Path(job.folder)
     board.enter(job.place, STARTING)
-    if inspect_folder(folder).state != "finished":
+    if not is_finished(folder):
         # The configuration was checked when the sweep was read. Whether its names are still there is seen here.
         config, setup = prepare(request_of(job.config))
         board.enter(job.place, RUNNING)

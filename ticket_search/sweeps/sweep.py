@@ -23,7 +23,7 @@ from ..running.plan import make_plan, plan_stages
 from ..running.request import find_weights
 from ..running.search import check_code, digest_code
 from ..runs.experiment import Setup, exact_arithmetic, find_model, load_data, make_setup, own_random_numbers, resolve
-from ..runs.folders import State, inspect_folder
+from ..runs.folders import State, inspect_folder, is_finished
 from ..runs.inputs import Inputs, read_inputs
 from ..runs.names import ELSEWHERE, EVALUATED
 from ..training.objective import make_objective
@@ -459,5 +459,5 @@ def run_plan(plan: SweepPlan, progress: bool = True) -> SweepResult:
     )
     ended = run_jobs(jobs, min(plan.jobs, len(jobs)), board, shows) if jobs else {}
     failures = {todo[place].folder.name: end["text"] for place, end in ended.items() if end["state"] == "failed"}
-    finished = [run.folder for run in plan.runs if inspect_folder(run.folder).state == "finished"]
+    finished = [run.folder for run in plan.runs if is_finished(run.folder)]
     return SweepResult(finished, failures, len(ended) < len(jobs), board.stop_status or STOPPED)
