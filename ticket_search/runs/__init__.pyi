@@ -9,3 +9,4 @@ from . import rehearsal as rehearsal
 from . import run as run
 from . import summary as summary
 from . import tensorboard as tensorboard
+from . import versions as versions

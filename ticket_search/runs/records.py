@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +18,12 @@ from typing import Any
 
 import tomli_w
 
-from supermask import tickets
+from supermask import __version__, tickets
 
 from ..contract.errors import RequestError
 from ..contract.flags import read_json, read_toml
 from .names import CHECKSUMS, CONFIG, CONNECT, CONTROLS, SUMMARY
+from .versions import too_new
 
 # What every version has written into a record, and what reads it takes for granted.
 _KEYS = {
@@ -31,6 +33,7 @@ _KEYS = {
     CONFIG: ("method",),
 }
 _STATE = b"supermask state 1 sha256 "
+_OTHER_STATE = re.compile(rb"supermask state ([0-9]{1,6}) ")
 _ZIP = b"PK\x03\x04"
 
 
@@ -54,13 +57,13 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
     """The object in a TOML or JSON file of a run's folder.
 
     Raises:
-        RequestError: it cannot be read, does not match its checksum, or is no such record.
+        RequestError: it cannot be read, does not match its checksum, or is no such record: of a newer version perhaps.
     """
     path = folder / name
     check_file(path)
     found = read_toml(path) if name.endswith(".toml") else read_json(path)
     if missing := [key for key in _KEYS.get(name, ()) if key not in found]:
-        raise RequestError(f"{path} is damaged: it has no {', '.join(missing)}")
+        raise RequestError(too_new(folder) or f"{path} is damaged: it has no {', '.join(missing)}")
     return found
 
 
@@ -138,6 +141,11 @@ def unseal(path: Path) -> io.BytesIO:
         if line != _STATE + _digest(state).encode():
             raise RequestError(f"{path} is damaged: it does not match its checksum")
         return io.BytesIO(state)
+    if kind := _OTHER_STATE.match(line):
+        raise RequestError(
+            f"{path} holds a state of kind {kind[1].decode()}, and supermask {__version__} reads kind 1: it was saved by "
+            "a later one, or is damaged"
+        )
     archive = io.BytesIO(data)
     # A zip file may have anything before it, a line about its checksum that is damaged among others.
     if not data.startswith(_ZIP) or not zipfile.is_zipfile(archive):

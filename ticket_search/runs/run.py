@@ -41,11 +41,16 @@ from .records import UNREADABLE, add_checksum, digest_of_start, read_record, rea
 from .rehearsal import Rehearsal
 from .summary import LevelRow, Summary
 from .tensorboard import EventFile, surviving_weights
+from .versions import too_new
 
 # A state is written at the end of an epoch: not twice within the first number of seconds, and so seldom that it takes
 # this share of the time, but for the last number of seconds. So much, or an epoch, is what a kill can cost.
 _SECONDS_BETWEEN_STATES = 1.0, 60.0
 _SHARE_FOR_STATES = 0.01
+# What a state holds; one of version 0.1 has none of the first two, and what else there is, only a later version knows.
+_STATE_KEYS = frozenset(
+    ("data", "metrics_sha256", "stages", "training", "start", "seconds", "metrics_bytes", "event_bytes")
+)
 
 
 class Run:
@@ -354,6 +359,8 @@ class Run:
                 "metrics_bytes": 0,
                 "event_bytes": {},
             }
+        if newer := too_new(self.path):
+            raise RequestError(newer)
         problems = Problems()
         for path in files:
             state = problems.attempt(partial(self._read_state, path))
@@ -375,6 +382,7 @@ class Run:
             state: dict[str, Any] = torch.load(unseal(path), weights_only=True, map_location="cpu")
             size, expected = int(state["metrics_bytes"]), state.get("metrics_sha256")
             missing = [key for key in ("stages", "training", "start", "seconds", "event_bytes") if key not in state]
+            strange = sorted(state.keys() - _STATE_KEYS)
         except RequestError:
             raise
         except UNREADABLE as error:
@@ -382,6 +390,9 @@ class Run:
             raise RequestError(f"{path} is damaged: {type(error).__name__}: {first}") from None
         if missing:
             raise RequestError(f"{path} is damaged: it has no {', '.join(missing)}")
+        if strange:
+            told = f"{path} was saved by another supermask than this {supermask.__version__}, most likely a later one"
+            raise RequestError(f"{told}: unknown {', '.join(map(repr, strange))}")
         rows = self.path / METRICS
         if not rows.exists() or rows.stat().st_size < size or (expected and digest_of_start(rows, size) != expected):
             raise RequestError(f"{rows} is damaged: it is not what it was when {path.name} was saved")
