@@ -143,8 +143,8 @@ def unseal(path: Path) -> io.BytesIO:
         return io.BytesIO(state)
     if kind := _OTHER_STATE.match(line):
         raise RequestError(
-            f"{path} holds a state of kind {kind[1].decode()}, and supermask {__version__} reads kind 1: it was saved by "
-            "a later one, or is damaged"
+            f"{path} holds a state of kind {kind[1].decode()}, and supermask {__version__} reads kind 1: it was saved "
+            "by a later one, or is damaged"
         )
     archive = io.BytesIO(data)
     # A zip file may have anything before it, a line about its checksum that is damaged among others.
