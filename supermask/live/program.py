@@ -17,13 +17,12 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ..masks.masks import Masks
 from ..masks.targets import Target, plain_name, unwrap
+from ..selection.tracking import is_exporting
 from .link import Link, OwnMask, is_symbolic, link_of, links_in, refusal
 
 _ATTRIBUTE = "_supermask_program"
 # What masked modules have among their parameters.
 _MASKED = "_supermask_masked"
-# Older PyTorch does not say it.
-is_exporting: Any = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 class Program:
