@@ -304,7 +304,11 @@ def test_every_layout_is_read(layout, tmp_path):
 )
 def test_what_a_file_cannot_give_is_named(message, tmp_path):
     torch.save({"0.weight": torch.eye(4), "odd": NOT_PLAIN[message](torch.eye(4))}, tmp_path / "m.pt")
-    with pytest.raises(ValueError, match=rf"m.pt: tensors that are not plain numbers: odd .*{message}"):
+    # PyTorch 2.15 makes nested ones by functions that a file may not name.
+    told = (
+        rf"m.pt(: tensors that are not plain numbers: odd .*{message}| cannot be read: it holds a torch\S*_rebuild_n)"
+    )
+    with pytest.raises(ValueError, match=told):
         foreign.load(tmp_path / "m.pt")
 
 

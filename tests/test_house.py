@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import supermask
 import ticket_search
@@ -250,17 +252,43 @@ def test_readme_commands(ticket, forked, tmp_path):
 
 
 def test_ci_runs_what_the_readme_says():
-    script = (ROOT / ".ci" / "run").read_text()
+    command = 'pip install -e ".[dev]" -c constraints.txt && pytest'
     commands = [line for block in blocks("bash") for line in block.splitlines() if "pip install" in line]
     assert len(commands) == 2
-    assert 'pip install -e ".[dev]" && pytest' in commands[1]
-    assert 'pip install -e ".[dev]" && pytest' in script
+    assert command in commands[1]
+    for file in (".ci/run", "CONTRIBUTING.md"):
+        assert command in (ROOT / file).read_text(), file
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = {name: list(map(Requirement, lines)) for name, lines in PROJECT["optional-dependencies"].items()}
+DEPENDENCIES = list(map(Requirement, PROJECT["dependencies"]))
 
 
 def test_every_dependency_is_used():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     imports = {"scikit-learn": "sklearn", "tomli-w": "tomli_w", "lazy-loader": "lazy_loader", "pillow": "PIL"}
     code = "\n".join(path.read_text() for path in SOURCES)
-    for requirement in project["dependencies"]:
-        name = re.split(r"[<>=~!]", requirement)[0]
+    for name in (requirement.name for requirement in DEPENDENCIES):
         assert re.search(rf"(import|from|find_spec\(\W) ?{imports.get(name, name)}", code), name
+
+
+def test_every_dependency_has_a_lower_bound():
+    """One without promises versions that nobody has tested: `.ci/versions oldest` tests what is bounded here."""
+    (everything,) = EXTRAS["all"]
+    assert everything.extras == EXTRAS.keys() - {"all", "dev", "docs"}
+    for requirement in [*DEPENDENCIES, *(each for extra in everything.extras for each in EXTRAS[extra])]:
+        assert any(bound.operator == ">=" for bound in requirement.specifier), requirement
+
+
+def test_ci_installs_the_same_tomorrow():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {}
+    for line in lines[1:]:
+        pin = Requirement(line)
+        assert re.fullmatch(r"==[^+*,]+", str(pin.specifier)) and not pin.url, line
+        assert ("sys_platform" in line) == line.startswith(("cuda", "nvidia", "triton")), line
+        pins[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
+    installed = [*DEPENDENCIES, *(each for name, extra in EXTRAS.items() if name != "docs" for each in extra)]
+    for requirement in installed:
+        if requirement.name != PROJECT["name"]:
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement

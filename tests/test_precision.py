@@ -44,9 +44,9 @@ from ticket_search.runs.experiment import exact_arithmetic
 B = torch.backends
 
 def state():
-    places = [B, B.cudnn, B.cudnn.conv, B.cudnn.rnn, B.cuda.matmul, B.mkldnn, B.mkldnn.matmul, B.mkldnn.conv, B.mkldnn.rnn]
     if hasattr(B, "fp32_precision"):
-        return [place.fp32_precision for place in places]
+        kinds = [B.cudnn.conv, B.cudnn.rnn, B.cuda.matmul, B.mkldnn, B.mkldnn.matmul, B.mkldnn.conv, B.mkldnn.rnn]
+        return [place.fp32_precision for place in (B, B.cudnn, *kinds)]
     return [B.cudnn.allow_tf32, B.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()]
 
 def check(asked):

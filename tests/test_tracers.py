@@ -26,6 +26,9 @@ class Own(nn.Module):
         return self.fc(torch.relu(nn.functional.linear(x, self.weight)))
 
 
+# Where PyTorch does not tell that it exports, in the strict way of 2.6, it has a refusal of its own.
+UNTOLD = "Cannot export model which references tensors" if not hasattr(torch.compiler, "is_exporting") else "(?!)"
+
 NETWORKS = {
     "layers": lambda: nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 3)),
     "one layer": lambda: nn.Linear(20, 3),
@@ -104,8 +107,9 @@ def check_what_is_recorded(how: str, network: str, tracer: str) -> None:
         if tracer == "torch.compile" or (how == "hold" and tracer in RECORDED):
             torch.testing.assert_close(TRACERS[tracer](model, x)(y), expected, rtol=0, atol=loose)
         elif tracer != "quantization" or network != "one layer":
-            with pytest.raises(Exception, match=r"supermask.bake\(model\) first"):
+            with pytest.raises(Exception, match=r"supermask.bake\(model\) first|" + UNTOLD):
                 TRACERS[tracer](model, x)(y)
+        torch.compiler.reset()  # PyTorch 2.6 would go on with what it has refused
         baked = TRACERS[tracer](supermask.bake(model), x)
         torch.testing.assert_close(baked(y), expected, rtol=0, atol=loose)
     torch.testing.assert_close(model(y), expected)
@@ -117,12 +121,14 @@ def test_a_part_is_refused_as_the_whole_is():
     supermask.hold(model, supermask.prune(model, 0.3))
     x = torch.randn(2, 20)
     for call in (lambda: torch.export.export(model[0], (x,)), lambda: torch.jit.script(model[0])):
-        with pytest.raises(RuntimeError, match=r"cannot take a model with masks on it: supermask.bake\(model\) first"):
+        told = r"cannot take a model with masks on it: supermask.bake\(model\) first|"
+        with pytest.raises(RuntimeError, match=told + UNTOLD):
             call()
     torch.jit.script(nn.Sequential(nn.Linear(2, 2), supermask.bake(model[0])))
     with pytest.raises(RuntimeError, match=r"supermask.bake\(model\) first"):
         torch.jit.script(nn.Sequential(nn.Linear(2, 20), model))
     supermask.detach(model)
+    torch.compiler.reset()
     assert not {"__prepare_scriptable__", "_get_name"} & model.__dict__.keys()
     torch.jit.script(model)
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))

@@ -26,11 +26,11 @@ from ..masks.targets import (
     refuse_computed,
     unwrap,
 )
+from ..selection.tracking import is_exporting
 from ..weights.fitting import merge_tied
 from .adapters import under_adapters, unmasked_adapters
 from .link import OwnMask, link_of, links_in, refusal
 from .program import Program as Program
-from .program import is_exporting
 from .program import program_of as program_of
 from .zeroing import dropped_values, integer, local, make_bits, share, zero
 

@@ -111,8 +111,8 @@ class Layer:
         return draw_normal(self._key, self._layers.step, stream, shape or self.shape).to(self.weight.device)
 
 
-class Layers(Sequence[Layer]):
-    """All weights under one learned mask, in the model's order.
+class Layers(list[Layer]):
+    """All weights under one learned mask, in the model's order. A list, as what compiles a network reads such best.
 
     layers.density, layers.allocation           # what was asked of `supermask.learn`
     layers.step                                 # training passes so far
@@ -123,7 +123,7 @@ class Layers(Sequence[Layer]):
         self, targets: Targets, density: float | None, allocation: str, groups: NM | None, seed: int, counted: bool
     ) -> None:
         self.allocation, self.pattern, self._targets = allocation, groups, targets
-        self._layers = [Layer(target, None, make_key(seed, f"noise/{name}"), self) for name, target in targets.items()]
+        super().__init__(Layer(target, None, make_key(seed, f"noise/{name}"), self) for name, target in targets.items())
         self._chooser: Chooser | GroupChooser | None = None if groups is None else GroupChooser(groups, targets)
         self.ask(density)
         # How many training passes have begun, on the CPU: to know it, nobody waits for an accelerator. Never changed in
@@ -134,15 +134,6 @@ class Layers(Sequence[Layer]):
         self.counted, self.evaluating, self.is_written = counted, False, False
         # What modules have lent while they read effective weights: module, attribute, weight.
         self.resting: list[tuple[nn.Module, str, Tensor]] = []
-
-    def __iter__(self) -> Iterator[Layer]:
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        return len(self._layers)
-
-    def __getitem__(self, index: int) -> Layer:  # type: ignore[override]
-        return self._layers[index]
 
     @property
     def step(self) -> Tensor:
@@ -175,16 +166,16 @@ class Layers(Sequence[Layer]):
     def ask(self, density: float | None) -> None:
         """Ask for another density from now on; what N:M keeps stays as it is."""
         self.density = density
-        self.total = None if density is None else count_kept(density, sum(layer.size for layer in self._layers))
+        self.total = None if density is None else count_kept(density, sum(layer.size for layer in self))
         shares = {}
         if density is not None and self.allocation in SHARES:
-            units = {layer.name: torch.zeros(layer.size) for layer in self._layers}
+            units = {layer.name: torch.zeros(layer.size) for layer in self}
             shares = SHARES[self.allocation](units, density, self._targets)
-        for layer in self._layers:
+        for layer in self:
             layer.count = None if density is None else shares.get(layer.name, count_kept(density, layer.size))
         if self.pattern is not None or self.total is None:
             return
-        wanted = self.total if self.allocation == "global" else [layer.count or 0 for layer in self._layers]
+        wanted = self.total if self.allocation == "global" else [layer.count or 0 for layer in self]
         if isinstance(self._chooser, Chooser):
             self._chooser.recount(wanted)
         else:

@@ -105,7 +105,7 @@ class Learned(Program):
 
     def _exactly(self, ask: Callable[[Layers], Sequence[Tensor]]) -> Sequence[Tensor]:
         """What the rule gives in its tensors' precision: autocast rounds what the network computes, not the mask."""
-        device = self.layers[0].weight.device.type
+        device = next(iter(self.layers)).weight.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return ask(self.layers)

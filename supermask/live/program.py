@@ -17,11 +17,12 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ..masks.masks import Masks
 from ..masks.targets import Target, plain_name, unwrap
+from ..selection.tracking import is_exporting
 from .link import Link, OwnMask, is_symbolic, link_of, links_in, refusal
 
 _ATTRIBUTE = "_supermask_program"
-# Older PyTorch does not say it.
-is_exporting: Any = getattr(torch.compiler, "is_exporting", lambda: False)
+# What masked modules have among their parameters.
+_MASKED = "_supermask_masked"
 
 
 class Program:
@@ -66,9 +67,10 @@ class Program:
         self.links = [Link(self, module, self.own_masks(module)) for module in hooked.values()]
         self.handles.append(self.root.register_state_dict_pre_hook(self._before_state_dict))
         self.root.__dict__[_ATTRIBUTE] = self
-        # torch.compile guards the type of this dict, not the hooks: what it made of the unmasked model runs no more.
+        # torch.compile guards the type of this dict, in PyTorch 2.6 its length, and not the hooks: what it made of the
+        # unmasked model runs no more. A parameter that is None is to all others as the bias of a layer without one.
         for module in self.owning():
-            module.__dict__["_parameters"] = OrderedDict(module._parameters)
+            module.__dict__["_parameters"] = OrderedDict({**module._parameters, _MASKED: None})
 
     def remove(self) -> None:
         """Take all hooks off."""
@@ -77,7 +79,7 @@ class Program:
         self.links, self.handles = [], []
         self.root.__dict__.pop(_ATTRIBUTE, None)
         for module in self.owning():
-            module.__dict__["_parameters"] = dict(module._parameters)
+            module.__dict__["_parameters"] = {key: it for key, it in module._parameters.items() if key != _MASKED}
 
     def _refuse_others(self, hooked: Mapping[int, nn.Module]) -> None:
         if program_of(self.root) is not None:

@@ -186,7 +186,7 @@ class Chooser:
     def choose(self, scores: Sequence[Tensor]) -> list[Tensor]:
         """A bool mask for each tensor of scores, none of them NaN, in the scores' memory layout."""
         # What is exported must not depend on what this process remembers.
-        if not all(score.is_cpu for score in scores) or _is_exporting():
+        if not all(score.is_cpu for score in scores) or is_exporting():
             return self.choose_from_nothing(scores)
         if torch.compiler.is_compiling():
             return self._choose_compiled(list(scores))
@@ -223,9 +223,11 @@ class Chooser:
         return torch.tensor(thresholds, dtype=kinds[0], device="cpu"), torch.tensor(last, dtype=kinds[1], device="cpu")
 
 
-def _is_exporting() -> bool:
-    asked = getattr(torch.compiler, "is_exporting", None)  # newer than the oldest PyTorch that is supported
-    return asked is not None and bool(asked())
+def is_exporting() -> bool:
+    """Whether `torch.export` records this pass. PyTorch 2.6 tells it of the way only that is not strict."""
+    if hasattr(torch.compiler, "is_exporting"):
+        return torch.compiler.is_exporting()
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
 _NUMBERS = itertools.count()

@@ -20,6 +20,7 @@ from ..runs.earlier_run import trainings_up_to
 from ..runs.folders import inspect_folder
 from ..runs.names import CONFIG, CONTROLS, SUMMARY
 from ..runs.records import read_record
+from ..runs.versions import too_new
 from .commands import PLACE
 
 # Two runs are the same experiment where they are equal in all flags but seeds, paths and those of the machine.
@@ -109,12 +110,12 @@ def read_members(
             try:
                 member = _read_run(folder)
             except (ValueError, KeyError, OSError) as error:
-                left_out.append(f"{folder}: damaged ({error})")
+                left_out.append(too_new(folder) or f"{folder}: damaged ({error})")
                 continue
             try:
                 find_kind(member.method)
             except RequestError as error:  # as of a method whose package is not installed here
-                left_out.append(f"{folder}: {error}")
+                left_out.append(too_new(folder) or f"{folder}: {error}")
                 continue
             if strange := [row["control"] for row in member.controls if _of_another_metric(row, member)]:
                 left_out.append(f"{folder}: its controls {', '.join(strange)} are measured by another metric")

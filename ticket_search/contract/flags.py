@@ -67,7 +67,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Config(pydantic.BaseModel, frozen=True, extra="forbid"):
+class Config(pydantic.BaseModel, frozen=True, extra="forbid", protected_namespaces=()):
     """The flags that all methods share. Each method adds its own, and may set other defaults.
 
     A flag that is added has a default, which is never changed later (see `recorded`), and which is None where its value

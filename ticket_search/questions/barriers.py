@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
@@ -15,6 +16,7 @@ from ..analysis.intervals import Difference, confidence_interval, difference
 from ..contract.errors import RequestError
 from ..contract.keyed import Keyed
 from ..contract.metric import Metric
+from ..runs.versions import too_new
 
 # The networks whose stability is asked for, in the order in which they are shown.
 ARMS = ("dense", "ticket", "reinit", "shuffle")
@@ -67,8 +69,8 @@ class Record(pydantic.BaseModel, frozen=True):
         return self
 
 
-def check_record(found: Mapping[str, Any], where: str) -> Record:
-    """A record as it was read, if it is one.
+def check_record(found: Mapping[str, Any], path: Path) -> Record:
+    """A record as it was read from a file of a run's folder, if it is one.
 
     Raises:
         RequestError: it is none.
@@ -78,7 +80,7 @@ def check_record(found: Mapping[str, Any], where: str) -> Record:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         told = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-        raise RequestError(f"{where} is damaged: {told}") from None
+        raise RequestError(too_new(path.parent) or f"{path} is damaged: {told}") from None
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def raw_barrier(
 
 def _read(run: Run) -> list[PairRow]:
     path = run.path / CONNECT
-    return check_record(read_record(run.path, CONNECT), str(path)).rows if path.exists() else []
+    return check_record(read_record(run.path, CONNECT), path).rows if path.exists() else []
 
 
 _Key = tuple[str, int, int]

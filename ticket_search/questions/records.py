@@ -150,7 +150,7 @@ def _barriers(run: Run, level: int | None) -> tuple[Barrier, ...]:
     """
     if not (run.path / CONNECT).exists():
         return ()
-    rows = check_record(read_record(run.path, CONNECT), str(run.path / CONNECT)).rows
+    rows = check_record(read_record(run.path, CONNECT), run.path / CONNECT).rows
     found: dict[tuple[str, int], list[float]] = {}
     for row in rows:
         if row.arm == "dense" or (row.arm == "ticket" and row.level == level):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ..contract.flags import Config, make_config
+from supermask import __version__
+
+from ..contract.errors import Problems, RequestError, unknown_flag
+from ..contract.flags import Config, flag, make_config, public_fields
 from ..contract.method import Method, describe_method
 from ..methods import find_method
 from ..runs.names import CONFIG
 from ..runs.records import read_record
+from ..runs.versions import too_new
 from ..trust.mark import read_mark
 from . import beginning, train
 
@@ -31,9 +37,31 @@ def read_config(folder: Path) -> Config:
     Of the code that it names, it has leave to import what the run's mark vouches for (see `trust.mark`).
 
     Raises:
-        RequestError: the configuration is damaged, or names an unknown method.
+        RequestError: the configuration is damaged, or has a method, flags or values that this version does not know, as
+            one of a newer version may.
     """
-    values = read_record(folder, CONFIG)
-    config = make_config(find_kind(str(values.get("method", ""))).Config, values)
+    values, problems = read_record(folder, CONFIG), Problems()
+    config = problems.attempt(lambda: _check(values))
+    if problems.found:
+        newer = too_new(folder)
+        raise RequestError(newer or [f"{folder / CONFIG}: {problem}" for problem in problems.found])
+    assert config is not None, "a configuration that cannot be made has problems"
     leaves, why = read_mark(folder, values)
     return config.allowing(leaves, f"the run {folder}, which {why}" if why else "")
+
+
+def _check(values: Mapping[str, Any]) -> Config:
+    kind = find_kind(str(values["method"])).Config
+    known = {key: value for key, value in values.items() if key in kind.model_fields}
+    flags, problems = [flag(name) for name in public_fields(kind)], Problems()
+    problems.add(
+        *(
+            f"{unknown_flag(flag(key), flags)} (this is supermask {__version__}; a later one may know it)"
+            for key in values
+            if key not in known
+        )
+    )
+    config = problems.attempt(lambda: make_config(kind, known))
+    problems.raise_if_any()
+    assert config is not None, "a configuration that cannot be made has problems"
+    return config

@@ -14,3 +14,4 @@ from . import run as run
 from . import states as states
 from . import summary as summary
 from . import tensorboard as tensorboard
+from . import versions as versions

@@ -22,6 +22,7 @@ from ..models.checkpoints import read_checkpoint
 from .folders import folder_of_ticket, inspect_folder, list_runs
 from .names import CONFIG, SUMMARY, TICKET
 from .records import read_record
+from .versions import too_new
 
 # Of numbers in a file that anyone may have written: such as a float can take.
 _Count = Annotated[int, Field(ge=0, le=10**30)]
@@ -251,7 +252,8 @@ def _cost_of(ticket: Path, seen: Set[Path] = frozenset()) -> Spent | str:
     except pydantic.ValidationError as error:
         item = error.errors()[0]
         place = ".".join(map(str, item["loc"]))
-        raise RequestError(f"{folder / SUMMARY} is damaged: {place} {item['input']!r}: {item['msg']}") from None
+        told = f"{folder / SUMMARY} is damaged: {place} {item['input']!r}: {item['msg']}"
+        raise RequestError(too_new(folder) or told) from None
     if not summary.is_whole:
         return f"the run {folder} started from weights of which it is not known"
     spent = summary.cost if ticket.parent == folder else summary.up_to(int(ticket.parent.name))

@@ -18,6 +18,7 @@ from ..trust.mark import MARK
 from .locks import working_on
 from .names import CHECKSUMS, CONFIG, EARLIER_STATE, FAILURE, STATE, SUMMARY, WRITTEN_WHOLE, default_name
 from .records import read_record
+from .versions import too_new
 
 State = Literal["new", "unfinished", "finished", "another run", "not a run"]
 # How `write_atomically` names a temporary file: a dot, the file's name, a dot, and eight characters of `tempfile`.
@@ -58,7 +59,7 @@ def inspect_folder(folder: Path, config: Config | None = None) -> FolderState:
     try:
         values = read_record(folder, CONFIG)
     except RequestError as error:
-        return FolderState(folder, "not a run", f"{folder} is a damaged run: {error}")
+        return FolderState(folder, "not a run", too_new(folder) or f"{folder} is a damaged run: {error}")
     if config is not None and (differs := differs_from(values, config)):
         return FolderState(
             folder, "another run", f"the run {folder} is another one ({', '.join(differs)})", (*differs,)

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,11 +19,12 @@ from typing import Any
 
 import tomli_w
 
-from supermask import tickets
+from supermask import __version__, tickets
 
 from ..contract.errors import RequestError
 from ..contract.flags import read_json, read_toml
 from .names import CHECKSUMS, CONFIG, CONNECT, CONTROLS, INPUTS, SUMMARY
+from .versions import too_new
 
 # What every version has written into a record, and what reads it takes for granted.
 _KEYS = {
@@ -35,6 +37,7 @@ _KEYS = {
 # What names files of the run that a training belongs to, in whose folder its own lies.
 _PLACES = ("ticket", "whole")
 _STATE = b"supermask state 1 sha256 "
+_OTHER_STATE = re.compile(rb"supermask state ([0-9]{1,6}) ")
 _ZIP = b"PK\x03\x04"
 
 
@@ -58,7 +61,7 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
     """The object in a TOML or JSON file of a run's folder.
 
     Raises:
-        RequestError: it cannot be read, does not match its checksum, or is no such record.
+        RequestError: it cannot be read, does not match its checksum, or is no such record: of a newer version perhaps.
     """
     path = folder / name
     check_file(path)
@@ -66,7 +69,7 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
     if name == CONFIG:
         found = {**found, **_find_places(folder, found)}
     if missing := [key for key in _KEYS.get(name, ()) if key not in found]:
-        raise RequestError(f"{path} is damaged: it has no {', '.join(missing)}")
+        raise RequestError(too_new(folder) or f"{path} is damaged: it has no {', '.join(missing)}")
     return found
 
 
@@ -166,6 +169,11 @@ def unseal(path: Path) -> io.BytesIO:
         if line != _STATE + _digest(state).encode():
             raise RequestError(f"{path} is damaged: it does not match its checksum")
         return io.BytesIO(state)
+    if kind := _OTHER_STATE.match(line):
+        raise RequestError(
+            f"{path} holds a state of kind {kind[1].decode()}, and supermask {__version__} reads kind 1: it was saved "
+            "by a later one, or is damaged"
+        )
     archive = io.BytesIO(data)
     # A zip file may have anything before it, a line about its checksum that is damaged among others.
     if not data.startswith(_ZIP) or not zipfile.is_zipfile(archive):

@@ -12,13 +12,17 @@ from typing import Any
 
 import torch
 
+from supermask import __version__
 from supermask.tickets.file import write_atomically
 
 from ..contract.errors import RequestError, RunError, command_line
 from .names import EARLIER_STATE, METRICS, STATE
 from .records import UNREADABLE, digest_of_start, is_row, seal, unseal
+from .versions import too_new
 
+# What every version has saved; what this one may have saved besides. What else there is, only a later one knows.
 _KEYS = ("stages", "training", "start", "seconds", "metrics_bytes", "event_bytes")
+_MORE = ("data", "metrics_sha256", "bad_images", "warnings")
 # A disk with less room than for so many states is told of.
 _STATES_TO_COME = 3
 
@@ -64,6 +68,8 @@ def read_newest(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     if not files:
         return {**dict.fromkeys(("training", "start")), "stages": {}, "seconds": 0.0, "metrics_bytes": 0,
                 "event_bytes": {}}  # fmt: skip
+    if newer := too_new(folder):
+        raise RequestError(newer)
     problems: list[str] = []
     whole: list[tuple[Path, dict[str, Any]]] = []
     for path in files:
@@ -100,6 +106,7 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(unseal(path), weights_only=True, map_location="cpu")
         missing = [key for key in _KEYS if key not in state]
+        strange = sorted(state.keys() - {*_KEYS, *_MORE})
         int(state["metrics_bytes"])
     except RequestError:
         raise
@@ -108,6 +115,9 @@ def read_state(path: Path) -> dict[str, Any]:
         raise RequestError(f"{path} is damaged: {type(error).__name__}: {first}") from None
     if missing:
         raise RequestError(f"{path} is damaged: it has no {', '.join(missing)}")
+    if strange:
+        told = f"{path} was saved by another supermask than this {__version__}, most likely a later one"
+        raise RequestError(f"{told}: unknown {', '.join(map(repr, strange))}")
     return dict(state)
 
 
