@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..masks.masks import Masks, Names, first_few, mismatches, rename
 from ..masks.memory import find_overlaps
 from ..masks.targets import learned_names, plain_name, unwrap
+from ..masks.texts import harmless
 from .plain import place, to_bytes, why_not_plain
 
 # As PyTorch calls it.
@@ -45,7 +46,7 @@ class Fit:
         if not self.problems:
             rest = f"; {', '.join(self.untouched)} of the model stays as it is" if self.untouched else ""
             return f"all {len(self.matched)} tensors fit{rest}"
-        return f"{len(self.matched)} tensors fit; " + first_few(self.problems) + self.hint
+        return harmless(f"{len(self.matched)} tensors fit; " + first_few(self.problems) + self.hint)
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from pydantic import Field
 from ..contract.errors import RequestError, nearest_hint
 from ..contract.metric import Metric
 from .findings import Comparison, Group, flatten
+from .markdown import escape, plain
 from .paper import Cell, PaperTable, paper_tables
 
 # The columns of the CSV, which has one line for each seed of each level and of each control.
@@ -295,17 +296,18 @@ def to_markdown(comparison: Comparison, *, full: bool = False) -> str:
     parts = []
     for table in make_tables(comparison):
         rule = ["---:" if right else ":---" for right in right_aligned(table)]
-        lines = [table.columns, rule, *([_escape_markdown(cell) for cell in row] for row in table.rows)]
-        parts.append(f"**{table.title}** ({table.note})\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines))
+        lines = [[escape(name) for name in table.columns], rule, *([escape(cell) for cell in row] for row in table.rows)]
+        body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        parts.append(f"**{table.title}** ({escape(table.note, None)})\n\n{body}")
     return "\n".join(parts)
 
 
 def _paper_markdown(table: PaperTable) -> str:
     head, rows = _paper_cells(table, _mean_markdown, "\N{EN DASH}")
     rule = [":---", *("---:" for _ in head[1:])]
-    lines = [head, rule, *([_escape_markdown(name), *cells] for name, *cells in rows)]
-    title = f"**{_escape_markdown(table.title)}** " if table.title else ""
-    return f"{title}({table.note})\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    lines = [head, rule, *([escape(name), *cells] for name, *cells in rows)]
+    title = f"**{escape(table.title)}** " if table.title else ""
+    return f"{title}({escape(table.note, None)})\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _paper_cells(table: PaperTable, show: Callable[[Cell], str], none: str) -> tuple[list[str], list[list[str]]]:
@@ -375,10 +377,6 @@ def _latex_line(cells: Iterable[str]) -> str:
     return " & ".join(_escape_latex(cell) for cell in cells) + r" \\"
 
 
-def _escape_markdown(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(text.split()))
-
-
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -391,5 +389,5 @@ _LATEX = {
 
 
 def _escape_latex(text: str) -> str:
-    escaped = "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    escaped = "".join(_LATEX.get(character, character) for character in plain(text, None))
     return re.sub(r"(?<![\w.])-(?=\d)", "$-$", escaped)

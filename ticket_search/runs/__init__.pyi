@@ -1,3 +1,4 @@
+from . import console as console
 from . import earlier_run as earlier_run
 from . import experiment as experiment
 from . import first_layer as first_layer
