@@ -25,8 +25,8 @@ from ticket_bytes import rewrite
 import supermask
 from supermask.masks.texts import harmless
 from ticket_search import analysis
-from ticket_search.contract.flags import read_toml
 from ticket_search.contract.metric import Metric
+from ticket_search.contract.text_files import read_toml
 from ticket_search.runs.console import HarmlessConsole
 from ticket_search.runs.progress import warn_in_a_line
 from ticket_search.sweeps.study import Study, write_study

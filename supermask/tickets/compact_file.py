@@ -14,7 +14,7 @@ from ..shrinking.compaction import Compaction
 from ..shrinking.slicing import rebuild
 from ..weights.architectures import build_within, find_architecture
 from ..weights.fitting import set_state, state_of
-from .container import parse_json
+from .strict_json import parse_json
 from .header import COMPACT_KEY as KEY
 from .header import most_weights
 from .ticket import TicketError, to_json

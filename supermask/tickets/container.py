@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import struct
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-# More than any network that is known needs, and what can be read within a second: `docs/ticket_format.md` tells them.
-LONGEST_HEADER = 10_000_000
+from .strict_json import LONGEST, parse_json
+
+# A network of many tensors has two states of each, see `docs/ticket_format.md`.
 MOST_TENSORS = 40_000
-MOST_VALUES = 300_000
-DEEPEST = 100
 
 _READ_AT_ONCE = 1 << 20
-_QUOTE, _COMMA = b'",'
-_LONE_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 # Bytes of one value.
 DTYPES = {
@@ -51,51 +46,6 @@ class Container(NamedTuple):
     body: npt.NDArray[np.uint8]
 
 
-def parse_json(data: bytes) -> Any:
-    """Read JSON: no name twice, no NaN, no infinity, no text that is not Unicode, and no more of it than is allowed.
-
-    Raises:
-        ValueError: says what is wrong.
-    """
-    _check_extent(data)
-    value = json.loads(data.decode(), object_pairs_hook=_refuse_twice, parse_constant=_refuse, parse_float=_finite)
-    if _LONE_HALF.search(data):
-        json.dumps(value, ensure_ascii=False).encode()
-    return value
-
-
-def _check_extent(data: bytes) -> None:
-    """Refuse JSON with too many values, or nested too deep, before any of it takes memory."""
-    # Without what is escaped, every quote begins or ends a text.
-    marks = np.frombuffer(data.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
-    marks = marks[~np.logical_xor.accumulate(marks == _QUOTE)]
-    opening = (marks == ord("[")) | (marks == ord("{"))
-    steps = opening.astype(np.int8) - ((marks == ord("]")) | (marks == ord("}")))
-    deepest = int(steps[steps != 0].cumsum(dtype=np.int64).max(initial=0))
-    if deepest > DEEPEST:
-        raise ValueError(f"lists and objects in it are nested {deepest:,} deep, at most {DEEPEST} are allowed")
-    values = 1 + int(np.count_nonzero(opening)) + int(np.count_nonzero(marks == _COMMA))
-    if values > MOST_VALUES:
-        raise ValueError(f"it has {values:,} values, lists and objects counted too, at most {MOST_VALUES:,} are allowed")
-
-
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        times = Counter(name for name, _ in pairs)
-        raise ValueError(f"the name '{next(name for name in times if times[name] > 1)[:100]}' is there twice")
-    return value
-
-
-def _refuse(word: str) -> Any:
-    raise ValueError(f"{word} is no number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _refuse(text)
-
-
 def layout(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> tuple[bytes, list[Array]]:
     """The bytes before the tensors, and the tensors in the order in which their bytes follow.
 
@@ -110,8 +60,8 @@ def layout(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> tuple[by
         header[name] = {"dtype": array.dtype, "shape": list(array.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    if len(text) > LONGEST_HEADER:
-        raise ValueError(f"its header would have {len(text):,} bytes, at most {LONGEST_HEADER:,} are allowed")
+    if len(text) > LONGEST:
+        raise ValueError(f"its header would have {len(text):,} bytes, at most {LONGEST:,} are allowed")
     _read_header(text)  # what could not be read back is not written
     return struct.pack("<Q", len(text)) + text, list(ordered.values())
 
@@ -126,8 +76,8 @@ def read(file: BinaryIO) -> Container:
     if len(start) < 8:
         raise ValueError(f"it has {len(start)} bytes")
     (length,) = struct.unpack("<Q", start)
-    if length > LONGEST_HEADER:
-        raise ValueError(f"its header should have {length:,} bytes, at most {LONGEST_HEADER:,} are allowed")
+    if length > LONGEST:
+        raise ValueError(f"its header should have {length:,} bytes, at most {LONGEST:,} are allowed")
     text = bytes(_read_exactly(file, length, "its header"))
     header, metadata = _read_header(text)
     spans = {name: _span(name, entry) for name, entry in header.items()}

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import pydantic
 
 from ..weights.inits import INITS, WEIGHT_INITS
-from .container import DTYPES, parse_json
+from .container import DTYPES
+from .strict_json import parse_json
 from .ticket import STATES, TicketError
 
 # The newest format. A ticket of one task is written as format 1, which every version reads.

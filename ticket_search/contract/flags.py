@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import tomllib
 import types
 from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
@@ -413,33 +411,6 @@ def _sentence(item: Any, config_class: type[Config], values: Mapping[str, Any]) 
 def public_fields(config_class: type[Config]) -> dict[str, pydantic.fields.FieldInfo]:
     """The fields that are flags, by name: all but that of the method's name."""
     return {name: field for name, field in config_class.model_fields.items() if name != "method"}
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """The table of a TOML file.
-
-    Raises:
-        RequestError: the file cannot be read, or does not hold TOML.
-    """
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RequestError(f"{path} cannot be read as TOML: {error}") from None
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        RequestError: the file cannot be read, or does not hold a JSON object.
-    """
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RequestError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise RequestError(f"{path} holds {type(value).__name__}, expected an object")
-    return value
 
 
 def to_plain(config: Config) -> dict[str, Any]:

@@ -3,6 +3,7 @@ from . import earlier_run as earlier_run
 from . import experiment as experiment
 from . import first_layer as first_layer
 from . import folders as folders
+from . import forms as forms
 from . import names as names
 from . import progress as progress
 from . import records as records

@@ -14,7 +14,7 @@ import filelock
 from ..contract.errors import RequestError, command_line, nearest_hint
 from ..contract.flags import Config, differs_from
 from ..trust.mark import MARK
-from .names import CHECKSUMS, CONFIG, FAILURE, SUMMARY, WRITTEN_WHOLE, default_name
+from .names import CHECKSUMS, CONFIG, FAILURE, METRICS, SUMMARY, WRITTEN_WHOLE, default_name
 from .records import read_record
 
 State = Literal["new", "unfinished", "finished", "another run", "not a run"]
@@ -100,6 +100,19 @@ def find_finished(config: Config, runs: str | os.PathLike[str], name: str | None
         return None  # no name, which `choose_folder` says
     found = inspect_folder(Path(runs) / (name or default_name(config, dense)), config)
     return found.folder if found.state == "finished" else None
+
+
+def check_no_links(folder: Path) -> None:
+    """Check that nothing that is written to a run's folder would be written elsewhere, by a link that lies in it.
+
+    Raises:
+        RequestError: there is a link.
+    """
+    for path in folder.rglob("*"):
+        # Any other file is written beside its place, and then takes it.
+        in_place = path.name == METRICS or path.name.endswith(".lock") or ".tfevents." in path.name
+        if path.is_symlink() and (in_place or path.is_dir()):
+            raise RequestError(f"{path} is a link to {os.readlink(path)}: a run that goes on writes to its folder only")
 
 
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".npz")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,18 +17,13 @@ from typing import Any
 import tomli_w
 
 from supermask import tickets
+from supermask.tickets.strict_json import parse_json
 
 from ..contract.errors import RequestError
-from ..contract.flags import read_json, read_toml
-from .names import CHECKSUMS, CONFIG, CONNECT, CONTROLS, SUMMARY
+from ..contract.text_files import read_json, read_toml
+from .forms import check_form
+from .names import CHECKSUMS
 
-# What every version has written into a record, and what reads it takes for granted.
-_KEYS = {
-    SUMMARY: ("name", "method", "density", "kept", "weights", "seconds", "cost"),
-    CONTROLS: ("rows",),
-    CONNECT: ("metric", "rows"),
-    CONFIG: ("method",),
-}
 _STATE = b"supermask state 1 sha256 "
 _ZIP = b"PK\x03\x04"
 
@@ -54,13 +48,12 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
     """The object in a TOML or JSON file of a run's folder.
 
     Raises:
-        RequestError: it cannot be read, does not match its checksum, or is no such record.
+        RequestError: it cannot be read, does not match its checksum, or is no such record (see `forms`).
     """
     path = folder / name
     check_file(path)
     found = read_toml(path) if name.endswith(".toml") else read_json(path)
-    if missing := [key for key in _KEYS.get(name, ()) if key not in found]:
-        raise RequestError(f"{path} is damaged: it has no {', '.join(missing)}")
+    check_form(name, found, str(path))
     return found
 
 
@@ -110,12 +103,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     check_file(path)
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, RecursionError) as error:
+        rows = [parse_json(line, finite=False) for line in path.read_bytes().splitlines()]
+    except (OSError, ValueError) as error:
         raise RequestError(f"{path} is damaged: {error}") from None
-    if not all(isinstance(row, dict) and {"step", "stage"} <= row.keys() for row in rows):
-        raise RequestError(f"{path} is damaged: expected a step and a stage in each line")
+    if not all(map(_is_row, rows)):
+        raise RequestError(f"{path} is damaged: expected a step, a stage and numbers in each line")
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not isinstance(row.get("stage"), str):
+        return False
+    numbers = [value for name, value in row.items() if name != "stage"]
+    return all(type(value) is float or (type(value) is int and abs(value) < 2**62) for value in numbers)
 
 
 def seal(state: bytes) -> bytes:
@@ -137,9 +137,13 @@ def unseal(path: Path) -> io.BytesIO:
     if line.startswith(_STATE):
         if line != _STATE + _digest(state).encode():
             raise RequestError(f"{path} is damaged: it does not match its checksum")
-        return io.BytesIO(state)
-    archive = io.BytesIO(data)
+        return _check_archive(path, state)
     # A zip file may have anything before it, a line about its checksum that is damaged among others.
+    return _check_archive(path, data)
+
+
+def _check_archive(path: Path, data: bytes) -> io.BytesIO:
+    archive = io.BytesIO(data)
     if not data.startswith(_ZIP) or not zipfile.is_zipfile(archive):
         raise RequestError(f"{path} is damaged: it is no saved state")
     try:
@@ -148,6 +152,3 @@ def unseal(path: Path) -> io.BytesIO:
         raise RequestError(f"{path} is damaged: {error}") from None
     return io.BytesIO(data)
 
-
-# What reading a state raises whose bytes are not what was written.
-UNREADABLE = (RuntimeError, ValueError, KeyError, TypeError, EOFError, AttributeError, pickle.UnpicklingError)

@@ -33,11 +33,12 @@ from ..trust.mark import write_mark
 from . import summary
 from .experiment import Setup
 from .first_layer import picture_first_layer
-from .folders import find_leftovers, inspect_folder
+from .folders import check_no_links, find_leftovers, inspect_folder
+from .forms import check_form
 from .names import CONFIG, EARLIER_STATE, ENVIRONMENT, METRICS, REWIND_POINT, SUMMARY, TICKET
 from .names import STATE as _STATE
 from .progress import Progress
-from .records import UNREADABLE, add_checksum, digest_of_start, read_record, read_rows, seal, unseal, write_record
+from .records import add_checksum, digest_of_start, read_record, read_rows, seal, unseal, write_record
 from .rehearsal import Rehearsal
 from .summary import LevelRow, Summary
 from .tensorboard import EventFile, surviving_weights
@@ -283,6 +284,7 @@ class Run:
             RequestError: another process works on this run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        check_no_links(self.path)
         lock = filelock.FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -373,15 +375,13 @@ class Run:
         """
         try:
             state: dict[str, Any] = torch.load(unseal(path), weights_only=True, map_location="cpu")
-            size, expected = int(state["metrics_bytes"]), state.get("metrics_sha256")
-            missing = [key for key in ("stages", "training", "start", "seconds", "event_bytes") if key not in state]
         except RequestError:
             raise
-        except UNREADABLE as error:
+        except Exception as error:  # whatever the bytes of a stranger's file make a reader raise
             first = str(error).strip().partition("\n")[0]
             raise RequestError(f"{path} is damaged: {type(error).__name__}: {first}") from None
-        if missing:
-            raise RequestError(f"{path} is damaged: it has no {', '.join(missing)}")
+        check_form(path.name, state, str(path))
+        size, expected = state["metrics_bytes"], state.get("metrics_sha256")
         rows = self.path / METRICS
         if not rows.exists() or rows.stat().st_size < size or (expected and digest_of_start(rows, size) != expected):
             raise RequestError(f"{rows} is damaged: it is not what it was when {path.name} was saved")

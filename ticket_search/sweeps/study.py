@@ -17,8 +17,8 @@ import pydantic
 from .. import analysis, sweeps
 from ..analysis.markdown import escape
 from ..contract.errors import Problems, RequestError, describe_expected, unknown
-from ..contract.flags import read_toml
 from ..contract.keyed import Keyed
+from ..contract.text_files import read_toml
 from .file import STUDY_KEYS, Sweep, make_sweep, read_table, tell_runs
 from .predictions import prediction_problems
 
