@@ -14,9 +14,9 @@ from ..shrinking.compaction import Compaction
 from ..shrinking.slicing import rebuild
 from ..weights.architectures import build_within, find_architecture
 from ..weights.fitting import set_state, state_of
-from .strict_json import parse_json
 from .header import COMPACT_KEY as KEY
 from .header import most_weights
+from .strict_json import parse_json
 from .ticket import TicketError, to_json
 
 VERSION = 1

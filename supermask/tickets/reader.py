@@ -37,7 +37,7 @@ def read_ticket(file: BinaryIO, max_weights: float | None = None) -> Ticket:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Without the collector of cyclic garbage: of a network of many tensors it would take half the time, for nothing."""
+    """Without the collector of cycles: of a network of many tensors it would take half the time, for nothing."""
     on = gc.isenabled()
     gc.disable()
     try:

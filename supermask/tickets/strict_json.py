@@ -31,7 +31,7 @@ def parse_json(data: bytes, finite: bool = True) -> Any:
         ValueError: says what is wrong.
     """
     check_extent(data)
-    numbers = {"parse_constant": _refuse, "parse_float": _finite} if finite else {}
+    numbers: dict[str, Any] = {"parse_constant": _refuse, "parse_float": _finite} if finite else {}
     value = json.loads(data.decode(), object_pairs_hook=_refuse_twice, **numbers)
     if _LONE_HALF.search(data):
         json.dumps(value, ensure_ascii=False).encode()
@@ -53,7 +53,9 @@ def check_extent(data: bytes) -> None:
         marks = _TEXT.sub(b"", marks)
     values = 1 + max(texts // 2, sum(map(marks.count, (b"[", b"{", b","))))
     if values > MOST_VALUES:
-        raise ValueError(f"it has {values:,} values, lists and objects counted too, at most {MOST_VALUES:,} are allowed")
+        raise ValueError(
+            f"it has {values:,} values, lists and objects counted too, at most {MOST_VALUES:,} are allowed"
+        )
     deepest = max(accumulate(_STEPS.get(mark, 0) for mark in marks), default=0)
     if deepest > DEEPEST:
         raise ValueError(f"lists and objects in it are nested {deepest:,} deep, at most {DEEPEST} are allowed")

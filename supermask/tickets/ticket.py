@@ -459,8 +459,8 @@ class Ticket:
             raise ValueError(f"the ticket's architecture says {said}: give example_input=...")
         try:
             return shrink(net, self.masks, torch.ones(1).expand(2, *shape))
-        except RuntimeError as error:
-            raise TicketError(f"the ticket's network does not take its input_shape {shape}: {error}") from None
+        except (RuntimeError, ValueError) as error:
+            raise TicketError(f"on inputs of the ticket's input_shape {shape}: {error}") from None
 
 
 def _joined(own: State, backbone: State, order: tuple[str, ...]) -> State:

@@ -102,7 +102,9 @@ def _bounded(most_weights: int) -> Iterator[None]:
             return
         weights, tensors = weights + tensor.numel(), tensors + 1
         if weights > most_weights or tensors > _MOST_TENSORS:
-            raise ValueError(f"with them it has more than {most_weights:,} weights, or more than {_MOST_TENSORS:,} tensors")
+            raise ValueError(
+                f"with them it has more than {most_weights:,} weights, or more than {_MOST_TENSORS:,} tensors"
+            )
 
     hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
     try:

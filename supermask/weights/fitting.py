@@ -96,7 +96,7 @@ def fit(shapes: Shapes, model: nn.Module, names: Names | None = None) -> Fit:
     there, first = {name: tuple(tensor.shape) for name, tensor in plain_state(model).items()}, first_names(state)
     new = {name: other for name, other in rename(shapes, names).items() if not is_extra_state(name)}
     goals = {name: first.get(other, other) for name, other in new.items() if other is not None}
-    problems = [said for name, other in goals.items() for said in mismatches({other: shapes[name]}, there, "ticket")]
+    problems = mismatches(((other, shapes[name]) for name, other in goals.items()), there, "ticket")
     given = set(goals.values())
     missing = tuple(name for name in there if name not in given)
     matched = {name: other for name, other in goals.items() if there.get(other) == shapes[name]}

@@ -1,4 +1,4 @@
-"""Text of unknown origin on a page in Markdown: it is shown as it is, and is neither HTML, nor a link, nor a formula."""
+"""Text of unknown origin on a page in Markdown: shown as it is, and neither HTML, nor a link, nor a formula."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ from .findings import Comparison, Control, Group, Level, only_metric
 from .headlines import headlines
 from .intervals import confidence_interval
 from .levels import join_densities
-from .plots import figure_png, render
 from .markdown import escape
+from .plots import figure_png, render
 from .tables import to_markdown
 
 # TensorBoard sorts the groups of tags by name, and opens with the first: the numbers put them in the order of reading.

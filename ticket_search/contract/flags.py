@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Set
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, WrapValidator
 
-from .errors import Problems, RequestError, describe_expected, unknown_flag
+from supermask.masks.texts import harmless
+
+from .errors import Problems, describe_expected, unknown_flag
 from .leave import Leave, code_in, refuse, without_leave
 from .metric import LOSSES, METRICS, name_problem
 from .other_names import meant_fractions, meant_value
@@ -405,7 +406,7 @@ def _sentence(item: Any, config_class: type[Config], values: Mapping[str, Any]) 
     bounds = [getattr(each, key, None) for each in (entry.metadata if entry else ()) for key in ("le", "lt")]
     trained = config_class.from_checkpoint if values.get("weights") else None
     hint = meant_value(name, item["input"], 1 in bounds, trained)
-    return f"{flag(name)} {item['input']}: {describe_expected(item)}{hint}"
+    return f"{flag(name)} {harmless(str(item['input']), 200)}: {describe_expected(item)}{hint}"
 
 
 def public_fields(config_class: type[Config]) -> dict[str, pydantic.fields.FieldInfo]:

@@ -15,6 +15,7 @@ from ..analysis.intervals import Difference, confidence_interval, difference
 from ..contract.errors import RequestError
 from ..contract.keyed import Keyed
 from ..contract.metric import Metric
+from ..runs.forms import explain
 
 # The networks whose stability is asked for, in the order in which they are shown.
 ARMS = ("dense", "ticket", "reinit", "shuffle")
@@ -76,9 +77,7 @@ def check_record(found: Mapping[str, Any], where: str) -> Record:
     try:
         return Record.model_validate(found)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        told = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-        raise RequestError(f"{where} is damaged: {told}") from None
+        raise RequestError(f"{where} is damaged: {explain(error)}") from None
 
 
 @dataclass(frozen=True)

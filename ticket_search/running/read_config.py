@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..contract.errors import RequestError
 from ..contract.flags import Config, make_config
 from ..contract.method import Method, describe_method
 from ..methods import find_method
@@ -34,6 +35,9 @@ def read_config(folder: Path) -> Config:
         RequestError: the configuration is damaged, or names an unknown method.
     """
     values = read_record(folder, CONFIG)
-    config = make_config(find_kind(str(values.get("method", ""))).Config, values)
+    try:
+        config = make_config(find_kind(str(values.get("method", ""))).Config, values)
+    except RequestError as error:
+        raise RequestError(f"{folder / CONFIG}: {problem}" for problem in error.problems) from None
     leaves, why = read_mark(folder, values)
     return config.allowing(leaves, f"the run {folder}, which {why}" if why else "")

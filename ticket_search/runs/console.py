@@ -13,9 +13,9 @@ from supermask.masks.texts import harmless
 
 
 class HarmlessConsole(Console):
-    """A console for texts of unknown origin: names in a ticket, a run's folder, a configuration, a table of numbers.
+    r"""A console for texts of unknown origin: names in a ticket, a run's folder, a configuration, a table of numbers.
 
-    Escape sequences and all other control characters come out as `\\\\x1b`, so that no name clears the screen, hides a
+    Escape sequences and all other control characters come out as `\x1b`, so that no name clears the screen, hides a
     line or sets the title of the window. Line breaks stay, and so do the styles that the program itself asks for.
     Brackets are never read as markup, nor `:names:` as pictures.
     """
@@ -23,7 +23,7 @@ class HarmlessConsole(Console):
     def __init__(self, stderr: bool = False, width: int | None = None, **options: Any) -> None:
         super().__init__(stderr=stderr, width=width, emoji=False, markup=False, **options)
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """Text as it is measured and laid out: with its escapes."""
         return super().render_str(harmless(text), **options)
 

@@ -1,6 +1,6 @@
 """The form of the records in a run's folder: what all who read them take for granted, checked before they do.
 
-Anybody may have written them. What a record has beside this is as it was written, and means something to its reader only.
+Anybody may have written them. What a record has beside this is as it was written, and matters to its reader only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Annotated, Any, Self
 import pydantic
 from pydantic import AfterValidator, Field
 
+from supermask.masks.texts import harmless
+
 from ..contract.errors import RequestError, describe_expected
 from ..contract.metric import metric_of, value_of
 from .names import CONFIG, CONTROLS, EARLIER_STATE, STATE, SUMMARY
@@ -21,7 +23,8 @@ _LARGEST = 1e300
 
 def _fits(value: float) -> float:
     # A training that has diverged has no number, which is a result too. An integer may be larger than any float.
-    if not (math.isnan(value) or math.isinf(value) or abs(value) <= _LARGEST):
+    odd = isinstance(value, float) and not math.isfinite(value)
+    if not (odd or abs(value) <= _LARGEST):
         raise ValueError("a number that is too large")
     return value
 
@@ -191,16 +194,22 @@ def check_form(name: str, found: Mapping[str, Any], where: str) -> None:
     try:
         _FORMS[name].model_validate(found)
     except pydantic.ValidationError as error:
-        items = error.errors(include_url=False, include_context=False) if error.error_count() < 1_000 else []
-        told = [_sentence(item) for item in items[:_SHOWN]]
-        rest = error.error_count() - len(told)
-        more = [f"{rest:,} {'more ' if told else ''}values that are not what is expected there"] if rest else []
-        raise RequestError(f"{where} is damaged: {'; '.join([*told, *more])}") from None
+        raise RequestError(f"{where} is damaged: {explain(error)}") from None
+
+
+def explain(error: pydantic.ValidationError) -> str:
+    """What is wrong with a record: the first things, and how many more there are."""
+    # The list of what is wrong with very many values takes longer than all else.
+    items = error.errors(include_url=False, include_context=False) if error.error_count() < 1_000 else []
+    told = [_sentence(item) for item in items[:_SHOWN]]
+    rest = error.error_count() - len(told)
+    more = [f"{rest:,} {'more ' if told else ''}values that are not what is expected there"] if rest else []
+    return "; ".join([*told, *more])
 
 
 def _sentence(item: Any) -> str:
-    place = ".".join(map(str, item["loc"]))[:100]
+    place = harmless(".".join(map(str, item["loc"])), 100)
     if item["type"] == "missing":
         return f"it has no {place}"
-    given = "" if isinstance(item["input"], (dict, list)) else f" {str(item['input'])[:50]}"
+    given = "" if isinstance(item["input"], (dict, list)) else f" {harmless(str(item['input']), 50)}"
     return f"{place}{given}: {describe_expected(item)}".removeprefix(": ")

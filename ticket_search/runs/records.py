@@ -151,4 +151,3 @@ def _check_archive(path: Path, data: bytes) -> io.BytesIO:
     except ValueError as error:
         raise RequestError(f"{path} is damaged: {error}") from None
     return io.BytesIO(data)
-

@@ -16,6 +16,7 @@ from ..contract.errors import Problems, RequestError, describe_expected, nearest
 from ..contract.flags import Config, public_fields, to_plain
 from ..contract.leave import FLAGS, Leaves, code_in, leave_here, refuse, without_leave
 from ..contract.recipes import studies
+from ..contract.text_files import read_toml
 from ..methods import find_method, method_names, usable_methods
 from ..running.read_config import find_kind
 from ..running.request import (

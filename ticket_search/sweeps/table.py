@@ -217,7 +217,9 @@ def read_csv(path: Path) -> list[Line]:
             for field in fields(Line):
                 kind, optional = str(field.type).removesuffix(" | None"), str(field.type).endswith("None")
                 values[field.name] = None if optional and row[field.name] == "" else kinds[kind](row[field.name])
-        except ValueError as error:
+            find_method(values["method"])
+            json.loads(values["flags"])
+        except (ValueError, TypeError) as error:
             raise RequestError(f"{path}: line {number} cannot be read: {error}") from None
         found.append(Line(**values))
     return found

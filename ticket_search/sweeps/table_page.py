@@ -15,7 +15,6 @@ from ..contract.errors import RequestError
 from . import table
 from .study import Study, page_files, part_file
 
-
 _text = partial(escape, most=None)
 
 
