@@ -46,7 +46,7 @@ import supermask
 from supermask.weights.fitting import state_of
 from ticket_search import RequestError, compare
 from ticket_search.analysis.findings import Group, Level
-from ticket_search.contract.flags import read_json
+from ticket_search.contract.text_files import read_json
 from ticket_search.models.lenet import lenet_300_100
 from ticket_search.sweeps.file import read_sweep
 from ticket_search.sweeps.sweep import run_sweep

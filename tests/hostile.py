@@ -1,6 +1,7 @@
 """Hostile ticket files: mutated, truncated and made by hand.
 
     python tests/hostile.py --count 200000          # from the project's root; some ten minutes
+    python tests/hostile.py --files 20000           # what lies beside tickets: `hostile_files.py`
 
 Each must load right or raise `TicketError`, within a second, and take no more memory than it declares. Right means: the
 ticket that was changed, where the change left no right checksum; else what the reader of `docs/ticket_format.md` reads.
@@ -13,10 +14,11 @@ import copy
 import json
 import os
 import struct
+import tempfile
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ SECONDS = 1.0
 # What reading takes besides the file and what it declares: JSON, validation, pieces that are worked on.
 OVERHEAD = 6_000_000
 MAX_WEIGHTS = 100_000
+# What the most costly file so far has taken, and which it was.
+MOST: dict[str, tuple[float, str]] = {"seconds": (0.0, ""), "bytes": (0, "")}
 
 EVIL: list[Any] = [
     None, True, -1, 0, 1, 2, 7, 2**31, 2**53, 2**60, 2**63, 2**64, 10**400, 0.5, -0.0, 1e308, "", "x", "os.system",
@@ -197,7 +201,7 @@ def strange_text(data: bytes, random: np.random.Generator) -> bytes:
     return struct.pack("<Q", len(text)) + text.encode() + body
 
 
-def mutate(value: Any, random: np.random.Generator) -> None:
+def mutate(value: Any, random: np.random.Generator, evil: Sequence[Any] = EVIL) -> None:
     """Change one value somewhere in plain JSON, take it away, or put it elsewhere."""
     places: list[tuple[Any, Any]] = []
     stack = [value]
@@ -215,14 +219,14 @@ def mutate(value: Any, random: np.random.Generator) -> None:
     if kind == 0:
         del where[key]
     elif kind == 1:
-        where[key] = copy.deepcopy(EVIL[random.integers(len(EVIL))])
+        where[key] = copy.deepcopy(evil[random.integers(len(evil))])
     elif kind == 2:
         other, other_key = places[random.integers(len(places))]
         where[key] = copy.deepcopy(other[other_key])
     elif isinstance(where[key], int):
         where[key] += int(random.integers(-3, 4))
     elif isinstance(where, dict):
-        where[str(EVIL[random.integers(len(EVIL))])] = where.pop(key)
+        where[str(evil[random.integers(len(evil))])] = where.pop(key)
 
 
 # Whether the checksum of the changed file is right.
@@ -246,7 +250,7 @@ def try_file(number: int, seed: int = 0) -> str:
     about = f"{make.__name__}, file {number} of seed {seed}"
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
-    started = time.perf_counter()
+    started = time.process_time()
     ticket, tensors, declared = None, {}, 0
     try:
         ticket = supermask.load(hostile, max_weights=MAX_WEIGHTS)
@@ -261,8 +265,9 @@ def try_file(number: int, seed: int = 0) -> str:
         pass
     except Exception as error:
         raise AssertionError(f"{about}: {type(error).__name__}: {error}") from error
-    took = time.perf_counter() - started
+    took = time.process_time() - started
     used = tracemalloc.get_traced_memory()[1] - before
+    MOST["seconds"], MOST["bytes"] = max(MOST["seconds"], (took, about)), max(MOST["bytes"], (used, about))
     assert took < SECONDS, f"{about}: {took:.2f} s"
     assert used < OVERHEAD + 20 * len(hostile) + declared, f"{about}: {used:,} bytes, declared {declared:,}"
     if ticket is None:
@@ -325,15 +330,30 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200_000)
+    parser.add_argument("--files", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    started = time.perf_counter()
+    started, count = time.perf_counter(), options.files or options.count
     with Progress(console=Console(stderr=True), refresh_per_second=0.5) as progress:
-        task = progress.add_task("hostile files", total=options.count)
-        found = try_files(options.count, options.seed, lambda: progress.advance(task))
-    for outcome, times in found.most_common():
+        task = progress.add_task("hostile files", total=count)
+        found, most = try_all(count, options.seed, bool(options.files), lambda: progress.advance(task))
+    for outcome, times in sorted(found.items(), key=lambda item: (item[0].partition(":")[0], -item[1])):
         print(f"{times:8,}  {outcome}")
-    print(f"{options.count:8,}  in {time.perf_counter() - started:.0f} s ({Path(__file__).name}, seed {options.seed})")
+    print(f"{count:8,}  in {time.perf_counter() - started:.0f} s (seed {options.seed}); {most}")
+
+
+def try_all(count: int, seed: int, beside: bool, each: Callable[[], object]) -> tuple[Counter[str], str]:
+    """What became of hostile tickets, or of the files beside them, and what the most costly of them took."""
+    if not beside:
+        found = try_files(count, seed, each)
+        (took, slow), (used, large) = MOST["seconds"], MOST["bytes"]
+    else:
+        import hostile_files
+
+        with tempfile.TemporaryDirectory() as root:
+            found, trial = hostile_files.try_files(Path(root), count, seed, each)
+        (took, slow), (used, large) = trial.longest, trial.largest
+    return found, f"at most {took:.2f} s ({slow}) and {used / 1e6:.1f} MB ({large})"
 
 
 if __name__ == "__main__":

@@ -55,8 +55,9 @@ def begun(folder: Path, **flags) -> None:
 
 def done(folder: Path, **flags) -> None:
     begun(folder, **flags)
-    numbers = dict.fromkeys(("kept", "weights", "density", "test_accuracy", "val_accuracy", "seconds"), 1.0)
-    (folder / "summary.json").write_text(json.dumps({"name": NAME, "method": "dense", "cost": {}, **numbers}))
+    numbers = dict.fromkeys(("kept", "weights", "density", "test_accuracy", "val_accuracy", "seconds"), 1)
+    cost = dict.fromkeys(("steps", "flops", "seconds", "dense_trainings"), 1)
+    (folder / "summary.json").write_text(json.dumps({"name": NAME, "method": "dense", "cost": cost, **numbers}))
 
 
 def other_begun(folder: Path) -> None:
@@ -188,7 +189,7 @@ def test_listing_and_comparing_agree(make, ticket, tmp_path):
         assert listed == ({NAME: state} if state in ("unfinished", "finished") else {})
     with pytest.raises(RequestError) as caught:
         compare([Path("runs") / NAME])
-    expected = {"finished": "damaged", "unfinished": "not finished", "new": "not a run"}
+    expected = {"finished": "ticket.safetensors is missing", "unfinished": "not finished", "new": "not a run"}
     text = str(caught.value)
     assert expected.get(state, "run") in text, text
 

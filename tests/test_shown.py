@@ -16,6 +16,7 @@ import ticket_search
 from supermask import Masks, Ticket
 from supermask.masks import notebook
 from supermask.masks.notebook import Bar
+from supermask.masks.texts import harmless
 from ticket_search import RequestError, compare, search
 from ticket_search.analysis.findings import to_rows
 from ticket_search.runs.run import Run
@@ -133,7 +134,10 @@ def test_tickets_of_several_tasks():
 
 def test_runs(run, tmp_path):
     accuracy = f"{run.summary['test_accuracy']:.2f} %"
-    assert repr(run) == f"Run(imp, lenet-300-100, digits, seed 0: density 0.6, test accuracy {accuracy}, {run.path})"
+    assert (
+        repr(run)
+        == f"Run(imp, lenet-300-100, digits, seed 0: density 0.6, test accuracy {accuracy}, {harmless(str(run.path))})"
+    )
     page = run._repr_html_()
     for level in run.levels:
         assert f"{level['kept']:,}" in words(page) and f"{level['test_accuracy']:.2f}" in words(page)

@@ -3,6 +3,7 @@ from . import memory as memory
 from . import notebook as notebook
 from . import random_numbers as random_numbers
 from . import targets as targets
+from . import texts as texts
 from .masks import LayerDensity as LayerDensity
 from .masks import Masks as Masks
 from .masks import Names as Names

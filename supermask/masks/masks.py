@@ -191,7 +191,9 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             ValueError: names the first masks that do not fit, with what came and what was expected, and their number.
         """
-        problems = mismatches(self.shapes, {name: tuple(p.shape) for name, p in _maskable_parameters(model).items()})
+        problems = mismatches(
+            self.shapes.items(), {name: tuple(p.shape) for name, p in _maskable_parameters(model).items()}
+        )
         if problems:
             raise ValueError("the masks do not fit the model: " + first_few(problems))
 
@@ -245,20 +247,27 @@ def _rename(name: str, names: Names | None) -> str | None:
     return None if names[prefix] is None else f"{names[prefix]}{name.removeprefix(prefix)}"
 
 
-def first_few(problems: Sequence[str], most: int = 5) -> str:
+_SHOWN = 5
+
+
+def first_few(problems: Sequence[str], most: int = _SHOWN) -> str:
     """The first of many sentences, and how many more there are: of another network every tensor has one."""
     rest = len(problems) - most
     return "; ".join(problems[:most]) + (f"; and {rest} more of {len(problems)}" if rest > 0 else "")
 
 
 def mismatches(
-    given: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], noun: str = "mask"
+    given: Mapping[str, tuple[int, ...]] | Iterable[tuple[str, tuple[int, ...]]],
+    shapes: Mapping[str, tuple[int, ...]],
+    noun: str = "mask",
 ) -> list[str]:
-    """One sentence for each shape given whose name is missing from `shapes` or that differs."""
-    problems = []
-    for name, shape in given.items():
+    """One sentence for each shape given, by name, whose name is missing from `shapes` or that differs."""
+    problems: list[str] = []
+    for name, shape in given.items() if isinstance(given, Mapping) else given:
         if name not in shapes:
-            problems.append(f"there is no parameter '{name}'{nearest(name, shapes)}")
+            # To look for a name takes long, and of many sentences only the first are shown.
+            near = nearest(name, shapes) if len(problems) < _SHOWN else ""
+            problems.append(f"there is no parameter '{name}'{near}")
         elif tuple(shape) != tuple(shapes[name]):
             problems.append(f"{name} has shape {list(shapes[name])}, its {noun} {list(shape)}")
     return problems

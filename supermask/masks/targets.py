@@ -220,9 +220,16 @@ def literal_globs(names: Iterable[str]) -> list[str]:
     return ["".join(f"[{character}]" if character in "*?[" else character for character in name) for name in names]
 
 
+_LONGEST, _MOST = 200, 10_000
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest of `choices`, or nothing where none is near."""
     names = list(choices)
+    # To look for what is near takes the square of the length: of a word that is no name, minutes.
+    if len(word) > _LONGEST or len(names) > _MOST:
+        return ""
+    names = [name for name in names if len(name) <= _LONGEST]
     # What begins with the word is what was meant, however long it is.
     close = sorted((name for name in names if word and name.startswith(word)), key=len)
     close = close or difflib.get_close_matches(word, names, n=1, cutoff=0.5)

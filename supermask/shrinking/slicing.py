@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..live.held import Model
+from ..masks.masks import first_few
 from ..masks.targets import LINEAR, TransposedLinear, nearest
 
 # What a description may change. It may come from a file, so nothing else of a module can be written to.
@@ -169,12 +170,14 @@ def rebuild(model: Model, changes: Mapping[str, Any]) -> Model:
             layer can only become smaller, or get a bias.
 
     Raises:
-        ValueError: changes that do not fit the model; all of them are named.
+        ValueError: changes that do not fit the model; the first are named, with their number.
     """
     modules = dict(model.named_modules())
     problems = [problem for path, change in changes.items() for problem in _misfits(modules, path, change)]
     if problems:
-        raise ValueError("the changes do not fit the model: " + "; ".join(problems))
+        # To look for a name takes long: of many only the first.
+        hints = (nearest(path, modules) for path in changes if path not in modules)
+        raise ValueError("the changes do not fit the model: " + first_few(problems) + next(hints, ""))
     for path, change in changes.items():
         module = modules[path]
         for name, size in change["sizes"].items():
@@ -200,10 +203,10 @@ def _layout(tensor: Tensor) -> torch.memory_format:
 
 def _misfits(modules: Mapping[str, nn.Module], path: str, change: Any) -> list[str]:
     if path not in modules:
-        return [f"there is no module '{path}'{nearest(path, modules)}"]
+        return [f"there is no module '{path[:200]}'"]
     module, problems = modules[path], []
     if not isinstance(change, Mapping) or not all(isinstance(change.get(k), Mapping) for k in ("sizes", "shapes")):
-        return [f"{path}: expected sizes and shapes, got {change!r}"]
+        return [f"{path}: expected sizes and shapes, got {str(change)[:100]}"]
     for name, size in change["sizes"].items():
         there = getattr(module, name, None) if name in _SIZES else None
         if not (type(size) is int and type(there) is int and 0 < size <= there):

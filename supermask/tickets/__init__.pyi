@@ -11,6 +11,7 @@ from . import hub as hub
 from . import lazy as lazy
 from . import reader as reader
 from . import sizes as sizes
+from . import strict_json as strict_json
 from . import summary as summary
 from . import tasks as tasks
 from . import ticket as ticket

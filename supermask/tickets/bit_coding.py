@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ Bytes = npt.NDArray[np.uint8]
 _ENCODED_AT_ONCE = 1 << 15
 _DECODED_AT_ONCE = 1 << 11
 _LOOKED_AT_AT_ONCE = 1 << 16
+_FEW = 1 << 10
 # Above, a remainder has more digits than any position.
 LARGEST_RICE = 40
 
@@ -40,7 +42,7 @@ class Code:
     rice: int | None = None
     unary: int = 0
 
-    @property
+    @cached_property
     def marks(self) -> int:
         """How many bits' places are written in a Rice code: those of the value, True or False, that is rarer."""
         return self.count - self.ones if self.rarer_is_false else self.ones
@@ -50,7 +52,7 @@ class Code:
         """Whether more than half of the bits are True."""
         return 2 * self.ones > self.count
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of bytes."""
         return _bytes(self.count) if self.rice is None else self.unary + self.rice * _bytes(self.marks)
@@ -175,6 +177,9 @@ def _check_padding(data: Bytes, count: int) -> None:
 
 
 def _population(data: Bytes) -> int:
+    if data.size <= _FEW:
+        # Of many small tensors the calls of NumPy would be most of the time.
+        return int.from_bytes(data.tobytes(), "little").bit_count()
     pieces = (data[start : start + _LOOKED_AT_AT_ONCE] for start in range(0, data.size, _LOOKED_AT_AT_ONCE))
     return sum(int(np.bitwise_count(piece).sum(dtype=np.int64)) for piece in pieces)
 

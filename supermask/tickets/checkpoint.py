@@ -6,7 +6,8 @@ import argparse
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -85,15 +86,45 @@ def check_members(file: str | os.PathLike[str] | BinaryIO) -> None:
         ValueError: a member does not match its checksum, or the file breaks off.
     """
     if not zipfile.is_zipfile(file):
+        _refuse_buffers(file)
         return
     try:
         with zipfile.ZipFile(file) as archive:
-            has_none = all(member.CRC == 0 for member in archive.infolist())
+            members = archive.infolist()
+            _refuse_bombs(file, members)
+            has_none = all(member.CRC == 0 for member in members)
             damaged = None if has_none else archive.testzip()
+            for member in members:
+                if member.filename.endswith("data.pkl") and _BUFFER in archive.read(member):
+                    raise ValueError(_TOLD)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         raise ValueError(f"its zip format is damaged: {error}") from None
     if damaged is not None:
         raise ValueError(f"its part {damaged} does not match its checksum")
+
+
+# `torch.load` makes a buffer of any length that a file of a few bytes asks for; no tensor needs one.
+_BUFFER = b"bytearray\n"
+_TOLD = "it holds a bytearray; expected tensors and plain data, as torch.save(model.state_dict(), path) writes them"
+
+
+def _refuse_bombs(file: Any, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse parts that are compressed, or that lie over one another: PyTorch writes neither."""
+    size = os.path.getsize(file) if isinstance(file, (str, os.PathLike)) else file.seek(0, os.SEEK_END)
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("its parts are compressed, which torch.save never does")
+    if sum(member.file_size for member in members) > size:
+        raise ValueError("its parts are larger than the file")
+
+
+def _refuse_buffers(file: str | os.PathLike[str] | BinaryIO) -> None:
+    with open(file, "rb") if isinstance(file, (str, os.PathLike)) else nullcontext(file) as opened:
+        opened.seek(0)
+        end = b""
+        while piece := opened.read(1 << 20):
+            if _BUFFER in end + piece:
+                raise ValueError(_TOLD)
+            end = piece[-len(_BUFFER) :]
 
 
 def _explain(error: Exception) -> str:
@@ -212,7 +243,7 @@ def _check_size(tensors: Mapping[str, Tensor], max_weights: float) -> None:
     if described > sum(held.values()):
         raise ValueError(
             f"it describes {described:,} weights, which it does not hold, more than {max_weights:,}: if you trust it, "
-            f"max_weights={described}"
+            f"supermask.foreign.load(..., max_weights={described})"
         )
 
 

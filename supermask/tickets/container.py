@@ -15,8 +15,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-# As in the safetensors library.
-_LONGEST_HEADER = 100_000_000
+from .strict_json import LONGEST, parse_json
+
+# A network of many tensors has two states of each, see `docs/ticket_format.md`.
+MOST_TENSORS = 40_000
+
 _READ_AT_ONCE = 1 << 20
 
 # Bytes of one value.
@@ -43,39 +46,12 @@ class Container(NamedTuple):
     body: npt.NDArray[np.uint8]
 
 
-def parse_json(text: str) -> Any:
-    """Read JSON: no name twice, no NaN, no infinity, no text that is not Unicode.
+def layout(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> tuple[bytes, list[Array]]:
+    """The bytes before the tensors, and the tensors in the order in which their bytes follow.
 
     Raises:
-        ValueError: says what is wrong.
+        ValueError: `read` would refuse such a header.
     """
-    try:
-        value = json.loads(text, object_pairs_hook=_refuse_twice, parse_constant=_refuse, parse_float=_finite)
-        json.dumps(value, ensure_ascii=False).encode()
-    except RecursionError:
-        raise ValueError("lists or objects nested too deep") from None
-    return value
-
-
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the name '{next(name for name in value if names.count(name) > 1)}' is there twice")
-    return value
-
-
-def _refuse(word: str) -> Any:
-    raise ValueError(f"{word} is no number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _refuse(text)
-
-
-def layout(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> tuple[bytes, list[Array]]:
-    """The bytes before the tensors, and the tensors in the order in which their bytes follow."""
     ordered = dict(sorted(arrays.items(), key=lambda item: (-DTYPES[item[1].dtype], item[0])))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
@@ -84,6 +60,9 @@ def layout(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> tuple[by
         header[name] = {"dtype": array.dtype, "shape": list(array.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > LONGEST:
+        raise ValueError(f"its header would have {len(text):,} bytes, at most {LONGEST:,} are allowed")
+    _read_header(text)  # what could not be read back is not written
     return struct.pack("<Q", len(text)) + text, list(ordered.values())
 
 
@@ -97,29 +76,37 @@ def read(file: BinaryIO) -> Container:
     if len(start) < 8:
         raise ValueError(f"it has {len(start)} bytes")
     (length,) = struct.unpack("<Q", start)
-    if length > _LONGEST_HEADER:
-        raise ValueError(f"its header should have {length} bytes, expected at most {_LONGEST_HEADER}")
-    text = _read_exactly(file, length, "its header")
-    try:
-        header = parse_json(text.decode())
-    except ValueError as error:
-        raise ValueError(f"its header is not JSON: {error}") from None
-    if not isinstance(header, dict):
-        raise ValueError("its header is not a JSON object")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("its metadata are not texts")
+    if length > LONGEST:
+        raise ValueError(f"its header should have {length:,} bytes, at most {LONGEST:,} are allowed")
+    text = bytes(_read_exactly(file, length, "its header"))
+    header, metadata = _read_header(text)
     spans = {name: _span(name, entry) for name, entry in header.items()}
     end = 0
     for name, (_, _, first, last) in sorted(spans.items(), key=lambda item: item[1][2:]):
         if first != end:
-            raise ValueError(f"the tensor '{name}' starts at byte {first}, expected {end}")
+            raise ValueError(f"the tensor '{name[:100]}' starts at byte {first}, expected {end}")
         end = last
     body = np.frombuffer(_read_exactly(file, end, "its tensors"), np.uint8)
     if file.read(1):
         raise ValueError(f"there is more behind its {end} bytes of tensors")
     arrays = {name: Array(dtype, shape, body[first:last]) for name, (dtype, shape, first, last) in spans.items()}
-    return Container(arrays, metadata, bytes(start + text), body)
+    return Container(arrays, metadata, start + text, body)
+
+
+def _read_header(text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a header says of its tensors, by name, and its metadata."""
+    try:
+        header = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"its header is not JSON that can be read: {error}") from None
+    if not isinstance(header, dict):
+        raise ValueError("its header is not a JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata are not texts")
+    if len(header) > MOST_TENSORS:
+        raise ValueError(f"it has {len(header):,} tensors, at most {MOST_TENSORS:,} are allowed")
+    return header, metadata
 
 
 def _span(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
@@ -131,7 +118,7 @@ def _span(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
             return dtype, tuple(shape), first, last
     except (TypeError, ValueError, KeyError):
         pass
-    raise ValueError(f"the tensor '{name}' is described wrongly, or has a type that is not known here")
+    raise ValueError(f"the tensor '{name[:100]}' is described wrongly, or has a type that is not known here")
 
 
 def _read_exactly(file: BinaryIO, count: int, what: str) -> bytearray:

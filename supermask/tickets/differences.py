@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..masks.texts import harmless
+
 
 class MaskDifference(NamedTuple):
     """Two masks of one tensor: what each keeps, what both keep, and their intersection over union.
@@ -58,7 +60,7 @@ class Difference:
                     f"overlap {row.overlap:.4f} (by chance {row.by_chance:.4f})"
                 )
         lines += [f"{state} weights: {', '.join(names)}" for state, names in self.states.items()]
-        return "\n".join(lines + ([f"levels: {', '.join(self.levels)}"] if self.levels else []))
+        return "\n".join(map(harmless, lines + ([f"levels: {', '.join(self.levels)}"] if self.levels else [])))
 
 
 def compare_masks(which: str, one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Iterator[MaskDifference]:

@@ -23,17 +23,18 @@ def pack(ticket: Ticket) -> bytes:
     """The ticket as the bytes of its file.
 
     Raises:
-        ValueError: tensors of a type that files cannot hold, or levels or sets that do not fit the masks.
+        ValueError: tensors of a type that files cannot hold, levels or sets that do not fit the masks, or what `load`
+            would refuse: names, metadata or numbers of tensors beyond the limits of the format.
     """
     return b"".join(write_pieces(ticket))
 
 
-def unpack(data: bytes, max_weights: float = MAX_WEIGHTS) -> Ticket:
+def unpack(data: bytes, max_weights: float | None = None) -> Ticket:
     """The ticket that `pack` made these bytes from.
 
     Raises:
         TicketError: bytes that are truncated, are not a ticket, are of a newer format, do not match their checksum, or
-            describe more than `max_weights` weights.
+            describe more than `max_weights` weights (see `load`).
     """
     return read_ticket(io.BytesIO(data), max_weights)
 
@@ -50,7 +51,7 @@ def save(ticket: Ticket, path: str | os.PathLike[str], overwrite: bool = False) 
     write_atomically(path, *write_pieces(ticket))
 
 
-def load(source: str | os.PathLike[str] | bytes | BinaryIO, max_weights: float = MAX_WEIGHTS) -> Ticket:
+def load(source: str | os.PathLike[str] | bytes | BinaryIO, max_weights: float | None = None) -> Ticket:
     """Read a ticket from a file's path, its bytes, an open file, or the hub. No code is run, whatever it holds.
 
         ticket = supermask.load("runs/edge-popup-lenet-300-100-digits-d0.5-s0/ticket.safetensors")
@@ -63,7 +64,8 @@ def load(source: str | os.PathLike[str] | bytes | BinaryIO, max_weights: float =
             `@REVISION` for another commit, branch or tag than the newest, and `:FILE.safetensors` for another file of
             the repository than `ticket.safetensors`. What was loaded before is in the cache of huggingface_hub, and
             loads without a network (`HF_HUB_OFFLINE=1`).
-        max_weights: refuse a file that describes more: a small file can describe a large network.
+        max_weights: refuse a file that describes more: a small file can describe a large network. If not given, 25
+            million and 10,000 for each byte of the file, and never more than two billion.
 
     Raises:
         TicketError: a file that is truncated, is not a ticket, is of a newer format, is damaged or describes too much;

@@ -28,7 +28,7 @@ from ..weights.plain import why_not_masked
 from .checkpoint import read_file as read_file
 from .checkpoint import state_dict_in as state_dict_in
 from .computed import computed_parts, explain_parts
-from .header import MAX_WEIGHTS
+from .header import most_weights
 from .ticket import Ticket, make_state
 
 _ORIGINAL, _MASK, _SCORES = "_orig", "_mask", ".scores"
@@ -41,7 +41,7 @@ def load(
     *,
     key: str | None = None,
     include: str | Iterable[str] | None = None,
-    max_weights: float = MAX_WEIGHTS,
+    max_weights: float | None = None,
 ) -> Ticket:
     """Read another program's pruned network as a ticket with a final state.
 
@@ -52,7 +52,8 @@ def load(
         density: of hidden-networks, whose files do not hold it: their `prune_rate`, the fraction kept.
         key: where in the file the state dict is, if there are several: `state_dict_ema`, or `ema/shadow`.
         include: of `zeros`, globs of the tensors to mask.
-        max_weights: refuse a file that describes more without holding them, as sparse tensors can.
+        max_weights: refuse a file that describes more without holding them, as sparse tensors can. If not given, 25
+            million and 10,000 for each byte of the file, and never more than two billion.
 
     Raises:
         ValueError: a file that cannot be read, is not of that kind, holds several state dicts, tensors that are not
@@ -66,7 +67,8 @@ def load(
         return _load_open_lth(path)
     found = read_file(path)
     try:
-        return _read(state_dict_in(found, key, max_weights), kind, density, include)
+        most = most_weights(path.stat().st_size) if max_weights is None else max_weights
+        return _read(state_dict_in(found, key, most), kind, density, include)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import pydantic
 
 from ..weights.inits import INITS, WEIGHT_INITS
-from .container import DTYPES, parse_json
+from .container import DTYPES
+from .strict_json import parse_json
 from .ticket import STATES, TicketError
 
 # The newest format. A ticket of one task is written as format 1, which every version reads.
@@ -19,8 +20,17 @@ KEY = "supermask"
 COMPACT_KEY = "compact"
 BITS = "bits"
 NO_CHECKSUM = "0" * 64
-# The masks of so many weights take 2 GB; whoever trusts a file of more says so.
+# A file may describe so many weights, and as many more for each byte that it has, but never more than the last number,
+# whose masks take 2 GB. Whoever trusts a file of more says so.
+FREE_WEIGHTS = 25_000_000
+WEIGHTS_PER_BYTE = 10_000
 MAX_WEIGHTS = 2_000_000_000
+# A file of so much is read within a second: tensors, sets of masks, and coded vectors of bits.
+MOST_TENSORS = 20_000
+MOST_SETS = 5_000
+MOST_VECTORS = 40_000
+# Of more mistakes than these their number is told.
+_MOST_LISTED = 1_000
 
 Count = Annotated[int, pydantic.Field(ge=0, lt=2**62)]
 Shape = Annotated[list[Count], pydantic.Field(max_length=32)]
@@ -152,11 +162,11 @@ class Header(_Strict):
 
     @property
     def weights(self) -> int:
-        """How many weights there are, or entries of the masks of all tasks, whichever is more."""
+        """How many weights there are, or entries of the masks of all sets, whichever is more."""
         # An axis of length 0 must not hide the others' lengths.
         sizes = {name: math.prod(max(1, size) for size in shape) for name, shape in self.shapes.items()}
-        in_tasks = sum(sizes[name] for task in self.tasks for name in self.sets[task])
-        return max(sum(sizes.values()), in_tasks)
+        in_sets = sum(sizes[name] for chosen in self.sets.values() for name in chosen)
+        return max(sum(sizes.values()), in_sets)
 
 
 def names_of(state: State) -> set[str]:
@@ -193,14 +203,19 @@ def format_of(tasks: bool) -> int:
     return FORMAT if tasks else 1
 
 
-def read_header(text: str, max_weights: float) -> Header:
+def most_weights(size: int) -> int:
+    """How many weights a file of so many bytes may describe, where nobody has said how many."""
+    return min(FREE_WEIGHTS + WEIGHTS_PER_BYTE * size, MAX_WEIGHTS)
+
+
+def read_header(text: str) -> Header:
     """Read and check a description.
 
     Raises:
         TicketError: says all that is wrong, or that the file is of a newer format.
     """
     try:
-        plain = parse_json(text)
+        plain = parse_json(text.encode())
     except ValueError as error:
         raise TicketError(f"the ticket's description is wrong: {error}") from None
     version = plain.get("format") if isinstance(plain, dict) else None
@@ -209,22 +224,51 @@ def read_header(text: str, max_weights: float) -> Header:
     try:
         header = Header.model_validate(plain)
     except pydantic.ValidationError as error:
-        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        problems = _explain(error)
     else:
-        problems = header.problems()
+        problems = _too_many(header) or header.problems()
         expected = format_of(bool(header.tasks))
         problems += [f"format: expected {expected}"] if version != expected else []
     if problems:
         raise TicketError(f"the ticket's description is wrong: {_some(problems)}")
-    weights = header.weights
-    if weights > max_weights:
-        raise TicketError(
-            f"the ticket describes {weights:,} weights, more than {max_weights:,}: if you trust it, "
-            f"supermask.load(..., max_weights={weights})"
-        )
     return header
 
 
-def _some(problems: list[str], most: int = 20) -> str:
+def check_weights(header: Header, most: float) -> None:
+    """Refuse a description of more weights than `most`.
+
+    Raises:
+        TicketError: names the number to give as `max_weights`.
+    """
+    if (weights := header.weights) > most:
+        raise TicketError(
+            f"the ticket describes {weights:,} weights, more than {most:,}: if you trust it, "
+            f"supermask.load(..., max_weights={weights})"
+        )
+
+
+def _too_many(header: Header) -> list[str]:
+    own = [state for task in header.tasks.values() for state in task.states.values()]
+    states = [*header.states.values(), *own, *([header.backbone] if header.backbone else [])]
+    masks = [mask for chosen in (header.masks, *header.sets.values()) for mask in chosen.values()]
+    vectors = sum(1 + len(mask.levels) for mask in masks) + sum(len(state.signs) for state in states)
+    counts = (
+        (len(header.tensors), MOST_TENSORS, "tensors"),
+        (max(len(header.sets), len(header.tasks)), MOST_SETS, "sets of masks"),
+        (vectors, MOST_VECTORS, "masks, levels and signs"),
+    )
+    return [f"{found:,} {what}, at most {most:,} are allowed" for found, most, what in counts if found > most]
+
+
+def _explain(error: pydantic.ValidationError) -> list[str]:
+    # The list of what is wrong with a million values takes longer than all else.
+    if (wrong := error.error_count()) > _MOST_LISTED:
+        return [f"{wrong:,} values are not what is expected there"]
+    items = error.errors(include_url=False, include_context=False, include_input=False)
+    return [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in items]
+
+
+def _some(problems: list[str], most: int = 20, longest: int = 300) -> str:
+    shown = [text if len(text) <= longest else f"{text[:longest]}..." for text in problems[:most]]
     rest = len(problems) - most
-    return "; ".join(problems[:most]) + (f"; and {rest} more" if rest > 0 else "")
+    return "; ".join(shown) + (f"; and {rest:,} more" if rest > 0 else "")

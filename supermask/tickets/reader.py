@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 from torch import Tensor
@@ -12,18 +15,39 @@ from ..weights.inits import Draw
 from ..weights.plain import from_bytes
 from . import bit_coding as coding
 from .container import Array, Container, read
-from .header import BITS, COMPACT_KEY, KEY, NO_CHECKSUM, Bits, Header, Mask, read_header
+from .header import BITS, COMPACT_KEY, KEY, NO_CHECKSUM, Bits, Header, Mask, check_weights, most_weights, read_header
 from .header import State as Described
 from .lazy import TORCH_DTYPES, CodedLevels, CodedMask, CodedMasks, CodedSigns, StoredTensors
 from .ticket import STATES, Part, State, Ticket, TicketError
 
 
-def read_ticket(file: BinaryIO, max_weights: float) -> Ticket:
+def read_ticket(file: BinaryIO, max_weights: float | None = None) -> Ticket:
     """The ticket in an open file. All of the file is checked; nothing in it is decoded or laid out.
+
+    Args:
+        file: at its first byte.
+        max_weights: how many weights it may describe. If not given, that follows from its size (see `most_weights`).
 
     Raises:
         TicketError: says what is wrong.
     """
+    with _without_collector():
+        return _read(file, max_weights)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Without the collector of cycles: of a network of many tensors it would take half the time, for nothing."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+def _read(file: BinaryIO, max_weights: float | None) -> Ticket:
     try:
         container = read(file)
     except ValueError as error:
@@ -32,7 +56,9 @@ def read_ticket(file: BinaryIO, max_weights: float) -> Ticket:
         raise TicketError("a compact network, not a ticket: supermask.load_compact reads it")
     if KEY not in container.metadata:
         raise TicketError(f"not a ticket file: expected a safetensors file with a '{KEY}' description")
-    header = read_header(container.metadata[KEY], max_weights)
+    header = read_header(container.metadata[KEY])
+    size = len(container.head) + container.body.size
+    check_weights(header, most_weights(size) if max_weights is None else max_weights)
     _verify_checksum(container, header)
     try:
         return _build_ticket(container, header)
@@ -112,7 +138,8 @@ def _build_ticket(container: Container, header: Header) -> Ticket:
             parts[name] = Part(_in_order(own), task.meta, order)
     reader.finish()
     if arrays:
-        raise ValueError(f"there are tensors that it does not describe: {', '.join(sorted(arrays))}")
+        named = ", ".join(name[:100] for name in sorted(arrays)[:20])
+        raise ValueError(f"there are {len(arrays):,} tensors that it does not describe: {named}")
     return Ticket(masks, _in_order(states), header.meta, sets, CodedLevels(levels, masks), backbone, parts)
 
 

@@ -52,7 +52,7 @@ def sizes_of(source: str | Path | bytes) -> Sizes:
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     container = read(io.BytesIO(data))
-    header = read_header(container.metadata[KEY], float("inf"))
+    header = read_header(container.metadata[KEY])
     masked = {"": set(header.masks)} | {name: set(masks) for name, masks in header.sets.items()}
     states: dict[str, Stored] = {}
     bits = 0

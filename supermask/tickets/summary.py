@@ -7,6 +7,7 @@ from typing import Any
 
 from ..masks import notebook
 from ..masks.masks import Masks
+from ..masks.texts import harmless
 
 _ABOUT = ("method", "model", "data")
 
@@ -16,7 +17,7 @@ def in_a_line(meta: Mapping[str, Any], density: float, kept: int, tasks: int) ->
     about = ", ".join(str(meta[key]) for key in _ABOUT if key in meta)
     size = f"{tasks} tasks, density {density:.4g} each" if tasks else f"density {density:.4g}, {kept} weights kept"
     measured = "".join(f", {name} {value}" for name, value in measurements(meta).items() if name.startswith("test"))
-    return f"Ticket({about + ': ' if about else ''}{size}{measured})"
+    return harmless(f"Ticket({about + ': ' if about else ''}{size}{measured})")
 
 
 def to_html(meta: Mapping[str, Any], masks: Masks, states: Iterable[str], tasks: Mapping[str, Masks]) -> str:

@@ -16,7 +16,7 @@ from ..live.tasks import Superposition
 from ..masks.masks import Masks, Names, shapes_of
 from ..masks.targets import nearest
 from ..shrinking.compaction import Compaction, shrink
-from ..weights.architectures import find_architecture
+from ..weights.architectures import build_within, find_architecture
 from ..weights.fitting import Fit, first_names, fit, merge_tied, plain_tensors, set_state
 from ..weights.inits import Draw, fingerprint
 from ..weights.plain import why_not_masked, why_not_plain, zero_where
@@ -424,13 +424,17 @@ class Ticket:
                 "the ticket names no architecture: build the model yourself and call ticket.apply_to(model)"
             )
         build = find_architecture(str(architecture["name"]))
+        tensors = self.state_dict(state)
+        # A network with more than the ticket's tensors does not fit them; a tied one counts under each of its names.
+        most = 4 * sum(tensor.numel() for tensor in tensors.values()) + 1_000_000
         try:
-            net = build(**architecture.get("arguments", {}))
-        except TypeError as error:
+            net = build_within(build, architecture.get("arguments", {}), most)
+        except ValueError as error:
             raise TicketError(
                 f"the ticket's arguments do not fit its model '{architecture['name']}': {error}"
             ) from None
-        return self.apply_to(net, state).eval()
+        set_state(net, tensors)
+        return net.eval()
 
     def compact(self, example_input: Any = None, state: str = "final") -> nn.Module:
         """The ticket's network as a smaller dense one, in evaluation mode (see `supermask.compact`).
@@ -447,13 +451,16 @@ class Ticket:
     def shrink(self, example_input: Any = None, state: str = "final") -> Compaction:
         """What `compact` gives, and what was done (see `supermask.shrink`)."""
         net = self.model(state)
-        if example_input is None:
-            shape = self.meta.get("architecture", {}).get("arguments", {}).get("input_shape")
-            if not isinstance(shape, list) or not all(isinstance(size, int) for size in shape):
-                said = "no input_shape" if shape is None else f"the input_shape {shape}, which is no tensor's"
-                raise ValueError(f"the ticket's architecture says {said}: give example_input=...")
-            example_input = torch.ones(2, *shape)
-        return shrink(net, self.masks, example_input)
+        if example_input is not None:
+            return shrink(net, self.masks, example_input)
+        shape = self.meta.get("architecture", {}).get("arguments", {}).get("input_shape")
+        if not isinstance(shape, list) or not all(isinstance(size, int) and 0 < size < 2**31 for size in shape):
+            said = "no input_shape" if shape is None else f"the input_shape {shape}, which is no tensor's"
+            raise ValueError(f"the ticket's architecture says {said}: give example_input=...")
+        try:
+            return shrink(net, self.masks, torch.ones(1).expand(2, *shape))
+        except (RuntimeError, ValueError) as error:
+            raise TicketError(f"on inputs of the ticket's input_shape {shape}: {error}") from None
 
 
 def _joined(own: State, backbone: State, order: tuple[str, ...]) -> State:

@@ -18,7 +18,7 @@ from ..weights.inits import Draw
 from ..weights.plain import CARRIERS, to_bytes
 from . import bit_coding as coding
 from .container import Array, layout
-from .header import BITS, KEY, NO_CHECKSUM, TASK_NAME, Bits, Drawn, Header, Mask, State, Task, format_of
+from .header import BITS, KEY, NO_CHECKSUM, TASK_NAME, Bits, Drawn, Header, Mask, State, Task, format_of, read_header
 from .header import Tensor as Described
 from .lazy import DTYPES, TORCH_DTYPES, StoredTensors
 from .ticket import State as TicketState
@@ -100,7 +100,8 @@ def write_pieces(ticket: Ticket) -> list[memoryview]:
     """The file's bytes in pieces: the head, then one tensor after the other.
 
     Raises:
-        ValueError: tensors of a type that files cannot hold, or levels or sets that do not fit the masks.
+        ValueError: tensors of a type that files cannot hold, levels or sets that do not fit the masks, or what the
+            reader would refuse.
     """
     shapes = _shapes(ticket)
     problems = _check_additions(ticket, shapes)
@@ -144,7 +145,12 @@ def write_pieces(ticket: Ticket) -> list[memoryview]:
     except pydantic.ValidationError as error:
         raise ValueError(f"the ticket cannot be written: {error}") from None
     text = to_json(header.model_dump(exclude_defaults=True), sort_keys=False)
-    head, ordered = layout(arrays, {KEY: text})
+    try:
+        # What could not be read back is not written.
+        read_header(text)
+        head, ordered = layout(arrays, {KEY: text})
+    except ValueError as error:
+        raise ValueError(f"the ticket cannot be written: {error}") from None
     digest = hashlib.sha256(head)
     for array in ordered:
         digest.update(array.data.data)

@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.nn.parameter import is_lazy
 
 from ..masks.targets import nearest
 from ..plugins.entry_points import MODELS, declarations
@@ -21,6 +28,8 @@ TIMM = "timm:"
 TRANSFORMERS = "transformers:"
 # Names that begin so are of networks of other packages.
 PREFIXES = (TORCHVISION, TIMM, TRANSFORMERS)
+# Of a network that a file describes.
+_MOST_TENSORS = 40_000
 # By the ends of their names: the networks of transformers that have a task, and those that predict tokens.
 _TASK = re.compile(r"(For[A-Z]\w+|LMHeadModel|Model)$")
 _LANGUAGE = re.compile(r"(ForCausalLM|ForMaskedLM|LMHeadModel|ForConditionalGeneration)$")
@@ -61,6 +70,48 @@ def find_architecture(name: str) -> Callable[..., nn.Module]:
         f"the model '{name}' is not known here by name{hint}; known are {', '.join(known) or 'none'}. "
         "Build it yourself and call ticket.apply_to(model)"
     )
+
+
+def build_within(build: Callable[..., nn.Module], arguments: Any, most_weights: int) -> nn.Module:
+    """A network from arguments that a file gives, which may be any.
+
+    Args:
+        build: what `find_architecture` returns.
+        arguments: by name.
+        most_weights: how many parameters and entries of buffers it may have. A larger one is given up before its memory
+            is written to.
+
+    Raises:
+        ValueError: arguments that are not taken, or a larger network.
+    """
+    try:
+        with _bounded(most_weights):
+            return build(**arguments)
+    except Exception as error:  # whatever the numbers of a stranger's file make a constructor raise
+        told = (str(error).splitlines() or [""])[0]
+        raise ValueError(told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}") from None
+
+
+@contextmanager
+def _bounded(most_weights: int) -> Iterator[None]:
+    thread, weights, tensors = threading.get_ident(), 0, 0
+
+    def count(_: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal weights, tensors
+        if tensor is None or is_lazy(tensor) or threading.get_ident() != thread:
+            return
+        weights, tensors = weights + tensor.numel(), tensors + 1
+        if weights > most_weights or tensors > _MOST_TENSORS:
+            raise ValueError(
+                f"with them it has more than {most_weights:,} weights, or more than {_MOST_TENSORS:,} tensors"
+            )
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def name_elsewhere(name: str) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..masks.masks import Masks, Names, first_few, mismatches, rename
 from ..masks.memory import find_overlaps
 from ..masks.targets import learned_names, plain_name, unwrap
+from ..masks.texts import harmless
 from .plain import place, to_bytes, why_not_plain
 
 # As PyTorch calls it.
@@ -45,7 +46,7 @@ class Fit:
         if not self.problems:
             rest = f"; {', '.join(self.untouched)} of the model stays as it is" if self.untouched else ""
             return f"all {len(self.matched)} tensors fit{rest}"
-        return f"{len(self.matched)} tensors fit; " + first_few(self.problems) + self.hint
+        return harmless(f"{len(self.matched)} tensors fit; " + first_few(self.problems) + self.hint)
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -95,7 +96,7 @@ def fit(shapes: Shapes, model: nn.Module, names: Names | None = None) -> Fit:
     there, first = {name: tuple(tensor.shape) for name, tensor in plain_state(model).items()}, first_names(state)
     new = {name: other for name, other in rename(shapes, names).items() if not is_extra_state(name)}
     goals = {name: first.get(other, other) for name, other in new.items() if other is not None}
-    problems = [said for name, other in goals.items() for said in mismatches({other: shapes[name]}, there, "ticket")]
+    problems = mismatches(((other, shapes[name]) for name, other in goals.items()), there, "ticket")
     given = set(goals.values())
     missing = tuple(name for name in there if name not in given)
     matched = {name: other for name, other in goals.items() if there.get(other) == shapes[name]}

@@ -11,6 +11,7 @@ from . import headlines as headlines
 from . import html as html
 from . import intervals as intervals
 from . import levels as levels
+from . import markdown as markdown
 from . import overview as overview
 from . import paper as paper
 from . import plots as plots

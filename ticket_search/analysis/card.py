@@ -31,14 +31,13 @@ from .comparison import compare
 from .file_size import FileSize, size_of_file
 from .findings import Comparison, Group, Level
 from .headlines import headline
+from .markdown import escape, plain
 from .read_runs import NOT_COMPARED
 from .verdict import scale_of
 
 # What stands for the folder of the data in a command.
 _DATA_DIR = "DATA_DIR"
 _STATES, _SPLITS = ("final", "start"), ("test", "validation")
-# What Markdown reads as more than a letter inside a line; links without brackets too.
-_MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~&!$@]|:(?=/)|(?<=w)\.", re.IGNORECASE)
 # What the hub takes as the identifier of a licence, a tag or a data set.
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9._+-]{0,60}")
 
@@ -113,18 +112,6 @@ def make_card(
             "the card names no licence, so that nobody but its author may use the ticket: --license apache-2.0",
         ]
     return Card(text, tuple(notes))
-
-
-def plain(value: Any, most: int = 200) -> str:
-    """A value of unknown origin as one short line without what cannot be printed."""
-    text = " ".join(str(value).split())
-    text = "".join(c for c in text if c.isprintable())
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
-def escape(value: Any) -> str:
-    """A value of unknown origin as Markdown that shows it and does nothing else."""
-    return _MARKUP.sub(r"\\\g<0>", plain(value))
 
 
 def _number(value: Any) -> float | None:

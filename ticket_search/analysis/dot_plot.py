@@ -9,6 +9,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from supermask.masks.texts import harmless
+
 from ..runs.outputs import write_output
 from .curves import DPI, SMALL
 from .plots import check_path, render
@@ -60,7 +62,8 @@ def plot_dots(
             panel.plot(dot.mean, place, "o", color=colour, markersize=4)
         if line is not None:
             panel.axvline(line[1], color="#777777", linewidth=1, linestyle="--")
-        panel.set_yticks(range(len(dots)), [dot.label for dot in dots], fontsize=SMALL)
+        labels = [harmless(dot.label, 100) for dot in dots]
+        panel.set_yticks(range(len(dots)), labels, fontsize=SMALL, parse_math=False)
         panel.set_ylim(len(dots) - 0.4, -0.6)
         panel.set_title(title, fontsize=SMALL + 1, loc="left")
         panel.grid(axis="x", alpha=0.3)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from supermask.masks import notebook
+from supermask.masks.texts import harmless
 
 from ..contract.errors import RequestError
 from ..contract.keyed import Keyed
@@ -223,7 +224,7 @@ class Comparison(Keyed):
     def __repr__(self) -> str:
         lines = [f"  {', '.join(cell for cell in _told(group) if cell)}" for group in self.groups]
         number = f"{len(self.groups)} group{'' if len(self.groups) == 1 else 's'}"
-        return "\n".join([f"Comparison({number})", *lines])
+        return "\n".join([f"Comparison({number})", *map(harmless, lines)])
 
     def _repr_html_(self) -> str:
         columns = ("method", "density", "test", "95 % interval", "seeds", "minus dense", "matches the dense network")

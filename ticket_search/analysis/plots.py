@@ -15,6 +15,9 @@ import matplotlib
 import numpy
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from supermask.masks.texts import harmless
 
 from ..contract.errors import RequestError
 from ..runs.outputs import write_output
@@ -166,6 +169,11 @@ def check_path(path: str | Path, overwrite: bool) -> Path:
 def render(figure: Figure, suffix: str) -> bytes:
     """The bytes of a figure as PNG, SVG or PDF, without the time or random names, so that they repeat."""
     file = io.BytesIO()
+    for text in figure.findobj(Text):
+        # A name with dollars is no formula; the numbers of an axis may be.
+        if r"\mathdefault" not in text.get_text():
+            text.set_text(harmless(text.get_text()))
+            text.set_parse_math(False)
     # A PDF has its fonts as TrueType: journals refuse those of type 3.
     with matplotlib.rc_context({"svg.hashsalt": "ticket", "svg.fonttype": "path", "pdf.fonttype": 42}):
         figure.savefig(file, format=suffix.removeprefix("."), metadata=dict.fromkeys(_METADATA[suffix]))

@@ -15,7 +15,7 @@ from ..contract.errors import RequestError, command_line
 from ..contract.flags import public_fields
 from ..contract.metric import ACCURACY, METRICS, Metric, metric_of, value_of
 from ..contract.recorded import always_recorded
-from ..running.read_config import find_kind
+from ..running.read_config import find_kind, read_config
 from ..runs.earlier_run import trainings_up_to
 from ..runs.folders import inspect_folder
 from ..runs.names import CONFIG, CONTROLS, SUMMARY
@@ -113,7 +113,7 @@ def read_members(
                 left_out.append(too_new(folder) or f"{folder}: damaged ({error})")
                 continue
             try:
-                find_kind(member.method)
+                read_config(folder)
             except RequestError as error:  # as of a method whose package is not installed here
                 left_out.append(too_new(folder) or f"{folder}: {error}")
                 continue
@@ -187,8 +187,9 @@ def _drawn_by(config: Mapping[str, Any]) -> dict[str, Any]:
     own = config.get("control", "none") == "reinit"
     if config["method"] != "train" or own or not Path(config["ticket"]).is_file():
         return {}
-    recorded = supermask.load(config["ticket"]).meta.get("config", {})
-    return {key: recorded[key] for key in ("seed", "init_seed") if key in recorded}
+    recorded = supermask.load(config["ticket"]).meta.get("config")
+    recorded = recorded if isinstance(recorded, dict) else {}
+    return {key: recorded[key] for key in ("seed", "init_seed") if type(recorded.get(key)) is int}
 
 
 def _false_claim(folder: Path, member: Member) -> str:
@@ -206,12 +207,20 @@ def _false_claim(folder: Path, member: Member) -> str:
     metric, value = member.metric, value_of(claimed, "test")
     if value is None:
         return f"its summary has no test_metric, the value of its {metric.name}"
-    kept = ticket.meta.get("accuracy") or ticket.meta.get("metric", {}).get("values", {})
-    said = kept.get("final", {}).get("test")
+    said = _said(ticket.meta)
     for claim in (value, claimed.get("test_accuracy", value)):
         if said is not None and said != claim:
             return f"its ticket was measured at {metric.with_unit(said)}, its summary says {metric.with_unit(claim)}"
     return ""
+
+
+def _said(meta: Mapping[str, Any]) -> Any:
+    """What a ticket says of its final state on test data, in a number; None where it says none."""
+    metric = meta.get("metric")
+    kept = meta.get("accuracy") or (metric.get("values") if isinstance(metric, dict) else None)
+    final = kept.get("final") if isinstance(kept, dict) else None
+    said = final.get("test") if isinstance(final, dict) else None
+    return said if type(said) in (int, float) else None
 
 
 def _read_others(rows: Iterable[Mapping[str, Any]]) -> list[Member]:

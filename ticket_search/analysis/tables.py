@@ -13,9 +13,12 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
+from supermask.masks.texts import harmless
+
 from ..contract.errors import RequestError, nearest_hint
 from ..contract.metric import Metric
 from .findings import Comparison, Group, flatten
+from .markdown import escape, plain
 from .paper import Cell, PaperTable, paper_tables
 
 # The columns of the CSV, which has one line for each seed of each level and of each control.
@@ -42,7 +45,7 @@ OF_METRICS = {
     "test_metric": "the value at the end of the training",
 }
 _KNOWN = {**COLUMNS, **OF_METRICS}
-_SHOWN_PROBLEMS = 20
+_SHOWN_PROBLEMS, _MOST_PROBLEMS = 20, 1_000
 # Over what the p-values of controls are corrected.
 CORRECTED = "corrected over the controls of one ticket at one density on one data set, and over those of signs apart"
 # A name of a method with more characters is wrapped in LaTeX.
@@ -138,6 +141,9 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
     for number, cells in enumerate(lines[1:], start=2):
         if not any(cell.strip() for cell in cells):
             continue
+        if len(problems) > _MOST_PROBLEMS:
+            problems.append(f"line {number} and those below it were not read")
+            break
         if len(cells) != len(header):
             problems.append(f"line {number}: it has {len(cells)} cells, but the header has {len(header)}")
             continue
@@ -156,11 +162,12 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _check_header(header: Sequence[str]) -> list[str]:
+    strange = [name for name in header if name not in _KNOWN]
     problems = [
-        f"unknown column '{name}'{nearest_hint(name, _KNOWN) or '.'} The columns are {', '.join(_KNOWN)}"
-        for name in header
-        if name not in _KNOWN
+        f"unknown column '{harmless(name, 100)}'{nearest_hint(name, _KNOWN) or '.'} The columns are {', '.join(_KNOWN)}"
+        for name in strange[:_SHOWN_PROBLEMS]
     ]
+    problems += ["more unknown columns"] * (len(strange) > _SHOWN_PROBLEMS)
     if not {"test_accuracy", "test_metric"} & set(header):
         problems.append("there is no column test_accuracy, nor test_metric beside metric")
     problems += [f"there is no column {name}" for name in REQUIRED if name not in header]
@@ -171,7 +178,7 @@ def _sentence(number: int, item: Any) -> str:
     if item["type"] == "missing":
         return f"line {number}: {item['loc'][0]} is empty"
     expected = re.sub(r"^Input should be |, unable to .*", "", item["msg"])
-    return f"line {number}: {item['loc'][0]} {item['input']!r}: expected {expected}"
+    return f"line {number}: {item['loc'][0]} {str(item['input'])[:100]!r}: expected {expected}"
 
 
 def _check_lines(found: Mapping[int, Mapping[str, Any]]) -> list[str]:
@@ -295,17 +302,22 @@ def to_markdown(comparison: Comparison, *, full: bool = False) -> str:
     parts = []
     for table in make_tables(comparison):
         rule = ["---:" if right else ":---" for right in right_aligned(table)]
-        lines = [table.columns, rule, *([_escape_markdown(cell) for cell in row] for row in table.rows)]
-        parts.append(f"**{table.title}** ({table.note})\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines))
+        lines = [
+            [escape(name) for name in table.columns],
+            rule,
+            *([escape(cell) for cell in row] for row in table.rows),
+        ]
+        body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        parts.append(f"**{table.title}** ({escape(table.note, None)})\n\n{body}")
     return "\n".join(parts)
 
 
 def _paper_markdown(table: PaperTable) -> str:
     head, rows = _paper_cells(table, _mean_markdown, "\N{EN DASH}")
     rule = [":---", *("---:" for _ in head[1:])]
-    lines = [head, rule, *([_escape_markdown(name), *cells] for name, *cells in rows)]
-    title = f"**{_escape_markdown(table.title)}** " if table.title else ""
-    return f"{title}({table.note})\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    lines = [head, rule, *([escape(name), *cells] for name, *cells in rows)]
+    title = f"**{escape(table.title)}** " if table.title else ""
+    return f"{title}({escape(table.note, None)})\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _paper_cells(table: PaperTable, show: Callable[[Cell], str], none: str) -> tuple[list[str], list[list[str]]]:
@@ -375,10 +387,6 @@ def _latex_line(cells: Iterable[str]) -> str:
     return " & ".join(_escape_latex(cell) for cell in cells) + r" \\"
 
 
-def _escape_markdown(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(text.split()))
-
-
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -391,5 +399,5 @@ _LATEX = {
 
 
 def _escape_latex(text: str) -> str:
-    escaped = "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    escaped = "".join(_LATEX.get(character, character) for character in plain(text, None))
     return re.sub(r"(?<![\w.])-(?=\d)", "$-$", escaped)

@@ -32,6 +32,7 @@ from .findings import Comparison, Control, Group, Level, only_metric
 from .headlines import headlines
 from .intervals import confidence_interval
 from .levels import join_densities
+from .markdown import escape
 from .plots import figure_png, render
 from .tables import to_markdown
 
@@ -387,7 +388,7 @@ def _most_telling(entries: Sequence[_Entry], columns: Sequence[str]) -> list[str
 
 def _text(comparison: Comparison, metric: Metric) -> dict[str, Any]:
     """What the TEXT tab shows, in Markdown."""
-    told = "\n".join(f"- {_quoted(f'{line.subject}: {line.text}')}" for line in headlines(comparison))
+    told = "\n".join(f"- {escape(f'{line.subject}: {line.text}', None)}" for line in headlines(comparison))
     guide = (
         "In CUSTOM SCALARS each chart has all methods, with the mean over the seeds and its 95 % band; HPARAMS is the "
         "table of methods by density. The filter of runs takes a regular expression, as `^imp`."
@@ -395,11 +396,6 @@ def _text(comparison: Comparison, metric: Metric) -> dict[str, Any]:
     parts = ["# Which method is better, at which density?", told, guide, to_markdown(comparison)]
     tensor = _string_tensor("\n\n".join(part for part in parts if part).encode())
     return {"tag": TEXT, "tensor": tensor, "metadata": _metadata("text", meaning_of(TEXT, metric), "TENSOR")}
-
-
-def _quoted(text: str) -> str:
-    """A text as Markdown shows it literally."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+|~!&-])", r"\\\1", " ".join(text.split()))
 
 
 def _string_tensor(value: bytes) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..contract.metric import metric_of, value_of
 from ..runs.folders import find_run, inspect_folder, list_runs, remove_run
 from ..runs.names import CONFIG, SUMMARY
 from ..runs.records import read_record
-from .terminal import duration, output, print_json, print_table
+from .terminal import duration, harmless, output, print_json, print_table
 
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List runs, or delete them.")
 RunsOption = Annotated[str, typer.Option("--runs", help="The folder of all runs.")]
@@ -62,7 +62,7 @@ def remove(
     problems.raise_if_any()
     for folder in folders:
         assert folder is not None, "a run that is not found is a problem"
-        if yes or typer.confirm(f"delete {folder} with everything in it?", err=True):
+        if yes or typer.confirm(f"delete {harmless(str(folder))} with everything in it?", err=True):
             remove_run(folder)
             output().print(f"deleted {folder}", highlight=False)
 

@@ -11,27 +11,28 @@ from typing import Any, Literal, NoReturn
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 
+from supermask.masks import texts
+
 from ..contract.errors import command_line
 from ..contract.stops import STOPPED
+from ..runs.console import HarmlessConsole
 from ..runs.folders import inspect_folder
 from ..runs.progress import in_words
 
 
-def output() -> Console:
+def output() -> HarmlessConsole:
     """The console on standard output, 200 columns wide where the output goes to a file or a pipe."""
-    # Names hold colons, and `data:five:` is no emoji.
-    console = Console(emoji=False)
-    return console if console.is_terminal else Console(width=200, emoji=False)
+    console = HarmlessConsole()
+    return console if console.is_terminal else HarmlessConsole(width=200)
 
 
-def errors() -> Console:
+def errors() -> HarmlessConsole:
     """The console on standard error."""
-    return Console(stderr=True, emoji=False)
+    return HarmlessConsole(stderr=True)
 
 
 @contextmanager
@@ -62,7 +63,8 @@ def say_stopped(line: str, status: int) -> NoReturn:
 
 def print_json(value: Any) -> None:
     """Print one JSON object on standard output."""
-    typer.echo(json.dumps(value, indent=2))
+    # JSON escapes every control character but one.
+    typer.echo(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -191,9 +193,8 @@ def _text(cell: Any) -> str:
 
 
 def harmless(text: str, most: int = 300) -> str:
-    """A text of unknown origin for a terminal, shortened, with control characters written as escapes."""
-    text = text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """A text of unknown origin in one line, shortened."""
+    return texts.harmless(text, most)
 
 
 def _is_number(text: str) -> bool:

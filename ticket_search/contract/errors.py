@@ -9,6 +9,7 @@ from difflib import SequenceMatcher
 from itertools import takewhile
 from typing import Any, TypeVar
 
+from supermask.masks.texts import harmless
 from supermask.plugins.other_names import DROPPED, KEPT, meant_density
 
 from .other_names import meant
@@ -18,6 +19,8 @@ Value = TypeVar("Value")
 
 # How much alike a word and a name are that may have been meant by it.
 _NEAR = 0.55
+# A word of more characters is not meant for a name.
+_LONGEST = 200
 # What pydantic calls a wrong value, in words for people.
 _EXPECTED = {
     "a whole number": ("int_parsing", "int_type", "int_from_float"),
@@ -120,14 +123,14 @@ def unknown(kind: str, word: str, choices: Iterable[str], plural: str = "", hint
     """
     names = sorted(choices)
     hint = hint or meant_hint(kind, word) or nearest_hint(word, names)
-    return f"unknown {kind} '{word}'{hint or '.'} The {plural or f'{kind}s'} are {', '.join(names)}"
+    return f"unknown {kind} '{harmless(word, 200)}'{hint or '.'} The {plural or f'{kind}s'} are {', '.join(names)}"
 
 
 def unknown_flag(given: str, known: Iterable[str], value: Any = None) -> str:
     """The sentence about a flag that is none: what it is called here, or the nearest name."""
     word = given.removeprefix("--").replace("-", "_")
     if word not in (*DROPPED, *KEPT):
-        return f"unknown flag {given}{meant_hint('flag', given) or nearest_hint(given, known)}"
+        return f"unknown flag {harmless(given, 200)}{meant_hint('flag', given) or nearest_hint(given, known)}"
     density = meant_density(word, value)
     number = "..." if density is None else f"{density:g}"
     return (
@@ -139,6 +142,9 @@ def unknown_flag(given: str, known: Iterable[str], value: Any = None) -> str:
 def nearest_hint(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` with the nearest of `choices`, or nothing where none of them is near."""
     names = list(choices)
+    # To look for what is near takes the square of the length: of a word that is no name, minutes.
+    if len(word) > _LONGEST:
+        return ""
     # A choice that begins with the word is what was meant, however long it is.
     close = sorted((name for name in names if word and name.startswith(word)), key=len)
     close = close or [max(names, key=lambda name: _likeness(word, name), default="")]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-import tomllib
 import types
 from collections.abc import Callable, Iterable, Mapping, Set
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, WrapValidator
 
-from .errors import Problems, RequestError, describe_expected, unknown_flag
+from supermask.masks.texts import harmless
+
+from .errors import Problems, describe_expected, unknown_flag
 from .leave import Leave, code_in, refuse, without_leave
 from .metric import LOSSES, METRICS, name_problem
 from .other_names import meant_fractions, meant_value
@@ -414,39 +413,12 @@ def _sentence(item: Any, config_class: type[Config], values: Mapping[str, Any]) 
     bounds = [getattr(each, key, None) for each in (entry.metadata if entry else ()) for key in ("le", "lt")]
     trained = config_class.from_checkpoint if values.get("weights") else None
     hint = meant_value(name, item["input"], 1 in bounds, trained)
-    return f"{flag(name)} {item['input']}: {describe_expected(item)}{hint}"
+    return f"{flag(name)} {harmless(str(item['input']), 200)}: {describe_expected(item)}{hint}"
 
 
 def public_fields(config_class: type[Config]) -> dict[str, pydantic.fields.FieldInfo]:
     """The fields that are flags, by name: all but that of the method's name."""
     return {name: field for name, field in config_class.model_fields.items() if name != "method"}
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """The table of a TOML file.
-
-    Raises:
-        RequestError: the file cannot be read, or does not hold TOML.
-    """
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RequestError(f"{path} cannot be read as TOML: {error}") from None
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        RequestError: the file cannot be read, or does not hold a JSON object.
-    """
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RequestError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise RequestError(f"{path} holds {type(value).__name__}, expected an object")
-    return value
 
 
 def to_plain(config: Config) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RequestError, unknown
-from .flags import read_toml
+from .text_files import read_toml
 
 
 def config_folders() -> list[Path]:

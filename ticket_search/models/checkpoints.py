@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from supermask.masks.targets import unwrap
 from supermask.tickets import foreign
+from supermask.tickets.header import most_weights
 from supermask.weights.fitting import first_names, plain_tensors, set_state
 
 from ..contract.errors import RequestError, nearest_hint
@@ -31,7 +32,7 @@ def read_checkpoint(path: str) -> dict[str, Tensor]:
     except ValueError as error:
         raise RequestError(f"--weights {error}") from None
     try:
-        return foreign.state_dict_in(found, key or None)
+        return foreign.state_dict_in(found, key or None, most_weights(Path(file).stat().st_size))
     except ValueError as error:
         hint = f"; as --weights '{file}#KEY'" if "key=" in str(error) else ""
         raise RequestError(f"--weights {file}: {error}{hint}") from None

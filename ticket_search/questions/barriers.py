@@ -16,6 +16,7 @@ from ..analysis.intervals import Difference, confidence_interval, difference
 from ..contract.errors import RequestError
 from ..contract.keyed import Keyed
 from ..contract.metric import Metric
+from ..runs.forms import explain
 from ..runs.versions import too_new
 
 # The networks whose stability is asked for, in the order in which they are shown.
@@ -78,9 +79,7 @@ def check_record(found: Mapping[str, Any], path: Path) -> Record:
     try:
         return Record.model_validate(found)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        told = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-        raise RequestError(too_new(path.parent) or f"{path} is damaged: {told}") from None
+        raise RequestError(too_new(path.parent) or f"{path} is damaged: {explain(error)}") from None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from supermask.masks import notebook
+from supermask.masks.texts import harmless
 
 from ..analysis.commands import PLACE, search_command
 from ..analysis.comparison import TASK
@@ -66,7 +67,7 @@ class Diagnosis(Keyed):
 
     def __repr__(self) -> str:
         kinds = ", ".join(finding.kind for finding in self.findings)
-        return f"Diagnosis({self.run}: {self.headline}{f'; findings: {kinds}' if kinds else ''})"
+        return harmless(f"Diagnosis({self.run}: {self.headline}{f'; findings: {kinds}' if kinds else ''})")
 
     def _repr_html_(self) -> str:
         columns = ("hypothesis", "its numbers", "source", "next")

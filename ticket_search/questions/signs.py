@@ -19,6 +19,7 @@ from torch import nn
 
 import supermask
 from supermask import Ticket
+from supermask.masks.texts import harmless
 
 from ..analysis.dot_plot import Dot, plot_dots
 from ..analysis.findings import Answer
@@ -89,7 +90,8 @@ class Signs(Keyed):
 
     def __repr__(self) -> str:
         arms = ", ".join(f"{arm.name} {self.metric.with_unit(arm.mean)}" for arm in self.arms)
-        return f"Signs({len(self.runs)} run{'s' if len(self.runs) > 1 else ''}, density {self.density:.4g}: {arms})"
+        number = f"{len(self.runs)} run{'s' if len(self.runs) > 1 else ''}"
+        return harmless(f"Signs({number}, density {self.density:.4g}: {arms})")
 
     @property
     def headline(self) -> str:

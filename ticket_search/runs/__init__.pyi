@@ -1,8 +1,10 @@
+from . import console as console
 from . import earlier_run as earlier_run
 from . import environment as environment
 from . import experiment as experiment
 from . import first_layer as first_layer
 from . import folders as folders
+from . import forms as forms
 from . import inputs as inputs
 from . import locks as locks
 from . import names as names

@@ -20,6 +20,7 @@ from supermask import tickets
 from ..contract.errors import RequestError, command_line
 from ..models.checkpoints import read_checkpoint
 from .folders import folder_of_ticket, inspect_folder, list_runs
+from .forms import explain
 from .names import CONFIG, SUMMARY, TICKET
 from .records import read_record
 from .versions import too_new
@@ -250,10 +251,7 @@ def _cost_of(ticket: Path, seen: Set[Path] = frozenset()) -> Spent | str:
     try:
         summary = _Summary.model_validate(read_record(folder, SUMMARY))
     except pydantic.ValidationError as error:
-        item = error.errors()[0]
-        place = ".".join(map(str, item["loc"]))
-        told = f"{folder / SUMMARY} is damaged: {place} {item['input']!r}: {item['msg']}"
-        raise RequestError(too_new(folder) or told) from None
+        raise RequestError(too_new(folder) or f"{folder / SUMMARY} is damaged: {explain(error)}") from None
     if not summary.is_whole:
         return f"the run {folder} started from weights of which it is not known"
     spent = summary.cost if ticket.parent == folder else summary.up_to(int(ticket.parent.name))

@@ -16,7 +16,7 @@ from ..contract.errors import RequestError, command_line, nearest_hint
 from ..contract.flags import Config, differs_from
 from ..trust.mark import MARK
 from .locks import working_on
-from .names import CHECKSUMS, CONFIG, EARLIER_STATE, FAILURE, STATE, SUMMARY, WRITTEN_WHOLE, default_name
+from .names import CHECKSUMS, CONFIG, EARLIER_STATE, FAILURE, METRICS, STATE, SUMMARY, WRITTEN_WHOLE, default_name
 from .records import read_record
 from .versions import too_new
 
@@ -133,6 +133,19 @@ def find_finished(
             yield found.folder
         if found.state == "new" or name is not None:
             return
+
+
+def check_no_links(folder: Path) -> None:
+    """Check that nothing that is written to a run's folder would be written elsewhere, by a link that lies in it.
+
+    Raises:
+        RequestError: there is a link.
+    """
+    for path in folder.rglob("*"):
+        # Any other file is written beside its place, and then takes it.
+        in_place = path.name == METRICS or path.name.endswith(".lock") or ".tfevents." in path.name
+        if path.is_symlink() and (in_place or path.is_dir()):
+            raise RequestError(f"{path} is a link to {os.readlink(path)}: a run that goes on writes to its folder only")
 
 
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".npz")

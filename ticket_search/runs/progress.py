@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from supermask.masks.texts import harmless
+
 from ..contract.metric import ACCURACY
+from .console import HarmlessConsole
 
 # The packages whose warnings are ours.
 _OURS = [Path(__file__).parents[2] / name for name in ("supermask", "ticket_search")]
@@ -175,10 +178,11 @@ def warn_in_a_line() -> None:
         line: str | None = None,
     ) -> None:
         if category is not UserWarning or not any(map(Path(filename).is_relative_to, _OURS)):
-            usual(message, category, filename, lineno, file, line)
+            plain = harmless(str(message))
+            usual(message if plain == str(message) else plain, category, filename, lineno, file, line)
             return
         told = " ".join(str(message).split())
-        Console(stderr=True).print(f"warning: {told}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        HarmlessConsole(stderr=True).print(f"warning: {told}", style="yellow", highlight=False, soft_wrap=True)
 
     warnings.showwarning = show
 
@@ -190,7 +194,7 @@ class Progress:
     """
 
     def __init__(self, shown: bool = True) -> None:
-        self.console = Console(stderr=True, emoji=False)
+        self.console = HarmlessConsole(stderr=True)
         self.shown = shown
         self.metric = ACCURACY
         self.total = 0

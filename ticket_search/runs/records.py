@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -20,20 +19,14 @@ from typing import Any
 import tomli_w
 
 from supermask import __version__, tickets
+from supermask.tickets.strict_json import parse_json
 
 from ..contract.errors import RequestError
-from ..contract.flags import read_json, read_toml
-from .names import CHECKSUMS, CONFIG, CONNECT, CONTROLS, INPUTS, SUMMARY
+from ..contract.text_files import read_json, read_toml
+from .forms import check_form
+from .names import CHECKSUMS, CONFIG
 from .versions import too_new
 
-# What every version has written into a record, and what reads it takes for granted.
-_KEYS = {
-    SUMMARY: ("name", "method", "density", "kept", "weights", "seconds", "cost"),
-    CONTROLS: ("rows",),
-    CONNECT: ("metric", "rows"),
-    CONFIG: ("method",),
-    INPUTS: ("start", "data", "code", "python"),
-}
 # What names files of the run that a training belongs to, in whose folder its own lies.
 _PLACES = ("ticket", "whole")
 _STATE = b"supermask state 1 sha256 "
@@ -61,15 +54,18 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
     """The object in a TOML or JSON file of a run's folder.
 
     Raises:
-        RequestError: it cannot be read, does not match its checksum, or is no such record: of a newer version perhaps.
+        RequestError: it cannot be read, does not match its checksum, or is no such record (see `forms`): of a newer
+            version perhaps.
     """
     path = folder / name
     check_file(path)
     found = read_toml(path) if name.endswith(".toml") else read_json(path)
+    try:
+        check_form(name, found, str(path))
+    except RequestError as error:
+        raise RequestError(too_new(folder) or error.problems) from None
     if name == CONFIG:
         found = {**found, **_find_places(folder, found)}
-    if missing := [key for key in _KEYS.get(name, ()) if key not in found]:
-        raise RequestError(too_new(folder) or f"{path} is damaged: it has no {', '.join(missing)}")
     return found
 
 
@@ -136,17 +132,20 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     check_file(path)
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, RecursionError) as error:
+        rows = [parse_json(line, finite=False) for line in path.read_bytes().splitlines()]
+    except (OSError, ValueError) as error:
         raise RequestError(f"{path} is damaged: {error}") from None
     if not all(map(is_row, rows)):
-        raise RequestError(f"{path} is damaged: expected a step and a stage in each line")
+        raise RequestError(f"{path} is damaged: expected a step, a stage and numbers in each line")
     return rows
 
 
 def is_row(row: Any) -> bool:
-    """Whether an object is a row of `metrics.jsonl`: of a step, which is a number, and a stage."""
-    return isinstance(row, dict) and "stage" in row and type(row.get("step")) is int
+    """Whether an object is a row of `metrics.jsonl`: a stage, a step, and numbers."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not isinstance(row.get("stage"), str):
+        return False
+    numbers = [value for name, value in row.items() if name != "stage"]
+    return all(type(value) is float or (type(value) is int and abs(value) < 2**62) for value in numbers)
 
 
 def seal(state: bytes) -> bytes:
@@ -168,14 +167,18 @@ def unseal(path: Path) -> io.BytesIO:
     if line.startswith(_STATE):
         if line != _STATE + _digest(state).encode():
             raise RequestError(f"{path} is damaged: it does not match its checksum")
-        return io.BytesIO(state)
+        return _check_archive(path, state)
     if kind := _OTHER_STATE.match(line):
         raise RequestError(
             f"{path} holds a state of kind {kind[1].decode()}, and supermask {__version__} reads kind 1: it was saved "
             "by a later one, or is damaged"
         )
-    archive = io.BytesIO(data)
     # A zip file may have anything before it, a line about its checksum that is damaged among others.
+    return _check_archive(path, data)
+
+
+def _check_archive(path: Path, data: bytes) -> io.BytesIO:
+    archive = io.BytesIO(data)
     if not data.startswith(_ZIP) or not zipfile.is_zipfile(archive):
         raise RequestError(f"{path} is damaged: it is no saved state")
     try:
@@ -183,7 +186,3 @@ def unseal(path: Path) -> io.BytesIO:
     except ValueError as error:
         raise RequestError(f"{path} is damaged: {error}") from None
     return io.BytesIO(data)
-
-
-# What reading a state raises whose bytes are not what was written.
-UNREADABLE = (RuntimeError, ValueError, KeyError, TypeError, EOFError, AttributeError, pickle.UnpicklingError)

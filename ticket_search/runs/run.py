@@ -28,7 +28,7 @@ from . import states, summary
 from .environment import describe_environment
 from .experiment import Setup
 from .first_layer import picture_first_layer
-from .folders import drop_states, find_leftovers, inspect_folder
+from .folders import check_no_links, drop_states, find_leftovers, inspect_folder
 from .inputs import Inputs, read_inputs, write_inputs
 from .locks import working_on
 from .names import ENVIRONMENT, METRICS, REWIND_POINT, SUMMARY, TICKET
@@ -342,6 +342,7 @@ class Run:
         self.path.mkdir(parents=True, exist_ok=True)
         if new:
             flush_folder(self.path.parent)
+        check_no_links(self.path)
         with working_on(self.path):
             self._settle_folder()
             self._restore()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,10 +13,12 @@ import torch
 
 from supermask import __version__
 from supermask.tickets.file import write_atomically
+from supermask.tickets.strict_json import parse_json
 
 from ..contract.errors import RequestError, RunError, command_line
+from .forms import check_form
 from .names import EARLIER_STATE, METRICS, STATE
-from .records import UNREADABLE, digest_of_start, is_row, seal, unseal
+from .records import digest_of_start, is_row, seal, unseal
 from .versions import too_new
 
 # What every version has saved; what this one may have saved besides. What else there is, only a later one knows.
@@ -105,16 +106,13 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(unseal(path), weights_only=True, map_location="cpu")
-        missing = [key for key in _KEYS if key not in state]
-        strange = sorted(state.keys() - {*_KEYS, *_MORE})
-        int(state["metrics_bytes"])
     except RequestError:
         raise
-    except UNREADABLE as error:
+    except Exception as error:  # whatever the bytes of a stranger's file make a reader raise
         first = str(error).strip().partition("\n")[0]
         raise RequestError(f"{path} is damaged: {type(error).__name__}: {first}") from None
-    if missing:
-        raise RequestError(f"{path} is damaged: it has no {', '.join(missing)}")
+    check_form(path.name, state, str(path))
+    strange = sorted(state.keys() - {*_KEYS, *_MORE})
     if strange:
         told = f"{path} was saved by another supermask than this {__version__}, most likely a later one"
         raise RequestError(f"{told}: unknown {', '.join(map(repr, strange))}")
@@ -136,8 +134,8 @@ def _readable_rows(rows: Path, size: int) -> tuple[int, int]:
         return found, last
     for line in rows.read_bytes()[:size].splitlines(keepends=True):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = parse_json(line, finite=False)
+        except ValueError:
             break
         if not (line.endswith(b"\n") and is_row(row)):
             break

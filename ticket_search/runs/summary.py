@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from supermask.masks import notebook
+from supermask.masks.texts import harmless
 
 from ..contract.flags import Config
 from ..contract.metric import known_value, metric_of
@@ -119,10 +120,10 @@ def in_a_line(config: Config, path: str, summary: Summary | None) -> str:
     """`Run(imp, lenet-300-100, digits, seed 0: density 0.2, test accuracy 96.67 %, runs/imp-...)`."""
     about = f"{config.method}, {config.model}, {config.data}, seed {config.seed}"
     if summary is None:
-        return f"Run({about}: not finished, {path})"
+        return harmless(f"Run({about}: not finished, {path})")
     metric = metric_of(summary)
     value = metric.with_unit(known_value(summary, "test"))
-    return f"Run({about}: density {summary['density']:.4g}, test {metric.name} {value}, {path})"
+    return harmless(f"Run({about}: density {summary['density']:.4g}, test {metric.name} {value}, {path})")
 
 
 def to_html(config: Config, path: str, summary: Summary | None, masks: Masks | None) -> str:

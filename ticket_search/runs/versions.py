@@ -8,7 +8,7 @@ from pathlib import Path
 from supermask import __version__
 
 from ..contract.errors import RequestError
-from ..contract.flags import read_json
+from ..contract.text_files import read_json
 from .names import ENVIRONMENT
 
 # Of what follows the numbers, as rc1, none says that a version is newer.

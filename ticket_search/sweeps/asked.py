@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from supermask.masks.texts import harmless
+
 from ..contract.errors import Problems
 from ..contract.flags import Config
 from ..contract.recipes import find_recipe
@@ -50,7 +52,7 @@ def check_runs(asked: Sequence[Asked], own: Sequence[Mapping[str, Any]], problem
         request = of_run.attempt(partial(_check_run, run))
         configs.append(request.config if request else None)
         for problem in of_run.found:
-            found.setdefault(problem, []).append(describe_flags(flags))
+            found.setdefault(problem, []).append(harmless(describe_flags(flags), 300))
     for problem, where in found.items():
         others = f" and {len(where) - 1} more" if len(where) > 1 else ""
         problems.add(problem if len(where) == len(own) else f"{problem} (in the run {where[0]}{others})")

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
 from ..contract.stops import STOPPED
+from ..runs.console import HarmlessConsole
 from ..runs.progress import Pace, Progress, fit_line, tell_again_and_again, told_left
 
 # A run that starts has written nothing yet: its process imports, and reads what it needs.
@@ -104,7 +105,7 @@ class SweepProgress:
         work: Sequence[Work] = (),
         announced: float | None = None,
     ) -> None:
-        self.console = Console(stderr=True, emoji=False)
+        self.console = HarmlessConsole(stderr=True)
         self.shown = shown
         self._names, self._steps, self._board = names, steps, board
         self._work = work or [Work(float(each)) for each in steps]

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 
 from .. import analysis, sweeps
+from ..analysis.markdown import escape
 from ..contract.errors import Problems, RequestError, describe_expected, unknown
-from ..contract.flags import read_toml
 from ..contract.keyed import Keyed
+from ..contract.text_files import read_toml
 from ..runs.outputs import write_output
 from .file import STUDY_KEYS, Sweep, make_sweep, read_table, tell_runs
 from .predictions import prediction_problems
@@ -251,13 +252,13 @@ def write_study(study: Study, runs: Sequence[Path], output: str | os.PathLike[st
 
 def _page(study: Study, beside: Sequence[Beside], groups: Sequence[Group], judged: str, tables: str) -> str:
     measured = " and ".join(dict.fromkeys(group.metric.name for group in groups))
-    parts = [f"# {study.title}", study.question, f"After {study.paper}."]
+    parts = [f"# {_text(study.title)}", _text(study.question), f"After {_text(study.paper)}."]
     parts.append(f"```\nticket study {study.name}\n```")
     if study.differs:
-        parts.append("Not as in the publication:\n\n" + "\n".join(f"- {line}" for line in study.differs))
-    parts.append(f"![{measured} against density, and against search cost]({study.name}.png)")
+        parts.append("Not as in the publication:\n\n" + "\n".join(f"- {_text(line)}" for line in study.differs))
+    parts.append(f"![{_text(measured)} against density, and against search cost]({study.name}.png)")
     if study.statements:
-        parts.append("## What the publication says\n\n" + "\n".join(f"- {line}" for line in study.statements))
+        parts.append("## What the publication says\n\n" + "\n".join(f"- {_text(line)}" for line in study.statements))
     if judged:
         parts.append(judged)
     if beside:
@@ -271,7 +272,7 @@ def _page(study: Study, beside: Sequence[Beside], groups: Sequence[Group], judge
             "wide interval contradicts little.\n\n" + "\n".join(lines)
         )
     answers = [
-        f"| {group.label} | {answer.asked} | {answer.in_words()} | {answer.because} |"
+        f"| {_text(group.label)} | {answer.asked} | {answer.in_words()} | {_text(answer.because)} |"
         for group in groups
         for answer in (group.verdict.answers.values() if group.verdict else ())
         if answer.answer != "unknown"
@@ -283,8 +284,11 @@ def _page(study: Study, beside: Sequence[Beside], groups: Sequence[Group], judge
     return "\n\n".join(parts) + "\n"
 
 
+_text = partial(escape, most=None)
+
+
 def _published_line(row: Beside) -> str:
-    cells = f"| {row.label} | {row.density:.4g} | {row.published:.2f} "
+    cells = f"| {_text(row.label)} | {row.density:.4g} | {row.published:.2f} "
     if row.ours is None:
         return f"{cells}| not measured | | | |"
     interval = "" if row.interval is None else f"{row.interval[0]:.2f} to {row.interval[1]:.2f}"

@@ -22,6 +22,7 @@ import supermask
 from supermask.shrinking.flow import flow
 
 from ..analysis.intervals import Difference, confidence_interval, difference
+from ..analysis.markdown import escape
 from ..analysis.read_runs import Member, read_members
 from ..contract.errors import RequestError
 from ..contract.flags import public_fields
@@ -216,7 +217,9 @@ def read_csv(path: Path) -> list[Line]:
             for field in fields(Line):
                 kind, optional = str(field.type).removesuffix(" | None"), str(field.type).endswith("None")
                 values[field.name] = None if optional and row[field.name] == "" else kinds[kind](row[field.name])
-        except ValueError as error:
+            find_method(values["method"])
+            json.loads(values["flags"])
+        except (ValueError, TypeError) as error:
             raise RequestError(f"{path}: line {number} cannot be read: {error}") from None
         found.append(Line(**values))
     return found
@@ -370,14 +373,14 @@ def table_at(lines: Sequence[Line], density: float, claims: Mapping[str, str]) -
         low_high = confidence_interval(list(entry.values.values()))
         rates = dict.fromkeys(f"{line.lr:g}" for line in entry.lines)
         cells = (
-            entry.label, first.epochs, len(entry.lines), f"{entry.mean:.2f}", _range(low_high),
+            escape(entry.label, None), first.epochs, len(entry.lines), f"{entry.mean:.2f}", _range(low_high),
             "" if gap is None else f"{gap.mean:+.2f}", "" if gap is None else _range(gap.interval, "+"),
             _mean([line.trainings for line in entry.lines], ".1f"),
             _mean([None if line.seconds is None else line.seconds / 60 for line in entry.lines], ".1f"),
             _mean([None if line.file_bytes is None else line.file_bytes / 1000 for line in entry.lines], ".1f"),
             _density_cell([line.kept / line.weights for line in entry.lines]),
             _mean([None if line.effective is None else line.effective / line.weights for line in entry.lines], ".4f"),
-            " ".join(rates), "" if first.control else claims.get(first.method, ""),
+            " ".join(rates), "" if first.control else escape(claims.get(first.method, ""), None),
         )  # fmt: skip
         rows.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(rows)
@@ -417,8 +420,8 @@ def predictions_as_text(judged: Sequence[Judgement]) -> str:
         "|:---|---:|---:|---:|:---|",
     ]
     for one in judged:
-        *cells, answer = one.cells()
-        rows.append("| " + " | ".join([*cells, "**no**" if answer == "no" else answer]) + " |")
+        text, *cells, answer = one.cells()
+        rows.append("| " + " | ".join([escape(text, None), *cells, "**no**" if answer == "no" else answer]) + " |")
     return "\n".join(rows)
 
 
@@ -432,5 +435,5 @@ def choices_as_text(lines: Sequence[Line]) -> str:
     for (_, label, asked, _), tried in sorted(groups.items()):
         best = max(tried, key=lambda line: line.validation or -math.inf)
         told = ", ".join(f"{line.lr:g}: {line.validation:.2f}" for line in sorted(tried, key=lambda line: line.lr))
-        rows.append(f"| {label} | {asked:g} | {told} | {best.lr:g} |")
+        rows.append(f"| {escape(label, None)} | {asked:g} | {told} | {best.lr:g} |")
     return "\n".join(rows)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ..analysis.dot_plot import Dot, plot_dots
 from ..analysis.intervals import confidence_interval
+from ..analysis.markdown import escape
 from ..contract.errors import RequestError
 from ..runs.outputs import write_output
 from . import table
 from .study import Study, page_files, part_file
+
+_text = partial(escape, most=None)
 
 
 def write_part(study: Study, part: str, folders: Sequence[Path], runs: Path, output: str | os.PathLike[str]) -> Path:
@@ -55,12 +59,12 @@ def _table_page(study: Study, measured: Sequence[table.Line], missing: Sequence[
     dense = list(table.dense_values(lines).values())
     predictions = [prediction for part in study.parts.values() for prediction in part.predictions]
     judged = [one for each in predictions for one in table.judge(lines, each, study.densities)]
-    parts = [f"# {study.title}", study.question, f"```\nticket study {study.name}\n```"]
+    parts = [f"# {_text(study.title)}", _text(study.question), f"```\nticket study {study.name}\n```"]
     if missing:
         parts.append(f"Not measured yet: {', '.join(missing)} (`ticket study {study.name} --sweep {missing[0]}`).")
     parts.append(f"![test accuracy of every method at each density]({study.name}.png)")
     if study.differs:
-        parts.append("\n".join(f"- {line}" for line in study.differs))
+        parts.append("\n".join(f"- {_text(line)}" for line in study.differs))
     if judged:
         parts.append(table.predictions_on_page(judged))
     if dense:
@@ -75,16 +79,16 @@ def _table_page(study: Study, measured: Sequence[table.Line], missing: Sequence[
         f"chosen.\n\n{table.choices_as_text(measured)}"
     )
     if study.statements:
-        parts.append("## What the papers say\n\n" + "\n".join(f"- {line}" for line in study.statements))
+        parts.append("## What the papers say\n\n" + "\n".join(f"- {_text(line)}" for line in study.statements))
     return "\n\n".join(parts) + "\n"
 
 
 def _own_tables(study: Study, part: str, measured: Sequence[table.Line]) -> str:
     """The tables of a sweep beside the others: of each of its networks, at each of its densities."""
     own = [line for line in measured if line.sweep == part and line.role != "trial"]
-    parts = [f"## {study.parts[part].about}"]
+    parts = [f"## {_text(study.parts[part].about)}"]
     for model in dict.fromkeys(line.model for line in own):
         lines = [line for line in own if line.model == model]
         for density in sorted({line.asked for line in lines}, reverse=True):
-            parts.append(f"{model}, density {density:g}:\n\n{table.table_at(lines, density, {})}")
+            parts.append(f"{_text(model)}, density {density:g}:\n\n{table.table_at(lines, density, {})}")
     return "\n\n".join(parts)
