@@ -44,6 +44,7 @@ from ticket_search.cli.runs import describe as describe_run
 from ticket_search.methods import find_method, method_names
 from ticket_search.questions.barriers import check_record, summarize
 from ticket_search.running.read_config import read_config
+from ticket_search.runs import states
 from ticket_search.runs.earlier_run import read_weights
 from ticket_search.runs.folders import find_run, inspect_folder
 from ticket_search.runs.records import read_record, read_rows, seal
@@ -126,7 +127,10 @@ def read_stopped(folder: Path) -> object:
     json.dumps(described)
     config = read_config(folder)
     run = Run(folder, config)
-    state = run._read_states()
+    damaged: list[str] = []
+    state = states.read_newest(folder, damaged.append)
+    if damaged:  # the state before it, or rows that are cut short: it is told
+        raise RequestError(damaged)
     return [state["start"], state["seconds"], state["metrics_bytes"], *state["stages"]], run.metrics
 
 

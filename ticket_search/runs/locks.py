@@ -21,7 +21,7 @@ import filelock
 import pydantic
 from pydantic import Field
 
-from supermask.tickets.file import write_atomically
+from supermask import tickets
 
 from ..contract.errors import RequestError
 from .names import HOLDER, LOCK
@@ -74,7 +74,7 @@ def _write_holder(folder: Path) -> None:
         since=time.strftime("%Y-%m-%d %H:%M:%S"),
         command=Path(sys.argv[0]).name[:40],
     )
-    write_atomically(folder / HOLDER, (json.dumps(holder.model_dump()) + "\n").encode())
+    tickets.file.write_atomically(folder / HOLDER, (json.dumps(holder.model_dump()) + "\n").encode())
 
 
 def _describe(holder: Holder | None) -> str:

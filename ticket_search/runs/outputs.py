@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from supermask.tickets.file import write_atomically
+from supermask import tickets
 
 # Names of what is open already: to put another file in its place would leave what is open as it is.
 _OPEN = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
@@ -21,4 +21,4 @@ def write_output(path: str | os.PathLike[str], content: str | bytes) -> None:
     if os.fspath(path).startswith(_OPEN) or (Path(path).exists() and not target.is_file()):
         Path(path).write_bytes(data)
     else:
-        write_atomically(target, data)
+        tickets.file.write_atomically(target, data)
