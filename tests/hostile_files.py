@@ -101,7 +101,7 @@ def read_finished(folder: Path) -> object:
         if (folder / name).exists():
             record = read_record(folder, name)
             if name == "connect.json":
-                whole.append(summarize(check_record(record, str(folder / name)).rows))
+                whole.append(summarize(check_record(record, folder / name).rows))
     json.dumps(describe(run.ticket, 1)), run._repr_html_()
     compare_runs([folder])
     text = analysis.card.make_card(folder / "ticket.safetensors").text
