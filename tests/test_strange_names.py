@@ -249,8 +249,9 @@ class Page(html.parser.HTMLParser):
 
 
 def check_page(text: str, scripts: int = 0) -> None:
-    """Check that nothing on a page runs, or is fetched from elsewhere."""
+    """Check that nothing on a page runs, is fetched from elsewhere, or turns the direction of what is read."""
     page = Page(text)
+    assert is_harmless(text)
     assert sum(tag == "script" for tag, _ in page.tags) == scripts
     assert not any("alert" in script for script in page.scripts)
     for tag, attributes in page.tags:
