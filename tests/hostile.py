@@ -309,13 +309,13 @@ def shape_of(stored: Any, name: str) -> int:
     return int(np.prod(part.shape(name)))
 
 
-def try_files(count: int, seed: int = 0, each: Callable[[], object] = lambda: None) -> Counter[str]:
+def try_files(count: int, seed: int = 0, each: Callable[[], object] = lambda: None, first: int = 0) -> Counter[str]:
     """What became of `count` hostile files; none of them left its folder or changed it."""
     before = sorted(os.listdir())
     tracemalloc.start()
     try:
         found: Counter[str] = Counter()
-        for number in range(count):
+        for number in range(first, first + count):
             found[try_file(number, seed)] += 1
             each()
     finally:
@@ -332,26 +332,27 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200_000)
     parser.add_argument("--files", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="begin with this file, to go on or to take a part")
     options = parser.parse_args()
     started, count = time.perf_counter(), options.files or options.count
     with Progress(console=Console(stderr=True), refresh_per_second=0.5) as progress:
         task = progress.add_task("hostile files", total=count)
-        found, most = try_all(count, options.seed, bool(options.files), lambda: progress.advance(task))
+        found, most = try_all(count, options, lambda: progress.advance(task))
     for outcome, times in sorted(found.items(), key=lambda item: (item[0].partition(":")[0], -item[1])):
         print(f"{times:8,}  {outcome}")
     print(f"{count:8,}  in {time.perf_counter() - started:.0f} s (seed {options.seed}); {most}")
 
 
-def try_all(count: int, seed: int, beside: bool, each: Callable[[], object]) -> tuple[Counter[str], str]:
+def try_all(count: int, options: argparse.Namespace, each: Callable[[], object]) -> tuple[Counter[str], str]:
     """What became of hostile tickets, or of the files beside them, and what the most costly of them took."""
-    if not beside:
-        found = try_files(count, seed, each)
+    if not options.files:
+        found = try_files(count, options.seed, each, options.first)
         (took, slow), (used, large) = MOST["seconds"], MOST["bytes"]
     else:
         import hostile_files
 
         with tempfile.TemporaryDirectory() as root:
-            found, trial = hostile_files.try_files(Path(root), count, seed, each)
+            found, trial = hostile_files.try_files(Path(root), count, options.seed, each, options.first)
         (took, slow), (used, large) = trial.longest, trial.largest
     return found, f"at most {took:.2f} s ({slow}) and {used / 1e6:.1f} MB ({large})"
 

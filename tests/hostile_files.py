@@ -84,8 +84,8 @@ class Kind:
     typed: bool = False
 
 
-def read_finished(folder: Path) -> object:
-    """What commands read of a finished run, before anything is trained or evaluated."""
+def read_finished(folder: Path, shown: bool = True) -> object:
+    """What commands read of a finished run before anything is trained or evaluated, and what they show of it."""
     found = find_run(str(folder))
     assert found == folder
     state = inspect_folder(folder)
@@ -103,6 +103,8 @@ def read_finished(folder: Path) -> object:
             if name == "connect.json":
                 whole.append(summarize(check_record(record, folder / name).rows))
     json.dumps(describe(run.ticket, 1)), run._repr_html_()
+    if not shown:
+        return whole
     compare_runs([folder])
     text = analysis.card.make_card(folder / "ticket.safetensors").text
     assert text.isprintable() or all(c.isprintable() or c == "\n" for c in text)
@@ -160,10 +162,13 @@ def read_methods(folder: Path) -> object:
 
 KINDS = [
     *(Kind("finished", name, read_finished, summed=True) for name in (
-        "config.toml", "summary.json", "controls.json", "connect.json", "environment.json", "metrics.jsonl",
+        "config.toml", "summary.json", "controls.json",
     )),
-    Kind("finished", "checksums.json", read_finished),
-    Kind("finished", "origin.json", read_finished),
+    *(Kind("finished", name, partial(read_finished, shown=False), summed=True) for name in (
+        "connect.json", "environment.json", "metrics.jsonl",
+    )),
+    Kind("finished", "checksums.json", partial(read_finished, shown=False)),
+    Kind("finished", "origin.json", partial(read_finished, shown=False)),
     Kind("stopped", "config.toml", read_stopped, summed=True),
     Kind("stopped", "metrics.jsonl", read_stopped),
     Kind("stopped", "state.pt", read_stopped, sealed=True),
@@ -441,11 +446,11 @@ class Trial:
 
 
 def try_files(
-    root: Path, count: int, seed: int = 0, each: Callable[[], object] = lambda: None
+    root: Path, count: int, seed: int = 0, each: Callable[[], object] = lambda: None, first: int = 0
 ) -> tuple[Counter[str], Trial]:
     """What became of `count` hostile files, in folders below `root`."""
     trial, found = Trial(root), Counter[str]()
-    for number in range(count):
+    for number in range(first, first + count):
         found[trial.try_file(number, seed)] += 1
         each()
     assert not Path(trial.evil).exists()

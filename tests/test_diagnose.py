@@ -347,6 +347,7 @@ def test_what_connect_and_controls_have_measured_is_read(made, tmp_path):
     write_record(folder, "connect.json", {"metric": {}, "points": 2, "rows": rows})
     value = Run(folder, None).summary["val_metric"]
     control = {"trained": True, "data": "digits", "level": 1, "val_metric": value, "density": 0.02}
+    control |= {"kept": 1, "test_metric": value}
     others = [{**control, "control": "random", "level": 7}, {**control, "control": "random", "data": "mnist"}]
     write_record(folder, "controls.json", {"rows": [{**control, "control": "shuffle"}, *others]})
     found = {finding.kind: finding for finding in diagnose(folder, progress=False).findings}
@@ -367,6 +368,7 @@ def test_the_controls_of_the_same_recipe_beside_a_run_are_read(made, tmp_path):
         write_record(folder, "config.toml", {**config, "seed": seed, "lr": 0.02 if seed == 3 else config["lr"]})
         value = Run(folder, None).summary["val_metric"]
         row = {"trained": True, "data": "digits", "level": 1, "density": 0.02, "control": "random"}
+        row |= {"kept": 1, "test_metric": value}
         write_record(folder, "controls.json", {"rows": [{**row, "val_metric": value + seed - 1}]})
     finding = next(
         each for each in diagnose(tmp_path / "s0", progress=False).findings if each.kind == "structure-alone"

@@ -176,6 +176,9 @@ def test_arguments_of_a_file_build_no_other_network(arguments, tmp_path):
             load()
         quickly(began)
     assert set(map(id, torch.nn.modules.module._global_parameter_registration_hooks.values())) == before
+    if isinstance(arguments, dict) and "width" in arguments:
+        with pytest.raises(TicketError, match=r"more than [\d,]+ weights: if you trust the file, .*max_weights=N"):
+            supermask.load_compact(tmp_path / "compact")
 
 
 @pytest.mark.parametrize("shape", [[4, 16], [2**40, 1], [-1, 64], [64, 1, 1, 1, 1]], ids=str)

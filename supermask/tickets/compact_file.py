@@ -81,7 +81,8 @@ def _build(path: Any, architecture: Mapping[str, Any], most: int) -> nn.Module:
     except ValueError as error:
         raise TicketError(f"{path}: {error}; or give the whole network as model=...") from None
     try:
-        return build_within(build, architecture.get("arguments", {}), most)
+        way_out = ": if you trust the file, supermask.load_compact(..., max_weights=N) takes N"
+        return build_within(build, architecture.get("arguments", {}), most, way_out)
     except ValueError as error:
         raise TicketError(f"{path}: the arguments do not fit its model '{architecture['name']}': {error}") from None
 

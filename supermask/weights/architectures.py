@@ -72,7 +72,7 @@ def find_architecture(name: str) -> Callable[..., nn.Module]:
     )
 
 
-def build_within(build: Callable[..., nn.Module], arguments: Any, most_weights: int) -> nn.Module:
+def build_within(build: Callable[..., nn.Module], arguments: Any, most_weights: int, way_out: str = "") -> nn.Module:
     """A network from arguments that a file gives, which may be any.
 
     Args:
@@ -80,12 +80,13 @@ def build_within(build: Callable[..., nn.Module], arguments: Any, most_weights: 
         arguments: by name.
         most_weights: how many parameters and entries of buffers it may have. A larger one is given up before its memory
             is written to.
+        way_out: what to say to whoever wants a larger one.
 
     Raises:
         ValueError: arguments that are not taken, or a larger network.
     """
     try:
-        with _bounded(most_weights):
+        with _bounded(most_weights, way_out):
             return build(**arguments)
     except Exception as error:  # whatever the numbers of a stranger's file make a constructor raise
         told = (str(error).splitlines() or [""])[0]
@@ -93,7 +94,7 @@ def build_within(build: Callable[..., nn.Module], arguments: Any, most_weights: 
 
 
 @contextmanager
-def _bounded(most_weights: int) -> Iterator[None]:
+def _bounded(most_weights: int, way_out: str) -> Iterator[None]:
     thread, weights, tensors = threading.get_ident(), 0, 0
 
     def count(_: nn.Module, name: str, tensor: Tensor | None) -> None:
@@ -101,10 +102,10 @@ def _bounded(most_weights: int) -> Iterator[None]:
         if tensor is None or is_lazy(tensor) or threading.get_ident() != thread:
             return
         weights, tensors = weights + tensor.numel(), tensors + 1
-        if weights > most_weights or tensors > _MOST_TENSORS:
-            raise ValueError(
-                f"with them it has more than {most_weights:,} weights, or more than {_MOST_TENSORS:,} tensors"
-            )
+        if tensors > _MOST_TENSORS:
+            raise ValueError(f"with them it has more than {_MOST_TENSORS:,} tensors")
+        if weights > most_weights:
+            raise ValueError(f"with them it has more than {most_weights:,} weights{way_out}")
 
     hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
     try:

@@ -12,6 +12,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from supermask.masks.texts import harmless
+
 from .curves import Look
 from .findings import Comparison, Group, Verdict, only_metric
 from .headlines import headline, headlines
@@ -58,7 +60,9 @@ def to_html(
         extra_pictures: more pictures to show, each as a caption and a PNG.
     """
     folder, metric = files("ticket_search.analysis"), only_metric(comparison)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, finalize=_show, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.from_string(folder.joinpath("page.html").read_text("utf-8"))
     script = folder.joinpath("page.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -79,6 +83,11 @@ def to_html(
         script=Markup(script),
         digest=f"sha256-{digest}",
     )
+
+
+def _show(value: Any) -> Any:
+    """What is not of our own making without what turns the direction of a text, or cannot be seen."""
+    return harmless(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _address(picture: bytes, kind: str) -> str:

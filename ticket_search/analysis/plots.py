@@ -94,7 +94,7 @@ def figure_inline(comparison: Comparison, published: Sequence[Mapping[str, Any]]
         element.attrib.update({name: _prefix(name, value, prefix) for name, value in named.items()})
         if (place := named.get("id", "").removeprefix("point-")).isdecimal():
             title = ElementTree.Element("title")
-            title.text = points[int(place)].text
+            title.text = harmless(points[int(place)].text)
             element.insert(0, title)
             element.set("class", "point")
     for name in ("width", "height", "version"):
