@@ -183,9 +183,9 @@ def test_controls_that_a_finished_run_lacks_count(planned, monkeypatch):
     monkeypatch.setattr(
         "ticket_search.sweeps.local_engine.read_record", lambda *_: {"levels": [{"level": 0}, {"level": 1}]}
     )
-    rows = [
-        {"control": kind, "trained": True, "data": imp.config.data, "level": 1} for kind in planned().sweep.controls
-    ]
+    measured = {"density": 0.5, "kept": 1, "test_accuracy": 90.0, "val_accuracy": 90.0}
+    shared = {**measured, "trained": True, "data": imp.config.data, "level": 1}
+    rows = [{"control": kind, **shared} for kind in planned().sweep.controls]
     for there, missing in ((rows[:1], True), (rows, False)):
         write_record(imp.folder, "controls.json", {"rows": there})
         left = next(run for run in planned().runs if run.folder == imp.folder)

@@ -218,6 +218,7 @@ def test_a_warning_is_shown_and_does_nothing(capsys, monkeypatch):
 def test_nothing_is_printed_past_the_console():
     """By `print`, by rich's own console or by typer, where these are not known to print nothing strange."""
     known = {"cli/terminal.py": 1, "cli/__init__.py": 1, "cli/card.py": 1, "cli/push.py": 1, "cli/runs.py": 1}
+    known["data/images.py"] = 1  # a path that is shown harmless
     root = Path(__file__).parent.parent / "ticket_search"
     raw = {"print", "Console", "typer.echo", "typer.secho", "typer.confirm", "typer.prompt"}
     found: dict[str, int] = {}
