@@ -3,18 +3,21 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 from processes import start_python
 from test_sweep import wait_for
 
-from ticket_search import Interrupted, search
+from ticket_search import Interrupted, RequestError, search
 from ticket_search.contract import stops
+from ticket_search.runs import locks
 from ticket_search.training import loop
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 130, signal.SIGHUP: 130, signal.SIGUSR1: 75}
@@ -220,6 +223,30 @@ def test_of_two_that_begin_at_once_one_works_and_the_other_is_told_who(forkserve
 @pytest.mark.slow
 def test_of_a_hundred_pairs_that_begin_at_once_one_works_each(forkserver_with_torch, tmp_path):
     race(tmp_path, 100)
+
+
+@pytest.mark.parametrize("left", [None, "{", '{"host": "h", "pid": 1, "since": "x", "command": "\\u001b[31m"}'])
+def test_who_holds_a_run_is_told_where_it_is_known(left, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_LOOKS", 2)
+    folder = tmp_path / "runs" / "x"
+    folder.mkdir(parents=True)
+    with filelock.FileLock(folder / ".lock"):
+        if left is not None:
+            (folder / ".holder").write_text(left)
+        with pytest.raises(RequestError, match="another process is working on .*/x") as told:
+            quick("dense", name="x")
+        assert (": process 1" in str(told.value)) == bool(left and "host" in left)
+
+
+def test_a_dead_holder_is_not_named(tmp_path, monkeypatch):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    monkeypatch.setattr(locks, "_LOOKS", 2)
+    holder = locks.Holder(host=socket.gethostname(), pid=process.pid, since="now")
+    (tmp_path / ".holder").write_text(holder.model_dump_json())
+    assert locks.read_holder(tmp_path) == holder and locks._wait_for_holder(tmp_path) is None
+    (tmp_path / ".holder").write_text(holder.model_copy(update={"pid": os.getpid()}).model_dump_json())
+    assert locks._wait_for_holder(tmp_path).pid == os.getpid()
 
 
 def test_a_dead_holder_holds_nothing(forkserver_with_torch, tmp_path):

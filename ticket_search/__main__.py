@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
 from .contract import stops
 
 
 def main() -> None:
     """The command line. Signals are answered with one line from here on: what it imports takes seconds."""
     stops.end_on_signals()
-    from .cli import main as command
+    try:
+        from .cli import main as command
 
-    command()
+        command()
+    except KeyboardInterrupt as stop:  # between the lines that answer it with more
+        sys.stderr.write("\nstopped\n")
+        sys.exit(getattr(stop, "status", stops.STOPPED))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from supermask import tickets
 from ..contract.errors import RequestError
 from .names import HOLDER, LOCK
 
+_LOOKS, _SECONDS_BETWEEN_LOOKS = 20, 0.05
+
 
 class Holder(pydantic.BaseModel, frozen=True):
     """A process that works on a run: since when is in local time."""
@@ -47,7 +49,7 @@ def working_on(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise RequestError(f"another process is working on {folder}{_describe(read_holder(folder))}") from None
+        raise RequestError(f"another process is working on {folder}{_describe(_wait_for_holder(folder))}") from None
     try:
         _write_holder(folder)
         yield
@@ -65,6 +67,29 @@ def read_holder(folder: Path) -> Holder | None:
         return Holder.model_validate_json((folder / HOLDER).read_bytes())
     except (OSError, pydantic.ValidationError):
         return None
+
+
+def _wait_for_holder(folder: Path) -> Holder | None:
+    """Who works on a run that is locked: one who has locked it just now has not said so yet."""
+    for _ in range(_LOOKS):
+        holder = read_holder(folder)
+        if holder is not None and not _is_dead(holder):
+            return holder
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return None
+
+
+def _is_dead(holder: Holder) -> bool:
+    """Whether a holder was a process of this machine that is no more."""
+    if holder.host != socket.gethostname() or os.name != "posix":
+        return False
+    try:
+        os.kill(holder.pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is somebody else's
+        return False
+    return False
 
 
 def _write_holder(folder: Path) -> None:
