@@ -269,3 +269,8 @@ def test_a_long_word_is_near_to_nothing():
     began = time.process_time()
     assert nearest_hint("a" * 400_000, ["method"] * 20) == "" == supermask.masks.targets.nearest("a" * 400_000, ["a"])
     quickly(began)
+
+
+def test_a_problem_is_one_line_whatever_value_it_tells():
+    told = RequestError(["a\nerror: b", "c", "d\r\n\n e"]).problems
+    assert told == ["a error: b", "c", "d e"]

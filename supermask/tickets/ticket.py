@@ -28,7 +28,10 @@ STATES = ("start", "final")
 
 
 class TicketError(ValueError):
-    """A ticket that cannot be read, or that does not hold what it says."""
+    """A ticket that cannot be read, or that does not hold what it says: told in one line, whatever names it tells."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(" ".join(told.splitlines()))
 
 
 @dataclass(frozen=True)

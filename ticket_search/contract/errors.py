@@ -37,10 +37,12 @@ RAISED = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyEr
 
 
 class RequestError(ValueError):
-    """The request was wrong and nothing has been done. `problems` holds one sentence for each thing wrong with it."""
+    """The request was wrong and nothing has been done. `problems` holds one line for each thing wrong with it."""
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        told = [problems] if isinstance(problems, str) else list(problems)
+        # What is told may hold a value from a file, whose lines would look like lines of ours.
+        self.problems = [" ".join(filter(None, map(str.strip, text.splitlines()))) for text in told]
         super().__init__("; ".join(self.problems))
 
 
