@@ -429,7 +429,9 @@ class Trial:
         self.longest, self.largest = max(self.longest, (took, about)), max(self.largest, (used, about))
         assert took < SECONDS, f"{about}: {took:.2f} s"
         assert used < MEMORY + 10 * size, f"{about}: {used:,} bytes"
-        assert set(sys.modules) == modules, f"{about}: imported {set(sys.modules) - modules}"
+        # Parts of PyTorch that its own reader of states looks into when it meets what it does not know.
+        imported = {name for name in set(sys.modules) - modules if not name.startswith("torch.")}
+        assert not imported, f"{about}: imported {imported}"
         assert snapshot(self.root) == before, f"{about}: files have changed"
         stale = kind.summed or kind.sealed
         if outcome == "read" and stale and not self._vouches(kind, folder):

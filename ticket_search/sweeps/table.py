@@ -219,10 +219,21 @@ def read_csv(path: Path) -> list[Line]:
                 values[field.name] = None if optional and row[field.name] == "" else kinds[kind](row[field.name])
             find_method(values["method"])
             json.loads(values["flags"])
+            if problem := _problem(values):
+                raise ValueError(problem)
         except (ValueError, TypeError) as error:
             raise RequestError(f"{path}: line {number} cannot be read: {error}") from None
         found.append(Line(**values))
     return found
+
+
+def _problem(values: Mapping[str, Any]) -> str:
+    """What is wrong with the numbers of a line; nothing where they are such as can be measured."""
+    kept, weights, effective = (values[name] for name in ("kept", "weights", "effective"))
+    if not (0 <= kept <= weights and weights > 0 and 0 <= (effective or 0) <= weights):
+        return f"kept {kept} and effective {effective} of {weights} weights"
+    odd = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
+    return f"{odd[0]} is {values[odd[0]]}, expected a number" if odd else ""
 
 
 @dataclass(frozen=True)
