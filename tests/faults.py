@@ -15,14 +15,13 @@ import errno
 import io
 import os
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kills import contents, differences, wait
+from kills import contents, differences, leave, wait
 
 WAYS = ("full", "io", "permission", "killed")
 _ERRORS = {"full": errno.ENOSPC, "io": errno.EIO, "permission": errno.EACCES}
@@ -136,9 +135,7 @@ def search_in(folder: Path, disk: Disk | None) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)
 
 
 def _search(disk: Disk | None) -> int:

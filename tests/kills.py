@@ -76,9 +76,14 @@ def start(words: Sequence[str], folder: Path) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)
+
+
+def leave(code: int) -> None:
+    """End a process that was forked: what is flushed is told, and nothing else is taken apart."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _carry_out(words: Sequence[str]) -> int:
