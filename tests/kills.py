@@ -1,6 +1,6 @@
 """Commands that are killed at random instants and given again: what they leave in the end is what they leave unkilled.
 
-    python tests/kills.py --kills 300          # from the project's root; some half an hour
+    python tests/kills.py --kills 300 --folder EMPTY     # from the project's root; some half an hour
 
 Killed is the whole of a command, or of a sweep also its first process alone, or one of the others. In the end every file
 must be that of a command that was never killed, but for times; no file may be left over, no process, and no exception.

@@ -5,6 +5,8 @@ import importlib
 import re
 import shutil
 import sys
+import types
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch import nn
 from ticket_search import Interrupted, RequestError, RunError, resume, search
 from ticket_search.running.request import request_of
 from ticket_search.running.search import carry_out, prepare
-from ticket_search.runs.inputs import Inputs, digest_of_code, read_inputs
+from ticket_search.runs.inputs import Inputs, digest_of_code, digests_of_code, read_inputs
 from ticket_search.runs.run import Run
 from ticket_search.sweeps.sweep import plan_sweep, read_sweep
 from ticket_search.training import loop
@@ -79,6 +81,128 @@ def test_everything_that_a_function_uses_counts():
     assert digest_of_code([make(1)]) == digest_of_code([make(1)]) != digest_of_code([make(2)])
     assert digest_of_code([functools.partial(make(1), y=3)]) != digest_of_code([functools.partial(make(1), y=4)])
     assert digest_of_code([lambda x: x in {"a", "b", "c"}]) == digest_of_code([lambda x: x in {"c", "b", "a"}])
+
+
+class Weighted:
+    """A loss that is an object, with what it carries."""
+
+    def __init__(self, weight, smoothing=0.0):
+        self.weight, self.smoothing, self.itself = weight, smoothing, [self]
+
+    def __call__(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets, self.weight, label_smoothing=self.smoothing)
+
+
+class Slotted:
+    __slots__ = ("scale",)
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, outputs, targets):
+        return self.scale * nn.functional.cross_entropy(outputs, targets)
+
+
+class Named(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.layer = how, nn.Dropout(0.5)
+
+    def forward(self, x):
+        return getattr(self.layer(x), self.how)()
+
+
+class Mode(Enum):
+    mean = 1
+    sum = 2
+
+
+def cached(value):
+    return functools.lru_cache(lambda x: x * value)
+
+
+def without_gradients(value):
+    return torch.no_grad()(lambda x: x * value)
+
+
+def in_a_circle(value):
+    circle = [value]
+    circle.append({"again": circle})
+    return lambda x: (x, circle)
+
+
+def of_a_module(value):
+    module = types.ModuleType("__main__")
+    module.scale = lambda x: x * value
+    return eval("lambda x: helpers.scale(x)", {"helpers": module, "__name__": "__main__"})
+
+
+def method_of(value):
+    return Weighted(None, value).__call__
+
+
+@pytest.mark.parametrize(
+    ("make", "one", "other"),
+    [
+        (lambda v: Weighted(torch.tensor(v)), [1.0, 2.0], [1.0, 3.0]),
+        (lambda v: Weighted(np.array(v)), [1.0, 2.0], [1.0, 3.0]),
+        (lambda v: Weighted(None, v), 0.0, 0.1),
+        (lambda v: Weighted(None, Mode[v]), "mean", "sum"),
+        (lambda v: Weighted(None, {"a": {v}}), "b", "c"),
+        (lambda v: Weighted(None, [*range(20_000), v]), 0, 1),
+        (Slotted, 1, 2),
+        (lambda v: nn.CrossEntropyLoss(label_smoothing=v), 0.0, 0.1),
+        (lambda v: nn.CrossEntropyLoss(weight=torch.tensor(v)), [1.0, 2.0], [1.0, 3.0]),
+        (lambda v: functools.partial(nn.functional.cross_entropy, label_smoothing=v), 0.0, 0.1),
+        (lambda v: v, nn.MSELoss(), nn.L1Loss()),
+        (cached, 1, 2),
+        (without_gradients, 1, 2),
+        (in_a_circle, 1, 2),
+        (of_a_module, 1, 2),
+        (method_of, 0.0, 0.1),
+        (lambda v: functools.partial(cached(v), v), 1, 2),
+        (lambda v: nn.Sequential(Named(v)), "relu", "tanh"),
+    ],
+)
+def test_what_an_object_carries_counts(make, one, other):
+    """An object that is called is code too: its class, and every setting and number that it carries."""
+    assert digest_of_code([make(one)]) == digest_of_code([make(one)]) != ""
+    assert digest_of_code([make(one)]) != digest_of_code([make(other)])
+
+
+def test_what_a_network_carries_counts_but_its_tensors():
+    def digests(network):
+        return digests_of_code({"model": lambda: None}, network)["the network"]
+
+    class Rate(nn.Module):
+        def __init__(self, rate=0.5, how="relu"):
+            super().__init__()
+            self.layer, self.dropout, self.head = nn.Linear(3, 3), nn.Dropout(rate), Named(how)
+            self.register_buffer("drawn", torch.randn(3), persistent=False)
+
+    assert digests(Rate()) == digests(Rate()) == digests(Rate().eval())
+    assert len({digests(Rate()), digests(Rate(0.1)), digests(Rate(how="tanh"))}) == 3
+    hooked = Rate()
+    hooked.register_forward_hook(lambda module, x, y: y * 2)
+    assert digests(hooked) != digests(Rate())
+    assert digests_of_code({}, nn.Sequential(nn.Linear(2, 2))) == {}
+
+
+def test_a_loss_with_another_setting_is_refused(samples, tmp_path, monkeypatch):
+    """Tried: `label_smoothing=0.9` gave the finished run of 0.0, in silence."""
+    monkeypatch.chdir(tmp_path)
+    names = cell(NET)
+    for make in (
+        lambda value: nn.CrossEntropyLoss(label_smoothing=value),
+        lambda value: functools.partial(nn.functional.cross_entropy, label_smoothing=value),
+        lambda value: Weighted(None, value),
+    ):
+        given = {"loss": make(0.0)}
+        first = again({**names, **given}, samples)
+        assert again({**names, "loss": make(0.0)}, samples).path == first.path
+        with pytest.raises(RequestError, match=r"something else \(the code of the loss\)"):
+            again({**names, "loss": make(0.9)}, samples)
+        shutil.rmtree("runs")
 
 
 def test_code_that_is_installed_or_ours_is_none_of_the_users():

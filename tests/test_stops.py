@@ -264,3 +264,8 @@ def test_a_dead_holder_holds_nothing(forkserver_with_torch, tmp_path):
     flags = {"epochs": 1, "train_size": 320, "threads": 1, "name": "x", "runs": tmp_path / "runs", "progress": False}
     assert search("dense", **flags).finished
     assert not (run / ".holder").exists()
+
+
+def test_a_time_limit_never_kills_a_process_that_listens_to_no_signal():
+    code = "import time; from ticket_search.contract.stops import stop_after; stop_after(0.001); time.sleep(0.5)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -87,7 +87,14 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def stop_after(minutes: float) -> None:
-    """Stop this process as SIGUSR1 does when its time is over."""
-    timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), REQUEUE or signal.SIGTERM))
+    """Stop this process as SIGUSR1 does when its time is over, if anything here listens to that signal then."""
+    number = REQUEUE or signal.SIGTERM
+
+    def ask() -> None:
+        # What a signal does by itself is to kill the process without a word.
+        if signal.getsignal(number) not in (signal.SIG_DFL, None):
+            os.kill(os.getpid(), number)
+
+    timer = threading.Timer(60 * minutes, ask)
     timer.daemon = True
     timer.start()

@@ -390,13 +390,15 @@ def carry_out(run: Run) -> Run:
     config, setup = run.config, run.setup
     with exact_arithmetic(config), own_random_numbers():
         model = setup.make_model(config)
+        # Before the network has seen data, of which it may keep something.
+        code = digest_code(setup, config, model)
         check_model(setup, config, model)
         targets = setup.targets(config, model)
         run.progress.expect(sum(stage.steps for stage in plan_stages(config, setup, targets)))
         for sentence in setup.remarks(model, targets):
             run.progress.say(sentence)
         with run.opened():
-            run.expect_start(supermask.fingerprint(state_of(model)), digest_code(setup, config, model))
+            run.expect_start(supermask.fingerprint(state_of(model)), code)
             ticket = setup.method.search(model, run)
             # The checkpoint may be gone by now, and operations are counted without it.
             network = setup.make_model(config.model_copy(update={"weights": None}))

@@ -50,23 +50,21 @@ class _Form(pydantic.BaseModel, extra="allow", strict=True):
     """Fields with a value here may be missing; one that is there is of its type."""
 
 
-class _Moment(_Form):
-    step: _Count
-    val_loss: _Value = 0.0
+class _Values(_Form):
     test_metric: _Value = 0.0
     val_metric: _Value = 0.0
     test_accuracy: _Value = 0.0
     val_accuracy: _Value = 0.0
+    val_loss: _Value = 0.0
 
 
-class _Measured(_Form):
+class _Moment(_Values):
+    step: _Count
+
+
+class _Measured(_Values):
     density: _Density
     kept: _Count
-    test_metric: _Value = 0.0
-    val_metric: _Value = 0.0
-    test_accuracy: _Value = 0.0
-    val_accuracy: _Value = 0.0
-    val_loss: _Value = 0.0
     min_validation_loss: _Moment | None = None
     best_validation: _Moment | None = None
     seconds: _Amount = 0.0

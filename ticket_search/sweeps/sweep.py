@@ -410,7 +410,7 @@ def _check_given(group: Sequence[PlannedRun], loaded: dict[str, _Loaded]) -> Non
     config = group[0].config
     setup = _set_up(config, loaded)
     with own_random_numbers():
-        code = digest_code(setup, config, setup.build())
+        code = digest_code(setup, config, setup.make_model(config))
     for folder, inputs in known.items():
         if differs := Inputs(inputs.start, inputs.data, code).differences(inputs):
             raise RequestError(

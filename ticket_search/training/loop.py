@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy
 import torch
@@ -168,32 +168,38 @@ class _Loop:
 
     def _save(self) -> None:
         """Save the state, unless it has gone bad: the one from before would be lost."""
-        self._check_numbers()
+        self._check_losses()
+        self._check_weights()
         self.run.save_training(self.order, self.state_dict())
 
     def _watch(self) -> None:
         """Once an epoch, what no step has time to look at."""
-        self._check_numbers()
+        self._check_losses()
+        self._check_weights()
         watch.check_masks(self.model, self.step)
         if little := watch.describe_memory():
             self.run.progress.say(little)
 
-    def _check_numbers(self) -> None:
-        """Check that the losses since the last row, and the weights, are numbers.
+    def _check_losses(self) -> None:
+        """Check that the losses since the last row are numbers.
 
         Raises:
             RunError: with the first step whose loss is none.
         """
-        first = self.tally.first_bad()
-        bad = [] if first is not None else watch.bad_weights(self.model)
-        if first is None and not bad:
-            return
-        if first is None:
-            told = f"the weights of {some_of(bad)} are NaN or infinite after step {self.step}"
-        else:
-            told = (
-                f"the training loss is NaN or infinite at step {self.logged_step + first // self.config.accumulate + 1}"
-            )
+        if (first := self.tally.first_bad()) is not None:
+            step = self.logged_step + first // self.config.accumulate + 1
+            self._end_badly(f"the training loss is NaN or infinite at step {step}")
+
+    def _check_weights(self) -> None:
+        """Check that the weights are numbers.
+
+        Raises:
+            RunError: with the names of those that are not.
+        """
+        if bad := watch.bad_weights(self.model):
+            self._end_badly(f"the weights of {some_of(bad)} are NaN or infinite after step {self.step}")
+
+    def _end_badly(self, told: str) -> NoReturn:
         raise RunError(
             f"{told} of {self.run.training_stage}: lower --lr (now {self.config.lr:g}) or add --warmup; what was saved "
             "before is kept"
@@ -251,7 +257,7 @@ class _Loop:
 
     def _evaluate(self) -> None:
         steps = self.step - self.logged_step
-        self._check_numbers()
+        self._check_losses()
         loss, value = self.tally.read()
         loss /= steps
         validation = self._validate()
