@@ -7,7 +7,7 @@ choice: ds = dL/dW_effective * w * sign(s).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -52,6 +52,11 @@ class EdgePopup(LearnedMask):
 
     def effective(self, layers: Layers) -> Sequence[Tensor]:
         """The frozen weights where the masks keep, exactly +0 elsewhere."""
+        # One kernel for all layers, where what is chosen is the largest |s| and no mask is wanted beside.
+        if type(self).choose is EdgePopup.choose and (mask := layers.masked_on_gpu()) is not None:
+            scores, weights = [layer["scores"] for layer in layers], [layer.weight for layer in layers]
+            popped: Sequence[Tensor] = _PopupOfAll.apply(mask, len(layers), *scores, *weights)
+            return popped
         masks = self.choose(layers)
         return [_Popup.apply(layer["scores"], layer.weight, mask) for layer, mask in zip(layers, masks, strict=True)]
 
@@ -70,3 +75,29 @@ class _Popup(torch.autograd.Function):
         """dL/ds = dL/dW * w * sign(s): the key that ranks is |s|, and its derivative is the sign."""
         score, weight, *mask = ctx.saved_tensors
         return (grads[0] * weight).mul_(score.sign()), grads[0] * mask[0] if mask else None, None
+
+
+class _PopupOfAll(torch.autograd.Function):
+    """`_Popup` of all layers at once, whose weights are frozen: one operation of each kind for all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, mask: Callable[..., list[Tensor]], count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The effective weights; `tensors` are the scores and the weights, `count` of each."""
+        ctx.save_for_backward(*tensors)
+        ctx.count = count
+        ctx.set_materialize_grads(False)
+        return tuple(mask(tensors[:count], tensors[count:]))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """dL/ds = dL/dW * w * sign(s) of each layer that a gradient has reached."""
+        scores, weights = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        given = {place: grad for place, grad in enumerate(grads) if grad is not None}
+        there = list(given)
+        found: list[Tensor | None] = [None] * ctx.count
+        if there:
+            products = torch._foreach_mul(list(given.values()), [weights[place] for place in there])
+            torch._foreach_mul_(products, torch._foreach_sign([scores[place] for place in there]))
+            for place, product in zip(there, products, strict=True):
+                found[place] = product
+        return None, None, *found, *[None] * ctx.count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +162,17 @@ class Layers(list[Layer]):
         if self._chooser is None:
             raise ValueError("this learned mask keeps as many as a density asks for: learn(model, density, ...)")
         return self._chooser.choose_by([key.detach() for key in keys]) if signed else self._chooser.choose(keys)
+
+    def masked_on_gpu(self) -> Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]] | None:
+        """What makes of scores and frozen weights the weights of the largest scores, all layers at once; or None."""
+        chooser = self._chooser
+        if not isinstance(chooser, Chooser) or torch.compiler.is_compiling():
+            return None
+        if any(layer.weight.requires_grad for layer in self) or not chooser.is_ranked_on_gpu(
+            [layer["scores"] for layer in self]
+        ):
+            return None
+        return chooser.mask_on_gpu
 
     def ask(self, density: float | None) -> None:
         """Ask for another density from now on; what N:M keeps stays as it is."""

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels import build as native
+from . import gpu
 from .top_k import SMALL, Keys, Marks, flatten, mark_by_partition, mark_largest, top_k
 
 # The band reaches so many times as far as the threshold was last seen to move beyond what was foreseen.
@@ -148,6 +149,7 @@ class Chooser:
 
     def __init__(self, counts: Sequence[int] | int) -> None:
         self.counts = counts
+        self.moving: Tensor | None = None
         self._start()
 
     def _start(self) -> None:
@@ -159,15 +161,17 @@ class Chooser:
         _CHOOSERS[number] = self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"counts": self.counts}
+        return {"counts": self.counts, "moving": self.moving}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.counts = state["counts"]
+        self.counts, self.moving = state["counts"], state.get("moving")
         self._start()
 
     def recount(self, counts: Sequence[int] | int) -> None:
         """Keep as many from now on; what is remembered of the thresholds goes on, for counts move by little."""
         self.counts = counts
+        # Numbers would be constants of what is compiled.
+        self.moving = torch.tensor(_listed(counts), dtype=torch.int32, device="cpu")
         for tracker, k in zip(self.trackers, [counts] if isinstance(counts, int) else counts, strict=True):
             tracker.k = k
 
@@ -186,11 +190,37 @@ class Chooser:
     def choose(self, scores: Sequence[Tensor]) -> list[Tensor]:
         """A bool mask for each tensor of scores, none of them NaN, in the scores' memory layout."""
         # What is exported must not depend on what this process remembers.
-        if not all(score.is_cpu for score in scores) or is_exporting():
+        if is_exporting():
+            return self.choose_from_nothing(scores)
+        if self.is_ranked_on_gpu(scores):
+            return self._choose_on_gpu(list(scores))
+        if not all(score.is_cpu for score in scores):
             return self.choose_from_nothing(scores)
         if torch.compiler.is_compiling():
             return self._choose_compiled(list(scores))
         return [mask for group, tracker in self._groups(scores) for mask in _mark(group, tracker)]
+
+    def is_ranked_on_gpu(self, scores: Sequence[Tensor]) -> bool:
+        """Whether these scores are ranked by kernels for all of them at once."""
+        return bool(scores) and gpu.ranks(scores)
+
+    def _wanted(self) -> list[int] | Tensor:
+        return _listed(self.counts) if self.moving is None else self.moving
+
+    def _choose_on_gpu(self, scores: list[Tensor]) -> list[Tensor]:
+        joint = isinstance(self.counts, int)
+        if not torch.compiler.is_compiling():
+            return gpu.mark(scores, self._wanted(), joint)
+        counts = [] if self.moving is not None else _listed(self.counts)
+        thresholds, last = torch.ops.supermask.radix_cut(scores, counts, self.moving, joint)
+        return [
+            gpu.compare(score, threshold, end)
+            for score, threshold, end in zip(scores, thresholds.unbind(), last.unbind(), strict=True)
+        ]
+
+    def mask_on_gpu(self, scores: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+        """The weights where `choose` keeps, exactly +0 elsewhere; of scores that are ranked on a GPU, not compiled."""
+        return gpu.mask(scores, weights, self._wanted(), isinstance(self.counts, int))
 
     def _groups(self, parts: Sequence[Any]) -> list[tuple[list[Any], Tracker]]:
         """What is ranked together, each with its tracker."""
@@ -228,6 +258,10 @@ def is_exporting() -> bool:
     if hasattr(torch.compiler, "is_exporting"):
         return torch.compiler.is_exporting()
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
+def _listed(counts: Sequence[int] | int) -> list[int]:
+    return [counts] if isinstance(counts, int) else list(counts)
 
 
 _NUMBERS = itertools.count()
