@@ -19,12 +19,14 @@ from test_selection import KINDS, counts_to_try, sorted_top_k
 from torch import Tensor, nn
 
 import supermask
+from supermask.masks.random_numbers import key_of, uniform_floats
 from supermask.selection import gpu
 from supermask.selection.top_k import top_k
 from supermask.selection.tracking import Chooser
 
 pytest.importorskip("triton")
-from supermask.kernels import radix
+from supermask.kernels import gpu as kernels
+from supermask.kernels import philox, radix
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -270,11 +272,35 @@ def test_kernels_that_do_not_work_are_told_of_and_not_used(monkeypatch):
     class OfAGpu:
         type = "cuda"
 
-    def broken(*_):
+    def broken(device):
         raise RuntimeError("no such driver")
 
-    for mark, told in ((broken, "RuntimeError: no such driver"), (lambda keys, *_: [keys[0] > 9], "other scores")):
-        monkeypatch.setattr(radix, "mark", mark)
-        monkeypatch.setattr(gpu, "torch", mock.Mock(wraps=torch, tensor=lambda values, device: torch.tensor(values)))
-        with pytest.warns(UserWarning, match=told):
-            assert gpu._kernels.__wrapped__(OfAGpu()) is None
+    assert kernels.find("radix", torch.device("cpu")) is None
+    for is_right, told in ((broken, "RuntimeError: no such driver"), (lambda device: False, "other values")):
+        for name in ("radix", "philox"):
+            monkeypatch.setattr(f"supermask.kernels.{name}.is_right_on", is_right)
+            with pytest.warns(UserWarning, match=f"{name} does not work on .*{told}"):
+                assert kernels.find.__wrapped__(name, OfAGpu()) is None
+
+
+def test_the_kernels_are_right_where_they_are_interpreted(interpreted):
+    assert interpreted.is_right_on(torch.device("cpu")) and philox.is_right_on(torch.device("cpu"))
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 3), st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_noise_is_that_of_the_cpu_to_the_bit(count, step, stream, seed):
+    key = key_of(seed, "noise")
+    with mock.patch.object(philox, "BLOCK", 64):
+        found = philox.draw_uniform(count, key, step, stream, torch.device("cpu")).numpy()
+    assert np.array_equal(found, uniform_floats(count, key, step, stream))
+
+
+def test_a_rule_draws_by_the_kernel(monkeypatch):
+    drawn = []
+    for kernel in (None, philox):
+        monkeypatch.setattr(kernels, "find", lambda name, device, kernel=kernel: kernel)
+        net = network()
+        supermask.learn(net, 0.5, program="hard-concrete", weights="keep")
+        drawn.append(train(net))
+    assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])

@@ -6,6 +6,12 @@ with second_device():
 
 What a GPU takes from the CPU is taken here: tensors without dimensions in a sum or product, the source of a copy, and
 indices. It runs below autograd, so that backward passes and optimizers are refused mixed devices too.
+
+    with refusing_the_host():
+        loss.item()  # AssertionError: for this the host would wait until the device has done all that it was given
+
+Refused are numbers that the host reads, shapes that follow from values, and copies from the device, or to it from
+memory that is not pinned.
 """
 
 from __future__ import annotations
@@ -23,6 +29,11 @@ SECOND = torch.device("lazy", 0)
 
 _COPIES = ("copy_", "copy", "_foreach_copy_")
 _INDICES = ("index", "index_put", "index_put_", "_index_put_impl_")
+# What the host learns a number of, or a shape.
+_WAITED_FOR = (
+    "_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "_unique2", "unique_dim",
+    "unique_consecutive", "item",
+)  # fmt: skip
 _NO_SCALARS = ("stack", "cat", "mm", "addmm", "bmm", "convolution", "index_select", "gather", "scatter")
 
 
@@ -62,7 +73,12 @@ class There(Tensor):
         return self.elem.data_ptr()
 
     def tolist(self) -> Any:
+        _wait("tolist")
         return self.elem.tolist()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # As it is saved and read: by the CPU.
+        return self.elem.detach().__reduce_ex__(protocol)
 
     def numpy(self, *_: Any, **__: Any) -> Any:
         raise TypeError("can't convert a tensor of the second device to numpy: use Tensor.cpu() first")
@@ -100,9 +116,76 @@ def _refuse(func: Any, name: str, tensors: list[Tensor]) -> None:
         raise RuntimeError(f"expected all tensors to be on the same device: {func} got {shapes}")
 
 
+_REFUSING: list[None] = []
+_COUNTED: list[list[str]] = []
+
+
+@contextmanager
+def refusing_the_host() -> Iterator[None]:
+    """Whatever the host would wait for the device for raises an AssertionError."""
+    _REFUSING.append(None)
+    try:
+        yield
+    finally:
+        _REFUSING.pop()
+
+
+@contextmanager
+def letting_the_host_wait() -> Iterator[None]:
+    """Within what is refused otherwise."""
+    before = _REFUSING[:]
+    _REFUSING.clear()
+    try:
+        yield
+    finally:
+        _REFUSING.extend(before)
+
+
+@contextmanager
+def counting_waits() -> Iterator[list[str]]:
+    """What the host would wait for the device for."""
+    _COUNTED.append([])
+    try:
+        yield _COUNTED[-1]
+    finally:
+        _COUNTED.pop()
+
+
+def _wait(what: str) -> None:
+    for waits in _COUNTED:
+        waits.append(what)
+    assert not _REFUSING, f"the host waits for the device: {what}"
+
+
+def _look_whether_it_waits(func: Any, name: str, args: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> None:
+    if name in _WAITED_FOR:
+        _wait(name)
+    if name in ("index", *_INDICES[1:]):
+        indices = [x for x in _tensors_in(args[1], {}) if x is not None]
+        if any(x.dtype in (torch.bool, torch.uint8) for x in indices):
+            _wait("an index of bools")
+        if any(not isinstance(x, There) for x in indices):
+            _wait("an index that lies in the host's memory")
+    if name == "repeat_interleave" and func is torch.ops.aten.repeat_interleave.Tensor and len(tensors) == 1:
+        _wait("repeat_interleave")
+    if name == "_to_copy" and kwargs.get("device") is not None:
+        to = torch.device(kwargs["device"]).type
+        from_there = isinstance(args[0], There)
+        if from_there and to != SECOND.type:
+            _wait("a copy to the host")
+        if not from_there and to == SECOND.type and not kwargs.get("non_blocking"):
+            _wait(f"a copy from the host, of {list(args[0].shape)}")
+    if name == "copy_":
+        here = [not isinstance(x, There) for x in args[:2]]
+        if here[0] != here[1] and not (len(args) > 2 and args[2]) and not kwargs.get("non_blocking"):
+            _wait(f"a copy between the host and the device, of {list(args[1].shape)}")
+
+
 def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = func._schema.name.split("::")[1]
     tensors = _tensors_in(args, kwargs)
+    if _REFUSING or _COUNTED:
+        _look_whether_it_waits(func, name, args, kwargs, tensors)
     _refuse(func, name, tensors)
     named = dict(kwargs)
     there = any(isinstance(x, There) for x in tensors)
@@ -134,6 +217,19 @@ class _Mode(TorchDispatchMode):
         return func(*args, **named)
 
 
+class _NoGradients:
+    """In the place of inference mode, whose tensors cannot be wrapped."""
+
+    def __init__(self, mode: bool) -> None:
+        self.context = torch.no_grad() if mode else torch.enable_grad()
+
+    def __enter__(self) -> None:
+        self.context.__enter__()
+
+    def __exit__(self, *told: Any) -> None:
+        self.context.__exit__(*told)
+
+
 @contextmanager
 def second_device() -> Iterator[None]:
     """Tensors can be made on `SECOND` and moved there as long as the block lasts."""
@@ -142,9 +238,12 @@ def second_device() -> Iterator[None]:
     enabled = torch.is_autocast_enabled
     # Autocast has never heard of this device, and asks whether it is one.
     torch.is_autocast_enabled = lambda device="cuda": device != SECOND.type and enabled(device)
+    inference = torch._C._InferenceMode
+    torch._C._InferenceMode = _NoGradients
     try:
         with _Mode():
             yield
     finally:
+        torch._C._InferenceMode = inference
         torch.is_autocast_enabled = enabled
         torch.__future__.set_overwrite_module_params_on_conversion(before)

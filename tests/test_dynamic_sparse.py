@@ -39,7 +39,7 @@ def test_the_smallest_leave_and_the_largest_of_all_others_come(seed):
     mask = [draw.random() < 0.5 for _ in range(size)]
     magnitude, growth = ([draw.choice([0.0, 0.5, 1.0, draw.random()]) for _ in range(size)] for _ in range(2))
     count = draw.randint(0, sum(mask))
-    found = drop_and_grow(torch.tensor(mask), torch.tensor(magnitude), torch.tensor(growth), count)
+    found = drop_and_grow(torch.tensor(mask), torch.tensor(magnitude), torch.tensor(growth), sum(mask), count)
     assert found.tolist() == slowly(mask, magnitude, growth, count)
     assert int(found.sum()) == sum(mask)
 

@@ -35,11 +35,23 @@ COMPILE = """
 import inspect, triton
 from triton.compiler import ASTSource
 from triton.backends.compiler import GPUTarget
-from supermask.kernels import radix, triton_radix as kernels
+from supermask.kernels import radix, triton_philox as philox, triton_radix as kernels
+
+name = "constexprs" if "constexprs" in inspect.signature(ASTSource).parameters else "constants"
+
+def compile_for(kernel, types, constants):
+    given = {k: v for k, v in constants.items() if k in kernel.arg_names}
+    signature = {arg: types.get(arg, "constexpr") for arg in kernel.arg_names}
+    for arch in (80, 90):
+        source = ASTSource(fn=kernel, signature=signature, **{name: given})
+        made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 8})
+        assert f".target sm_{arch}" in made.asm["ptx"] and made.metadata.shared <= 48 * 1024, kernel
+
 tables = dict.fromkeys(["blocks", "layers", "groups", "prefix", "bins", "odd", "counts", "missing", "equals",
                         "thresholds", "last", "starts"], "*i32") | dict.fromkeys(["addresses", "weights"], "*i64")
 constants = dict(BLOCK=radix.BLOCK, BINS=256, AT_ONCE=1024)
-name = "constexprs" if "constexprs" in inspect.signature(ASTSource).parameters else "constants"
+kinds = dict.fromkeys(["size", "key0", "key1", "step", "stream"], "i64") | {"values": "*fp32"}
+compile_for(philox.draw_uniform, kinds, {"BLOCK": 512})
 for bits, infinity, shifts in ((31, 0x7F800000, (23, 15, 0)), (15, 0x7F80, (7, 0))):
     cases = [(kernels.count_bins, "", dict(SHIFT=s, WIDTH=8, FIRST=s == shifts[0], INFINITY=infinity)) for s in shifts]
     cases += [(kernels.pick_bin, "", dict(WIDTH=8, FIRST=first)) for first in (True, False)]
@@ -49,13 +61,7 @@ for bits, infinity, shifts in ((31, 0x7F800000, (23, 15, 0)), (15, 0x7F80, (7, 0
         cases += [(kernels.keep, out, dict(PERMUTED=permuted, WEIGHT=weight))
                   for out, weight in (("*i1", 0), ("*i32", 32), ("*i16", 16))]
     for kernel, out, own in cases:
-        types = tables | {"out": out}
-        given = {k: v for k, v in {**constants, **own, "BITS": bits}.items() if k in kernel.arg_names}
-        signature = {arg: types.get(arg, "constexpr") for arg in kernel.arg_names}
-        for arch in (80, 90):
-            source = ASTSource(fn=kernel, signature=signature, **{name: given})
-            made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 8})
-            assert f".target sm_{arch}" in made.asm["ptx"] and made.metadata.shared <= 48 * 1024, kernel
+        compile_for(kernel, tables | {"out": out}, {**constants, **own, "BITS": bits})
 print("compiled")
 """
 

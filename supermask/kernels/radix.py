@@ -203,3 +203,13 @@ def _keep_of(
     )  # fmt: skip
     pairs = zip(scores, tables.starts_here, strict=True)
     return [whole.as_strided(score.shape, score.stride(), start) for score, start in pairs]
+
+
+# Ties, both zeros, numbers below all normal ones, infinity; the four largest of them are of three values.
+_TRIED, _CHOSEN = (3.0, -0.0, 1e-40, -3.0, 0.5, 0.0, float("inf"), -1e-40, 3.0), (0, 3, 6, 8)
+
+
+def is_right_on(device: torch.device) -> bool:
+    """Whether this device selects what it should."""
+    (found,) = mark([torch.tensor(_TRIED, device=device)], [len(_CHOSEN)], joint=False)
+    return [place for place, kept in enumerate(found.tolist()) if kept] == list(_CHOSEN)

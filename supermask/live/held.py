@@ -32,7 +32,7 @@ from .adapters import under_adapters, unmasked_adapters
 from .link import OwnMask, link_of, links_in, refusal
 from .program import Program as Program
 from .program import program_of as program_of
-from .zeroing import dropped_values, integer, local, make_bits, share, zero
+from .zeroing import dropped_values, integer, local, make_bits, zero
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -67,7 +67,7 @@ class Hold(Program):
     def __init__(self, model: nn.Module, targets: Mapping[str, Target], masks: Masks) -> None:
         super().__init__(model, targets)
         self.kept = masks
-        self.bits: dict[tuple[str, torch.Size], Tensor] = {}
+        self.bits: dict[tuple[str, torch.Size, torch.dtype], Tensor] = {}
         self.seen: dict[str, _Seen] = {}
         self.borrowed: list[tuple[nn.Module, str, Tensor, Tensor]] = []
         self._be_found()
@@ -153,14 +153,14 @@ class Hold(Program):
     def _zero_anew(self, name: str) -> None:
         for weight in self.copies(name):
             if isinstance(weight, nn.Parameter):
-                zero(weight, self._bits(name, weight))
+                zero(weight, self.bits_of(name, weight))
 
     def _see(self, name: str) -> None:
         self.seen.pop(name, None)
         ((module, attribute), *others) = self.owners[name]
         weight = module._parameters[attribute]
         if type(weight) is nn.Parameter and not others and weight.device.type in ("cpu", "cuda"):
-            self.seen[name] = _Seen(module, attribute, weight, self._bits(name, weight))
+            self.seen[name] = _Seen(module, attribute, weight, self.bits_of(name, weight))
 
     def touches(self, parameters: set[int]) -> bool:
         """Whether one of the masked parameters is among these ids."""
@@ -213,10 +213,11 @@ class Hold(Program):
         """Zero what the masks drop of this module's own parameters."""
         self.zero(name for name, owners in self.owners.items() if any(owner is module for owner, _ in owners))
 
-    def _bits(self, name: str, weight: Tensor) -> Tensor:
-        key = name, local(weight).shape
+    def bits_of(self, name: str, weight: Tensor) -> Tensor:
+        """The mask of a weight as bits of its type, on its device (see `make_bits`); kept from one time to the next."""
+        key = name, local(weight).shape, integer(weight)
         bits = self.bits.get(key)
-        if bits is None or bits.device != weight.device or bits.dtype != integer(weight):
+        if bits is None or bits.device != weight.device:
             bits = self.bits[key] = make_bits(self.kept[name], weight)
         return bits
 
@@ -361,10 +362,10 @@ def mask_gradients(model: nn.Module) -> None:
     """Zero the gradients of weights that a model holds at 0, for what reads gradients as a whole, such as clipping."""
     program = _program(model) if carries_masks(model) else None
     if isinstance(program, Hold):
-        for name, mask in program.kept.items():
+        for name in program.kept:
             for gradient in (weight.grad for weight in program.copies(name)):
                 if gradient is not None:
-                    local(gradient).masked_fill_(~share(mask, gradient), 0)
+                    zero(gradient, program.bits_of(name, gradient))
 
 
 def detach(model: Model) -> Model:

@@ -100,7 +100,7 @@ class Layer:
         Raises:
             ValueError: the rule does not say that it counts steps.
         """
-        return draw_uniform(self._key, self._layers.step, stream, shape or self.shape).to(self.weight.device)
+        return draw_uniform(self._key, self._layers.step, stream, shape or self.shape, self.weight.device)
 
     def normal(self, shape: Iterable[int] | None = None, stream: int = 0) -> Tensor:
         """Standard normal numbers, otherwise as `uniform`, of which another `stream` must be asked beside it.
@@ -108,7 +108,7 @@ class Layer:
         Raises:
             ValueError: the rule does not say that it counts steps.
         """
-        return draw_normal(self._key, self._layers.step, stream, shape or self.shape).to(self.weight.device)
+        return draw_normal(self._key, self._layers.step, stream, shape or self.shape, self.weight.device)
 
 
 class Layers(list[Layer]):

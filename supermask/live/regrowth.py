@@ -9,6 +9,7 @@ noise of 1e-5 on the magnitudes is left out: of equal ones the first are kept, a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -25,7 +26,7 @@ from .zeroing import local
 Growth = Literal["gradient", "random"]
 
 
-def drop_and_grow(mask: Tensor, magnitude: Tensor, growth: Tensor, count: int) -> Tensor:
+def drop_and_grow(mask: Tensor, magnitude: Tensor, growth: Tensor, kept: int, count: int) -> Tensor:
     """The mask of one tensor after `count` of its kept weights were dropped and as many others grown.
 
     Args:
@@ -33,14 +34,15 @@ def drop_and_grow(mask: Tensor, magnitude: Tensor, growth: Tensor, count: int) -
         magnitude: of its shape, not below 0: the least of those kept are dropped.
         growth: of its shape, not below 0: the largest of all that are then not kept are grown, those just dropped among
             them.
-        count: how many, at most those kept.
+        kept: how many the mask keeps.
+        count: how many are dropped, at most those kept.
 
     Returns:
         A mask with as many True as the given one.
     """
     absent = torch.full_like(magnitude, -1.0)
-    kept = top_k(torch.where(mask, magnitude, absent), int(mask.sum()) - count)
-    return kept | top_k(torch.where(kept, absent.to(growth.dtype), growth), count)
+    left = top_k(torch.where(mask, magnitude, absent), kept - count)
+    return left | top_k(torch.where(left, absent.to(growth.dtype), growth), count)
 
 
 @torch.no_grad()
@@ -88,11 +90,14 @@ def regrow(
     weights = {name: program.copies(name)[0] for name in masks.counted()}
     if sharded := [name for name, weight in weights.items() if local(weight) is not weight]:
         raise ValueError(f"{', '.join(sharded)} lie in shards; expected whole weights on every device, as under DDP")
-    if wrong := [name for name, weight in weights.items() if not bool(weight.isfinite().all())]:
+    if wrong := _not_finite(weights):
         raise ValueError(f"{', '.join(wrong)} has values that are not finite: no smallest weights can be named")
     growths = {name: _growth(name, weight, grow, seed) for name, weight in weights.items()}
+    if grow == "gradient" and (wrong := _not_finite(growths)):
+        raise ValueError(f"the gradient of {', '.join(wrong)} is not finite: no weight can be grown by it")
+    kept = masks.kept_per_tensor
     grown = {
-        name: drop_and_grow(mask, weights[name].abs(), growths[name], int(fraction * int(mask.sum())))
+        name: drop_and_grow(mask, weights[name].abs(), growths[name], kept[name], int(fraction * kept[name]))
         if name in weights
         else mask
         for name, mask in masks.items()
@@ -118,10 +123,15 @@ def _growth(name: str, weight: Tensor, grow: str, seed: int) -> Tensor:
         raise ValueError(f"unknown growth {grow!r}; expected gradient or random")
     if weight.grad is None:
         raise ValueError(f"{name} has no gradient to grow by: expected loss.backward() before, or grow='random'")
-    growth = weight.grad.abs()
-    if not bool(growth.isfinite().all()):
-        raise ValueError(f"the gradient of {name} is not finite: no weight can be grown by it")
-    return growth
+    return weight.grad.abs()
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors with values that are not finite; the device is waited for once."""
+    if not tensors:
+        return []
+    good = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+    return [name for name, each in zip(tensors, good, strict=True) if not each]
 
 
 def _forget(optimizer: Optimizer, weight: Tensor, new: Tensor) -> None:

@@ -116,7 +116,8 @@ class Masks(Mapping[str, Tensor]):
     @property
     def kept_per_tensor(self) -> dict[str, int]:
         """Number of weights kept in each tensor."""
-        return {name: int(torch.count_nonzero(mask)) for name, mask in self.counted().items()}
+        masks = self.counted()
+        return dict(zip(masks, read_numbers([torch.count_nonzero(mask) for mask in masks.values()]), strict=True))
 
     @property
     def density(self) -> float:
@@ -139,20 +140,19 @@ class Masks(Mapping[str, Tensor]):
 
     def overlap(self, other: Mapping[str, Tensor]) -> float:
         """Intersection over union of the kept weights, in [0, 1]; 1 where both keep nothing."""
-        both = either = 0
-        for _, mask, theirs in self._counted_pairs(other):
-            both += int(torch.count_nonzero(mask & theirs))
-            either += int(torch.count_nonzero(mask | theirs))
+        pairs = list(self._counted_pairs(other))
+        both = sum(read_numbers([torch.count_nonzero(mask & theirs) for _, mask, theirs in pairs]))
+        either = sum(read_numbers([torch.count_nonzero(mask | theirs) for _, mask, theirs in pairs]))
         return both / either if either else 1.0
 
     def changed(self, other: Mapping[str, Tensor]) -> float:
         """Share of all mask entries that differ between the two, in [0, 1]."""
-        differ = (int(torch.count_nonzero(mask ^ theirs)) for _, mask, theirs in self._counted_pairs(other))
-        return sum(differ) / max(1, self.size)
+        differ = [torch.count_nonzero(mask ^ theirs) for _, mask, theirs in self._counted_pairs(other)]
+        return sum(read_numbers(differ)) / max(1, self.size)
 
     def within(self, other: Mapping[str, Tensor]) -> bool:
         """Whether every weight kept here is kept by `other` too (masks that only shrink)."""
-        return not any(bool((mask & ~theirs).any()) for _, mask, theirs in self._pairs(other))
+        return not any(read_numbers([(mask & ~theirs).any() for _, mask, theirs in self._pairs(other)]))
 
     def to(self, device: torch.device | str) -> Masks:
         """The same masks on a device."""
@@ -288,3 +288,10 @@ def _is_mask(mask: object) -> bool:
 
 def _describe(value: object) -> str:
     return str(value.dtype).removeprefix("torch.") + " tensor" if isinstance(value, Tensor) else type(value).__name__
+
+
+def read_numbers(numbers: Sequence[Tensor]) -> list[int]:
+    """The values of tensors without dimensions; a device is waited for once, and not for each of them."""
+    if len({number.device for number in numbers}) == 1:
+        return [int(value) for value in torch.stack(list(numbers)).tolist()]
+    return [int(number) for number in numbers]

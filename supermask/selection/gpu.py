@@ -6,16 +6,14 @@ What is chosen is the same, and the host waits for nothing in either. `torch.ops
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .top_k import kth_by_topk, top_k
+from ..kernels.gpu import find
+from .top_k import kth_by_topk
 
 # The integers that hold the bits of a float, and all of those but the sign.
 _BITS = {
@@ -25,8 +23,6 @@ _BITS = {
 }
 # No number has these bits, and none is above them.
 _NONE = 0x7FFFFFFF
-# Keys by which the kernels are tried: ties, both zeros, a number below all normal ones, infinity.
-_TRIED = (3.0, -0.0, 1e-40, -3.0, 0.5, 0.0, float("inf"), -1e-40, 3.0)
 
 Counts = Sequence[int] | Tensor
 
@@ -120,24 +116,8 @@ def _cut_of_group(keys: Tensor, k: int, infinity: int) -> tuple[Tensor, Tensor]:
     return threshold.masked_fill(odd, _NONE), last.masked_fill(odd, -1).clamp(max=size)
 
 
-@functools.cache
 def _kernels(device: torch.device) -> Any:
-    """The kernels, once they have given on this device what they should; None, and a warning of it, if they do not."""
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        return None
-    try:
-        from ..kernels import radix
-
-        keys = torch.tensor(_TRIED, device=device)
-        (found,) = radix.mark([keys], [4], False)
-        good = torch.equal(found.cpu(), top_k(keys.cpu().abs(), 4))
-        told = "they select other scores than they should"
-    # Whatever goes wrong in a compiler or a driver: there is a slower way.
-    except Exception as error:
-        good, told = False, f"{type(error).__name__}: {error}"
-    if not good:
-        warnings.warn(f"Triton's kernels do not work on {device}, a slower way is taken: {told}", stacklevel=2)
-    return radix if good else None
+    return find("radix", device)
 
 
 torch.library.define(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,27 +34,41 @@ class Augmentation:
 NO_AUGMENTATION = Augmentation()
 
 
-def augment(x: Tensor, augmentation: Augmentation, black: Tensor, seed: int, name: str) -> Tensor:
+def draw(augmentation: Augmentation, count: int, seed: int, names: Sequence[str]) -> Tensor | None:
+    """The random numbers of batches of `count` images: top, left and whether mirrored, int64 [batches, 3, count].
+
+    Args:
+        augmentation: the padding, and whether to flip.
+        count: of the images of each batch.
+        seed: with a batch's name, what its numbers depend on; nothing else does.
+        names: of the batches, such as their epoch and number.
+
+    Returns:
+        None where there is nothing to draw.
+    """
+    if augmentation == NO_AUGMENTATION or not names:
+        return None
+    draws = np.stack([uniform(3 * count, seed, f"augmentation/{name}") for name in names]).reshape(-1, 3, count)
+    draws[:, :2] = np.floor(draws[:, :2] * (2 * augmentation.crop + 1))
+    draws[:, 2] = (draws[:, 2] < 0.5) & augmentation.flip
+    return torch.from_numpy(draws.astype(np.int64))
+
+
+def augment(x: Tensor, augmentation: Augmentation, black: Tensor, drawn: Tensor) -> Tensor:
     """Crop and flip each image of a batch by random numbers of its own.
 
     Args:
         x: [n, channels, height, width], normalized or not.
         augmentation: the padding, and whether to flip.
         black: what a black pixel is in `x`, [channels or 1, 1, 1], on the device of `x`.
-        seed: with `name`, what the random numbers depend on; nothing else does.
-        name: of the batch, such as its epoch and its number.
+        drawn: the random numbers of the batch (see `draw`), [3, n], on that device.
 
     Returns:
-        A tensor of the shape of `x`; `x` itself where there is nothing to do.
+        A tensor of the shape of `x`.
     """
-    if augmentation == NO_AUGMENTATION:
-        return x
     count, channels, height, width = x.shape
     crop = augmentation.crop
-    draws = uniform(3 * count, seed, f"augmentation/{name}").reshape(3, count)
-    draws[:2] = np.floor(draws[:2] * (2 * crop + 1))
-    draws[2] = (draws[2] < 0.5) & augmentation.flip
-    top, left, mirrored = torch.from_numpy(draws.astype(np.int64)).to(x.device)[:, :, None]
+    top, left, mirrored = drawn[:, :, None]
     columns = torch.arange(width, device=x.device)
     columns = left + torch.where(mirrored == 1, width - 1 - columns, columns)
     rows = top + torch.arange(height, device=x.device)

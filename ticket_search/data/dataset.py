@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from supermask.kernels.gpu import send
 from supermask.masks.random_numbers import permutation
 
 from ..contract.errors import RequestError
 from .arrays import Arrays
-from .augmentation import NO_AUGMENTATION, Augmentation, augment
+from .augmentation import NO_AUGMENTATION, Augmentation, augment, draw
 from .checks import at
 from .parts import read_part
 from .samples import HeldOut, Order, whole_batches
@@ -123,16 +124,18 @@ class Data:
 
         The random numbers of a batch depend on the seed, the epoch and the number of the batch.
         """
-        index = torch.as_tensor(order).to(self.device)
-        black = _normalize(np.zeros((1, len(self.mean), 1, 1), np.uint8), self.mean, self.std)[0].to(self.device)
+        index = send(torch.as_tensor(order), self.device)
         size = min(batch_size, len(index))
-        for batch in range(first, whole_batches(len(index), batch_size)):
-            rows = index[batch * size : (batch + 1) * size]
-            x = take(self.train_x, rows)
-            yield (
-                augment(x, self.augmentation, black, self.seed, f"{epoch}/{batch}"),
-                take(self.train_y, rows),
-            )
+        numbers = range(first, whole_batches(len(index), batch_size))
+        # All of the epoch's at once: a copy in every step would be waited for.
+        drawn = draw(self.augmentation, size, self.seed, [f"{epoch}/{number}" for number in numbers])
+        if drawn is not None:
+            drawn = send(drawn, self.device)
+            black = _normalize(np.zeros((1, len(self.mean), 1, 1), np.uint8), self.mean, self.std)[0].to(self.device)
+        for place, number in enumerate(numbers):
+            rows = index[number * size : (number + 1) * size]
+            x, y = take(self.train_x, rows), take(self.train_y, rows)
+            yield (x if drawn is None else augment(x, self.augmentation, black, drawn[place])), y
 
     def held_out_size(self, split: HeldOut) -> int:
         """How many samples a held-out split has."""
