@@ -260,7 +260,7 @@ KEYS = {
     "comparison": "delta groups left_out notes",
     "group": "label method model data precision density kept n seeds mean std interval dense_trainings val_mean seconds "
     "runs baseline levels controls verdict metric delta differs start recipe given curve id",
-    "level": f"level density kept {MEASURED} dense_trainings difference retrained later matching",
+    "level": f"level density kept {MEASURED} dense_trainings difference retrained guessing later matching",
     "control": f"control trained data level density kept {MEASURED} difference p_holm",
     "verdict": "matching sparsest_matching controls_at as_early init positions trivial",
     "answer": "question answer because more_seeds tested density",

@@ -366,10 +366,15 @@ def test_a_taken_name(ticket):
     words = ("search", "--method", "dense", "--epochs", "1", "--name", "mine")
     assert ticket(*words).code == 0
     before = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*")}
-    again = ticket(*words, "--again")
-    assert again.code == 2
-    assert "the run runs/mine is finished; choose another name, or `ticket runs rm runs/mine`" in again.err
+    assert "the run runs/mine is finished already; --again makes another" in ticket(*words).out
+    other = ticket(*words, "--again", "--seed", "1")
+    assert other.code == 2
+    assert "the run runs/mine is another one (--seed 0 there, 1 here); choose another name" in " ".join(
+        other.err.split()
+    )
     assert {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*")} == before
+    assert ticket(*words, "--again").code == ticket(*words, "--again").code == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["mine", "mine-2", "mine-3"]
 
 
 def test_ticket_files_that_are_none(ticket, tmp_path):

@@ -276,3 +276,41 @@ def test_every_temporary_file_of_a_run_would_be_known_again(tmp_path, monkeypatc
         path.parent.mkdir(exist_ok=True)
         path.write_text("half")
         assert path in find_leftovers(path.parent), path.name
+
+
+def test_a_finished_run_without_its_ticket_says_what_to_do(ticket, tmp_path, monkeypatch):
+    """Tried: `evaluate` said that `resume` goes on, and `resume` that the run is finished."""
+    monkeypatch.chdir(tmp_path)
+    run = search("imp", model_args="width=0.1", density=0.5, fraction=0.5, epochs=1, threads=1, progress=False)
+    whole = (run.path / "ticket.safetensors").read_bytes()
+    (run.path / "ticket.safetensors").unlink()
+    told = " ".join(ticket("evaluate", str(run.path)).err.split())
+    assert f"the run {run.path} is finished, but ticket.safetensors is missing" in told
+    last = run.path / "levels/01/ticket.safetensors"
+    assert f"that of its last level is {last}, which may be copied there" in told and last.read_bytes() == whole
+    assert "resume" not in told
+
+
+def test_a_run_that_has_lost_its_configuration_is_there(ticket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = search("dense", model_args="width=0.1", epochs=1, threads=1, progress=False, name="mine")
+    (run.path / "config.toml").unlink()
+    for words in (("resume", "mine"), ("evaluate", "mine"), ("runs", "rm", "mine", "--yes")):
+        answer = ticket(*words)
+        assert answer.code == 2 and "the run runs/mine has lost its config.toml" in " ".join(answer.err.split())
+    assert run.path.exists()
+
+
+def test_a_link_to_a_run_is_not_removed_as_one(ticket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = search("dense", model_args="width=0.1", epochs=1, threads=1, progress=False, name="mine")
+    Path("link").symlink_to(run.path)
+    answer = ticket("runs", "rm", "link", "--yes")
+    assert answer.code == 2 and f"link is a link to {run.path.resolve()}" in " ".join(answer.err.split())
+    assert (run.path / "summary.json").exists()
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "a/b", "..", ""])
+def test_names_that_are_none(name, tmp_path):
+    with pytest.raises(RequestError, match="expected the name of a folder"):
+        choose_folder(dense(), tmp_path, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,8 @@ from ticket_search.analysis.commands import search_command
 from ticket_search.analysis.comparison import RECIPE, TASK
 from ticket_search.analysis.headlines import headline, headlines
 from ticket_search.analysis.intervals import Difference, holm
-from ticket_search.analysis.verdict import MOST_ASKED, ONCE, answer_levels, plainly_worse
+from ticket_search.analysis.verdict import LEAST_SEEDS, MOST_ASKED, ONCE, answer_levels, plainly_worse
+from ticket_search.contract.metric import is_guessing
 from ticket_search.running.request import read_request
 from ticket_search.runs.experiment import resolve
 
@@ -283,3 +285,46 @@ def test_no_control_is_asked_for_that_cannot_be_made(flags, kinds, text):
     line = headline(replace(group, start="initialization", runs=("runs/a",), recipe=recipe), group.levels[-1])
     assert line.kind == "good" and text in line.text
     assert bool(line.command) == ("missing" in text)
+
+
+def test_nothing_matches_a_dense_network_that_has_learned_nothing(tmp_path, monkeypatch):
+    """Tried: five seeds of IMP at a learning rate of 3000 were said to match a dense network at 9.67 %."""
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        runs = [
+            search("imp", levels=(0.5, 0.2), lr=3000.0, seed=seed, runs="runs", **QUICK) for seed in range(LEAST_SEEDS)
+        ]
+    found = compare(run.path for run in runs)
+    dead = sum(bool(run.levels[0].get("learned_nothing")) for run in runs)
+    assert dead > 0
+    (group,) = found.groups
+    assert [level.guessing for level in group.levels] == [dead] * 3
+    for level in group.levels[1:]:
+        assert level.matching.answer == "unknown"
+    for line in headlines(found):
+        assert line.kind == "open"
+        assert (
+            line.text
+            == f"the dense network is no better than guessing in {dead} of 5 seeds: nothing can be compared with it"
+        )
+    assert any("the network is dead" in note for note in found.notes)
+    lost = next(run for run in runs if run.levels[0].get("learned_nothing"))
+    told = diagnose(lost.path)
+    assert told.state == "unknown" and "no better than guessing" in told.headline
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "classes", "guessing"),
+    [
+        (10.0, 10, True),
+        (14.4, 10, True),
+        (14.6, 10, False),
+        (52.4, 2, True),
+        (52.6, 2, False),
+        (0.14, 1000, True),
+        (0.16, 1000, False),
+    ],
+)
+def test_what_is_no_better_than_guessing(accuracy, classes, guessing):
+    assert is_guessing(accuracy, classes) == guessing

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import types
+import warnings
 from enum import Enum
 from pathlib import Path
 
@@ -200,7 +201,7 @@ def test_a_loss_with_another_setting_is_refused(samples, tmp_path, monkeypatch):
         given = {"loss": make(0.0)}
         first = again({**names, **given}, samples)
         assert again({**names, "loss": make(0.0)}, samples).path == first.path
-        with pytest.raises(RequestError, match=r"something else \(the code of the loss\)"):
+        with pytest.raises(RequestError, match=r"something else \(the code of the loss, or what it carries\)"):
             again({**names, "loss": make(0.9)}, samples)
         shutil.rmtree("runs")
 
@@ -214,11 +215,14 @@ def test_what_differs_is_named():
     assert one.differences(one) == []
     other = Inputs("v", "e", {"the network": "c", "the loss": "b"})
     assert other.differences(one) == [
-        "the code of the network",
+        "the code of the network, or what it carries",
         "the samples",
         "the weights that the network begins with",
     ]
-    assert Inputs("w", "d", {}).differences(one) == ["the code of the loss", "the code of the network"]
+    assert Inputs("w", "d", {}).differences(one) == [
+        "the code of the loss, or what it carries",
+        "the code of the network, or what it carries",
+    ]
     assert Inputs("w", "d", {"the network": "z"}, "3.1").differences(one) == []
 
 
@@ -242,7 +246,12 @@ def test_a_cell_may_run_twice_and_a_changed_one_is_refused(samples, tmp_path, mo
     assert written == (first.path.stat().st_mtime_ns, (first.path / "summary.json").stat().st_mtime_ns)
     x, y = samples
     for names, data, flags, told in [
-        (cell(NET.replace(".relu()", ".tanh()")), samples, {}, "something else (the code of the network)"),
+        (
+            cell(NET.replace(".relu()", ".tanh()")),
+            samples,
+            {},
+            "something else (the code of the network, or what it carries)",
+        ),
         (cell(NET.replace("(outputs, targets)\n", "(2 * outputs, targets)\n")), samples, {}, "the code of the loss"),
         (cell(NET.replace("WIDTH = 30", "WIDTH = 31")), samples, {}, "the network begins with"),
         (cell(NET), (x + 1, y), {}, "--data arrays-"),
@@ -269,9 +278,10 @@ def test_a_stopped_run_does_not_go_on_with_other_code_unless_it_is_given(samples
             again(cell(NET), samples)
     assert read_inputs(tmp_path / "runs/cell").code.keys() == {"the network", "the loss"}
     changed = cell(NET.replace(".relu()", ".tanh()"))
-    with pytest.raises(RunError, match="the code of the network.: begin anew under another name"):
+    with pytest.raises(RunError, match="the code of the network, or what it carries.: begin anew under another name"):
         again(changed, samples)
-    run = resume("cell", model=changed["Net"], data=samples, loss=changed["loss"], progress=False)
+    with pytest.warns(UserWarning, match="the code of the network, or what it carries.; it goes on with what it is"):
+        run = resume("cell", model=changed["Net"], data=samples, loss=changed["loss"], progress=False)
     assert "the code of the network" in run.summary["warnings"][0]
 
 
@@ -286,7 +296,7 @@ def test_a_changed_function_is_searched_again_by_the_command(ticket, tmp_path, m
 
     monkeypatch.setattr(mine_one.Net, "forward", lambda self, x: self.b(self.a(x.flatten(1))))
     told = ticket(*words)
-    assert "(the code of the network); so this is a new run" in " ".join(told.err.split())
+    assert "(the code of the network, or what it carries); so this is a new run" in " ".join(told.err.split())
     assert len(list(Path("runs").iterdir())) == 2
     assert "is finished already" in ticket(*words).out
 
@@ -305,7 +315,8 @@ def test_a_sweep_does_not_mix_runs_of_other_code(ticket, tmp_path, monkeypatch):
         shutil.rmtree("__pycache__", ignore_errors=True)
         if told:
             with pytest.raises(
-                RequestError, match=r"was given something else \(the code of the network\): choose another"
+                RequestError,
+                match=r"was given something else \(the code of the network, or what it carries\): choose another",
             ):
                 plan_sweep(read_sweep("some.toml", code=code), "runs")
         else:
@@ -315,3 +326,33 @@ def test_a_sweep_does_not_mix_runs_of_other_code(ticket, tmp_path, monkeypatch):
                     config, setup = prepare(request_of(run.config))
                     carry_out(Run(run.folder, config, setup))
     assert len(list(Path("runs/some").iterdir())) == 2
+
+
+def test_resume_tells_of_another_loss_and_of_a_finished_run_that_was_given_other_things(samples, tmp_path, monkeypatch):
+    """Tried: `resume` went on with another loss, and returned a finished run to whoever gave it other data, in silence."""
+    monkeypatch.chdir(tmp_path)
+    names = cell(NET)
+    first = again(names, samples)
+    given = {"model": names["Net"], "data": samples, "loss": names["loss"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resume("cell", **given, progress=False).path == first.path
+    changed = cell(NET.replace(".relu()", ".tanh()"))
+    for other in ({"model": changed["Net"]}, {"loss": nn.CrossEntropyLoss(label_smoothing=0.3)}):
+        with pytest.warns(UserWarning, match="was given something else"):
+            resume("cell", **{**given, **other}, progress=False)
+
+
+def test_a_stopped_run_of_functions_says_how_it_goes_on(samples, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train_on = loop._Loop._train_on
+
+    def stop(self, x, y):
+        self.run.stop()
+        train_on(self, x, y)
+
+    monkeypatch.setattr(loop._Loop, "_train_on", stop)
+    with pytest.raises(
+        Interrupted, match=r'the same call, or ticket_search.resume\("runs/cell", model=..., data=...\)'
+    ):
+        again(cell(NET), samples)

@@ -806,3 +806,12 @@ def test_controls_that_cannot_be_are_said_before_anything_starts(tmp_path):
     path.write_text('controls = ["shuffle"]\n[base]\nmethod = "gradual"\n')
     with pytest.raises(RequestError, match="controls: gradual-.* prunes while it trains"):
         read_sweep(path)
+
+
+def test_what_makes_a_run_doubtful_is_told_by_a_sweep(sweep_file, ticket, forked):
+    """Tried: a sweep of dead networks printed their accuracies and no word."""
+    sweep_file(
+        "seeds = '0'\n[base]\nmethod = 'random'\ndensity = 0.0005\nepochs = 1\ntrain_size = 160\nmodel_args = ['width=0.2']\n"
+    )
+    answer = ticket("sweep", "mine.toml")
+    assert answer.code == 0 and "  warning: fc3.weight keeps none of its" in answer.err

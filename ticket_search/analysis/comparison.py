@@ -31,6 +31,8 @@ RECIPE = (
 )  # fmt: skip
 # Flags that every table of groups shows in a column of their own.
 _SHOWN = frozenset({"method", "model", "data", "density", "found_by", "label"})
+# So many warnings of runs are told.
+_MOST_WARNINGS = 10
 # The measurements of all seeds at one level: `{Member.pair: row}`.
 _Rows = Mapping[Any, Mapping[str, Any]]
 
@@ -77,6 +79,7 @@ def compare(
     }
     if len(tasks) > 1:
         notes.append(f"there are {len(tasks)} tasks (model, data, precision, ...); only runs of one task are compared")
+    notes += _tell_warnings(members)
     found.sort(key=lambda group: (group.data, group.model, -group.density, group.method, group.label))
     numbered = tuple(replace(group, id=f"group-{number}") for number, group in enumerate(found, start=1))
     margin = delta if delta is not None else next((metric.margin for metric in metrics if metric.margin), None)
@@ -134,6 +137,13 @@ def _describe(group: list[Member], groups: Sequence[list[Member]], given: float 
         recipe=first.recipe,
         given=first.given,
     )
+
+
+def _tell_warnings(members: Iterable[Member]) -> list[str]:
+    """What makes the results of runs doubtful, as their summaries tell: the first of many."""
+    told = [f"{member.name}: {text}" for member in members for text in member.warnings]
+    more = len(told) - _MOST_WARNINGS
+    return told[:_MOST_WARNINGS] + ([f"{more:,} more warnings are in the summaries of the runs"] if more > 0 else [])
 
 
 def _start_of(member: Member) -> Start:
@@ -236,6 +246,7 @@ def _describe_level(group: list[Member], level: int, rows: _Rows, baseline: _Row
         dense_trainings=_mean(costs),
         difference=None if is_baseline else difference(_merits(rows, metric), _merits(baseline, metric)),
         retrained=any(row.get("retrained", False) for row in rows.values()),
+        guessing=sum(bool(baseline[pair].get("learned_nothing")) for pair in rows if pair in baseline),
         # Steps that train scores, or that follow another recipe, cannot be compared with those of dense training.
         later=None if is_baseline or group[0].frozen else _later(rows, baseline),
     )

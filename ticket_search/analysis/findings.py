@@ -78,7 +78,8 @@ class Level(Keyed):
     cost of the search up to this level, in trainings of the dense network. `difference` is ticket minus dense, `later`
     says when the minimum of the validation loss comes, and `matching` whether the level matches the dense network; all
     three are None where there is no dense network to compare with. `retrained` says that training went on from
-    trained weights.
+    trained weights. `guessing` counts the seeds in which the dense network that it is compared with is no better than
+    guessing: with those nothing can be compared.
     """
 
     level: int | None
@@ -96,6 +97,7 @@ class Level(Keyed):
     dense_trainings: float | None
     difference: Difference | None
     retrained: bool = False
+    guessing: int = 0
     later: Delay | None = None
     matching: Answer | None = None
 

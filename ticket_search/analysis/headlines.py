@@ -21,7 +21,7 @@ from .comparison import TASK
 from .findings import Comparison, Control, Group, Level
 from .intervals import Difference
 from .levels import in_order, worth_telling
-from .verdict import LEAST_SEEDS, ONCE, answer_better, scale_of, seeds_may_be_added
+from .verdict import LEAST_SEEDS, ONCE, answer_better, scale_of, seeds_may_be_added, tell_guessing
 
 SIGNS = {"good": "\N{CHECK MARK}", "bad": "\N{BALLOT X}", "open": "?"}
 # The controls that are made of seeds that are added; those of signs are made by `ticket signs`.
@@ -62,6 +62,8 @@ def headline(group: Group, row: Level) -> Headline:
     if gap is None or answer is None:
         text = "not compared: there is no dense network of the same recipe and seeds"
         return Headline(subject, text, "open", _dense_command(group, group.seeds))
+    if row.guessing:
+        return Headline(subject, tell_guessing(row), "open")
     told = _tell(group, gap)
     if answer.answer == "no":
         return Headline(subject, f"no ({told})", "bad")

@@ -51,6 +51,7 @@ class Member:
     measured_here: bool = True
     metric: Metric = ACCURACY
     given: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def method(self) -> str:
@@ -152,6 +153,7 @@ def _read_run(folder: Path) -> Member:
         weights=weights,
         metric=metric_of(summary),
         given={key: config[key] for key in PLACE if key in config},
+        warnings=tuple(str(text) for text in summary.get("warnings", ())),
     )
 
 
@@ -199,7 +201,7 @@ def _false_claim(folder: Path, member: Member) -> str:
         return f"{path.name} is missing"
     try:
         ticket = supermask.load(path)
-    except supermask.TicketError as error:
+    except (supermask.TicketError, OSError) as error:
         return str(error)
     claimed = member.rows[-1]
     if ticket.kept != claimed["kept"]:

@@ -105,7 +105,9 @@ def to_csv(comparison: Comparison) -> str:
             steps = row.early_steps or [None] * len(row.seeds)
             for seed, value, step in zip(row.seeds, row.values, steps, strict=True):
                 measured = {"test_accuracy" if group.metric.is_accuracy else "test_metric": value}
-                writer.writerow({**flat, "trained": trained, "seed": seed, **measured, "early_step": step})
+                cells = {**flat, "trained": trained, "seed": seed, **measured, "early_step": step}
+                # Of somebody else's names no escape sequence gets to a terminal that shows the file.
+                writer.writerow({key: harmless(it) if isinstance(it, str) else it for key, it in cells.items()})
     return file.getvalue()
 
 

@@ -149,7 +149,7 @@ def answer_in_order(answers: Sequence[Answer], names: Sequence[str]) -> list[Ans
 def answer_levels(levels: Sequence[Level], delta: float | None, scale: Scale = POINTS) -> tuple[Level, ...]:
     """The levels of one configuration, dense first, each sparse one with the answer whether it matches (`matching`)."""
     sparse = [row for row in levels if row.density < 1]
-    found = [answer_not_worse(MATCHING, row.difference, delta, scale) for row in sparse]
+    found = [_answer_level(row, delta, scale) for row in sparse]
     # Without a margin none can be tested: each level shows its difference and says what is missing.
     names = [f"density {row.density:.4g}" for row in sparse]
     if delta is not None:
@@ -162,6 +162,18 @@ def answer_levels(levels: Sequence[Level], delta: float | None, scale: Scale = P
     return tuple(
         replace(row, matching=replace(next(answers), density=row.density)) if row.density < 1 else row for row in levels
     )
+
+
+def _answer_level(row: Level, delta: float | None, scale: Scale) -> Answer:
+    if row.guessing:
+        return Answer(MATCHING, "unknown", tell_guessing(row))
+    return answer_not_worse(MATCHING, row.difference, delta, scale)
+
+
+def tell_guessing(row: Level) -> str:
+    """Why a level is compared with nothing: the dense network has learned nothing."""
+    seeds = "" if row.n == 1 else f" in {row.guessing} of {row.n} seeds"
+    return f"the dense network is no better than guessing{seeds}: nothing can be compared with it"
 
 
 def plainly_worse(found: Mapping[str, Difference | None], margin: float) -> dict[str, float | None]:
@@ -182,7 +194,7 @@ def plainly_worse(found: Mapping[str, Difference | None], margin: float) -> dict
 
 def _say_worse(answer: Answer, row: Level, chance: float | None, margin: float, scale: Scale) -> Answer:
     """The answer of a level; where it was not tested in order and is plainly worse, no."""
-    if answer.tested or chance is None or chance >= ALPHA / 2:
+    if answer.tested or row.guessing or chance is None or chance >= ALPHA / 2:
         return answer
     assert row.difference is not None
     because = (

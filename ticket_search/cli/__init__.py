@@ -145,7 +145,7 @@ def main() -> None:
 def _describe(error: OSError) -> str:
     """What a disk or a network has refused, with what to do where its disk is full."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        what = error.filename or "a file"
+        what = error.filename or "an output or a temporary file"
         return f"the disk is full, so that {what} cannot be written: make room, and the same command goes on"
     return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 

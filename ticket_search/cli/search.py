@@ -89,7 +89,7 @@ def carry_out(request: Request, place: str) -> None:
             done, differs = running.search.find_same(config, setup, finished)
             if differs and done is None:
                 progress.say(f"{differs}; so this is a new run")
-            folder = done or choose_folder(*names)
+            folder = done or choose_folder(*names, again=request.asks("--again"))
             run = runs.run.Run(folder, config, setup, progress)
             if done is None:
                 with stop_told(folder):

@@ -11,8 +11,8 @@ import supermask
 from supermask import tickets
 
 from ..contract import stops
-from ..contract.errors import RequestError, command_line, several_tasks
-from ..runs.folders import check_ticket_file, find_run, list_runs
+from ..contract.errors import RequestError, several_tasks
+from ..runs.folders import check_ticket_file, describe_missing_ticket, find_run, list_runs
 from ..runs.names import TICKET
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def ticket_path(name: str, runs: str) -> Path:
         told = "" if Path(name).is_dir() and list_runs(name) else f"{name} is neither a ticket file nor a run; "
         raise RequestError(f"{told}{error}") from None
     if not (folder / TICKET).exists():
-        raise RequestError(f"the run {folder} is not finished; `{command_line('resume', folder)}` goes on")
+        raise RequestError(describe_missing_ticket(folder))
     return folder / TICKET
 
 

@@ -97,9 +97,10 @@ class RunError(RuntimeError):
 class Interrupted(Stopped):
     """The run was asked to stop and has saved its state. `path` is its folder, `status` what the process exits with."""
 
-    def __init__(self, path: str, status: int = STOPPED) -> None:
+    def __init__(self, path: str, status: int = STOPPED, goes_on: str = "") -> None:
         self.path = path
-        super().__init__(f"stopped; `{command_line('resume', path)}` goes on", status)
+        told = goes_on or f"`{command_line('resume', path)}` goes on"
+        super().__init__(f"stopped; {told}", status)
 
 
 def describe_expected(item: Any) -> str:

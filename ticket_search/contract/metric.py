@@ -162,6 +162,12 @@ def metric_of_function(function: Callable[..., Any]) -> Metric:
     )
 
 
+def is_guessing(accuracy: float, classes: int) -> bool:
+    """Whether an accuracy in percent is no better than that of guessing among so many classes, but for a little."""
+    guessed = 100 / classes
+    return accuracy < min(1.5 * guessed, guessed + 0.05 * (100 - guessed))
+
+
 def metric_of(summary: Mapping[str, Any]) -> Metric:
     """The metric of a finished run, from its summary; one without a metric is of version 0.1 and has accuracy."""
     said = summary.get("metric")

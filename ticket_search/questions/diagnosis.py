@@ -22,7 +22,7 @@ from ..contract.errors import Problems, RequestError, command_line, several_task
 from ..contract.flags import to_plain
 from ..contract.keyed import Keyed
 from ..contract.leave import Leaves
-from ..contract.metric import Metric
+from ..contract.metric import Metric, is_guessing
 from ..running.controls import Given, check_data, check_names
 from ..running.read_config import find_kind, read_config
 from ..running.request import Request, name_problems, request_of, shape_of
@@ -240,6 +240,9 @@ def _conclude(e: Evidence, findings: tuple[Finding, ...], tried: tuple[Trial, ..
 
 def _judge(e: Evidence, findings: tuple[Finding, ...]) -> tuple[State, str]:
     """What the run is, and the sentence that says it first."""
+    if e.dense is not None and e.classes and e.metric.is_accuracy and is_guessing(e.dense, e.classes):
+        told = f"the dense network is no better than guessing ({e.show(e.dense)}, {e.classes} classes)"
+        return "unknown", f"not known: {told}, so that nothing can be compared with it"
     alarm = next((finding for finding in findings if finding.alarm), None)
     likely = f"most likely {_named(findings[0])}" if findings else "no rule knows why"
     if e.is_poor:

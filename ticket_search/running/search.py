@@ -29,7 +29,15 @@ from ..runs.experiment import (
     own_random_numbers,
     resolve,
 )
-from ..runs.folders import check_ticket_file, choose_folder, find_finished, find_run, folder_of_ticket, is_finished
+from ..runs.folders import (
+    check_ticket_file,
+    choose_folder,
+    describe_missing_ticket,
+    find_finished,
+    find_run,
+    folder_of_ticket,
+    is_finished,
+)  # fmt: skip
 from ..runs.inputs import Inputs, digests_of_code, read_inputs
 from ..runs.names import CONFIG, TICKET
 from ..runs.progress import Progress
@@ -143,7 +151,8 @@ def resume(
     folder = find_run(os.fspath(run), runs)
     config = read_config(folder)
     opened = Run(folder, config, progress=Progress(progress))
-    if is_finished(folder):
+    finished = is_finished(folder)
+    if finished and all(given is None for given in (model, data, loss, metric)):
         return opened
     if model is not None:
         config = config.model_copy(update={"model": describe_model(model)})
@@ -157,7 +166,11 @@ def resume(
         call = f'ticket_search.resume("{folder}", {", ".join(f"{name}=..." for name in needed)})'
         problems = [*unknown_names, *refused]
         raise RequestError([f"{problem}; the run was started in Python: {call} goes on" for problem in problems])
-    again, setup = prepare(request, unchanged=True)
+    again, setup = prepare(request, unchanged=not finished)
+    if finished:
+        if told := find_same(again, setup, [folder])[1]:
+            warnings.warn(told, stacklevel=2)
+        return opened
     if other := differences(to_plain(opened.config), to_plain(again)):
         raise RequestError(f"the run {folder} was started otherwise: {', '.join(other)}")
     going_on = Run(folder, again, setup, Progress(progress))
@@ -245,7 +258,7 @@ def describe_ticket(
         raise RequestError(f"there is no ticket {path}")
     if path.is_dir():
         path = find_run(os.fspath(path)) / TICKET
-        raise RequestError(f"the run {path.parent} is not finished; `{command_line('resume', path.parent)}` goes on")
+        raise RequestError(describe_missing_ticket(path.parent))
     if tickets.hub.is_place(ticket):
         found = supermask.load(ticket)
         # What a link leads to; in the cache of the hub the link itself is what names repository and commit.

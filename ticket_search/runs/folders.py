@@ -16,7 +16,18 @@ from ..contract.errors import RequestError, command_line, nearest_hint
 from ..contract.flags import Config, differs_from
 from ..trust.mark import MARK
 from .locks import working_on
-from .names import CHECKSUMS, CONFIG, EARLIER_STATE, FAILURE, METRICS, STATE, SUMMARY, WRITTEN_WHOLE, default_name
+from .names import (
+    CHECKSUMS,
+    CONFIG,
+    EARLIER_STATE,
+    FAILURE,
+    METRICS,
+    STATE,
+    SUMMARY,
+    TICKET,
+    WRITTEN_WHOLE,
+    default_name,
+)  # fmt: skip
 from .records import read_record
 from .versions import too_new
 
@@ -86,7 +97,9 @@ def drop_states(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None, dense: bool = False) -> Path:
+def choose_folder(
+    config: Config, runs: str | os.PathLike[str], name: str | None, dense: bool = False, again: bool = False
+) -> Path:
     """The folder for a run of this configuration: a new one, or that of an unfinished run to resume.
 
     Args:
@@ -94,13 +107,16 @@ def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None
         runs: the folder of all runs.
         name: of the run's folder. If it is not given, the default name, with a number behind it where that is taken.
         dense: whether the run keeps every weight, for its default name.
+        again: beside a finished run of this configuration make another, with a number behind the name.
 
     Raises:
         RequestError: the name that was asked for is no name of a folder, or it is taken by a finished run, by a run of
             another configuration, or by something else.
     """
     if name is not None and not _is_name(name):
-        raise RequestError(f"--name {name!r}: expected the name of a folder inside --runs, without separators")
+        raise RequestError(
+            f"--name {name!r}: expected the name of a folder inside --runs, printable and without separators"
+        )
     if Path(runs).exists() and not Path(runs).is_dir():
         raise RequestError(f"--runs {runs}: expected a folder, this is a file")
     base = name or default_name(config, dense)
@@ -109,7 +125,7 @@ def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None
         found = inspect_folder(Path(runs) / (base if number == 1 else f"{base}-{number}"), config)
         if found.state in ("new", "unfinished"):
             return found.folder
-        if name is not None:
+        if name is not None and not (again and found.state == "finished"):
             why = found.why or f"the run {found.folder} is finished"
             remove = "" if found.state == "not a run" else f", or `{command_line('runs', 'rm', found.folder)}`"
             raise RequestError(f"--name {name}: {why}; choose another name{remove}")
@@ -117,7 +133,7 @@ def choose_folder(config: Config, runs: str | os.PathLike[str], name: str | None
 
 
 def _is_name(name: str) -> bool:
-    return name not in ("", "..") and Path(name).name == name
+    return name not in ("", "..") and Path(name).name == name and name.isprintable()
 
 
 def find_finished(
@@ -167,6 +183,11 @@ def find_run(name: str, runs: str | os.PathLike[str] = "runs") -> Path:
     for folder in (Path(name), Path(runs) / name):
         if (folder / CONFIG).exists():
             return folder
+        if any((folder / ours).exists() for ours in (STATE, SUMMARY, CHECKSUMS)):
+            raise RequestError(
+                f"the run {folder} has lost its {CONFIG}, which says how it was searched: put that back, or remove the "
+                "folder; a ticket in it can be used by its own path"
+            )
     if inside := [path.name for path in list_runs(name)]:
         others = f" and {len(inside) - 1} more" if len(inside) > 1 else ""
         raise RequestError(f"{name} is a folder of runs and no run: choose one, as {Path(name, inside[0])}{others}")
@@ -199,6 +220,16 @@ def folder_of_ticket(ticket: Path) -> Path:
     return place.parents[1] if place.parent.name == "levels" and place.name.isdecimal() else place
 
 
+def describe_missing_ticket(folder: Path) -> str:
+    """Why a run's folder has no ticket, and what to do."""
+    if not (folder / SUMMARY).exists():
+        return f"the run {folder} is not finished; `{command_line('resume', folder)}` goes on"
+    levels = sorted(folder.glob(f"levels/*/{TICKET}"))
+    kept = f"that of its last level is {levels[-1]}, which may be copied there; otherwise " if levels else ""
+    remove = f"`{command_line('runs', 'rm', folder)}` removes it"
+    return f"the run {folder} is finished, but {TICKET} is missing: {kept}{remove}"
+
+
 def list_runs(runs: str | os.PathLike[str] = "runs") -> list[Path]:
     """The folders of all runs under `runs`, sorted by name."""
     return sorted(path.parent for path in Path(runs).glob(f"*/{CONFIG}"))
@@ -208,7 +239,9 @@ def remove_run(folder: Path) -> None:
     """Delete a run's folder with all that is in it.
 
     Raises:
-        RequestError: another process is working on this run.
+        RequestError: another process is working on this run, or it is a link to one.
     """
+    if folder.is_symlink():
+        raise RequestError(f"{folder} is a link to {folder.resolve()}: remove the link itself, or name that run")
     with working_on(folder):
         shutil.rmtree(folder)

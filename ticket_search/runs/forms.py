@@ -65,6 +65,7 @@ class _Moment(_Values):
 class _Measured(_Values):
     density: _Density
     kept: _Count
+    learned_nothing: bool = False
     min_validation_loss: _Moment | None = None
     best_validation: _Moment | None = None
     seconds: _Amount = 0.0

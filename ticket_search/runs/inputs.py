@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from supermask.weights.plain import to_bytes
 
 from .names import INPUTS
-from .records import read_record, write_record
+from .records import has_record, read_record, write_record
 
 _OURS = tuple(str(Path(__file__).resolve().parents[2] / name) for name in ("supermask", "ticket_search"))
 # A list of more is data, and what lies deeper a structure of data.
@@ -59,7 +59,8 @@ class Inputs:
         found = []
         if self.python == earlier.python:
             names = {*self.code, *earlier.code}
-            found += [f"the code of {n}" for n in sorted(names) if self.code.get(n) != earlier.code.get(n)]
+            changed = [name for name in sorted(names) if self.code.get(name) != earlier.code.get(name)]
+            found += [f"the code of {name}, or what it carries" for name in changed]
         if self.data != earlier.data:
             found.append("the samples")
         if self.start != earlier.start:
@@ -73,7 +74,7 @@ def read_inputs(folder: Path) -> Inputs | None:
     Raises:
         RequestError: the record is damaged.
     """
-    if not (folder / INPUTS).exists():
+    if not (folder / INPUTS).exists() and not has_record(folder, INPUTS):
         return None
     found = read_record(folder, INPUTS)
     return Inputs(found["start"], found["data"], found["code"], found["python"])

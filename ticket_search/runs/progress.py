@@ -193,6 +193,9 @@ class Progress:
     It may be entered again inside itself: the bar stays until the first one who has entered it leaves.
     """
 
+    # Whether somebody else prints what makes a run doubtful, where this shows nothing.
+    is_told_elsewhere = False
+
     def __init__(self, shown: bool = True) -> None:
         self.console = HarmlessConsole(stderr=True)
         self.shown = shown

@@ -50,6 +50,11 @@ def add_checksum(folder: Path, name: str, *digests: str) -> None:
     tickets.file.write_atomically(folder / CHECKSUMS, (json.dumps(found, indent=2) + "\n").encode())
 
 
+def has_record(folder: Path, name: str) -> bool:
+    """Whether a run's folder has had such a file, though it may be gone."""
+    return name in _checksums(folder)
+
+
 def read_record(folder: Path, name: str) -> dict[str, Any]:
     """The object in a TOML or JSON file of a run's folder.
 
@@ -58,6 +63,8 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
             version perhaps.
     """
     path = folder / name
+    if not path.exists() and name in _checksums(folder):
+        raise RequestError(f"{path} is missing, of which {CHECKSUMS} knows")
     check_file(path)
     found = read_toml(path) if name.endswith(".toml") else read_json(path)
     try:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from supermask.tickets.file import flush_folder, write_atomically
 
 from ..contract.errors import Interrupted, RequestError, RunError, command_line
 from ..contract.flags import Config, to_plain
+from ..contract.leave import can_be_typed, code_in
 from ..contract.metric import ACCURACY, Metric, metric_of
 from ..contract.stops import STOPPED, stopping_on_signals
 from ..data.samples import Samples
@@ -67,6 +69,7 @@ class Run:
         self.training_stage = ""
         self.rows: list[dict[str, Any]] = []
         self.warnings: list[str] = []
+        self._told_of_room = False
         self._stages: dict[str, Any] = {}
         self._training: dict[str, Any] | None = None
         self._start: str | None = None
@@ -196,7 +199,10 @@ class Run:
             told = f"the run {self.path} was started with something else ({', '.join(differs)})"
             if not self.takes_code:
                 remove = command_line("runs", "rm", self.path)
-                raise RunError(f"{told}: begin anew under another name, or `{remove}`")
+                raise RunError(
+                    f"{told}: begin anew under another name, or `{remove}`; to go on with what is given now all the "
+                    f'same, ticket_search.resume("{self.path}", model=..., data=..., loss=...)'
+                )
             self.warn(f"{told}; it goes on with what it is given now")
 
     def training_state(self, name: str) -> dict[str, Any] | None:
@@ -239,7 +245,8 @@ class Run:
                 **({"warnings": self.warnings} if self.warnings else {}),
             }
             data = states.pack_state(content)
-            if little := states.check_room(self.path, len(data)):
+            if (little := states.check_room(self.path, len(data))) and not self._told_of_room:
+                self._told_of_room = True
                 self.progress.say(little)
             states.write_state(self.path, data)
         self._saved = time.monotonic()
@@ -248,13 +255,24 @@ class Run:
     def stop_if_asked(self) -> None:
         """Raise Interrupted when a signal came."""
         if self.stop_status is not None:
-            raise Interrupted(str(self.path), self.stop_status)
+            raise Interrupted(str(self.path), self.stop_status, self._goes_on())
+
+    def _goes_on(self) -> str:
+        """How a run of functions that are not known by name goes on, where it is one."""
+        named = code_in(vars(self.config))
+        if self.config.data.startswith("arrays-") or not all(map(can_be_typed, named.values())):
+            return f'the same call, or ticket_search.resume("{self.path}", model=..., data=...), goes on'
+        return ""
 
     def warn(self, text: str) -> None:
         """Say what makes the run's result doubtful, and keep it: the summary has it under `warnings`."""
-        if text not in self.warnings:
+        new = text not in self.warnings
+        if new:
             self.warnings.append(text)
-        self.progress.say(text)
+        if self.progress.shown:
+            self.progress.say(text)
+        elif new and not self.progress.is_told_elsewhere:
+            warnings.warn(text, stacklevel=3)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -262,9 +280,12 @@ class Run:
         try:
             yield
         except OSError as error:
+            told = f"{error.filename or self.path} cannot be written: {error.strerror}"
+            if self.rehearsal is not None:
+                raise RunError(f"{told}; nothing was begun") from error
             raise RunError(
-                f"{error.filename or self.path} cannot be written: {error.strerror}; the run is as it was when it was "
-                f"last saved: `{command_line('resume', self.path)}` goes on from there"
+                f"{told}; the run is as it was when it was last saved: `{command_line('resume', self.path)}` goes on "
+                "from there"
             ) from error
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -48,6 +48,7 @@ class Measured(TypedDict, total=False):
     test_accuracy: float
     val_accuracy: float
     val_loss: float
+    learned_nothing: bool
     min_validation_loss: Moment
     best_validation: Moment
     empty_layers: list[str]

@@ -93,6 +93,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, board: Board, shows: SweepProg
                 if outcome is None and job.place not in tried:
                     shows.say(f"{job.folder}: its process died, or one beside it; it is tried once more, alone")
                     tried.add(job.place)
+                    board.enter(job.place, WAITING)
                     suspects.append(job)
                     continue
                 outcome = outcome or _fail(job, "its process died twice: killed, or out of memory?")
@@ -100,7 +101,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, board: Board, shows: SweepProg
                     board.stop(outcome["status"])  # a signal may reach a process before it reaches this one
                 else:
                     ended[job.place] = outcome
-                    shows.ended(job.place, outcome["state"], outcome["text"])
+                    shows.ended(job.place, outcome["state"], outcome["text"], outcome.get("warnings", ()))
     return ended
 
 
@@ -231,7 +232,12 @@ def work(job: Job) -> dict[str, Any]:
         return _fail(job, f"{type(error).__name__}: {error}", traceback.format_exc())
     finally:
         _process.busy = False
-    return {"state": "finished", "text": text}
+    return {"state": "finished", "text": text, "warnings": _warnings_of(Path(job.folder))}
+
+
+def _warnings_of(folder: Path) -> list[str]:
+    """What the summary of a finished run says of its result."""
+    return [str(text) for text in read_record(folder, SUMMARY).get("warnings", ())]
 
 
 def _carry_out(job: Job) -> str:

@@ -68,6 +68,9 @@ class Board:
 class BoardProgress(Progress):
     """The progress of a run, which is written on the board and not on a terminal."""
 
+    # The first process prints what the summary says.
+    is_told_elsewhere = True
+
     def __init__(self, board: Board, run: int) -> None:
         super().__init__(shown=False)
         self._board, self._run = board, run
@@ -131,8 +134,8 @@ class SweepProgress:
             self._silence.set()
             self._silence = None
 
-    def ended(self, run: int, state: str, text: str) -> None:
-        """Print that a run has ended, and how."""
+    def ended(self, run: int, state: str, text: str, warnings: Sequence[str] = ()) -> None:
+        """Print that a run has ended, and how, with what makes its result doubtful."""
         self._ended[state] = self._ended.get(state, 0) + 1
         self._board.enter(run, ENDED)
         if self.shown:
@@ -140,6 +143,9 @@ class SweepProgress:
             line = f"{count}  {state}  {self._names[run]}  {text}"
             style = "red" if state == "failed" else None
             self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+            for warning in warnings:
+                told = f"  warning: {warning}"
+                self.console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Print a line that should be read before the sweep has ended."""

@@ -315,5 +315,7 @@ def warn_of_collapse(model: nn.Module, masks: Masks, run: Run) -> None:
     except ValueError as error:
         run.progress.say(f"cut layers are not looked for: {error}")
         return
+    empty = [name for name, kept in masks.kept_per_tensor.items() if kept == 0]
     for sentence in shrinking.flow.describe(found):
-        run.progress.say(sentence)
+        tell = run.warn if sentence.startswith(tuple(f"{name} " for name in empty)) else run.progress.say
+        tell(sentence)

@@ -22,6 +22,7 @@ from ..data.trees import move, part
 from ..runs.names import COMPACT
 from ..runs.run import Run
 from ..runs.tensorboard import densities
+from . import watch
 from .evaluation import evaluate
 from .flops import PASSES_PER_STEP, flops_of, forward_flops
 from .loop import Moment, Trained, train_network
@@ -254,6 +255,8 @@ def describe_training(run: Run, model: nn.Module, trained: Trained, ticket: Tick
     if empty := [name for name, kept in ticket.masks.kept_per_tensor.items() if kept == 0]:
         row["empty_layers"] = empty
     data, objective = run.setup.data, find_objective(run.setup, run.config, model)
+    if watch.has_learned_nothing(objective, trained.final.loss, final["validation"], data.classes or 0):
+        row["learned_nothing"] = True
     # Measured already: at the final step by the ticket itself, unless that rounds its weights.
     measured = {trained.last_step: row["test_metric"]} if run.config.dtype == "fp32" else {}
     for name, moment in trained.moments.items():

@@ -230,8 +230,11 @@ def _check_classes(setup: Setup, main: Tensor, y: Any) -> None:
         return
     if main.dim() != 2 or main.shape[1] < data.classes:
         gives = main.shape[1] if main.dim() == 2 else f"{list(main.shape)} for {len(y)} samples, not that many"
+        hint = ""
+        if main.dim() == 2 and main.shape[1] == data.classes - 1 and not bool((y == 0).any()):
+            hint = "; class numbers begin at 0: do those of your data begin at 1?"
         raise RequestError(
-            f"the network {name} gives {gives} numbers per sample, {data.name} has {data.classes} classes"
+            f"the network {name} gives {gives} numbers per sample, {data.name} has {data.classes} classes{hint}"
         )
 
 

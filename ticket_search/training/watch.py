@@ -18,7 +18,7 @@ from supermask.choosing.gradients import call
 from supermask.live.program import program_of
 
 from ..contract.errors import RunError
-from ..contract.metric import Metric
+from ..contract.metric import Metric, is_guessing
 from ..data.samples import Samples
 from ..data.trees import part
 from ..runs.experiment import own_random_numbers
@@ -52,6 +52,22 @@ def is_near_guessing(objective: Objective, measured: Evaluation, classes: int) -
         return False
     near_loss = abs(measured.loss / math.log(classes) - 1) < _NEAR_LOSS
     return near_loss or (objective.metric.is_accuracy and measured.value < _NEAR_GUESSING * 100 / classes)
+
+
+def has_learned_nothing(objective: Objective, loss: float, value: float, classes: int) -> bool:
+    """Whether a classifier is in the end no better than guessing: by its accuracy, or by its loss without one.
+
+    Args:
+        objective: what was trained.
+        loss: the mean loss on held-out samples.
+        value: of the metric on them.
+        classes: how many there are.
+    """
+    if objective.kind != "cross-entropy" or classes < 2:
+        return False
+    if objective.metric.is_accuracy:
+        return is_guessing(value, classes)
+    return loss > (1 - _NEAR_LOSS) * math.log(classes)
 
 
 @torch.inference_mode()
