@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from method_tests import Searches
 from products import thin
 from second_device import SECOND, counting_waits, letting_the_host_wait, refusing_the_host, second_device
 
+import supermask
+from supermask.live import learned
+from supermask.live.program import program_of
+from ticket_search.contract.method import Hook
+from ticket_search.data.sources import read_samples
 from ticket_search.methods import method_names
 from ticket_search.running import search as searching
-from ticket_search.runs import experiment
+from ticket_search.runs import experiment, tensorboard
 from ticket_search.training import evaluation, loop
 
 METHODS = method_names()
@@ -147,3 +156,98 @@ def test_what_waits_is_seen():
                 wait()
         with refusing_the_host():
             torch.ones(4).to(SECOND, non_blocking=True).add_(x).sum()
+
+
+def test_histograms_are_counted_there_and_read_at_once(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    values = {
+        "normal": torch.randn(1000, generator=draw),
+        "one": torch.full((7,), 0.25),
+        "odd": torch.randn(50, generator=draw),
+    }
+    values["odd"][:3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    values["none"] = torch.full((4,), torch.nan)
+    here = tensorboard._count_all(values)
+    with second_device():
+        far = {tag: value.to(SECOND) for tag, value in values.items()}
+        with counting_waits() as waits:
+            there = tensorboard._count_all(far)
+    assert len(waits) == 1 and there.keys() == here.keys()
+    for tag, expected in here.items():
+        assert there[tag].keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_allclose(there[tag][key], value, rtol=1e-6, atol=1e-9, err_msg=f"{tag} {key}")
+
+
+def test_frozen_weights_are_hashed_once_and_compared_there():
+    with second_device():
+        net = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 3)).to(SECOND)
+        supermask.learn(net, 0.5)
+        program = program_of(net)
+        supermask.check(net)
+        with mock.patch.object(learned, "fingerprint", side_effect=AssertionError("hashed again")):
+            supermask.check(net)
+            with torch.no_grad():
+                net[0].weight.view(-1)[:1].neg_()
+            with pytest.raises(ValueError, match="the frozen weights have changed"):
+                supermask.check(net)
+        assert program.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "size"),
+    [("cpu", (3, 32, 32), 128), ("cuda", (3, 32, 32), 1365), ("cuda", (1, 28, 28), 4096), ("cuda", (3, 224, 224), 128),
+     ("cuda", {"a": (4,), "b": (3, 32, 32)}, 1363), ("cuda", ((4, 4), (2,)), 4096)],
+)  # fmt: skip
+def test_how_many_samples_are_evaluated_at_once(device, shape, size):
+    data = SimpleNamespace(device=torch.device(device), input_shape=shape)
+    assert evaluation.batch_of(data) == size
+
+
+@pytest.mark.parametrize("program", ["edge-popup", "bernoulli", "hard-concrete"])
+def test_an_evaluation_chooses_its_masks_once(program, tmp_path):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    weights = {"weights": "keep"} if program == "hard-concrete" else {}
+    supermask.learn(net, 0.5, program=program, **weights)
+    data = read_samples("digits", None, 0)
+    chosen = []
+    rule = program_of(net).rule
+    effective = type(rule).effective
+    with mock.patch.object(
+        type(rule), "effective", lambda self, layers: (chosen.append(1), effective(self, layers))[1]
+    ):
+        once = evaluation.evaluate(net, data, "test")
+        assert len(chosen) == 1
+        with mock.patch.object(learned.Learned, "steady", contextlib.nullcontext):
+            anew = evaluation.evaluate(net, data, "test")
+        assert len(chosen) == 1 + -(-data.held_out_size("test") // 128)
+    assert once == anew
+
+
+def test_the_logged_speed_is_that_of_steps(tmp_path, monkeypatch):
+    """What is done once an epoch takes no time of training: by a clock that only these calls and steps move."""
+    moved = {"by": 0.0}
+
+    class Clock:
+        @staticmethod
+        def perf_counter():
+            return moved["by"]
+
+    train_on, on_epoch = loop._Loop._train_on, Hook.on_epoch
+
+    def step(self, x, y):
+        moved["by"] += 1.0
+        return train_on(self, x, y)
+
+    def epoch(self, *args):
+        moved["by"] += 1000.0
+        return on_epoch(self, *args)
+
+    monkeypatch.setattr(loop, "time", Clock)
+    monkeypatch.setattr(loop._Loop, "_train_on", step)
+    monkeypatch.setattr(Hook, "on_epoch", epoch)
+    run = Searches(tmp_path, model_args="width=0.1", train_size=320, batch_size=80).search(
+        "dense", evaluate_every="2it"
+    )
+    speeds = [row["speed/samples-per-second"] for row in run.metrics if "speed/samples-per-second" in row]
+    assert len(speeds) == 4 and set(speeds) == {80.0}

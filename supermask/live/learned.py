@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,6 +48,8 @@ class Learned(Program):
         self.step_name = _free_name(model, "supermask_step")
         # The training pass that began last, and the one whose outputs a backward pass has reached last.
         self.begun = self.reached = 0
+        # The effective weights of evaluations in `steady`; empty until the first of them, None outside.
+        self.kept: list[Tensor] | None = None
         # With which effective weights a backward pass fills in what checkpoints have not kept, and which pass that is.
         self.again: tuple[tuple[int, int], list[Tensor]] | None = None
 
@@ -165,6 +168,9 @@ class Learned(Program):
             same = all(_same_bits(weight, self._frozen[name]) for name, weight in weights.items())
         else:
             same = fingerprint(weights) == self._fingerprint
+            # Next time no weight goes from a device to the host, to be hashed there.
+            if same and not all(weight.is_cpu for weight in weights.values()):
+                self._frozen = {name: weight.clone() for name, weight in weights.items()}
         if not same:
             raise ValueError("the frozen weights have changed since supermask.learn: do not train or reload them")
 
@@ -194,7 +200,7 @@ class Learned(Program):
             self._lend(self._exactly(self.rule.effective))
         else:
             with out_of_sight():
-                self._lend(self._exactly(self.rule.effective))
+                self._lend(self._now())
         if self.rule.counts_steps:
             self._count()
 
@@ -213,6 +219,26 @@ class Learned(Program):
             self._lend(self._effective_again(backward))
         finally:
             self.layers.now = None
+
+    @contextlib.contextmanager
+    def steady(self) -> Iterator[None]:
+        """Within it nothing is learned, loaded or written by hand: evaluations choose the masks once.
+
+        Without it they choose anew in every pass.
+        """
+        self.kept = []
+        try:
+            yield
+        finally:
+            self.kept = None
+
+    def _now(self) -> Sequence[Tensor]:
+        """The effective weights of a pass that begins."""
+        if self.kept is None or torch.is_grad_enabled() or any(layer.training for layer in self.layers):
+            return self._exactly(self.rule.effective)
+        if not self.kept:
+            self.kept = list(self._exactly(self.rule.effective))
+        return self.kept
 
     def _effective_again(self, backward: int) -> Sequence[Tensor]:
         whose = (backward, self.reached) if is_filling_in() else None
@@ -313,7 +339,7 @@ class Learned(Program):
             self.layers.passes = step.to("cpu", torch.int64, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "again": None}
+        return {**self.__dict__, "again": None, "kept": None}
 
 
 def _register(layer: Layer, key: str, tensor: Tensor) -> None:

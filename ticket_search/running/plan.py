@@ -28,7 +28,7 @@ from ..runs.experiment import Setup, exact_arithmetic, own_random_numbers
 from ..runs.rehearsal import Rehearsal, Rehearsed
 from ..runs.run import Run
 from ..training.conclude import conclude, keep_all, summarize
-from ..training.evaluation import BATCH, Evaluation, evaluate
+from ..training.evaluation import Evaluation, batch_of, evaluate
 from ..training.loop import Trained, train_network
 from ..training.precision import make_arithmetic
 from ..training.trial import check_model, find_objective
@@ -225,4 +225,4 @@ class _Few:
 
     def batches_of(self, split: HeldOut) -> int:
         """How many batches the whole split has."""
-        return math.ceil(self._samples.held_out_size(split) / BATCH)
+        return math.ceil(self._samples.held_out_size(split) / batch_of(self._samples))

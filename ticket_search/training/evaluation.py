@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +14,8 @@ from torch import Tensor, nn
 
 from supermask import Ticket
 from supermask.choosing.gradients import call
+from supermask.live.learned import Learned
+from supermask.live.program import program_of
 
 from ..contract.errors import RequestError, unknown
 from ..contract.flags import Config, make_config
@@ -25,9 +30,11 @@ from .objective import CLASSIFICATION, Objective, make_objective
 from .precision import EXACT, Arithmetic
 from .trial import look_at
 
-# One size everywhere: the last bits of a sum, and so a tie in an argmax, may depend on it. Of 512 images the
-# activations of a convolution leave the caches: conv4 takes 1.6 times as long on a CPU.
+# One size on every CPU: the last bits of a sum, and so a tie in an argmax, may depend on it. Of 512 images the
+# activations of a convolution leave the caches: conv4 takes 1.6 times as long there.
 BATCH = 128
+# Elsewhere as many samples as have so many numbers, up to these: a GPU that is given few waits for the next ones.
+_MOST, _NUMBERS = 4096, 1 << 22
 SPLITS: tuple[HeldOut, HeldOut] = ("test", "validation")
 
 
@@ -45,24 +52,51 @@ def evaluate(
     split: HeldOut,
     objective: Objective = CLASSIFICATION,
     arithmetic: Arithmetic = EXACT,
+    forward: Callable[[Any], Any] | None = None,
 ) -> Evaluation:
     """Loss and metric of `model` on the validation or test split: of all samples, whatever the sizes of batches are.
 
-    The model is put into evaluation mode and back.
+    The model is put into evaluation mode and back. `forward` is its pass where that is compiled.
     """
     was_training = model.training
     model.eval()
+    program = program_of(model)
+    # Nothing is learned meanwhile: the masks are chosen once, and not anew for every batch.
+    with program.steady() if isinstance(program, Learned) else contextlib.nullcontext():
+        found = _measure(forward or partial(call, model), data, split, objective, arithmetic)
+    model.train(was_training)
+    return found
+
+
+def batch_of(data: Samples) -> int:
+    """How many samples are evaluated at once."""
+    if data.device.type == "cpu":
+        return BATCH
+    return max(BATCH, min(_MOST, _NUMBERS // max(1, _count_numbers(data.input_shape))))
+
+
+def _count_numbers(shape: Any) -> int:
+    """How many numbers a sample of this shape, or of a tree of shapes, has."""
+    if isinstance(shape, Mapping):
+        return sum(map(_count_numbers, shape.values()))
+    if all(isinstance(each, int) for each in shape):
+        return math.prod(shape)
+    return sum(map(_count_numbers, shape))
+
+
+def _measure(
+    forward: Callable[[Any], Any], data: Samples, split: HeldOut, objective: Objective, arithmetic: Arithmetic
+) -> Evaluation:
     count: Tensor | int = 0
     total = torch.zeros((), device=data.device, dtype=wide(data.device))
     state = objective.measure.start(data.device)
-    for x, y in data.batches(split, BATCH):
+    for x, y in data.batches(split, batch_of(data)):
         with arithmetic.forward():
-            outputs = call(model, objective.inputs(arithmetic.lay_out(x), y))
+            outputs = forward(objective.inputs(arithmetic.lay_out(x), y))
         loss, weight = objective.loss(outputs, y), objective.weight(y)
         total += loss.reshape(()) * weight
         state = objective.measure.add(state, objective.batch(outputs, y, loss))
         count += weight
-    model.train(was_training)
     return Evaluation(total.item() / float(count), objective.measure.value(state))
 
 

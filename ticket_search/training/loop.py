@@ -127,7 +127,7 @@ class _Loop:
         # and its batches; what is logged counts from `start`.
         self.step = self.logged_step = self.start = start
         self.tally = Tally(self.objective, data.device)
-        self.seconds = self.logged_seconds = 0.0
+        self.seconds = self.logged_seconds = self.clock = 0.0
         self.final: Evaluation | None = None
         self.moments: dict[str, Moment] = {}
         self.told_dead = False
@@ -135,13 +135,14 @@ class _Loop:
     def run_to_end(self) -> None:
         """Step after step; evaluate, and save the state, where it is time to."""
         batches: Iterator[tuple[Any, Any]] = iter(())
-        # The clock of the logged speed runs while training only: evaluating and saving are taken out.
-        clock = time.perf_counter()
+        # The clock of the logged speed runs while training only: evaluating, saving and what is done once an epoch are
+        # taken out.
+        self._go_on()
         self.model.train()
         begun = False
         while self.step < self.total and not self.hook.done():
             if self.run.interrupted:
-                self.seconds += time.perf_counter() - clock
+                self._pause()
                 self._save()
                 self.run.stop_if_asked()
             epoch, position = divmod(self.step, self.per_epoch)
@@ -153,18 +154,28 @@ class _Loop:
             self.hook.on_step(self.step, self.model, self.optimizer)
             if self.run.rehearsal is not None:
                 self.run.rehearsal.tick()
-            if self.step % self.evaluate_every == 0 or self.step == self.total:
-                self.seconds += time.perf_counter() - clock
-                self._evaluate()
-                clock = time.perf_counter()
-            if self.step % self.per_epoch == 0:
-                self.hook.on_epoch(self.step, self.model, self.optimizer)
-                self._watch()
-            if self.run.is_save_due:
-                self.seconds += time.perf_counter() - clock
-                self._save()
-                clock = time.perf_counter()
+            evaluates = self.step % self.evaluate_every == 0 or self.step == self.total
+            ends_epoch, saves = self.step % self.per_epoch == 0, self.run.is_save_due
+            if evaluates or ends_epoch or saves:
+                self._pause()
+                if evaluates:
+                    self._evaluate()
+                if ends_epoch:
+                    self.hook.on_epoch(self.step, self.model, self.optimizer)
+                    self._watch()
+                if saves:
+                    self._save()
+                self._go_on()
             self.run.progress.advance_to(self.run.steps_done + self.step - self.start)
+
+    def _pause(self) -> None:
+        """Stop the clock, once the device has done what it was given."""
+        if self.data.device.type == "cuda":
+            torch.cuda.synchronize(self.data.device)
+        self.seconds += time.perf_counter() - self.clock
+
+    def _go_on(self) -> None:
+        self.clock = time.perf_counter()
 
     def _save(self) -> None:
         """Save the state, unless it has gone bad: the one from before would be lost."""
@@ -290,7 +301,9 @@ class _Loop:
         self.logged_step, self.logged_seconds = self.step, self.seconds
 
     def _validate(self) -> Evaluation:
-        return evaluate(self.model, self.data, "validation", self.objective, self.arithmetic)
+        # On a CPU to compile for another mode and size takes longer than many evaluations.
+        compiled = self.forward if self.config.compile and self.data.device.type != "cpu" else None
+        return evaluate(self.model, self.data, "validation", self.objective, self.arithmetic, compiled)
 
     def _remember(self, name: str, validation: Evaluation, merit: float) -> None:
         best = self.moments.get(name)
