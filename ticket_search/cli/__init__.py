@@ -26,6 +26,7 @@ from . import (
     connect,
     controls,
     diagnose,
+    doctor,
     evaluate,
     export,
     inspect,
@@ -112,6 +113,7 @@ diagnose.add_to(app)
 compare.add_to(app)
 study.add_to(app)
 catalog.add_to(app)
+doctor.add_to(app)
 
 
 @cache

@@ -47,8 +47,11 @@ def make_arithmetic(config: Config) -> Arithmetic:
     return Arithmetic(config.device, config.precision == "bf16", bool(config.channels_last))
 
 
-def compile_whole(model: nn.Module) -> Callable[[Any], Any]:
+def compile_whole(model: nn.Module, mode: str | None = None) -> Callable[[Any], Any]:
     """The model's forward pass compiled, its masks with it: of a tensor, or of a tuple or dictionary of arguments.
+
+    `mode` is that of `torch.compile`; under `reduce-overhead` a pass is a CUDA graph, whose outputs the next one
+    overwrites.
 
     Of `torch.compile(model)` the hooks of the masks would be a graph of their own, before the network's.
     """
@@ -58,7 +61,7 @@ def compile_whole(model: nn.Module) -> Callable[[Any], Any]:
 
     # What is compiled is kept by code, and only so many versions of one: each kind of network gets its own.
     forward.__code__ = _CODES.setdefault(type(model), forward.__code__.replace())
-    return torch.compile(forward)
+    return torch.compile(forward, mode=mode)
 
 
 _CODES: weakref.WeakKeyDictionary[type[nn.Module], types.CodeType] = weakref.WeakKeyDictionary()
