@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,15 +17,22 @@ import torch
 from method_tests import Searches
 from products import thin
 from second_device import SECOND, counting_waits, letting_the_host_wait, refusing_the_host, second_device
+from torch.utils._pytree import tree_leaves
 
 import supermask
 from supermask.live import learned
 from supermask.live.program import program_of
+from supermask.masks.random_numbers import permutation
+from ticket_search.contract.flags import make_config
 from ticket_search.contract.method import Hook
+from ticket_search.data.augmentation import Augmentation
+from ticket_search.data.dataset import from_arrays
 from ticket_search.data.sources import read_samples
-from ticket_search.methods import method_names
+from ticket_search.methods import find_method, method_names
 from ticket_search.running import search as searching
 from ticket_search.runs import experiment, tensorboard
+from ticket_search.runs.environment import describe_environment
+from ticket_search.sweeps import local_engine
 from ticket_search.training import evaluation, loop
 
 METHODS = method_names()
@@ -251,3 +260,83 @@ def test_the_logged_speed_is_that_of_steps(tmp_path, monkeypatch):
     )
     speeds = [row["speed/samples-per-second"] for row in run.metrics if "speed/samples-per-second" in row]
     assert len(speeds) == 4 and set(speeds) == {80.0}
+
+
+def test_images_lie_there_as_bytes_and_are_given_out_as_they_were():
+    data = read_samples("digits", None, 0)
+    assert data.train_x.dtype == torch.float32 and not data.packed
+    with second_device():
+        there = data.to(SECOND)
+        assert there.packed and there.train_x.dtype == there.test_x.dtype == torch.uint8
+        assert (there.input_shape, there.train_size) == (data.input_shape, data.train_size)
+        for (x, y), (far_x, far_y) in zip(data.batches("test", 100), there.batches("test", 100), strict=True):
+            assert far_x.device == SECOND and torch.equal(x, far_x.cpu()) and torch.equal(y, far_y.cpu())
+        order = permutation(data.train_size, 0, "order")
+        augmented = dataclasses.replace(data, augmentation=Augmentation(1, True))
+        for one in (data, augmented):
+            pairs = zip(one.train_batches(order, 64, 3), one.to(SECOND).train_batches(order, 64, 3), strict=True)
+            assert all(torch.equal(x, far_x.cpu()) for (x, _), (far_x, _) in pairs)
+        back, floats = there.to("cpu"), there.unpacked()
+    assert torch.equal(back.train_x, data.train_x) and not back.packed
+    assert torch.equal(floats.test_x.elem, data.test_x) and not floats.packed
+
+
+@pytest.mark.parametrize("what", ["floats", "tokens", "double", "a tree"])
+def test_what_is_no_image_of_bytes_lies_there_as_it_is(what):
+    draw = np.random.default_rng(0)
+    x = {
+        "floats": draw.normal(size=(40, 1, 4, 4)).astype(np.float32),
+        "tokens": draw.integers(0, 9, (40, 6)),
+        "double": draw.integers(0, 256, (40, 1, 4, 4), dtype=np.uint8),
+        "a tree": {"a": draw.integers(0, 256, (40, 1, 4, 4), dtype=np.uint8), "b": draw.normal(size=(40, 2))},
+    }[what]
+    data = from_arrays((x, np.arange(40) % 2), 0)
+    data = data.double() if what == "double" else data
+    with second_device():
+        there = data.to(SECOND)
+        assert not there.packed
+        (far, _), (here, _) = next(there.batches("test", 4)), next(data.batches("test", 4))
+        for one, other in zip(tree_leaves(far), tree_leaves(here), strict=True):
+            assert torch.equal(one.cpu(), other)
+
+
+def test_processes_of_a_sweep_take_gpus_in_turn(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert local_engine.find_gpus() == ["0", "1", "2"]
+    taken = []
+    for number in range(5):
+        share = local_engine.take_gpu(number, ["0", "1", "2"], 5)
+        taken.append((os.environ["CUDA_VISIBLE_DEVICES"], share))
+    assert taken == [(gpu, 0.5) for gpu in "01201"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,GPU-a")
+    assert local_engine.find_gpus() == ["7", "GPU-a"]
+    assert local_engine.take_gpu(1, ["7", "GPU-a"], 2) == 1.0 and os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert local_engine.find_gpus() == []
+
+
+def test_a_gpu_repeats_itself_and_its_versions_are_recorded(monkeypatch):
+    config = make_config(find_method("dense").Config, {}).model_copy(update={"device": "cuda", "threads": 1})
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = (
+        torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled(),
+        torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cudnn.deterministic,
+    )  # fmt: skip
+    with experiment.exact_arithmetic(config):
+        assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not torch.backends.cuda.mem_efficient_sdp_enabled() and not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert before == (
+        torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled(),
+        torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cudnn.deterministic,
+    )  # fmt: skip
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    recorded = describe_environment(config)
+    assert recorded["device"] == "H100" and recorded["capability"] == [9, 0]
+    assert {"cuda", "cudnn", "driver", "deterministic"} <= recorded.keys()

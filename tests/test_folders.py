@@ -314,3 +314,19 @@ def test_a_link_to_a_run_is_not_removed_as_one(ticket, tmp_path, monkeypatch):
 def test_names_that_are_none(name, tmp_path):
     with pytest.raises(RequestError, match="expected the name of a folder"):
         choose_folder(dense(), tmp_path, name)
+
+
+def test_a_run_that_begins_between_two_looks_is_a_run(tmp_path, monkeypatch):
+    """Tried: of 100 pairs that began at once one was told that the run of the other was no run."""
+    folder, listed = tmp_path / NAME, Path.iterdir
+
+    def begins_meanwhile(path):
+        if path == folder:
+            monkeypatch.setattr(Path, "iterdir", listed)
+            begun(folder)
+            (folder / "environment.json").write_text("{}")
+        return listed(path)
+
+    folder.mkdir()
+    monkeypatch.setattr(Path, "iterdir", begins_meanwhile)
+    assert inspect_folder(folder, dense()).state == "unfinished"

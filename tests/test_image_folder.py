@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import multiprocessing
@@ -21,7 +22,7 @@ from torchvision.transforms import v2
 import supermask
 from supermask.masks.random_numbers import permutation, random_words
 from ticket_search.contract.errors import RequestError, RunError
-from ticket_search.data.folder import Streamed, open_folder
+from ticket_search.data.folder import Streamed, open_folder, send_ahead
 from ticket_search.data.sources import read_samples
 from ticket_search.training.flops import flops_of
 
@@ -183,7 +184,7 @@ def test_workers_end_with_the_data_and_are_not_waited_for(ring, photos, monkeypa
     data = streamed(photos, workers=2)
     batches = data.train_batches(np.arange(27), 4)
     next(batches)
-    workers = list(batches.gi_frame.f_locals["loader"]._iterator._workers)
+    workers = list(batches.gi_frame.f_locals["read"].gi_frame.f_locals["loader"]._iterator._workers)
     if ring:
         object.__setattr__(data, "name", [batches, data])
     begun = time.monotonic()
@@ -309,11 +310,38 @@ def test_an_interrupt_is_left_to_the_main_process(photos):
     data = streamed(photos, workers=1)
     batches = data.train_batches(np.arange(27), 4)
     next(batches)
-    (worker,) = list(batches.gi_frame.f_locals["loader"]._iterator._workers)
+    (worker,) = list(batches.gi_frame.f_locals["read"].gi_frame.f_locals["loader"]._iterator._workers)
     os.kill(worker.pid, signal.SIGINT)
     time.sleep(0.2)
     assert worker.is_alive()
     assert len(list(batches)) == 5
+
+
+def test_batches_are_copied_ahead_of_a_gpu_and_come_in_order(monkeypatch):
+    """The copy of a batch begins before the one before it is given out, and is waited for by what uses it."""
+    done: list[str] = []
+
+    class Stream:
+        def record_event(self):
+            done.append("copied")
+            return "event"
+
+        def wait_event(self, event):
+            done.append(f"waits for {event}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: done.append("kept"), raising=False)
+    sent = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking: sent(self, "cpu"))
+    batches = [(torch.full((2,), float(number)), torch.tensor([number])) for number in range(3)]
+    for place, (x, y) in enumerate(send_ahead(iter(batches), torch.device("cuda"))):
+        assert x.tolist() == [place, place] and y.tolist() == [place]
+        done.append("used")
+    took = ["waits for event", "kept", "kept", "used"]
+    assert done == ["copied", "copied", *took, "copied", *took, *took]
+    assert list(send_ahead(iter([]), torch.device("cuda"))) == []
 
 
 @pytest.mark.gpu

@@ -17,6 +17,8 @@ def main() -> None:
     except KeyboardInterrupt as stop:  # between the lines that answer it with more
         sys.stderr.write("\nstopped\n")
         sys.exit(getattr(stop, "status", stops.STOPPED))
+    finally:
+        stops.end_no_more()
 
 
 if __name__ == "__main__":

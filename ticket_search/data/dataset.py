@@ -38,6 +38,7 @@ class Data:
     tensors. `classes` is how many numbers a network is to give: classes, or columns of float targets; 0 where `y` is a
     tree. `augmentation` is what `train_batches` does to images, by random numbers that depend on `seed`. `fingerprint`
     is that of what a person's own function gave, before it was split; `contents` has those of the parts of other sets.
+    Where `packed`, images are bytes, and normalized as they are given out.
 
     Raises:
         RequestError: an augmentation of samples that are no images.
@@ -57,6 +58,7 @@ class Data:
     seed: int = 0
     fingerprint: str = ""
     contents: Mapping[str, str] = field(default_factory=dict)
+    packed: bool = False
 
     def __post_init__(self) -> None:
         if self.augmentation != NO_AUGMENTATION and not (isinstance(self.train_x, Tensor) and self.train_x.dim() == 4):
@@ -89,8 +91,28 @@ class Data:
         return dict(zip(("train", "validation", "test"), pairs, strict=True))
 
     def to(self, device: torch.device | str) -> Data:
-        """The same data on a device."""
-        return replace(self, **{name: move(getattr(self, name), device) for name in _PARTS})
+        """The same data on a device; images of pixels lie there as bytes, and are normalized batch by batch."""
+        here = self if torch.device(device).type == "cpu" else self._packed()
+        moved = replace(here, **{name: move(getattr(here, name), device) for name in _PARTS})
+        return moved.unpacked() if torch.device(device).type == "cpu" else moved
+
+    def unpacked(self) -> Data:
+        """The same data with images normalized as a whole."""
+        if not self.packed:
+            return self
+        images: dict[str, Any] = {name: _scale(getattr(self, name), self.mean, self.std) for name in _IMAGES}
+        return replace(self, **images, packed=False)
+
+    def _packed(self) -> Data:
+        """The same data with images as bytes, a quarter of the memory, where they are such exactly."""
+        pixels: dict[str, Any] = {}
+        for name in _IMAGES:
+            x = getattr(self, name)
+            found = _pixels_of(x, self.mean, self.std) if isinstance(x, Tensor) and x.is_cpu else None
+            if found is None:
+                return self
+            pixels[name] = found
+        return replace(self, **pixels, packed=True)
 
     def double(self) -> Data:
         """The same data with its floats in float64."""
@@ -134,7 +156,7 @@ class Data:
             black = _normalize(np.zeros((1, len(self.mean), 1, 1), np.uint8), self.mean, self.std)[0].to(self.device)
         for place, number in enumerate(numbers):
             rows = index[number * size : (number + 1) * size]
-            x, y = take(self.train_x, rows), take(self.train_y, rows)
+            x, y = self._given_out(take(self.train_x, rows)), take(self.train_y, rows)
             yield (x if drawn is None else augment(x, self.augmentation, black, drawn[place])), y
 
     def held_out_size(self, split: HeldOut) -> int:
@@ -146,9 +168,13 @@ class Data:
         parts = {"validation": (self.validation_x, self.validation_y), "test": (self.test_x, self.test_y)}
         x, y = parts[split]
         for start in range(0, count(y), batch_size):
-            yield part(x, start, start + batch_size), part(y, start, start + batch_size)
+            yield self._given_out(part(x, start, start + batch_size)), part(y, start, start + batch_size)
+
+    def _given_out(self, x: Any) -> Any:
+        return _scale(x, self.mean, self.std) if self.packed else x
 
 
+_IMAGES = ("train_x", "validation_x", "test_x")
 _PARTS = ("train_x", "train_y", "validation_x", "validation_y", "test_x", "test_y")
 
 
@@ -198,9 +224,25 @@ def _normalize_all(x: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> A
 def _normalize(x: npt.NDArray[Any], mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     if x.dtype != np.uint8:
         return _plain(x)
-    shape = (1, -1, *[1] * (x.ndim - 2))
-    pixels = torch.from_numpy(x.astype(np.float32)).div_(255)
-    return pixels.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
+    return _scale(torch.from_numpy(x), mean, std)
+
+
+def _scale(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Bytes as float32 numbers, less the mean and divided by the deviation of each channel."""
+    shape = (1, -1, *[1] * (pixels.dim() - 2))
+    x = pixels.to(torch.float32).div_(255)
+    center, width = (send(torch.tensor(values).view(shape), x.device) for values in (mean, std))
+    return x.sub_(center).div_(width)
+
+
+def _pixels_of(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor | None:
+    """The bytes that normalized images come from; None where they come from none."""
+    if x.dtype != torch.float32 or x.dim() != 4 or len(mean) not in (1, x.shape[1]):
+        return None
+    shape = (1, -1, 1, 1)
+    pixels = x * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
+    found = pixels.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+    return found if torch.equal(_scale(found, mean, std), x) else None
 
 
 def _plain(array: npt.NDArray[Any]) -> Tensor:

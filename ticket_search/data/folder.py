@@ -29,6 +29,8 @@ from .samples import HeldOut, Order, whole_batches
 # The test split is the first of those that are there.
 HELD_OUT_FOLDERS = ("test", "val")
 _CPU = torch.device("cpu")
+# More read faster than a GPU trains, and each holds batches in memory.
+_MOST_WORKERS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,12 +130,17 @@ class Streamed:
         )
 
     def _stream(self, split: str, keys: Iterable[list[Key]]) -> Iterator[tuple[Tensor, Tensor]]:
+        mean, std = (torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        read = self._read(split, keys)
+        for pixels, labels in send_ahead(read, self.device):
+            yield pixels.to(torch.float32).div_(255).sub_(mean).div_(std), labels
+
+    def _read(self, split: str, keys: Iterable[list[Key]]) -> Iterator[tuple[Tensor, Tensor]]:
         # One loader serves one iteration at a time; those that have come to their end wait here with their workers.
         loader = self._idle.pop() if self._idle else self._make_loader()
         plan = loader.batch_sampler
         assert isinstance(plan, _Plan)
         plan.keys = keys
-        mean, std = (torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (self.mean, self.std))
         for batch in loader:
             try:
                 self._look_at(split, batch)
@@ -143,8 +150,7 @@ class Streamed:
                 raise
             if batch.pixels is None:
                 continue
-            pixels, labels = (part.to(self.device, non_blocking=True) for part in (batch.pixels, batch.labels))
-            yield pixels.to(torch.float32).div_(255).sub_(mean).div_(std), labels
+            yield batch.pixels, batch.labels
         self._idle.append(loader)
 
     def _look_at(self, split: str, batch: Batch) -> None:
@@ -184,6 +190,38 @@ class Streamed:
             batches: Any = iter(loader)
             weakref.finalize(loader, batches._shutdown_workers)
         return loader
+
+
+def count_processors() -> int:
+    """How many processors this process may use: of a job on a cluster fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def send_ahead(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches on a device. To a GPU each is copied, in a stream of its own, while the one before it is worked on."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield tuple(part.to(device, non_blocking=True) for part in batch)  # type: ignore[misc]
+        return
+    stream = torch.cuda.Stream(device)
+    waiting: tuple[tuple[Tensor, ...], Any] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            sent = tuple(part.to(device, non_blocking=True) for part in batch)
+            copied = stream.record_event()
+        if waiting is not None:
+            yield _taken_over(*waiting)
+        waiting = sent, copied
+    if waiting is not None:
+        yield _taken_over(*waiting)
+
+
+def _taken_over(sent: tuple[Tensor, ...], copied: Any) -> Any:
+    current = torch.cuda.current_stream(sent[0].device)
+    current.wait_event(copied)
+    for part in sent:
+        part.record_stream(current)  # so that its memory is not given away while it is worked on
+    return sent
 
 
 class _Plan:
@@ -241,7 +279,7 @@ def open_folder(
         split_seed: of the validation split where it has no folder, a tenth of the training images.
         seed: of the random crops and flips of training images.
         image_size: height and width of a sample, in pixels.
-        workers: processes that read and decode; None: one per processor, 8 at most.
+        workers: processes that read and decode; None: one for each processor of this process, 32 at most.
         max_bad_images: how many images of a split may be such as cannot be read; None: 1 %, and one at least.
 
     Raises:
@@ -249,7 +287,7 @@ def open_folder(
             that are not trained.
     """
     problems = list[str]()
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    workers = min(_MOST_WORKERS, count_processors()) if workers is None else workers
     if image_size < 1:
         problems.append(f"image size {image_size}, expected pixels from 1")
     if workers < 0:

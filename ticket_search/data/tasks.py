@@ -84,7 +84,7 @@ class Tasks:
         """
         if found := self.problems(samples):
             raise RequestError(found)
-        whole = cast("Data", samples)
+        whole = cast("Data", samples).unpacked()
         if self.kind == "split":
             return _split(whole, whole.classes // self.number, index)
         if self.kind == "permuted":

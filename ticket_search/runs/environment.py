@@ -16,6 +16,27 @@ import supermask
 from ..contract.flags import Config
 
 
+def _gpu(device: str) -> dict[str, Any]:
+    """The versions on which the bytes of a ticket depend where a GPU has trained it."""
+    if device != "cuda":
+        return {}
+    return {
+        "cuda": torch.version.cuda or torch.version.hip,
+        "cudnn": torch.backends.cudnn.version(),
+        "driver": _driver(),
+        "capability": list(torch.cuda.get_device_capability()),
+        "deterministic": torch.backends.cudnn.deterministic,
+    }
+
+
+def _driver() -> str:
+    """The version of the driver, where the system tells it."""
+    path = Path("/proc/driver/nvidia/version")
+    if not path.exists():
+        return ""
+    return next((word for word in path.read_text(errors="replace").split() if word[:1].isdigit() and "." in word), "")
+
+
 def describe_environment(config: Config) -> dict[str, Any]:
     """What `environment.json` holds."""
     device = torch.cuda.get_device_name() if config.device == "cuda" else platform.processor() or platform.machine()
@@ -26,6 +47,7 @@ def describe_environment(config: Config) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device,
+        **_gpu(config.device),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": config.threads,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

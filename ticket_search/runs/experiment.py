@@ -153,17 +153,40 @@ def own_random_numbers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def exact_arithmetic(config: Config) -> Iterator[None]:
-    """The configured number of threads, and fp32 that is fp32: no TF32, no algorithm chosen by timing."""
-    cudnn = torch.backends.cudnn
+    """The configured number of threads, and fp32 that is fp32: no TF32, no algorithm chosen by timing.
+
+    On a GPU the same command gives the same bytes: what sums in an order of its own is not taken.
+    """
+    cudnn, attention = torch.backends.cudnn, torch.backends.cuda
     before = (torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic)
+    gpu = config.device == "cuda"
+    kernels = attention.flash_sdp_enabled(), attention.mem_efficient_sdp_enabled(), attention.cudnn_sdp_enabled()
+    filling: Any = torch.utils.deterministic
+    fills = filling.fill_uninitialized_memory
+    modes = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         torch.set_num_threads(config.threads or before[0])
         cudnn.benchmark, cudnn.deterministic = False, True
+        if gpu:
+            # cuBLAS reads it when it is first opened.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            # What has no other way than one whose order is its own goes on, with PyTorch's warning.
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            # Nothing reads memory that it has not written; to fill it would be a kernel for each tensor.
+            filling.fill_uninitialized_memory = False
+            # The backward passes of these sum by atomic additions.
+            attention.enable_mem_efficient_sdp(False)
+            attention.enable_cudnn_sdp(False)
         with _whole_fp32():
             yield
     finally:
         torch.set_num_threads(before[0])
         cudnn.benchmark, cudnn.deterministic = before[1:]
+        if gpu:
+            torch.use_deterministic_algorithms(modes[0], warn_only=modes[1])
+            filling.fill_uninitialized_memory = fills
+            attention.enable_mem_efficient_sdp(kernels[1])
+            attention.enable_cudnn_sdp(kernels[2])
 
 
 @contextlib.contextmanager

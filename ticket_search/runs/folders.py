@@ -66,7 +66,9 @@ def inspect_folder(folder: Path, config: Config | None = None) -> FolderState:
         ours = (FAILURE, CHECKSUMS, MARK)
         if all(path.name.startswith(".") or path.name in ours for path in folder.iterdir()):
             return FolderState(folder, "new")
-        return FolderState(folder, "not a run", f"{folder} is not a run: it holds other files, and no {CONFIG}")
+        # Between the two looks another process may have begun a run.
+        if not record.exists():
+            return FolderState(folder, "not a run", f"{folder} is not a run: it holds other files, and no {CONFIG}")
     try:
         values = read_record(folder, CONFIG)
     except RequestError as error:

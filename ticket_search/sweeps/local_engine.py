@@ -57,6 +57,7 @@ class _Process:
 
     board: Board
     busy = False
+    share: float | None = None
 
 
 _process = _Process()
@@ -124,7 +125,7 @@ class _Crew:
 
     def _make_pool(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        given = (self._board, os.getcwd())
+        given = (self._board, os.getcwd(), find_gpus(), self._processes)
         return ProcessPoolExecutor(self._processes, mp_context=context, initializer=begin, initargs=given)
 
     def _kill(self) -> None:
@@ -173,12 +174,37 @@ class _Crew:
         ]
 
 
-def begin(board: Board, folder: str) -> None:
+def find_gpus() -> list[str]:
+    """The GPUs that a process may be told to use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+
+
+def take_gpu(number: int, gpus: Sequence[str], processes: int) -> float:
+    """Leave the process of a number one GPU, in turn, before it has opened any.
+
+    Returns:
+        The share of that GPU's memory which it may take: as large as those of the others there.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    return 1 / -(-processes // len(gpus))
+
+
+def begin(board: Board, folder: str, gpus: Sequence[str] = (), processes: int = 1) -> None:
     """Make this process one of a sweep: it listens to signals while it carries out a run, and ends with the sweep.
 
     Names of files and modules are looked up in `folder`, where the sweep was started: this process may have another.
+    Of several GPUs the processes take one each, in turn; those on one GPU have a share of its memory.
     """
     os.chdir(folder)
+    if gpus:
+        # Processes are numbered from 1, those of a new pool after those of the one before.
+        number: int = multiprocessing.current_process()._identity[-1]
+        _process.share = take_gpu(number - 1, gpus, processes)
     for number in SIGNALS:
         signal.signal(number, _hear_nothing)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -246,6 +272,10 @@ def _carry_out(job: Job) -> str:
     if not is_finished(folder):
         # The configuration was checked when the sweep was read. Whether its names are still there is seen here.
         config, setup = prepare(request_of(job.config))
+        if config.device == "cuda" and _process.share is not None:
+            import torch
+
+            torch.cuda.set_per_process_memory_fraction(_process.share)
         board.enter(job.place, RUNNING)
         if board.stopping:
             raise Interrupted(job.folder, board.stop_status)
