@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from method_tests import Searches
+from method_tests import Searches, count_steps
 from products import thin
 from second_device import SECOND, counting_waits, letting_the_host_wait, refusing_the_host, second_device
 from torch.utils._pytree import tree_leaves
@@ -23,6 +24,7 @@ import supermask
 from supermask.live import learned
 from supermask.live.program import program_of
 from supermask.masks.random_numbers import permutation
+from ticket_search import Interrupted, RequestError, resume
 from ticket_search.contract.flags import make_config
 from ticket_search.contract.method import Hook
 from ticket_search.data.augmentation import Augmentation
@@ -32,6 +34,7 @@ from ticket_search.methods import find_method, method_names
 from ticket_search.running import search as searching
 from ticket_search.runs import experiment, tensorboard
 from ticket_search.runs.environment import describe_environment
+from ticket_search.runs.records import write_record
 from ticket_search.sweeps import local_engine
 from ticket_search.training import evaluation, loop
 
@@ -340,3 +343,35 @@ def test_a_gpu_repeats_itself_and_its_versions_are_recorded(monkeypatch):
     recorded = describe_environment(config)
     assert recorded["device"] == "H100" and recorded["capability"] == [9, 0]
     assert {"cuda", "cudnn", "driver", "deterministic"} <= recorded.keys()
+
+
+@pytest.mark.parametrize("method", ["edge-popup", "imp", "gates"])
+def test_a_run_that_was_begun_elsewhere_goes_on_here_and_says_so(method, seen, tmp_path, monkeypatch):
+    """As where a GPU has begun it and only a CPU is there: the state is read, and what differs is told."""
+    searches = Searches(tmp_path, model_args="width=0.2", train_size=320, batch_size=80)
+    with monkeypatch.context() as patch:
+        count_steps(patch, 3)
+        with pytest.raises(Interrupted):
+            searches.search(method)
+    folder = next(tmp_path.glob("*/*"))
+    assert 'device = "lazy"' in (folder / "config.toml").read_text()
+    monkeypatch.setattr(searching, "resolve", experiment.resolve)
+    text = (folder / "config.toml").read_text().replace('device = "lazy"', 'device = "cuda"')
+    write_record(folder, "config.toml", tomllib.loads(text))
+    with pytest.warns(UserWarning, match="the run was begun on cuda and goes on on cpu: .* its bytes are not those"):
+        run = resume(folder, progress=False)
+    assert run.finished and run.config.device == "cpu" and "begun on cuda" in run.summary["warnings"][0]
+    steps = [row["step"] for row in run.metrics if "loss/train" in row]
+    assert steps == sorted(set(steps))
+    assert resume(folder, progress=False).summary == run.summary
+
+
+def test_no_such_device_to_go_on_on(tmp_path):
+    run = Searches(tmp_path, model_args="width=0.1", train_size=160, epochs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        count_steps(patch, 1)
+        with pytest.raises(Interrupted):
+            run.search("dense")
+    folder = next(tmp_path.glob("*/*"))
+    with pytest.raises(RequestError, match="unknown device 'gpu'"):
+        resume(folder, device="gpu", progress=False)

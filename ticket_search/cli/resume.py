@@ -24,6 +24,14 @@ def resume(
     data: Data = None,
     loss: Loss = None,
     metric: Metric = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            help="Go on on this device: cpu, cuda or mps. If not given, on that of the run, or where it is not there "
+            "on one that is; the bytes of the result then differ.",
+        ),
+    ] = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     max_minutes: MaxMinutes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
@@ -32,7 +40,7 @@ def resume(
     folder = find_run(run, runs)
     done = is_finished(folder)
     with stop_told(folder):
-        finished = running.search.resume(folder, model, data, loss=loss, metric=metric)
+        finished = running.search.resume(folder, model, data, loss=loss, metric=metric, device=device)
     if as_json:
         print_json(finished.summary)
         return

@@ -22,6 +22,7 @@ from ..data.factories import find_factory
 from ..runs.experiment import (
     Setup,
     describe_model,
+    devices,
     exact_arithmetic,
     find_model,
     load_data,
@@ -127,10 +128,14 @@ def resume(
     *,
     loss: str | Callable[..., Any] | None = None,
     metric: str | Callable[..., Any] | None = None,
+    device: str | None = None,
     runs: str | os.PathLike[str] = "runs",
     progress: bool = True,
 ) -> Run:
     """Go on with a stopped run, as if it had never been stopped; a finished one is returned as it is.
+
+    On another device than it was begun on, as where that is not there, the result is as good, and its bytes are others:
+    a warning says so.
 
     A run that was made here remembers the functions that it was started with, and where they are (see `trust.mark`). A
     lambda, a function of a script or a notebook, and arrays are not remembered.
@@ -141,6 +146,7 @@ def resume(
         data: the arrays, where the run was started with some, or the name of the function that reads them.
         loss: the callable, where the run was started with one that is not remembered, or its name.
         metric: the same of the metric.
+        device: `cpu`, `cuda` or `mps`; if not given, that of the run, or where it is not there any that is.
         runs: the folder of all runs.
         progress: show a progress line on stderr.
 
@@ -156,6 +162,7 @@ def resume(
         return opened
     if model is not None:
         config = config.model_copy(update={"model": describe_model(model)})
+    begun_on, config = config.device, _on_a_device(config, device)
     request = request_of(config, model, data, loss, metric)
     asked = {"model": request.model, "data": request.data, **request.functions}
     unknown_names = name_problems(request.model, request.data)
@@ -171,11 +178,27 @@ def resume(
         if told := find_same(again, setup, [folder])[1]:
             warnings.warn(told, stacklevel=2)
         return opened
-    if other := differences(to_plain(opened.config), to_plain(again)):
+    there = opened.config.model_copy(update={"device": again.device})
+    if other := differences(to_plain(there), to_plain(again)):
         raise RequestError(f"the run {folder} was started otherwise: {', '.join(other)}")
     going_on = Run(folder, again, setup, Progress(progress))
+    going_on.begun_on = begun_on
     going_on.takes_code = any(each is not None for each in (model, data, loss, metric))
     return carry_out(going_on)
+
+
+def _on_a_device(config: Config, device: str | None) -> Config:
+    """The configuration of a run that goes on, on the device that is asked for, or else on one that is there.
+
+    Raises:
+        RequestError: no such device.
+    """
+    there = devices()
+    if device is not None and device not in there:
+        raise RequestError(unknown("device", device, there))
+    if device is None and not there[config.device]:
+        device = "cuda" if there["cuda"] else "cpu"
+    return config if device is None else config.model_copy(update={"device": device})
 
 
 def train(

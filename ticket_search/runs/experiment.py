@@ -221,13 +221,18 @@ def _whole_fp32() -> Iterator[None]:
             place.fp32_precision = value
 
 
+def devices() -> dict[str, bool]:
+    """Which devices this machine has, of those that a run may be trained on."""
+    return {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+
+
 def resolve(config: Config) -> Config:
     """The configuration with `auto` and defaults of the machine replaced by what they mean here.
 
     Raises:
         RequestError: a device or a compiler that this machine does not have.
     """
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = devices()
     device = config.device
     if device == "auto":
         device = "cuda" if available["cuda"] else "cpu"

@@ -64,6 +64,8 @@ class Run:
         self.stop_status: int | None = None
         # Whether code of one's own is taken as it is now, because it was given once more.
         self.takes_code = False
+        # Where the run was begun, if it is to go on elsewhere.
+        self.begun_on = config.device
         self.rehearsal: Rehearsal | None = None
         self.steps_done = 0
         self.training_stage = ""
@@ -386,7 +388,7 @@ class Run:
             self._events.close()
 
     def _settle_folder(self) -> None:
-        found = inspect_folder(self.path, self.config)
+        found = inspect_folder(self.path, self.config.model_copy(update={"device": self.begun_on}))
         if found.state == "finished":
             raise RequestError(f"another process has finished {self.path} meanwhile")
         if found.state == "another run":
@@ -406,6 +408,11 @@ class Run:
         self._opened = self._saved = time.monotonic()
         self._events.metric = self.progress.metric = self.metric
         state = states.read_newest(self.path, self.warn)
+        if self.begun_on != self.config.device:
+            self.warn(
+                f"the run was begun on {self.begun_on} and goes on on {self.config.device}: sums are added in another "
+                "order there, so that its bytes are not those of a run that has stayed"
+            )
         self._stages, self._training, self._seconds = state["stages"], state["training"], state["seconds"]
         # That of version 0.1 has no fingerprint of its data.
         self._start, self._data = state["start"], state.get("data")

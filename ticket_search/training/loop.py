@@ -354,5 +354,6 @@ class _Loop:
         self.hook.load_state_dict(state["hook"] or {})
         self.told_dead = state.get("told_dead", False)
         torch.set_rng_state(state["random"])
-        if state["cuda_random"] is not None:
+        # Of a training that goes on elsewhere the numbers of the other device are of no use.
+        if state["cuda_random"] is not None and self.data.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_random"])
