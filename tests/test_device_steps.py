@@ -37,6 +37,7 @@ from ticket_search.runs.environment import describe_environment
 from ticket_search.runs.records import write_record
 from ticket_search.sweeps import local_engine
 from ticket_search.training import evaluation, loop
+from ticket_search.training.precision import compile_whole
 
 METHODS = method_names()
 
@@ -375,3 +376,40 @@ def test_no_such_device_to_go_on_on(tmp_path):
     folder = next(tmp_path.glob("*/*"))
     with pytest.raises(RequestError, match="unknown device 'gpu'"):
         resume(folder, device="gpu", progress=False)
+
+
+def test_outputs_that_the_next_pass_writes_over_are_copied_for_the_tally(tmp_path, monkeypatch):
+    """As CUDA graphs do: after each step nothing is left of what the network has given."""
+    searches = Searches(tmp_path, model_args="width=0.2", train_size=320, batch_size=80)
+    expected = searches.search("dense").metrics
+    differentiate, init = loop._Loop._differentiate, loop._Loop.__init__
+    given = []
+
+    def written_over(self, *args, **flags):
+        for outputs in given:
+            outputs.data.fill_(torch.nan)
+        given.clear()
+        differentiate(self, *args, **flags)
+
+    def with_graphs(self, *args):
+        init(self, *args)
+        self.writes_over, forward = True, self.forward
+        self.forward = lambda x: given.append(forward(x)) or given[-1]
+
+    monkeypatch.setattr(loop._Loop, "_differentiate", written_over)
+    monkeypatch.setattr(loop._Loop, "__init__", with_graphs)
+    found = searches.search("dense").metrics
+    for key in ("loss/train", "accuracy/train"):
+        assert [row.get(key) for row in found] == [row.get(key) for row in expected]
+
+
+def test_a_pass_that_is_a_graph_begins_a_step_each_time(monkeypatch):
+    begun = []
+    monkeypatch.setattr(torch, "compile", lambda forward, **flags: begun.append(flags) or forward)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append("step"))
+    net = torch.nn.Linear(3, 2)
+    forward, x = compile_whole(net, graphs=True), torch.ones(1, 3)
+    assert torch.equal(forward(x), net(x)) and torch.equal(forward((x,)), net(x))
+    assert begun == [{"mode": "reduce-overhead"}, "step", "step"]
+    compile_whole(net)(x)
+    assert begun[3:] == [{}]

@@ -196,7 +196,7 @@ def _speed_of_steps(place: _Place) -> Iterator[_Told]:
         networks = [("conv6", conv6, _COLOUR), ("resnet18", resnet18, _COLOUR)]
     for name, factory, shape in networks:
         for batch in (8,) if place.quick else (128, 512):
-            for mode in ("eager", "compiled", "reduce-overhead") if place.is_gpu else ("eager",):
+            for mode in ("eager", "compiled", "graphs") if place.is_gpu else ("eager",):
                 torch.compiler.reset()
                 dense, popup = (
                     _time(place, _stepper(place, factory, shape, kind, batch, mode)) for kind in ("dense", "edge-popup")
@@ -287,13 +287,12 @@ def _stepper(
     y = torch.randint(10, (batch,), generator=numbers).to(place.device)
     forward: Callable[[Any], Any] = network
     if mode != "eager":
-        forward = compile_whole(network, None if mode == "compiled" else mode)
+        forward = compile_whole(network, graphs=mode == "graphs")
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, 0.01, momentum=0.9, weight_decay=1e-4, fused=True)
 
     def step() -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
-        torch.compiler.cudagraph_mark_step_begin()
         with arithmetic.forward():
             outputs = forward(x)
         loss = nn.functional.cross_entropy(outputs.float(), y)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from supermask.choosing.gradients import call, seed_generators
 from supermask.live.held import mask_gradients
@@ -102,6 +103,10 @@ def train_network(
     return loop.trained()
 
 
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
+
+
 def _derive(config: Config, name: str) -> int:
     return int(random_words(1, config.seeds["order"], name)[0] >> numpy.uint64(1))
 
@@ -120,7 +125,9 @@ class _Loop:
         self.evaluate_every = steps_of(config.evaluate_every, self.per_epoch)
         if self.arithmetic.channels_last:
             model.to(memory_format=torch.channels_last)
-        self.forward = compile_whole(model) if config.compile else partial(call, model)
+        # A compiled pass of a GPU is a CUDA graph, whose outputs the next pass writes over.
+        self.writes_over = config.compile and data.device.type == "cuda"
+        self.forward = compile_whole(model, self.writes_over) if config.compile else partial(call, model)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(model, config, hook.groups(model))
         # `step` counts from the start of the schedule, so that a training which begins at a rewind point has its rate
@@ -264,6 +271,8 @@ class _Loop:
         if penalized and (extra := self.hook.extra_loss()) is not None:
             total = total + extra
         total.backward()
+        if self.writes_over:
+            outputs = tree_map_only(Tensor, _copied, outputs)
         self.tally.add(loss.detach(), outputs, y, share)
 
     def _evaluate(self) -> None:

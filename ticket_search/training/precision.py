@@ -47,13 +47,14 @@ def make_arithmetic(config: Config) -> Arithmetic:
     return Arithmetic(config.device, config.precision == "bf16", bool(config.channels_last))
 
 
-def compile_whole(model: nn.Module, mode: str | None = None) -> Callable[[Any], Any]:
+def compile_whole(model: nn.Module, graphs: bool = False) -> Callable[[Any], Any]:
     """The model's forward pass compiled, its masks with it: of a tensor, or of a tuple or dictionary of arguments.
 
-    `mode` is that of `torch.compile`; under `reduce-overhead` a pass is a CUDA graph, whose outputs the next one
-    overwrites.
-
     Of `torch.compile(model)` the hooks of the masks would be a graph of their own, before the network's.
+
+    Args:
+        model: whose passes are compiled when they come.
+        graphs: have each pass be a CUDA graph, where PyTorch can make one of it: the next pass writes over its outputs.
     """
 
     def forward(inputs: Any) -> Any:
@@ -61,7 +62,15 @@ def compile_whole(model: nn.Module, mode: str | None = None) -> Callable[[Any], 
 
     # What is compiled is kept by code, and only so many versions of one: each kind of network gets its own.
     forward.__code__ = _CODES.setdefault(type(model), forward.__code__.replace())
-    return torch.compile(forward, mode=mode)
+    if not graphs:
+        return torch.compile(forward)
+    compiled = torch.compile(forward, mode="reduce-overhead")
+
+    def begin_and_pass(inputs: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return compiled(inputs)
+
+    return begin_and_pass
 
 
 _CODES: weakref.WeakKeyDictionary[type[nn.Module], types.CodeType] = weakref.WeakKeyDictionary()
