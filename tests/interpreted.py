@@ -19,6 +19,7 @@ from test_selection import KINDS, counts_to_try, sorted_top_k
 from torch import Tensor, nn
 
 import supermask
+from supermask.live import zeroing
 from supermask.masks.random_numbers import key_of, uniform_floats
 from supermask.selection import gpu
 from supermask.selection.top_k import top_k
@@ -304,3 +305,37 @@ def test_a_rule_draws_by_the_kernel(monkeypatch):
         supermask.learn(net, 0.5, program="hard-concrete", weights="keep")
         drawn.append(train(net))
     assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_held_weights_and_gradients_are_cleared_by_one_kernel(dtype, interpreted, monkeypatch):
+    torch.manual_seed(0)
+    weights = [
+        torch.randn(300),
+        torch.randn(6, 5, 3, 3).contiguous(memory_format=torch.channels_last),
+        torch.randn(7, 9).T,
+    ]
+    weights = [weight.to(dtype) for weight in weights]
+    weights[0][:4] = torch.tensor([torch.nan, -0.0, torch.inf, 1.0])
+    masks = [torch.rand(weight.shape) < 0.5 for weight in weights]
+    masks[0][:4] = False
+    bits = [zeroing.make_bits(mask, weight) for mask, weight in zip(masks, weights, strict=True)]
+    wanted = [weight.clone() for weight in weights]
+    for weight, each in zip(wanted, bits, strict=True):
+        zeroing.zero(weight, each)
+    calls = []
+    clear = interpreted.clear
+    monkeypatch.setattr(zeroing.gpu, "find", lambda name, device: interpreted)
+    monkeypatch.setattr(interpreted, "clear", lambda *given: calls.append(clear(*given)))
+    with mock.patch.object(Tensor, "is_cuda", True):
+        zeroing.zero_all(weights, bits)
+        assert len(calls) == 1
+        zeroing.zero_all(weights[:1], bits[:1])  # of one the ordinary way is one kernel too
+        zeroing.zero_all(
+            [weight.double() for weight in weights],
+            [zeroing.make_bits(m, w.double()) for m, w in zip(masks, weights, strict=True)],
+        )
+        zeroing.zero_all([], [])
+    assert len(calls) == 1
+    whole = torch.int32 if dtype == torch.float32 else torch.int16
+    assert all(torch.equal(one.view(whole), other.view(whole)) for one, other in zip(weights, wanted, strict=True))

@@ -60,8 +60,10 @@ for bits, infinity, shifts in ((31, 0x7F800000, (23, 15, 0)), (15, 0x7F80, (7, 0
         cases += [(kernels.find_last, "", dict(PERMUTED=permuted, LAYERS=layers)) for layers in (1, 32)]
         cases += [(kernels.keep, out, dict(PERMUTED=permuted, WEIGHT=weight))
                   for out, weight in (("*i1", 0), ("*i32", 32), ("*i16", 16))]
+    cases += [(kernels.clear, "", dict(WIDTH=32 if bits == 31 else 16))]
     for kernel, out, own in cases:
-        compile_for(kernel, tables | {"out": out}, {**constants, **own, "BITS": bits})
+        addresses = {"bits": "*i64"} if kernel is kernels.clear else {}
+        compile_for(kernel, tables | {"out": out} | addresses, {**constants, "BITS": bits, **own})
 print("compiled")
 """
 

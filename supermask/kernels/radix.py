@@ -188,6 +188,22 @@ def mask(
     return _keep_of(scores, weights, counts, joint, kind, 8 * kind.itemsize)
 
 
+def clear(weights: Sequence[Tensor], bits: Sequence[Tensor]) -> None:
+    """Set weights to exactly +0, in place, where the bits of their masks are 0.
+
+    Args:
+        weights: of one type of `DTYPES`, on one device, without gaps in memory.
+        bits: of their masks (see `live.zeroing.make_bits`), integers as wide, laid out as the weights are.
+    """
+    first = weights[0]
+    order = Order(first.dtype, first.device, tuple(((weight.numel(),), False) for weight in weights))
+    tables = _tables(order, False, BLOCK)
+    kernels.clear[(len(tables.blocks),)](
+        _addresses(weights), _addresses(bits), tables.blocks, tables.layers, WIDTH=8 * first.dtype.itemsize,
+        BLOCK=BLOCK, num_warps=8,
+    )  # fmt: skip
+
+
 def _keep_of(
     scores: Sequence[Tensor], weights: Sequence[Tensor], counts: Any, joint: bool, kind: torch.dtype, bits: int
 ) -> list[Tensor]:

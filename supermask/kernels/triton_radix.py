@@ -139,6 +139,25 @@ def find_last(
 
 
 @triton.jit
+def clear(
+    weights, bits, blocks, layers,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Set the weights to exactly +0 where the bits of their masks are 0; both lie in memory in the same order."""
+    block = tl.program_id(0)
+    layer = tl.load(blocks + 2 * block)
+    place = tl.load(blocks + 2 * block + 1) + tl.arange(0, BLOCK)
+    inside = place < tl.load(layers + 4 * layer)
+    if WIDTH == 32:
+        at = tl.load(weights + layer).to(tl.pointer_type(tl.int32)) + place
+        mask = tl.load(tl.load(bits + layer).to(tl.pointer_type(tl.int32)) + place, mask=inside, other=0)
+    else:
+        at = tl.load(weights + layer).to(tl.pointer_type(tl.int16)) + place
+        mask = tl.load(tl.load(bits + layer).to(tl.pointer_type(tl.int16)) + place, mask=inside, other=0)
+    tl.store(at, tl.load(at, mask=inside, other=0) & mask, mask=inside)
+
+
+@triton.jit
 def keep(
     addresses, weights, blocks, layers, starts, thresholds, last, out,
     BITS: tl.constexpr, WEIGHT: tl.constexpr, PERMUTED: tl.constexpr, BLOCK: tl.constexpr,

@@ -32,7 +32,7 @@ from .adapters import under_adapters, unmasked_adapters
 from .link import OwnMask, link_of, links_in, refusal
 from .program import Program as Program
 from .program import program_of as program_of
-from .zeroing import dropped_values, integer, local, make_bits, zero
+from .zeroing import dropped_values, integer, local, make_bits, zero, zero_all
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -138,16 +138,21 @@ class Hold(Program):
 
     def zero(self, names: Iterable[str] | None = None) -> None:
         """Set the dropped weights, of these tensors or of all, to exactly +0."""
-        compiling = torch.compiler.is_compiling()
+        compiling, on_gpu = torch.compiler.is_compiling(), []
         for name in self.owners if names is None else names:
             seen = None if compiling else self.seen.get(name)
             # This runs twice in every step: what is known of a weight that is where it was is not asked again.
             if seen is not None and seen.is_as_it_was():
-                seen.view.bitwise_and_(seen.bits)
+                if seen.view.is_cuda:
+                    on_gpu.append(seen)
+                else:
+                    seen.view.bitwise_and_(seen.bits)
                 continue
             self._zero_anew(name)
             if not compiling:
                 self._see(name)
+        if on_gpu:
+            zero_all([seen.weight for seen in on_gpu], [seen.bits for seen in on_gpu])
 
     @torch.no_grad()
     def _zero_anew(self, name: str) -> None:
@@ -362,10 +367,9 @@ def mask_gradients(model: nn.Module) -> None:
     """Zero the gradients of weights that a model holds at 0, for what reads gradients as a whole, such as clipping."""
     program = _program(model) if carries_masks(model) else None
     if isinstance(program, Hold):
-        for name in program.kept:
-            for gradient in (weight.grad for weight in program.copies(name)):
-                if gradient is not None:
-                    zero(gradient, program.bits_of(name, gradient))
+        gradients = [(name, weight.grad) for name in program.kept for weight in program.copies(name)]
+        given = [(gradient, program.bits_of(name, gradient)) for name, gradient in gradients if gradient is not None]
+        zero_all([gradient for gradient, _ in given], [bits for _, bits in given])
 
 
 def detach(model: Model) -> Model:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..kernels import gpu
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -34,6 +37,31 @@ def zero(weight: Tensor, bits: Tensor) -> None:
     must not see a new version of weights that do not change.
     """
     local(weight).data.view(bits.dtype).bitwise_and_(bits)
+
+
+def zero_all(weights: Sequence[Tensor], bits: Sequence[Tensor]) -> None:
+    """`zero` of many weights: on a GPU by one kernel for all of them, where Triton's work there."""
+    first = weights[0] if weights else None
+    if first is not None and first.is_cuda and len(weights) > 1 and _can_be_cleared(weights, bits):
+        kernels = gpu.find("radix", first.device)
+        if kernels is not None:
+            kernels.clear([weight.data for weight in weights], bits)
+            return
+    for weight, each in zip(weights, bits, strict=True):
+        zero(weight, each)
+
+
+def _can_be_cleared(weights: Sequence[Tensor], bits: Sequence[Tensor]) -> bool:
+    first = weights[0]
+    return all(
+        type(weight) in (Tensor, nn.Parameter)
+        and (weight.dtype, weight.device) == (first.dtype, first.device)
+        and weight.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and weight.stride() == each.stride()
+        and weight.numel() > 0
+        and torch.ops.aten.is_non_overlapping_and_dense(weight)
+        for weight, each in zip(weights, bits, strict=True)
+    )
 
 
 def masked(weight: Tensor, mask: Tensor) -> Tensor:

@@ -224,11 +224,11 @@ def _normalize_all(x: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> A
 def _normalize(x: npt.NDArray[Any], mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     if x.dtype != np.uint8:
         return _plain(x)
-    return _scale(torch.from_numpy(x), mean, std)
+    return _scale(torch.from_numpy(x.astype(np.float32)), mean, std)
 
 
 def _scale(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Bytes as float32 numbers, less the mean and divided by the deviation of each channel."""
+    """Bytes, or float32 numbers of them that are changed in place, less the mean and divided by the deviation."""
     shape = (1, -1, *[1] * (pixels.dim() - 2))
     x = pixels.to(torch.float32).div_(255)
     center, width = (send(torch.tensor(values).view(shape), x.device) for values in (mean, std))
