@@ -1,6 +1,6 @@
 """How many kernels an eager training step launches on a GPU, counted without one: operations that are no views.
 
-    python benchmarks/launches.py [--json results/launches.json]
+    python benchmarks/launches.py --json NOW.json --before results/launches-before.json --page results/gpu.md
 
 Tensors say that they are on another device, so that the ways of a GPU are taken. Each operation on them is a launch, a
 selection or a sort as many as PyTorch makes of it, and Triton's kernels are counted where they would be launched.
@@ -129,10 +129,37 @@ def count(kind: str, network: str) -> Counter[str]:
     return Counter(COUNTER.counts)
 
 
+# Of an H100: seconds in which the host launches a kernel, and a graph goes from one to the next; bytes a second.
+LAUNCH, NEXT, BYTES = 5e-6, 2e-6, 3.35e12
+
+# The page, with places for what is counted.
+PAGE = Path(__file__).with_suffix(".md")
+
+
+def write_page(found: dict[str, dict[str, int]], before: dict[str, dict[str, int]], path: str) -> None:
+    """Write the tables as a page."""
+    rows, times = [], []
+    for name, counts in found.items():
+        network, kind = name.split()
+        rows.append(f"| {network} | {kind} | {sum(before[name].values())} | {sum(counts.values())} |")
+    for network, (factory, shape) in NETWORKS.items():
+        size = sum(target.size for target in supermask.find_targets(factory(input_shape=shape, classes=10)).values())
+        old, new = (sum(each[f"{network} edge-popup"].values()) for each in (before, found))
+        graph = 32 * size / BYTES + OF_RADIX * NEXT
+        cells = (f"{size:,}", f"{1e3 * old * LAUNCH:.2f} ms", f"{1e3 * new * LAUNCH:.2f} ms", f"{1e3 * graph:.2f} ms")
+        times.append(f"| {network} | {' | '.join(cells)} |")
+    text = PAGE.read_text().format(
+        rows="\n".join(rows), times="\n".join(times), of_radix=OF_RADIX, launch=1e6 * LAUNCH, next=1e6 * NEXT
+    )
+    Path(path).write_text(text)
+
+
 def main() -> None:
     """Print a table, and write what was counted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json")
+    parser.add_argument("--before", help="what an earlier version launched")
+    parser.add_argument("--page")
     given = parser.parse_args()
     found = {}
     for network in NETWORKS:
@@ -142,6 +169,8 @@ def main() -> None:
             print(f"{network:14} {kind:11} {counts.total():5}   {counts.most_common(6)}", flush=True)
     if given.json:
         Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
+    if given.page:
+        write_page(found, json.loads(Path(given.before).read_text()), given.page)
 
 
 if __name__ == "__main__":
