@@ -444,6 +444,7 @@ def test_every_command_has_help(ticket):
         "controls",
         "data",
         "diagnose",
+        "doctor",
         "evaluate",
         "export",
         "inspect",

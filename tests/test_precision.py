@@ -102,6 +102,8 @@ def test_evaluation_without_float64(kind, refused):
 
         device = SimpleNamespace(type=kind)
 
+        input_shape = data.input_shape
+
         def batches(self, split, size):
             return data.batches(split, size)
 

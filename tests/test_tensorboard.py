@@ -330,6 +330,7 @@ def test_gpu_memory_is_in_the_rows_of_the_loss_on_a_gpu_only(tmp_path, monkeypat
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5_250_000)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     run = Run(tmp_path, make_config(Config, {"device": "cuda"}))
     with run.opened():
         run.log(1, {"loss/train": 1.0})

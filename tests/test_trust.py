@@ -131,6 +131,7 @@ HOSTILE: dict[str, list[list[str]] | None] = {
     "methods": None,
     "models": None,
     "data": None,
+    "doctor": None,
 }  # fmt: skip
 # What reads records and files of tensors only, and so goes on without the code.
 NEEDS_NONE = ("inspect", "runs list", "runs rm", "compare", "card", "push")

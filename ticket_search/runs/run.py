@@ -65,7 +65,7 @@ class Run:
         # Whether code of one's own is taken as it is now, because it was given once more.
         self.takes_code = False
         # Where the run was begun, if it is to go on elsewhere.
-        self.begun_on = config.device
+        self.begun_on = ""
         self.rehearsal: Rehearsal | None = None
         self.steps_done = 0
         self.training_stage = ""
@@ -387,8 +387,11 @@ class Run:
             self._rows.close()
             self._events.close()
 
+    def _config_of_folder(self) -> Config:
+        return self.config.model_copy(update={"device": self.begun_on}) if self.begun_on else self.config
+
     def _settle_folder(self) -> None:
-        found = inspect_folder(self.path, self.config.model_copy(update={"device": self.begun_on}))
+        found = inspect_folder(self.path, self._config_of_folder())
         if found.state == "finished":
             raise RequestError(f"another process has finished {self.path} meanwhile")
         if found.state == "another run":
@@ -408,7 +411,7 @@ class Run:
         self._opened = self._saved = time.monotonic()
         self._events.metric = self.progress.metric = self.metric
         state = states.read_newest(self.path, self.warn)
-        if self.begun_on != self.config.device:
+        if self.begun_on not in ("", self.config.device):
             self.warn(
                 f"the run was begun on {self.begun_on} and goes on on {self.config.device}: sums are added in another "
                 "order there, so that its bytes are not those of a run that has stayed"
