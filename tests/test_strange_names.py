@@ -25,6 +25,7 @@ from ticket_bytes import rewrite
 import supermask
 from supermask.masks.texts import harmless
 from ticket_search import analysis
+from ticket_search.analysis import markdown
 from ticket_search.contract.metric import Metric
 from ticket_search.contract.text_files import read_toml
 from ticket_search.runs.console import HarmlessConsole
@@ -321,3 +322,11 @@ def test_a_unit_is_no_formula(comparisons):
     metric = Metric("mae", "lower", "$\\frac{$\x1b[31m")
     found = replace(comparisons[0], groups=[replace(group, metric=metric)])
     assert analysis.plots.figure_svg(found).startswith(b"<?xml")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("IMP is above SynFlow.", "IMP is above SynFlow."), ("see www.e.f", r"see www\.e.f"), ("WWW.E", r"WWW\.E")],
+)
+def test_a_point_is_escaped_where_it_would_make_a_link(text, shown):
+    assert markdown.escape(text) == shown

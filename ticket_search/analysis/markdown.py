@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 # What Markdown reads as more than a letter inside a line; links without brackets too.
-_MARKUP = re.compile(r"[\\`*_{}\[\]#|~!$@]|:(?=/)|(?<=w)\.", re.IGNORECASE)
+_MARKUP = re.compile(r"[\\`*_{}\[\]#|~!$@]|:(?=/)|(?<=www)\.", re.IGNORECASE)
 # Not every reader of Markdown takes a backslash before these.
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 
