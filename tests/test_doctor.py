@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,10 +94,17 @@ def test_a_wrong_mask_fails(monkeypatch):
 
 
 @pytest.mark.slow
+def test_what_is_run_beside_others_runs(tmp_path):
+    code = self_check._RUN.replace("cuda", "cpu").replace("20_000", "200").replace("epochs=4", "epochs=1")
+    done = subprocess.run([sys.executable, "-c", code, "3"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
 def test_every_check_of_a_cpu():
     rows = list(self_check.check_device("cpu", quick=True))
     assert {row.verdict for row in rows} <= {"ok", "told", "skipped"}
-    assert len({row.check for row in rows}) == len(self_check._CHECKS) == 6
+    assert len({row.check for row in rows}) == len(self_check._CHECKS) == 8
 
 
 def test_the_command(ticket, tmp_path, monkeypatch):

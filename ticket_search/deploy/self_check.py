@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -228,8 +230,57 @@ def _speed_of_a_search(place: _Place) -> Iterator[_Told]:
         yield f"{name}, batch {batch} {_told(flags)}".strip(), value, "told"
 
 
+def _epoch_of_conv4(place: _Place) -> Iterator[_Told]:
+    """An epoch of conv4 over as many images as Fashion-MNIST has, compiled, in a second."""
+    if not place.is_gpu:
+        yield "60,000 images of 28 x 28", "", "skipped"
+        return
+    numbers = np.random.default_rng(0)
+    images = {n: (numbers.integers(0, 256, (n, *_GRAY), dtype=np.uint8), np.arange(n) % 10) for n in (60_000, 1000)}
+    for method in ("dense", "edge-popup"):
+        run = search(
+            method, "conv4", {"train": images[60_000], "test": images[1000]}, runs=place.folder / f"conv4-{method}",
+            progress=False, device=place.device.type, epochs=4, batch_size=512, compile=True, lr=0.01,
+        )  # fmt: skip
+        speeds = [row["speed/samples-per-second"] for row in run.metrics if "speed/samples-per-second" in row]
+        took = run.setup.data.train_size / speeds[-1]
+        yield f"conv4, {method}, batch 512: the last epoch", f"{took:.2f} s", "ok" if took < 1 else "slow"
+
+
+# A short search in a process of its own, by its seed.
+_RUN = """
+import sys, tempfile
+import numpy as np
+import ticket_search
+numbers = np.random.default_rng(0)
+data = {part: (numbers.integers(0, 256, (n, 1, 28, 28), dtype=np.uint8), np.arange(n) % 10)
+        for part, n in (("train", 20_000), ("test", 500))}
+flags = dict(progress=False, device="cuda", epochs=4, seed=int(sys.argv[1]), threads=1)
+ticket_search.search("edge-popup", "lenet-300-100", data, runs=tempfile.mkdtemp(), **flags)
+"""
+
+
+def _packing(place: _Place) -> Iterator[_Told]:
+    """Small searches at the same time on one GPU, each in a process of its own."""
+    if not place.is_gpu:
+        yield "processes on one GPU", "", "skipped"
+        return
+    for number in (1, 4, 8, 16):
+        began = time.perf_counter()
+        running = [
+            subprocess.Popen([sys.executable, "-c", _RUN, str(seed)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            for seed in range(number)
+        ]
+        said = [process.communicate(timeout=180)[1].decode() for process in running]
+        took = time.perf_counter() - began
+        failed = [text.strip().splitlines()[-1:] for text, each in zip(said, running, strict=True) if each.returncode]
+        value = f"{took:.1f} s, {60 * number / took:.1f} runs a minute" if not failed else str(failed[0])[:150]
+        yield f"{number} processes, start and all", value, "told" if not failed else "failed"
+
+
 _CHECKS: tuple[Callable[[_Place], Iterator[_Told]], ...] = (
-    _selection, _steps_without_waits, _agreement, _searches, _speed_of_steps, _speed_of_a_search,
+    _selection, _steps_without_waits, _agreement, _searches, _speed_of_steps, _speed_of_a_search, _epoch_of_conv4,
+    _packing,
 )  # fmt: skip
 
 
