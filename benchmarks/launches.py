@@ -34,7 +34,9 @@ NETWORKS = {
     "conv6": (conv6, (3, 32, 32)),
     "resnet18": (resnet18, (3, 32, 32)),
 }
-KINDS = ("dense", "edge-popup", "hold", "gates")
+KINDS = ("dense", "edge-popup", "edge-popup-2:4", "hold", "gates")
+# Whose inputs are no multiple of four.
+DENSE = {"lenet-300-100": None, "conv6": "features.0", "resnet18": "stem"}
 # No kernel: what only looks at memory otherwise, or makes some.
 VIEWS = (
     "view", "_unsafe_view", "expand", "t", "transpose", "permute", "slice", "select", "unbind", "split", "alias",
@@ -71,6 +73,8 @@ def make_step(kind: str, network: str) -> Callable[[], None]:
     net = factory(input_shape=shape, classes=10).to(SECOND)
     if kind == "edge-popup":
         supermask.learn(net, 0.5)
+    elif kind == "edge-popup-2:4":
+        supermask.learn(net, granularity="2:4", exclude=DENSE[network])
     elif kind == "gates":
         supermask.learn(net, 0.5, program="hard-concrete", weights="keep")
     elif kind == "hold":

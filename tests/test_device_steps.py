@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 import supermask
 from supermask.live import learned
+from supermask.live.held import mask_gradients
 from supermask.live.program import program_of
 from supermask.masks.random_numbers import permutation
 from ticket_search import Interrupted, RequestError, resume
@@ -413,3 +414,30 @@ def test_a_pass_that_is_a_graph_begins_a_step_each_time(monkeypatch):
     assert begun == [{"mode": "reduce-overhead"}, "step", "step"]
     compile_whole(net)(x)
     assert begun[3:] == [{}]
+
+
+def test_clipping_under_masks_from_a_file_waits_for_nothing_after_the_first_time():
+    """Masks that were read lie on the CPU, and went to the device tensor by tensor in every step."""
+    with second_device():
+        net = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 3)).to(SECOND)
+        masks = supermask.prune(net, 0.5).to("cpu")
+        supermask.hold(net, masks)
+        for parameter in net.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        mask_gradients(net)
+        with refusing_the_host():
+            for parameter in net.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            mask_gradients(net)
+        for name, mask in masks.items():
+            assert torch.equal(net.get_parameter(name).grad.cpu() != 0, mask)
+
+
+def test_what_is_compiled_for_a_gpu_chooses_nothing_by_timing():
+    import torch._inductor.config as inductor
+
+    config = make_config(find_method("dense").Config, {}).model_copy(update={"device": "cuda", "threads": 1})
+    with experiment.exact_arithmetic(config):
+        # The compiler of PyTorch before 2.9 has no such choice.
+        assert getattr(inductor, "deterministic", True)
+    assert not getattr(inductor, "deterministic", False)
