@@ -170,8 +170,8 @@ def exact_arithmetic(config: Config) -> Iterator[None]:
         if gpu:
             # cuBLAS reads it when it is first opened.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            # What has no other way than one whose order is its own goes on, with PyTorch's warning. The compiler follows it:
-            # it chooses no kernel by timing.
+            # What has no other way than one whose order is its own goes on, with PyTorch's warning. The compiler
+            # follows, and chooses no kernel by timing.
             torch.use_deterministic_algorithms(True, warn_only=True)
             # Nothing reads memory that it has not written; to fill it would be a kernel for each tensor.
             filling.fill_uninitialized_memory = False
