@@ -328,16 +328,19 @@ def test_a_gpu_repeats_itself_and_its_versions_are_recorded(monkeypatch):
     before = (
         torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled(),
         torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cudnn.deterministic,
+        torch.backends.cuda.flash_sdp_enabled(),
     )  # fmt: skip
     with experiment.exact_arithmetic(config):
         assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
-        assert not torch.backends.cuda.mem_efficient_sdp_enabled() and not torch.backends.cuda.cudnn_sdp_enabled()
+        kernels = torch.backends.cuda
+        assert not (kernels.flash_sdp_enabled() or kernels.mem_efficient_sdp_enabled() or kernels.cudnn_sdp_enabled())
         assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         assert not torch.utils.deterministic.fill_uninitialized_memory
     assert before == (
         torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled(),
         torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cudnn.deterministic,
+        torch.backends.cuda.flash_sdp_enabled(),
     )  # fmt: skip
     assert torch.utils.deterministic.fill_uninitialized_memory
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from torch import Tensor
 from supermask.selection.top_k import best_of_each, kth_by_topk, kth_largest
 
 pytest.importorskip("triton")
+from supermask.kernels import radix
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -93,3 +95,29 @@ def test_groups_are_the_same_on_an_accelerator(group, kept):
     wanted = best_of_each(keys, kept)
     with mock.patch.object(Tensor, "is_cpu", False):
         assert torch.equal(best_of_each(keys, kept), wanted)
+
+
+def test_what_is_kept_on_a_gpu_lies_in_memory_of_its_own(monkeypatch):
+    """Made while a compiled pass is warmed up for a CUDA graph, it would lie in the graph's memory, which is written over."""
+    done = []
+
+    class Stream:
+        def wait_stream(self, other):
+            done.append("waited for")
+
+    @contextlib.contextmanager
+    def within(stream):
+        done.append("within")
+        yield
+        done.append("out")
+
+    sent = Tensor.to
+    radix._stream_of.cache_clear()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", within)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: done.append("kept"), raising=False)
+    monkeypatch.setattr(Tensor, "to", lambda self, device: done.append("sent") or sent(self, "cpu"))
+    assert radix._sent([[1, 2], [3, 4]], torch.device("cuda", 0)).tolist() == [[1, 2], [3, 4]]
+    assert done == ["within", "sent", "out", "waited for", "kept"]
+    radix._stream_of.cache_clear()

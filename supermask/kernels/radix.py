@@ -102,7 +102,21 @@ def _tables(order: Order, joint: bool, step: int) -> _Tables:
 
 
 def _sent(numbers: Any, device: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
-    return torch.tensor(numbers, dtype=dtype, device="cpu").to(device)
+    """Numbers on a device, for good: of its own stream's memory, which no CUDA graph takes for its passes."""
+    here = torch.tensor(numbers, dtype=dtype, device="cpu")
+    if device.type != "cuda":
+        return here.to(device)
+    stream, current = _stream_of(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        sent = here.to(device)
+    current.wait_stream(stream)
+    sent.record_stream(current)  # so that what is forgotten is not given away while it is read
+    return sent
+
+
+@functools.cache
+def _stream_of(device: torch.device) -> Any:
+    return torch.cuda.Stream(device)
 
 
 @functools.lru_cache(maxsize=64)
@@ -148,7 +162,7 @@ def cut(scores: Sequence[Tensor], counts: Sequence[int] | Tensor, joint: bool) -
     )
     prefix, missing = torch.empty((2, groups), dtype=torch.int32, device=device)
     equals = torch.empty(blocks, dtype=torch.int32, device=device)
-    thresholds, last = torch.empty((2, len(scores)), dtype=torch.int32, device=device)
+    thresholds, last = (torch.empty(len(scores), dtype=torch.int32, device=device) for _ in range(2))
     for shift, found in zip(shifts, bins.view(len(shifts), -1), strict=True):
         first = above == bits
         kernels.count_bins[(blocks,)](

@@ -175,7 +175,8 @@ def exact_arithmetic(config: Config) -> Iterator[None]:
             torch.use_deterministic_algorithms(True, warn_only=True)
             # Nothing reads memory that it has not written; to fill it would be a kernel for each tensor.
             filling.fill_uninitialized_memory = False
-            # The backward passes of these sum by atomic additions.
+            # The backward passes of these sum by atomic additions; that of flash attention too, where it only warns.
+            attention.enable_flash_sdp(False)
             attention.enable_mem_efficient_sdp(False)
             attention.enable_cudnn_sdp(False)
         with _whole_fp32():
@@ -186,6 +187,7 @@ def exact_arithmetic(config: Config) -> Iterator[None]:
         if gpu:
             torch.use_deterministic_algorithms(modes[0], warn_only=modes[1])
             filling.fill_uninitialized_memory = fills
+            attention.enable_flash_sdp(kernels[0])
             attention.enable_mem_efficient_sdp(kernels[1])
             attention.enable_cudnn_sdp(kernels[2])
 
