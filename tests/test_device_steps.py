@@ -314,10 +314,10 @@ def test_processes_of_a_sweep_take_gpus_in_turn(monkeypatch):
     for number in range(5):
         share = local_engine.take_gpu(number, ["0", "1", "2"], 5)
         taken.append((os.environ["CUDA_VISIBLE_DEVICES"], share))
-    assert taken == [(gpu, 0.5) for gpu in "01201"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,GPU-a")
-    assert local_engine.find_gpus() == ["7", "GPU-a"]
-    assert local_engine.take_gpu(1, ["7", "GPU-a"], 2) == 1.0 and os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+    assert taken == [(gpu, 0.45) for gpu in "01201"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,GPU-a,8,9")
+    assert local_engine.find_gpus() == ["7", "GPU-a", "8"]
+    assert local_engine.take_gpu(1, ["7", "GPU-a"], 2) == 0.9 and os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert local_engine.find_gpus() == []
 

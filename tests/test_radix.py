@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from unittest import mock
 
 import pytest
@@ -19,7 +20,8 @@ from torch import Tensor
 from supermask.selection.top_k import best_of_each, kth_by_topk, kth_largest
 
 pytest.importorskip("triton")
-from supermask.kernels import radix
+from supermask.kernels import philox, radix
+from supermask.masks.random_numbers import key_of
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -98,26 +100,38 @@ def test_groups_are_the_same_on_an_accelerator(group, kept):
 
 
 def test_what_is_kept_on_a_gpu_lies_in_memory_of_its_own(monkeypatch):
-    """Made while a compiled pass is warmed up for a CUDA graph, it would lie in the graph's memory, which is written over."""
-    done = []
-
-    class Stream:
-        def wait_stream(self, other):
-            done.append("waited for")
+    """What is made in a thread that warms up a CUDA graph lies in the graph's memory, which is written over."""
+    done: list[str] = []
 
     @contextlib.contextmanager
-    def within(stream):
-        done.append("within")
+    def within(what):
+        done.append(f"within {what}")
         yield
-        done.append("out")
 
     sent = Tensor.to
-    radix._stream_of.cache_clear()
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "a stream")
     monkeypatch.setattr(torch.cuda, "stream", within)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
-    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: done.append("kept"), raising=False)
-    monkeypatch.setattr(Tensor, "to", lambda self, device: done.append("sent") or sent(self, "cpu"))
+    monkeypatch.setattr(torch.cuda, "device", within)
+    monkeypatch.setattr(
+        Tensor, "to", lambda self, device: done.append(threading.current_thread().name) or sent(self, "cpu")
+    )
     assert radix._sent([[1, 2], [3, 4]], torch.device("cuda", 0)).tolist() == [[1, 2], [3, 4]]
-    assert done == ["within", "sent", "out", "waited for", "kept"]
-    radix._stream_of.cache_clear()
+    assert done[:2] == ["within cuda:0", "within a stream"] and done[2].startswith("supermask-tables")
+
+
+def test_kernels_are_launched_on_the_device_of_what_they_are_given(monkeypatch):
+    seen = []
+
+    @contextlib.contextmanager
+    def device_of(tensor):
+        seen.append(tensor)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(radix, "kernels", mock.MagicMock())
+    monkeypatch.setattr(philox, "kernels", mock.MagicMock())
+    scores = [torch.ones(4), torch.ones(5)]
+    radix.mark(scores, [2, 2], False)
+    radix.clear(scores, [torch.ones(4, dtype=torch.int32), torch.ones(5, dtype=torch.int32)])
+    drawn = philox.draw_uniform(3, key_of(0, "a"), 0, 0, torch.device("cpu"))
+    assert [tensor is scores[0] for tensor in seen[:3]] == [True] * 3 and seen[3] is drawn

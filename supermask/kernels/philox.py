@@ -17,7 +17,8 @@ def draw_uniform(count: int, key: Words, step: int, stream: int, device: torch.d
     """The numbers of `random_numbers.uniform_floats`, made on the device."""
     values = torch.empty(count, dtype=torch.float32, device=device)
     words = [int(word) for word in key.view(np.int64)]
-    kernels.draw_uniform[(-(-count // (8 * BLOCK)),)](values, count, *words, step, stream, BLOCK=BLOCK, num_warps=4)
+    with torch.cuda.device_of(values):  # Triton launches on the current device
+        kernels.draw_uniform[(-(-count // (8 * BLOCK)),)](values, count, *words, step, stream, BLOCK=BLOCK, num_warps=4)
     return values
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,22 @@ _TYPES = {
 DTYPES = tuple(_TYPES)
 # A tensor begins at a multiple of so many elements of what is made for all of them, as kernels that read it like it.
 _ALIGNED = 64
+
+
+_Given = ParamSpec("_Given")
+_Made = TypeVar("_Made")
+
+
+def _on_their_device(launch: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
+    """Triton launches on the current device: make it that of the first tensor which is given."""
+
+    @functools.wraps(launch)
+    def there(*given: _Given.args, **named: _Given.kwargs) -> _Made:
+        tensors: Any = given[0]
+        with torch.cuda.device_of(tensors[0]):
+            return launch(*given, **named)
+
+    return there
 
 
 class Order(NamedTuple):
@@ -57,7 +74,9 @@ def order_of(scores: Sequence[Tensor]) -> Order | None:
             return None
         layers.append((tuple(score.shape), not plain))
     sizes = [math.prod(shape) for shape, _ in layers]
-    return Order(dtype, device, tuple(layers)) if all(sizes) and sum(sizes) < 2**31 else None
+    # Positions are int32, and those of the last block and of what is aligned lie beyond the last score.
+    whole = sum(sizes) + (BLOCK + _ALIGNED) * (len(sizes) + 1)
+    return Order(dtype, device, tuple(layers)) if all(sizes) and whole < 2**31 else None
 
 
 class _Tables(NamedTuple):
@@ -73,7 +92,7 @@ class _Tables(NamedTuple):
     most_layers: int
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _tables(order: Order, joint: bool, step: int) -> _Tables:
     layers: list[list[int]] = []
     blocks: list[list[int]] = []
@@ -102,29 +121,32 @@ def _tables(order: Order, joint: bool, step: int) -> _Tables:
 
 
 def _sent(numbers: Any, device: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
-    """Numbers on a device, for good: of its own stream's memory, which no CUDA graph takes for its passes."""
+    """Numbers on a device, for good.
+
+    By a thread and a stream of their own: what is allocated in a thread that warms up or records a CUDA graph lies in
+    the graph's memory, which its passes write over, and a copy there would end the recording.
+    """
     here = torch.tensor(numbers, dtype=dtype, device="cpu")
-    if device.type != "cuda":
-        return here.to(device)
-    stream, current = _stream_of(device), torch.cuda.current_stream(device)
-    with torch.cuda.stream(stream):
-        sent = here.to(device)
-    current.wait_stream(stream)
-    sent.record_stream(current)  # so that what is forgotten is not given away while it is read
-    return sent
+    return _sender().submit(_send, here, device).result() if device.type == "cuda" else here.to(device)
+
+
+def _send(here: Tensor, device: torch.device) -> Tensor:
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+        return here.to(device)  # of memory that is not pinned it is there when this returns
 
 
 @functools.cache
-def _stream_of(device: torch.device) -> Any:
-    return torch.cuda.Stream(device)
+def _sender() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "supermask-tables")
 
 
-@functools.lru_cache(maxsize=64)
+# What is kept here is never given up: a CUDA graph reads it each time that it runs. It is a few kilobytes a model.
+@functools.cache
 def _sent_counts(counts: tuple[int, ...], device: torch.device) -> Tensor:
     return _sent(counts, device)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.cache
 def _sent_addresses(addresses: tuple[int, ...], device: torch.device) -> Tensor:
     # Parameters stay where they are, so that their addresses are sent once.
     return _sent(addresses, device, torch.int64)
@@ -134,6 +156,7 @@ def _addresses(tensors: Sequence[Tensor]) -> Tensor:
     return _sent_addresses(tuple(tensor.data_ptr() for tensor in tensors), tensors[0].device)
 
 
+@_on_their_device
 def cut(scores: Sequence[Tensor], counts: Sequence[int] | Tensor, joint: bool) -> tuple[Tensor, Tensor]:
     """The cut of each layer: kept are the |s| above it, and those equal to it up to a position in row-major order.
 
@@ -160,7 +183,7 @@ def cut(scores: Sequence[Tensor], counts: Sequence[int] | Tensor, joint: bool) -
     bins, odd = torch.zeros(groups * (len(shifts) * _BINS + 1), dtype=torch.int32, device=device).tensor_split(
         [len(shifts) * groups * _BINS]
     )
-    prefix, missing = torch.empty((2, groups), dtype=torch.int32, device=device)
+    prefix, missing = (torch.empty(groups, dtype=torch.int32, device=device) for _ in range(2))
     equals = torch.empty(blocks, dtype=torch.int32, device=device)
     thresholds, last = (torch.empty(len(scores), dtype=torch.int32, device=device) for _ in range(2))
     for shift, found in zip(shifts, bins.view(len(shifts), -1), strict=True):
@@ -202,6 +225,7 @@ def mask(
     return _keep_of(scores, weights, counts, joint, kind, 8 * kind.itemsize)
 
 
+@_on_their_device
 def clear(weights: Sequence[Tensor], bits: Sequence[Tensor]) -> None:
     """Set weights to exactly +0, in place, where the bits of their masks are 0.
 
@@ -218,6 +242,7 @@ def clear(weights: Sequence[Tensor], bits: Sequence[Tensor]) -> None:
     )  # fmt: skip
 
 
+@_on_their_device
 def _keep_of(
     scores: Sequence[Tensor], weights: Sequence[Tensor], counts: Any, joint: bool, kind: torch.dtype, bits: int
 ) -> list[Tensor]:

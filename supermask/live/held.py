@@ -367,9 +367,10 @@ def mask_gradients(model: nn.Module) -> None:
     """Zero the gradients of weights that a model holds at 0, for what reads gradients as a whole, such as clipping."""
     program = _program(model) if carries_masks(model) else None
     if isinstance(program, Hold):
-        gradients = [(name, weight.grad) for name in program.kept for weight in program.copies(name)]
-        given = [(gradient, program.bits_of(name, gradient)) for name, gradient in gradients if gradient is not None]
-        zero_all([gradient for gradient, _ in given], [bits for _, bits in given])
+        for name in program.kept:
+            for gradient in (weight.grad for weight in program.copies(name)):
+                if gradient is not None:
+                    zero(gradient, program.bits_of(name, gradient))
 
 
 def detach(model: Model) -> Model:

@@ -202,7 +202,7 @@ class Chooser:
 
     def is_ranked_on_gpu(self, scores: Sequence[Tensor]) -> bool:
         """Whether these scores are ranked by kernels for all of them at once."""
-        return bool(scores) and gpu.ranks(scores)
+        return len(scores) > 0 and gpu.ranks(scores)
 
     def _wanted(self) -> list[int] | Tensor:
         return _listed(self.counts) if self.moving is None else self.moving

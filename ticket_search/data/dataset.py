@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -229,10 +230,16 @@ def _normalize(x: npt.NDArray[Any], mean: tuple[float, ...], std: tuple[float, .
 
 def _scale(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Bytes, or float32 numbers of them that are changed in place, less the mean and divided by the deviation."""
-    shape = (1, -1, *[1] * (pixels.dim() - 2))
-    x = pixels.to(torch.float32).div_(255)
-    center, width = (send(torch.tensor(values).view(shape), x.device) for values in (mean, std))
-    return x.sub_(center).div_(width)
+    x = pixels.to(torch.float32)
+    whole, center, width = _constants(mean, std, pixels.dim(), x.device)
+    return x.div_(whole).sub_(center).div_(width)
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], dims: int, device: torch.device) -> tuple[Tensor, ...]:
+    """255, the mean and the deviation as tensors: a GPU divides by a number by multiplying with its reciprocal."""
+    shape = (1, -1, *[1] * (dims - 2))
+    return tuple(send(torch.tensor(values).view(shape), device) for values in ((255.0,), mean, std))
 
 
 def _pixels_of(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor | None:

@@ -26,13 +26,14 @@ import supermask
 from supermask.selection.top_k import top_k
 from supermask.selection.tracking import Chooser
 
+from ..contract.flags import Config
 from ..contract.keyed import Keyed
 from ..data.augmentation import Augmentation, augment, draw
 from ..models.conv import conv2, conv6
 from ..models.lenet import lenet_300_100
 from ..models.resnet import resnet18
 from ..running.search import search
-from ..runs.experiment import bf16_is_native
+from ..runs.experiment import bf16_is_native, exact_arithmetic
 from ..training.precision import Arithmetic, compile_whole
 
 _Shape = tuple[int, ...]
@@ -41,6 +42,8 @@ _GRAY, _COLOUR = (1, 28, 28), (3, 32, 32)
 _GAP = 2e-3
 # A step of edge-popup may take so many times as long as a dense one.
 _RATIO = 1.05
+# As a search computes: fp32 that is fp32, and no algorithm with an order of its own.
+_EXACT = Config(method="dense").model_copy(update={"device": "cuda" if torch.cuda.is_available() else "cpu"})
 
 
 @dataclass(frozen=True)
@@ -155,15 +158,36 @@ def _agreement(place: _Place) -> Iterator[_Told]:
         ("lenet-300-100", lenet_300_100, _GRAY, "edge-popup"), ("conv2", conv2, (3, 16, 16), "edge-popup"),
         ("lenet-300-100", lenet_300_100, _GRAY, "hold"),
     ]  # fmt: skip
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = True, False, False
+    here = _Place(torch.device("cpu"), place.quick, place.folder)
     for name, factory, shape, kind in networks:
-        losses = []
-        for device in ("cpu", place.device.type):
-            step = _stepper(_Place(torch.device(device), place.quick, place.folder), factory, shape, kind, 64)
-            losses.append([float(step()) for _ in range(10)])
-        gap = max(abs(a - b) / max(1e-6, abs(a)) for a, b in zip(*losses, strict=True))
+        with exact_arithmetic(_EXACT):
+            gap = _gap(*(_stepper(where, factory, shape, kind, 64) for where in (here, place)))
         yield f"10 steps of {name}, {kind}", f"the losses differ by {gap:.1e} of themselves", _verdict(gap < _GAP)
+
+
+def _graphs(place: _Place) -> Iterator[_Told]:
+    """Steps that are CUDA graphs give the losses of those that are not, of a second model of the same kind too."""
+    if not place.is_gpu:
+        yield "10 steps as CUDA graphs", "", "skipped"
+        return
+    kept = []
+    for kind in ("dense", "edge-popup", "edge-popup", "hold", "gates"):
+        with exact_arithmetic(_EXACT):
+            plain, graphs = (_stepper(place, conv2, (3, 16, 16), kind, 64, mode, False) for mode in ("eager", "graphs"))
+            gap = _gap(plain, graphs)
+        kept.append(graphs)  # models of the same kind share what is compiled while they live
+        yield f"10 steps of conv2, {kind}", f"the losses differ by {gap:.1e} of themselves", _verdict(gap < _GAP)
+    flags: dict[str, Any] = {"compile": True, "accumulate": 2, "clip": 1.0, "precision": "bf16"}
+    for method in ("edge-popup", "gradual"):
+        given: dict[str, Any] = {"data": "digits", "progress": False, "device": "cuda", "epochs": 2, "train_size": 640}
+        run = search(method, "conv2", runs=place.folder / f"graphs-{method}", **given, **flags)
+        yield f"{method} {_told(flags)}", f"test {run.summary['test_metric']:.1f} %", "ok"
+
+
+def _gap(one: Callable[[], torch.Tensor], other: Callable[[], torch.Tensor]) -> float:
+    """By how much of themselves the losses of ten steps differ."""
+    pairs = [(float(one()), float(other())) for _ in range(10)]
+    return max(abs(a - b) / max(1e-6, abs(a)) for a, b in pairs)
 
 
 _SEARCHES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -249,14 +273,14 @@ def _epoch_of_conv4(place: _Place) -> Iterator[_Told]:
 
 # A short search in a process of its own, by its seed.
 _RUN = """
-import sys, tempfile
+import sys
 import numpy as np
 import ticket_search
 numbers = np.random.default_rng(0)
 data = {part: (numbers.integers(0, 256, (n, 1, 28, 28), dtype=np.uint8), np.arange(n) % 10)
         for part, n in (("train", 20_000), ("test", 500))}
 flags = dict(progress=False, device="cuda", epochs=4, seed=int(sys.argv[1]), threads=1)
-ticket_search.search("edge-popup", "lenet-300-100", data, runs=tempfile.mkdtemp(), **flags)
+ticket_search.search("edge-popup", "lenet-300-100", data, runs=sys.argv[2], **flags)
 """
 
 
@@ -268,10 +292,18 @@ def _packing(place: _Place) -> Iterator[_Told]:
     for number in (1, 4, 8, 16):
         began = time.perf_counter()
         running = [
-            subprocess.Popen([sys.executable, "-c", _RUN, str(seed)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            subprocess.Popen(
+                [sys.executable, "-c", _RUN, str(seed), str(place.folder / f"{number}-at-once-{seed}")],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
             for seed in range(number)
         ]
-        said = [process.communicate(timeout=180)[1].decode() for process in running]
+        try:
+            said = [process.communicate(timeout=180)[1].decode() for process in running]
+        finally:
+            for process in running:
+                process.kill()
         took = time.perf_counter() - began
         failed = [text.strip().splitlines()[-1:] for text, each in zip(said, running, strict=True) if each.returncode]
         value = f"{took:.1f} s, {60 * number / took:.1f} runs a minute" if not failed else str(failed[0])[:150]
@@ -279,8 +311,8 @@ def _packing(place: _Place) -> Iterator[_Told]:
 
 
 _CHECKS: tuple[Callable[[_Place], Iterator[_Told]], ...] = (
-    _selection, _steps_without_waits, _agreement, _searches, _speed_of_steps, _speed_of_a_search, _epoch_of_conv4,
-    _packing,
+    _selection, _steps_without_waits, _agreement, _graphs, _searches, _speed_of_steps, _speed_of_a_search,
+    _epoch_of_conv4, _packing,
 )  # fmt: skip
 
 
@@ -319,20 +351,22 @@ def _without_waits(place: _Place, work: Callable[[], Any]) -> None:
 
 
 def _stepper(
-    place: _Place, factory: Callable[..., nn.Module], shape: _Shape, kind: str, batch: int, mode: str = "eager"
-) -> Callable[[], torch.Tensor]:
-    """A training step of a network: dense, or under masks that are held or learned."""
+    place: _Place, factory: Callable[..., nn.Module], shape: _Shape, kind: str, batch: int, mode: str = "eager",
+    fast: bool | None = None,
+) -> Callable[[], torch.Tensor]:  # fmt: skip
+    """A training step of a network: dense, or under masks that are held or learned. Compiled it is in bf16, if fast."""
     torch.manual_seed(0)
-    fast = mode != "eager" and bf16_is_native(place.device.type)
+    if fast is None:
+        fast = mode != "eager" and bf16_is_native(place.device.type)
     network = factory(input_shape=shape, classes=10).to(place.device)
-    if fast:
-        network.to(memory_format=torch.channels_last)
     if kind == "edge-popup":
         supermask.learn(network, 0.5)
     elif kind == "gates":
         supermask.learn(network, 0.5, program="hard-concrete", weights="keep")
     elif kind == "hold":
         supermask.hold(network, supermask.prune(network, 0.2))
+    if fast:  # after the masks, as a search does
+        network.to(memory_format=torch.channels_last)
     arithmetic, numbers = Arithmetic(place.device.type, fast, fast), torch.Generator().manual_seed(0)
     x = arithmetic.lay_out(torch.randn(batch, *shape, generator=numbers).to(place.device))
     y = torch.randint(10, (batch,), generator=numbers).to(place.device)

@@ -36,6 +36,8 @@ from ..runs.run import Run
 from .progress import CONTROLS, RUNNING, STARTING, WAITING, Board, BoardProgress, SweepProgress
 
 _SECONDS_BETWEEN_LOOKS = 0.2
+# The share of a GPU's memory that is left for tensors.
+_FOR_TENSORS = 0.9
 _STOPPING = "stopping: each run ends after the step that it is at, and is saved; Ctrl-C once more stops at once"
 _ENDING = "stopping: no run has begun to train, so that the processes which start are ended"
 
@@ -181,17 +183,19 @@ def find_gpus() -> list[str]:
     if not torch.cuda.is_available():
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    number = torch.cuda.device_count()  # fewer than are named, where one of them is not there
+    return visible.split(",")[:number] if visible else list(map(str, range(number)))
 
 
 def take_gpu(number: int, gpus: Sequence[str], processes: int) -> float:
     """Leave the process of a number one GPU, in turn, before it has opened any.
 
     Returns:
-        The share of that GPU's memory which it may take: as large as those of the others there.
+        The share of that GPU's memory which it may take: as large as those of the others there, less what each process
+        takes of it for itself.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-    return 1 / -(-processes // len(gpus))
+    return _FOR_TENSORS / -(-processes // len(gpus))
 
 
 def begin(board: Board, folder: str, gpus: Sequence[str] = (), processes: int = 1) -> None:

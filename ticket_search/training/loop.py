@@ -125,8 +125,9 @@ class _Loop:
         self.evaluate_every = steps_of(config.evaluate_every, self.per_epoch)
         if self.arithmetic.channels_last:
             model.to(memory_format=torch.channels_last)
-        # A compiled pass of a GPU is a CUDA graph, whose outputs the next pass writes over.
-        self.writes_over = config.compile and data.device.type == "cuda"
+        # A compiled pass of a GPU is a CUDA graph, and the next writes over what it has given: outputs, and gradients,
+        # which of a batch in parts are still to be added to.
+        self.writes_over = config.compile and data.device.type == "cuda" and config.accumulate == 1
         self.forward = compile_whole(model, self.writes_over) if config.compile else partial(call, model)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(model, config, hook.groups(model))
