@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from products import thin
 from test_selection import KINDS, counts_to_try, sorted_top_k
@@ -69,7 +69,7 @@ shapes = st.lists(
 
 
 @given(shapes, st.sampled_from(DTYPES), st.booleans(), st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_kernels_choose_what_top_k_does(interpreted, layers, dtype, joint, data):
     draw = np.random.default_rng(data.draw(st.integers(0, 10**6)))
     values = np.array([-np.inf, -1.5, -0.0, 0.0, 1e-40, 0.25, 0.25000003, 3.0, np.inf], dtype=np.float32)
@@ -289,7 +289,7 @@ def test_the_kernels_are_right_where_they_are_interpreted(interpreted):
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 3), st.integers(0, 10**6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_noise_is_that_of_the_cpu_to_the_bit(count, step, stream, seed):
     key = key_of(seed, "noise")
     with mock.patch.object(philox, "BLOCK", 64):
