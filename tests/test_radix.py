@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -23,15 +24,18 @@ pytest.importorskip("triton")
 from supermask.kernels import philox, radix
 from supermask.masks.random_numbers import key_of
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     given = {**os.environ, **environment}
-    return subprocess.run([sys.executable, *words], env=given, capture_output=True, text=True, check=False)
+    # A test before this one may have left the folder of the project.
+    return subprocess.run([sys.executable, *words], cwd=ROOT, env=given, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_the_kernels_interpreted(which):
-    told = run("-m", "pytest", "-q", "-n0", "-m", which, "tests/interpreted.py", TRITON_INTERPRET="1")
+    told = run("-m", "pytest", "-q", "-n0", "-m", which, str(ROOT / "tests" / "interpreted.py"), TRITON_INTERPRET="1")
     assert told.returncode == 0, told.stdout[-5000:]
 
 
