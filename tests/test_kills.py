@@ -182,7 +182,7 @@ def test_a_run_on_a_full_disk_says_how_it_goes_on(quick, monkeypatch, tmp_path, 
     assert "cannot be written: No space left on device; the run is as it was when it was last saved" in told.err
     assert "`ticket resume runs/x` goes on from there" in told.err
     monkeypatch.undo()
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["ticket", "resume", "runs/x", "--json"])
     with pytest.raises(SystemExit):
         main()
