@@ -155,10 +155,7 @@ def test_as_many_kernels_whatever_the_number_of_layers(interpreted):
 def on_a_gpu(kernels=None):
     """As if tensors of the CPU were a GPU's: ranked by interpreted kernels, or by what stands in for them."""
 
-    def ranks(scores):
-        return all(gpu._is_ranked(score, scores[0]) for score in scores)
-
-    with mock.patch.object(gpu, "ranks", ranks), mock.patch.object(gpu, "_kernels", return_value=kernels):
+    with mock.patch.object(gpu, "ranks", gpu.are_ranked), mock.patch.object(gpu, "_kernels", return_value=kernels):
         yield
 
 
@@ -263,6 +260,9 @@ def test_what_the_kernels_cannot_rank_is_ranked_otherwise(interpreted):
     assert gpu._is_ranked(good, good)
     for bad in (good.double(), torch.randn(4, 6)[:, ::2], torch.empty(0), good.to("meta"), torch.ones(8).half()):
         assert not gpu._is_ranked(bad, good)
+    assert gpu.are_ranked([good, good])
+    with mock.patch.object(gpu, "_MOST", 15):
+        assert not gpu.are_ranked([good, good]), "positions are int32"
     assert radix.order_of([]) is None and radix.order_of([good.double()]) is None
     torch.func.vmap(lambda score: (gpu._is_ranked(score, score) and pytest.fail("no address"), score)[1])(
         torch.randn(3, 4)

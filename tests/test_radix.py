@@ -136,6 +136,7 @@ def test_kernels_are_launched_on_the_device_of_what_they_are_given(monkeypatch):
     monkeypatch.setattr(philox, "kernels", mock.MagicMock())
     scores = [torch.ones(4), torch.ones(5)]
     radix.mark(scores, [2, 2], False)
+    radix.cut(scores, [2, 2], False)
     radix.clear(scores, [torch.ones(4, dtype=torch.int32), torch.ones(5, dtype=torch.int32)])
     drawn = philox.draw_uniform(3, key_of(0, "a"), 0, 0, torch.device("cpu"))
     assert [tensor is scores[0] for tensor in seen[:3]] == [True] * 3 and seen[3] is drawn

@@ -170,9 +170,20 @@ def cut(scores: Sequence[Tensor], counts: Sequence[int] | Tensor, joint: bool) -
         The bits of the cuts and the last positions that are kept, two int32 tensors [layers]. Where a score is NaN
         nothing is kept of what it is ranked with.
     """
+    order, tables = _layout_of(scores, joint)
+    return _cut(scores, order, tables, counts)
+
+
+def _layout_of(scores: Sequence[Tensor], joint: bool) -> tuple[Order, _Tables]:
     order = order_of(scores)
-    assert order is not None
-    tables, device = _tables(order, joint, BLOCK), order.device
+    assert order is not None, "whoever asks has looked at the order"
+    return order, _tables(order, joint, BLOCK)
+
+
+def _cut(
+    scores: Sequence[Tensor], order: Order, tables: _Tables, counts: Sequence[int] | Tensor
+) -> tuple[Tensor, Tensor]:
+    device = order.device
     bits, shifts, infinity = _TYPES[order.dtype]
     blocks, groups = len(tables.blocks), len(tables.groups)
     if isinstance(counts, Tensor):
@@ -246,10 +257,8 @@ def clear(weights: Sequence[Tensor], bits: Sequence[Tensor]) -> None:
 def _keep_of(
     scores: Sequence[Tensor], weights: Sequence[Tensor], counts: Any, joint: bool, kind: torch.dtype, bits: int
 ) -> list[Tensor]:
-    thresholds, last = cut(scores, counts, joint)
-    order = order_of(scores)
-    assert order is not None
-    tables = _tables(order, joint, BLOCK)
+    order, tables = _layout_of(scores, joint)
+    thresholds, last = _cut(scores, order, tables, counts)
     whole = torch.empty(tables.total, dtype=kind, device=order.device)
     out = whole.view({0: torch.bool, 16: torch.int16, 32: torch.int32}[bits])
     kernels.keep[(len(tables.blocks),)](

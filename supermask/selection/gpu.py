@@ -21,6 +21,8 @@ _BITS = {
     torch.float16: (torch.int16, 0x7FFF),
     torch.bfloat16: (torch.int16, 0x7FFF),
 }
+# Positions are int32 here; of more scores together they are found otherwise.
+_MOST = 1 << 30
 # No number has these bits, and none is above them.
 _NONE = 0x7FFFFFFF
 
@@ -28,9 +30,16 @@ Counts = Sequence[int] | Tensor
 
 
 def ranks(scores: Sequence[Tensor]) -> bool:
-    """Whether scores are such as are ranked here: on one GPU, of one type, each in one piece of memory."""
-    first = scores[0]
-    return first.is_cuda and all(_is_ranked(score, first) for score in scores)
+    """Whether scores are such as are ranked here: on one GPU, of one type, each in one piece of memory.
+
+    They are a billion at most: positions are int32 here.
+    """
+    return scores[0].is_cuda and are_ranked(scores)
+
+
+def are_ranked(scores: Sequence[Tensor]) -> bool:
+    """`ranks`, on whatever device they are."""
+    return sum(score.numel() for score in scores) <= _MOST and all(_is_ranked(score, scores[0]) for score in scores)
 
 
 def _is_ranked(score: Tensor, first: Tensor) -> bool:
@@ -128,14 +137,10 @@ torch.library.define(
 @torch.library.impl("supermask::radix_cut", ("CUDA", "CPU"))
 def _radix_cut(scores: list[Tensor], counts: list[int], moving: Tensor | None, joint: bool) -> tuple[Tensor, Tensor]:
     kernels, wanted = _kernels(scores[0].device), counts if moving is None else moving
-    if kernels is None or not all(_has_order(score) for score in scores):
+    if kernels is None or kernels.order_of(scores) is None:  # as of a layout that a graph has chosen
         return plain_cut(scores, wanted, joint)
     found: tuple[Tensor, Tensor] = kernels.cut(scores, wanted, joint)
     return found
-
-
-def _has_order(score: Tensor) -> bool:
-    return score.is_contiguous() or (score.dim() == 4 and score.is_contiguous(memory_format=torch.channels_last))
 
 
 @torch.library.register_fake("supermask::radix_cut")  # type: ignore[untyped-decorator]
