@@ -21,7 +21,7 @@ from ..masks.masks import Masks
 from ..masks.targets import LINEAR, Target, Targets, find_targets, learned_names, unwrap
 from ..selection.top_k import best_of_each
 from .allocation import by_glob, layerwise
-from .gradients import Batch, Replay, call, move_to, undisturbed, wide
+from .gradients import Batch, Replay, call, move_to, over_all, undisturbed, wide
 from .granularity import NM, Weight, find_granularity
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -277,6 +277,7 @@ def _measure(model: nn.Module, targets: Targets, name: str, batches: Iterable[An
     with _watched(targets[name], see):
         for batch in batches:
             _run(model, targets, batch)
+    over_all(batches, 0, parts)
     return parts[0]
 
 

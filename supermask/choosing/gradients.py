@@ -33,7 +33,7 @@ class Evidence:
     """What a score may look at beside the weights.
 
     seed: of scores that draw random numbers, and of dropout.
-    batches: any iterable of `(inputs, targets)`, `(input, input, ..., targets)`, `Batch`, or mappings of keyword
+    batches: any iterable (or `Shared`) of `(inputs, targets)`, `(input, input, ..., targets)`, `Batch`, or mappings of keyword
         arguments.
     loss: `loss(outputs, targets)`, a mean over the samples; cross-entropy if not given. For batches that are mappings
         it is called as `loss(outputs, batch)`, and if not given the outputs' own `loss` is taken.
@@ -46,6 +46,36 @@ class Evidence:
     loss: Loss | None = None
     example_input: Any = None
     start: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Batches of which each of several processes has its own: what is summed over them is summed over all processes.
+
+        batches = Shared(my_batches, all_reduce)      # all_reduce: adds a tensor up over the processes, in place
+
+    Every process then has the scores of all batches. Each needs one batch at least.
+    """
+
+    batches: Iterable[Any]
+    add: Callable[[Tensor], Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+def over_all(batches: Iterable[Any], samples: int, sums: Iterable[Tensor]) -> int:
+    """Add up what was summed over batches over all processes that share them, in place.
+
+    Returns:
+        The number of samples of all.
+    """
+    if not isinstance(batches, Shared):
+        return samples
+    number = torch.tensor(samples)
+    for each in (number, *sums):
+        batches.add(each)
+    return int(number)
 
 
 class Replay:
@@ -110,11 +140,13 @@ def average(
 ) -> Tensors:
     """The mean over all samples of `term(gradient of a batch, weight)`, for each target."""
     total, sums = 0, {name: zeros_for(target.parameter) for name, target in targets.items()}
-    for samples, grads in gradients(model, targets, batches_of(score, evidence), evidence.loss):
+    batches = batches_of(score, evidence)
+    for samples, grads in gradients(model, targets, batches, evidence.loss):
         total += samples
         for name, target in targets.items():
             sums[name] += samples * term(grads[name].to(sums[name]), target.parameter.detach())
         del grads
+    total = over_all(batches, total, sums.values())
     return {name: value / total for name, value in sums.items()}
 
 
@@ -134,6 +166,7 @@ def hessian_times(
                 for held, part in zip(sums, parts, strict=True):
                     held += samples * part
             del grads, product
+    total = over_all(batches, total, sums)
     return {name: held / total for name, held in zip(targets, sums, strict=True)}
 
 

@@ -28,6 +28,7 @@ from .gradients import (
     floating_outputs,
     gradients,
     hessian_times,
+    over_all,
     wide,
     zeros_for,
 )
@@ -116,6 +117,7 @@ def grasp(model: nn.Module, targets: Targets, evidence: Evidence) -> Scores:
         for name in targets:
             gradient[name] += samples * grads[name]
         del grads
+    total = over_all(batches, total, gradient.values())
     gradient = {name: value / total for name, value in gradient.items()}
     product = hessian_times(model, targets, batches, cooled, gradient)
     return {name: target.parameter.detach() * product[name] for name, target in targets.items()}

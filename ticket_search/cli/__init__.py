@@ -18,6 +18,7 @@ from supermask.plugins.entry_points import DeclarationError
 from ..contract.errors import RequestError, RunError, unknown
 from ..contract.stops import STOPPED
 from ..runs.progress import warn_in_a_line
+from ..runs.ranks import launched
 from . import (
     bench,
     card,
@@ -39,7 +40,10 @@ from . import (
     sweep,
     train,
 )
-from .terminal import errors, say_stopped
+from .terminal import complain, say_stopped
+
+# What several processes can do together that torchrun has started.
+_TOGETHER = ("search", "train", "resume")
 
 
 class _Commands(typer.core.TyperGroup):
@@ -59,6 +63,12 @@ class _Commands(typer.core.TyperGroup):
         """
         if args and not args[0].startswith("-") and args[0] not in self.commands:
             raise RequestError(unknown("command", args[0], self.commands))
+        if launched().several and args[0] not in _TOGETHER:
+            *others, last = _TOGETHER
+            raise RequestError(
+                f"ticket {args[0]} is for one process: expected it without torchrun, which {', '.join(others)} and "
+                f"{last} are for"
+            )
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -130,7 +140,7 @@ def main() -> None:
             _command()()
     except RequestError as error:
         for problem in error.problems:
-            errors().print(f"error: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+            complain(problem)
         sys.exit(2)
     except RunError as error:
         _complain(error, 1)
@@ -153,5 +163,5 @@ def _describe(error: OSError) -> str:
 
 
 def _complain(error: Exception | str, code: int) -> None:
-    errors().print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    complain(error)
     sys.exit(code)

@@ -15,7 +15,7 @@ import supermask
 from .. import analysis, running, runs
 from ..contract import stops
 from ..contract.declared import ScoreName
-from ..contract.errors import command_line
+from ..contract.errors import RequestError, command_line
 from ..contract.flags import Config, flag, is_switch, public_fields
 from ..contract.metric import Metric, known_value, value_of
 from ..contract.recipes import recipes
@@ -25,6 +25,7 @@ from ..running.request import LAUNCH_FLAGS, Request, minutes_of, read_request, s
 from ..runs.folders import choose_folder, find_finished
 from ..runs.names import TICKET
 from ..runs.progress import Progress
+from ..runs.ranks import launched
 from ..sweeps.file import sweep_of_seeds
 from .sweep import carry_out_sweep
 from .terminal import (
@@ -63,6 +64,8 @@ def search(context: typer.Context) -> None:
     stop_in_time(request.launch)
     _print_start(request)
     if "--seeds" in request.launch:
+        if launched().several:
+            raise RequestError("--seeds are several runs: expected one --seed for all ranks of one run, or no torchrun")
         jobs = int(request.launch.get("--jobs", "1"))
         carry_out_sweep(sweep_of_seeds(request), place, jobs, request.asks("--dry-run"), request.asks("--json"))
         return
@@ -77,7 +80,7 @@ def stop_in_time(launch: Mapping[str, str]) -> None:
 
 def carry_out(request: Request, place: str) -> None:
     """Carry out a request for one run, or plan it, and print what came of it; say before how long it takes."""
-    with Progress() as progress:
+    with runs.ranks.together(request.config.device) as group, Progress(group.first) as progress:
         progress.label("loading PyTorch, the data and the network")
         config, setup = running.search.prepare(request)
         progress.label("timing the first steps")
@@ -85,11 +88,11 @@ def carry_out(request: Request, place: str) -> None:
             plan = running.plan.make_plan(config, setup)
         else:
             names = (config, place, request.launch.get("--name"), setup.method.traits.dense)
-            finished = [] if request.asks("--again") else find_finished(*names)
-            done, differs = running.search.find_same(config, setup, finished)
+            again = request.asks("--again")
+            done, differs = running.search.find_same(config, setup, lambda: () if again else find_finished(*names))
             if differs and done is None:
                 progress.say(f"{differs}; so this is a new run")
-            folder = done or choose_folder(*names, again=request.asks("--again"))
+            folder = done or runs.ranks.first(lambda: choose_folder(*names, again=again))
             run = runs.run.Run(folder, config, setup, progress)
             if done is None:
                 with stop_told(folder):
@@ -114,7 +117,7 @@ def _print_start(request: Request) -> None:
 
 
 def _carry_out_announced(run: Run) -> Run:
-    if not run.path.exists():
+    if not runs.ranks.tell(run.path.exists()):
         plan = running.plan.make_plan(run.config, run.setup)
         run.progress.pace.announced = plan.seconds
         trainings = f" in {len(plan.stages)} trainings" if len(plan.stages) > 1 else ""

@@ -22,17 +22,30 @@ from ..contract.stops import STOPPED
 from ..runs.console import HarmlessConsole
 from ..runs.folders import inspect_folder
 from ..runs.progress import in_words
+from ..runs.ranks import launched
 
 
 def output() -> HarmlessConsole:
-    """The console on standard output, 200 columns wide where the output goes to a file or a pipe."""
-    console = HarmlessConsole()
-    return console if console.is_terminal else HarmlessConsole(width=200)
+    """The console on standard output, 200 columns wide where the output goes to a file or a pipe.
+
+    Of several ranks only the first prints.
+    """
+    quiet = not launched().first
+    console = HarmlessConsole(quiet=quiet)
+    return console if console.is_terminal else HarmlessConsole(width=200, quiet=quiet)
 
 
 def errors() -> HarmlessConsole:
-    """The console on standard error."""
-    return HarmlessConsole(stderr=True)
+    """The console on standard error. Of several ranks only the first prints."""
+    return HarmlessConsole(stderr=True, quiet=not launched().first)
+
+
+def complain(text: Any) -> None:
+    """Print a line about what is wrong, on each of several ranks: what is wrong there may not be so on the first."""
+    rank = launched().rank
+    told = f"rank {rank}: error: {text}" if rank else f"error: {text}"
+    console = HarmlessConsole(stderr=True)
+    console.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -63,6 +76,8 @@ def say_stopped(line: str, status: int) -> NoReturn:
 
 def print_json(value: Any) -> None:
     """Print one JSON object on standard output."""
+    if not launched().first:
+        return
     # JSON escapes every control character but one.
     typer.echo(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
 

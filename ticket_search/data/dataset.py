@@ -39,7 +39,8 @@ class Data:
     tensors. `classes` is how many numbers a network is to give: classes, or columns of float targets; 0 where `y` is a
     tree. `augmentation` is what `train_batches` does to images, by random numbers that depend on `seed`. `fingerprint`
     is that of what a person's own function gave, before it was split; `contents` has those of the parts of other sets.
-    Where `packed`, images are bytes, and normalized as they are given out.
+    Where `packed`, images are bytes, and normalized as they are given out. `share` is `(rank, world)`: which of so many
+    shares of every batch is given out.
 
     Raises:
         RequestError: an augmentation of samples that are no images.
@@ -60,6 +61,7 @@ class Data:
     fingerprint: str = ""
     contents: Mapping[str, str] = field(default_factory=dict)
     packed: bool = False
+    share: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         if self.augmentation != NO_AUGMENTATION and not (isinstance(self.train_x, Tensor) and self.train_x.dim() == 4):
@@ -127,6 +129,10 @@ class Data:
         """The same data, augmented by the random numbers of another seed."""
         return replace(self, seed=seed)
 
+    def with_share(self, rank: int, world: int) -> Data:
+        """The same data, of whose batches a share is given out (see `Samples`)."""
+        return replace(self, share=(rank, world))
+
     def without_augmentation(self) -> Data:
         """The same data, of which the training samples are as they are too."""
         return replace(self, augmentation=NO_AUGMENTATION)
@@ -155,10 +161,12 @@ class Data:
         if drawn is not None:
             drawn = send(drawn, self.device)
             black = _normalize(np.zeros((1, len(self.mean), 1, 1), np.uint8), self.mean, self.std)[0].to(self.device)
+        rank, world = self.share
+        own = slice(rank, size, world)
         for place, number in enumerate(numbers):
-            rows = index[number * size : (number + 1) * size]
+            rows = index[number * size : (number + 1) * size][own]
             x, y = self._given_out(take(self.train_x, rows)), take(self.train_y, rows)
-            yield (x if drawn is None else augment(x, self.augmentation, black, drawn[place])), y
+            yield (x if drawn is None else augment(x, self.augmentation, black, drawn[place][:, own])), y
 
     def held_out_size(self, split: HeldOut) -> int:
         """How many samples a held-out split has."""
@@ -168,7 +176,8 @@ class Data:
         """All samples of a held-out split in a fixed order; the last batch may be smaller."""
         parts = {"validation": (self.validation_x, self.validation_y), "test": (self.test_x, self.test_y)}
         x, y = parts[split]
-        for start in range(0, count(y), batch_size):
+        rank, world = self.share
+        for start in range(rank * batch_size, count(y), world * batch_size):
             yield self._given_out(part(x, start, start + batch_size)), part(y, start, start + batch_size)
 
     def _given_out(self, x: Any) -> Any:

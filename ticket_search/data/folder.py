@@ -41,7 +41,7 @@ class Streamed:
     ahead; 0: the main process reads. Images are normalized by `mean` and `std` in units of pixels / 255. Those of
     training are cut out at random and mirrored where `augmented`. `bad` counts the images that cannot be read: in
     training the next of the class stands in the place of each, in the other splits it is left out. `contents` tells the
-    files from others.
+    files from others. `share` is `(rank, world)`: which of so many shares of every batch is read.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Streamed:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     contents: Mapping[str, str] = field(default_factory=dict)
+    share: tuple[int, int] = (0, 1)
     _idle: list[DataLoader[Any]] = field(default_factory=list, repr=False)
 
     @property
@@ -81,6 +82,10 @@ class Streamed:
         """The same samples, augmented by the random numbers of another seed."""
         return replace(self, seed=seed)
 
+    def with_share(self, rank: int, world: int) -> Streamed:
+        """The same samples, of whose batches a share is read (see `Samples`)."""
+        return replace(self, share=(rank, world))
+
     def without_augmentation(self) -> Streamed:
         """The same samples, of which those of training are cut out of the middle and not mirrored too."""
         return replace(self, augmented=False)
@@ -100,8 +105,10 @@ class Streamed:
         seeds = random_words(self.train_size, self.seed, f"augmentation/{epoch}") >> np.uint64(1)
         files = self.splits["train"]
         size = min(batch_size, len(index))
+        rank, world = self.share
         chosen = (
-            index[batch * size : (batch + 1) * size] for batch in range(first, whole_batches(len(index), batch_size))
+            index[batch * size : (batch + 1) * size][rank::world]
+            for batch in range(first, whole_batches(len(index), batch_size))
         )
 
         augmented = self.augmented
@@ -124,7 +131,8 @@ class Streamed:
             RunError: an image has changed since it was listed, or more of them cannot be read than may be.
         """
         files = self.splits[split]
-        starts = range(0, len(files), batch_size)
+        rank, world = self.share
+        starts = range(rank * batch_size, len(files), world * batch_size)
         return self._stream(
             split, ([Key(file, None, False) for file in files[start : start + batch_size].tolist()] for start in starts)
         )

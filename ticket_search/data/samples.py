@@ -76,6 +76,14 @@ class Samples(Protocol):
         """The same samples, of which those of training are as they are too."""
         ...
 
+    def with_share(self, rank: int, world: int) -> Self:
+        """The same samples, of which this process takes a share: one of `world`, that of number `rank`.
+
+        Of every training batch it gets the rows `rank::world`, which do not depend on how many share it but by that: a
+        batch is drawn and augmented as a whole. Of the batches that are held out it gets every `world`th.
+        """
+        ...
+
     def train_batches(self, order: Order, batch_size: int, first: int = 0, epoch: int = 0) -> Iterator[tuple[Any, Any]]:
         """The whole batches of one epoch, from the batch number `first` on, augmented.
 

@@ -242,8 +242,9 @@ def _scan(
                 f"scan {key}", partial(training.sensitivity.scan_layer, model, run, masks_at, one_more)
             )
             accuracies[key] = measured["accuracies"]
-    with run.writing():
-        training.sensitivity.save_scan(run.path, dense, accuracies, run.metric)
+    if run.leads:
+        with run.writing():
+            training.sensitivity.save_scan(run.path, dense, accuracies, run.metric)
     allowed = training.sensitivity.tell_scan(run, dense, accuracies, config.tolerance)
     return counts or {
         key: max(1, selection.top_k.count_kept(allowed[key], channels)) for key, channels in filters.channels.items()

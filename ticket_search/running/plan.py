@@ -24,6 +24,7 @@ from ..contract.flags import Config, steps_of
 from ..contract.method import Stage
 from ..contract.stops import Stopped
 from ..data.samples import HeldOut, Samples, whole_batches
+from ..runs import ranks
 from ..runs.experiment import Setup, exact_arithmetic, own_random_numbers
 from ..runs.rehearsal import Rehearsal, Rehearsed
 from ..runs.run import Run
@@ -104,6 +105,11 @@ def plan_stages(config: Config, setup: Setup, targets: Targets) -> list[Stage]:
     total = config.epochs * per_epoch
     if steps_of(config.warmup, per_epoch) >= total:
         raise RequestError(f"--warmup {config.warmup}: expected less than the {total} steps of a training")
+    world, batch = ranks.now().world, min(config.batch_size, setup.data.train_size)
+    if batch < world:
+        raise RequestError(
+            f"{world} ranks and batches of {batch} samples: expected at least one sample of a batch for each rank"
+        )
     return setup.method.plan(config, targets, per_epoch)
 
 
@@ -120,6 +126,7 @@ def rehearse(model: nn.Module, config: Config, setup: Setup) -> Rehearsal:
         except Interrupted as stop:
             raise Stopped(status=stop.status) from None
         _stop_if_asked(run)
+    run.rehearsal.ends = ranks.tell(run.rehearsal.ends)
     return run.rehearsal
 
 
@@ -218,6 +225,10 @@ class _Few:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._samples, name)
+
+    def with_share(self, rank: int, world: int) -> _Few:
+        """The same, of whose batches a share is given out."""
+        return _Few(self._samples.with_share(rank, world))
 
     def batches(self, split: HeldOut, batch_size: int) -> Iterator[tuple[Any, Any]]:
         """The first batches of a split."""

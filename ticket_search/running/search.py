@@ -19,6 +19,7 @@ from ..contract.errors import Problems, RequestError, command_line, several_task
 from ..contract.flags import Config, differences, to_plain
 from ..contract.leave import Leave, Leaves, can_be_typed, code_in, leave_here
 from ..data.factories import find_factory
+from ..runs import ranks
 from ..runs.experiment import (
     Setup,
     describe_model,
@@ -108,17 +109,23 @@ def search(
     model = default_model(method) if model is None else model
     name_of_model = describe_model(model)
     request = check_request(method, model, data, flags, model_name=name_of_model, functions=functions)
-    config, setup = prepare(request)
-    dense = setup.method.traits.dense
-    if name is not None:
-        same, differs = find_same(config, setup, find_finished(config, runs, name, dense))
-        if same is not None:
-            return Run(same, config, progress=Progress(progress))
-        if differs:
-            remove = command_line("runs", "rm", Path(runs) / name)
-            raise RequestError(f"name {name!r}: {differs}; choose another name, or `{remove}`")
-    folder = choose_folder(config, runs, name, dense)
-    return carry_out(Run(folder, config, setup, Progress(progress)))
+    with ranks.together(request.config.device):
+        config, setup = prepare(request)
+        dense = setup.method.traits.dense
+        if name is not None:
+            same, differs = find_same(config, setup, lambda: find_finished(config, runs, name, dense))
+            if same is not None:
+                return Run(same, config, progress=_shown(progress))
+            if differs:
+                remove = command_line("runs", "rm", Path(runs) / name)
+                raise RequestError(f"name {name!r}: {differs}; choose another name, or `{remove}`")
+        folder = ranks.first(lambda: choose_folder(config, runs, name, dense))
+        return carry_out(Run(folder, config, setup, _shown(progress)))
+
+
+def _shown(progress: bool) -> Progress:
+    """What shows the progress of a run: of several ranks on the first one only."""
+    return Progress(progress and ranks.now().first)
 
 
 def resume(
@@ -154,10 +161,26 @@ def resume(
         RequestError: there is no such run, or it needs code or data that are not built in and were not given, or code
             that has changed since.
     """
-    folder = find_run(os.fspath(run), runs)
-    config = read_config(folder)
-    opened = Run(folder, config, progress=Progress(progress))
-    finished = is_finished(folder)
+    with ranks.together(device or "auto"):
+        return _resume(run, model, data, loss, metric, device, runs, progress)
+
+
+def _resume(
+    run: str | os.PathLike[str],
+    model: Any,
+    data: Any,
+    loss: Any,
+    metric: Any,
+    device: str | None,
+    runs: Any,
+    shown: bool,
+) -> Run:
+    def find() -> tuple[Path, Config, bool]:
+        folder = find_run(os.fspath(run), runs)
+        return folder, read_config(folder), is_finished(folder)
+
+    folder, config, finished = ranks.first(find)
+    opened = Run(folder, config, progress=_shown(shown))
     if finished and all(given is None for given in (model, data, loss, metric)):
         return opened
     if model is not None:
@@ -175,13 +198,13 @@ def resume(
         raise RequestError([f"{problem}; the run was started in Python: {call} goes on" for problem in problems])
     again, setup = prepare(request, unchanged=not finished)
     if finished:
-        if told := find_same(again, setup, [folder])[1]:
+        if told := find_same(again, setup, lambda: [folder])[1]:
             warnings.warn(told, stacklevel=2)
         return opened
     there = opened.config.model_copy(update={"device": again.device})
     if other := differences(to_plain(there), to_plain(again)):
         raise RequestError(f"the run {folder} was started otherwise: {', '.join(other)}")
-    going_on = Run(folder, again, setup, Progress(progress))
+    going_on = Run(folder, again, setup, _shown(shown))
     going_on.begun_on = begun_on
     going_on.takes_code = any(each is not None for each in (model, data, loss, metric))
     return carry_out(going_on)
@@ -232,8 +255,11 @@ def train(
         TicketError: the file is no whole ticket.
     """
     flags, functions = describe_functions(flags)
-    config, setup = prepare(replace(check_training(ticket, model, data, flags), functions=functions))
-    return carry_out(Run(choose_folder(config, runs, name), config, setup, Progress(progress)))
+    request = replace(check_training(ticket, model, data, flags), functions=functions)
+    with ranks.together(request.config.device):
+        config, setup = prepare(request)
+        folder = ranks.first(lambda: choose_folder(config, runs, name))
+        return carry_out(Run(folder, config, setup, _shown(progress)))
 
 
 def check_training(
@@ -347,6 +373,8 @@ def prepare(request: Request, *, unchanged: bool = False) -> tuple[Config, Setup
             given leave to import.
     """
     config, problems = request.config, Problems()
+    # Before anything that the ranks do together, which what they were given says how to do.
+    ranks.check_same("run", {**to_plain(config), "data": str(config.data)}, RequestError)
     check_code(config, {"model": request.model, "data": request.data, **request.functions}, unchanged)
     resolved = problems.attempt(lambda: resolve(config))
     loaded = problems.attempt(lambda: load_data(request.data, config))
@@ -384,13 +412,22 @@ def check_code(config: Config, instead: Mapping[str, Any], unchanged: bool = Fal
     problems.raise_if_any()
 
 
-def find_same(config: Config, setup: Setup, names: Iterable[Path]) -> tuple[Path | None, str]:
+def find_same(config: Config, setup: Setup, find: Callable[[], Iterable[Path]]) -> tuple[Path | None, str]:
     """Of finished runs of a configuration the first that was given the same: weights, samples and code.
+
+    Args:
+        config: of the run that is to be carried out.
+        setup: its network and data.
+        find: gives the folders of those runs. Of several ranks only the first looks at folders.
 
     Returns:
         Its folder, or None; and how the last of the others differs, or an empty text.
     """
-    folders, told = list(names), ""
+    return ranks.first(lambda: _find_same(config, setup, list(find())))
+
+
+def _find_same(config: Config, setup: Setup, folders: list[Path]) -> tuple[Path | None, str]:
+    told = ""
     if not folders:
         return None, told
     with own_random_numbers():
@@ -430,11 +467,14 @@ def carry_out(run: Run) -> Run:
         code = digest_code(setup, config, model)
         check_model(setup, config, model)
         targets = setup.targets(config, model)
+        start = supermask.fingerprint(state_of(model))
+        given = {**to_plain(config), "first weights": start, "samples": setup.data_hash}
+        ranks.check_same("run", given, RequestError)
         run.progress.expect(sum(stage.steps for stage in plan_stages(config, setup, targets)))
         for sentence in setup.remarks(model, targets):
             run.progress.say(sentence)
         with run.opened():
-            run.expect_start(supermask.fingerprint(state_of(model)), code)
+            run.expect_start(start, code)
             ticket = setup.method.search(model, run)
             # The checkpoint may be gone by now, and operations are counted without it.
             network = setup.make_model(config.model_copy(update={"weights": None}))

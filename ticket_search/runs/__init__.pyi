@@ -10,6 +10,7 @@ from . import locks as locks
 from . import names as names
 from . import outputs as outputs
 from . import progress as progress
+from . import ranks as ranks
 from . import records as records
 from . import rehearsal as rehearsal
 from . import run as run

@@ -14,6 +14,7 @@ import torch
 import supermask
 
 from ..contract.flags import Config
+from . import ranks
 
 
 def _gpu(device: str) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def describe_environment(config: Config) -> dict[str, Any]:
         **_gpu(config.device),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": config.threads,
+        **({"ranks": ranks.now().world} if ranks.now().several else {}),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -33,12 +33,14 @@ from ..data.augmentation import Augmentation
 from ..data.dataset import Data, from_arrays
 from ..data.examples import floats, form_of
 from ..data.factories import find_factory, load_factory
+from ..data.folder import count_processors
 from ..data.images import BadImages
 from ..data.samples import Samples
 from ..data.sources import read_samples
 from ..data.trees import to_lists
 from ..models.checkpoints import load_tensors
 from ..models.names import is_factory
+from . import ranks
 from .earlier_run import EarlierRun, read_weights
 
 
@@ -259,7 +261,8 @@ def resolve(config: Config) -> Config:
     if precision == "auto":
         precision = "bf16" if bf16_is_native(device) else "fp32"
     channels_last = precision == "bf16" if config.channels_last is None else config.channels_last
-    threads = config.threads or torch.get_num_threads()
+    # The first rank says for all: bytes depend on it.
+    threads = config.threads or ranks.tell(torch.get_num_threads())
     found = {"device": device, "threads": threads, "precision": precision, "channels_last": channels_last}
     return config.model_copy(update=found)
 
@@ -306,10 +309,13 @@ def load_data(data: Any, config: Config) -> Samples:
 def _all_samples(data: Any, config: Config) -> Samples:
     augmentation = Augmentation(config.crop, config.flip)
     if isinstance(data, str) and ":" not in data:
+        group, workers = ranks.now(), config.workers
+        if workers is None and group.several:
+            workers = max(1, count_processors() // group.local_world)
         return read_samples(
             data, config.data_dir, config.split_seed,
             augmentation=augmentation, image_size=config.image_size, image_mean=config.image_mean,
-            image_std=config.image_std, workers=config.workers, max_bad_images=config.max_bad_images,
+            image_std=config.image_std, workers=workers, max_bad_images=config.max_bad_images,
         )  # fmt: skip
     given = load_factory(data, config.leaves) if isinstance(data, str) else data
     if isinstance(given, Data):

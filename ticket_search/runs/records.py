@@ -34,6 +34,11 @@ _OTHER_STATE = re.compile(rb"supermask state ([0-9]{1,6}) ")
 _ZIP = b"PK\x03\x04"
 
 
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as a JSON file, whole or not at all."""
+    tickets.file.write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
 def write_record(folder: Path, name: str, value: Mapping[str, Any]) -> None:
     """Write an object as a TOML or a JSON file of a run's folder, whole or not at all, with its checksum."""
     text = tomli_w.dumps(value) if name.endswith(".toml") else json.dumps(value, indent=2) + "\n"

@@ -26,7 +26,7 @@ from ..contract.metric import ACCURACY, Metric, metric_of
 from ..contract.stops import STOPPED, stopping_on_signals
 from ..data.samples import Samples
 from ..trust.mark import write_mark
-from . import states, summary
+from . import ranks, states, summary
 from .environment import describe_environment
 from .experiment import Setup
 from .first_layer import picture_first_layer
@@ -35,7 +35,15 @@ from .inputs import Inputs, read_inputs, write_inputs
 from .locks import working_on
 from .names import ENVIRONMENT, METRICS, REWIND_POINT, SUMMARY, TICKET
 from .progress import Progress
-from .records import add_checksum, digest_of_start, read_record, read_rows, write_config, write_record
+from .records import (
+    add_checksum,
+    digest_of_start,
+    read_record,
+    read_rows,
+    write_config,
+    write_json,
+    write_record,
+)
 from .rehearsal import Rehearsal
 from .summary import LevelRow, Summary
 from .tensorboard import EventFile, surviving_weights
@@ -60,8 +68,9 @@ class Run:
         self.config = config
         self._setup = setup
         self.progress = progress or Progress(shown=False)
-        # The exit status that a signal has asked for; None while nobody has.
+        # The exit status that a signal has asked for; None while nobody has, or not all ranks know of it.
         self.stop_status: int | None = None
+        self._agreement = ranks.Agreement()
         # Whether code of one's own is taken as it is now, because it was given once more.
         self.takes_code = False
         # Where the run was begun, if it is to go on elsewhere.
@@ -114,9 +123,14 @@ class Run:
         return metric_of(self.summary) if self.finished else ACCURACY
 
     @property
+    def leads(self) -> bool:
+        """Whether this process reads and writes the run's folder: of several ranks the first one only."""
+        return ranks.now().first
+
+    @property
     def ticket(self) -> Ticket:
         """The run's result, read from its file."""
-        return supermask.load(self.path / TICKET)
+        return self._read(self.path / TICKET)
 
     @property
     def summary(self) -> Summary:
@@ -154,6 +168,7 @@ class Run:
         Results are tensors and plain data; `steps` in them moves the origin of the following stages' steps.
         """
         if name not in self._stages:
+            self.agree(at_once=True)
             self.stop_if_asked()
             self.training_stage = name
             self.progress.label(f"{self.config.method}  {name}")
@@ -189,7 +204,7 @@ class Run:
                 "depend on its arguments and on PyTorch's random numbers only"
             )
         self._start = fingerprint
-        self._expect_inputs(Inputs(fingerprint, self.setup.data_hash, dict(code)))
+        ranks.first(lambda: self._expect_inputs(Inputs(fingerprint, self.setup.data_hash, dict(code))))
 
     def _expect_inputs(self, inputs: Inputs) -> None:
         # Of a run that has saved nothing, as one that failed in code which is mended now, nothing can be mixed.
@@ -215,6 +230,19 @@ class Run:
     @property
     def is_save_due(self) -> bool:
         """Whether so much time has passed since the last state was saved that a kill should not cost more."""
+        return self._agreement.saves if ranks.now().several else self._is_time_to_save
+
+    def agree(self, at_once: bool = False) -> None:
+        """Of several ranks: have all know whether to stop and whether to save, after every so many steps.
+
+        Args:
+            at_once: whatever the number of steps.
+        """
+        if ranks.now().several and self._agreement.ask(self.leads and self._is_time_to_save, at_once):
+            self.stop_status = self._agreement.status
+
+    @property
+    def _is_time_to_save(self) -> bool:
         least, most = _SECONDS_BETWEEN_STATES
         return time.monotonic() - self._saved >= min(most, max(least, self._saving / _SHARE_FOR_STATES))
 
@@ -229,6 +257,8 @@ class Run:
         Raises:
             RunError: the disk has no room for it, or fails.
         """
+        if not self.leads:
+            return
         began = time.monotonic()
         with self.writing():
             # What a state says of the logs must be on disk before it is.
@@ -257,6 +287,7 @@ class Run:
     def stop_if_asked(self) -> None:
         """Raise Interrupted when a signal came."""
         if self.stop_status is not None:
+            ranks.wait()  # until the first has saved: what starts the ranks ends them all when one of them ends
             raise Interrupted(str(self.path), self.stop_status, self._goes_on())
 
     def _goes_on(self) -> str:
@@ -292,6 +323,8 @@ class Run:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add a row of scalars at a step of the current stage to `metrics.jsonl` and TensorBoard."""
+        if not self.leads:
+            return
         # Only where the loss is: of two rows of one step the second would be a point twice.
         if self.config.device == "cuda" and "loss/train" in values:
             values = {**values, "memory/allocated-megabytes": torch.cuda.max_memory_allocated() / 1e6}
@@ -302,11 +335,15 @@ class Run:
 
     def log_histograms(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Add a histogram of each tensor, by tag, at a step of the current stage to TensorBoard."""
+        if not self.leads:
+            return
         with self.writing():
             self._events.write_histograms(self.steps_done + step, values)
 
     def log_masks(self, step: int, model: nn.Module, masks: Masks) -> None:
         """Show in TensorBoard what a finished training keeps: surviving weights, and the first layer in pictures."""
+        if not self.leads:
+            return
         self.log_histograms(step, surviving_weights(model, masks))
         step += self.steps_done
         with self.writing():
@@ -315,13 +352,14 @@ class Run:
     def save_level(self, level: int, ticket: Ticket) -> None:
         """Keep a level's ticket as `levels/NN/ticket.safetensors`."""
         path = self._level(level)
-        with self.writing():
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if self.leads:
+            with self.writing():
+                path.parent.mkdir(parents=True, exist_ok=True)
         self._keep(ticket, path)
 
     def load_level(self, level: int) -> Ticket:
         """A level's ticket."""
-        return supermask.load(self._level(level))
+        return self._read(self._level(level))
 
     def save_rewind_point(self, ticket: Ticket) -> None:
         """Keep the dense network at the step that levels rewind to, as `rewind.safetensors`."""
@@ -329,11 +367,24 @@ class Run:
 
     def load_rewind_point(self) -> Ticket:
         """The dense network at the step that levels rewind to: its `final` state."""
-        return supermask.load(self.path / REWIND_POINT)
+        return self._read(self.path / REWIND_POINT)
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write a file into the run's folder, whole or not at all."""
+        if self.leads:
+            with self.writing():
+                write_atomically(path, content)
 
     def _keep(self, ticket: Ticket, path: Path) -> None:
-        with self.writing():
-            supermask.save(ticket, path, overwrite=True)
+        if self.leads:
+            with self.writing():
+                supermask.save(ticket, path, overwrite=True)
+
+    def _read(self, path: Path) -> Ticket:
+        """A ticket of the folder, which only the first of several ranks may have: the others are sent its bytes."""
+        if not ranks.now().several:
+            return supermask.load(path)
+        return supermask.unpack(ranks.first(path.read_bytes))
 
     def _level(self, level: int) -> Path:
         return self.path / "levels" / f"{level:02d}" / TICKET
@@ -344,6 +395,11 @@ class Run:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, which says that the run is done, and drop the state."""
+        if self.leads:
+            self._finish(summary)
+        ranks.wait()
+
+    def _finish(self, summary: Mapping[str, Any]) -> None:
         with self.writing():
             # Before the summary: a process killed between the two resumes, and cuts this off.
             self._events.write_end(self.steps_done, summary)
@@ -361,16 +417,33 @@ class Run:
         Raises:
             RequestError: another process works on this run.
         """
+        with contextlib.ExitStack() as stack:
+            self._restore(ranks.first(lambda: self._open(stack)))
+            if self.leads:
+                stack.enter_context(self._logging())
+            stack.enter_context(stopping_on_signals(self.stop))
+            stack.enter_context(self.progress)
+            yield self
+
+    def _open(self, stack: contextlib.ExitStack) -> dict[str, Any]:
+        """The saved state of the folder, which is made, locked until the stack is left, and cut back to it."""
         new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         if new:
             flush_folder(self.path.parent)
         check_no_links(self.path)
-        with working_on(self.path):
-            self._settle_folder()
-            self._restore()
-            with self._logging(), stopping_on_signals(self.stop), self.progress:
-                yield self
+        stack.enter_context(working_on(self.path))
+        self._settle_folder()
+        self._events.metric = self.metric
+        state = states.read_newest(self.path, self.warn)
+        self._events.cut_back(state["event_bytes"])
+        if not state["event_bytes"]:
+            self._events.write_start(self.config)
+        rows = self.path / METRICS
+        if rows.exists():
+            with rows.open("r+b") as file:
+                file.truncate(state["metrics_bytes"])
+        return state
 
     @contextmanager
     def _logging(self) -> Iterator[None]:
@@ -407,10 +480,9 @@ class Run:
         if not (self.path / ENVIRONMENT).exists():
             write_json(self.path / ENVIRONMENT, describe_environment(self.config))
 
-    def _restore(self) -> None:
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self._opened = self._saved = time.monotonic()
-        self._events.metric = self.progress.metric = self.metric
-        state = states.read_newest(self.path, self.warn)
+        self.progress.metric = self.metric
         if self.begun_on not in ("", self.config.device):
             self.warn(
                 f"the run was begun on {self.begun_on} and goes on on {self.config.device}: sums are added in another "
@@ -422,15 +494,8 @@ class Run:
         self.warnings += [text for text in state.get("warnings", []) if text not in self.warnings]
         if self._setup is not None and self._setup.bad_images:
             self._setup.bad_images.load_state_dict(state.get("bad_images", {}))
-        self._events.cut_back(state["event_bytes"])
-        if not state["event_bytes"]:
-            self._events.write_start(self.config)
         if self.config.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        rows = self.path / METRICS
-        if rows.exists():
-            with rows.open("r+b") as file:
-                file.truncate(state["metrics_bytes"])
 
     def _mark(self) -> None:
         """Remember the code that the run was started with, for every later command."""
@@ -440,9 +505,6 @@ class Run:
 
     def stop(self, status: int = STOPPED) -> None:
         """Ask the run to save its state and stop after the step that it is at, with this exit status."""
-        self.stop_status = status
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object as a JSON file, whole or not at all."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+        self._agreement.heard = status
+        if not ranks.now().several:
+            self.stop_status = status

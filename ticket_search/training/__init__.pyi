@@ -13,6 +13,7 @@ from . import optimization as optimization
 from . import outputs as outputs
 from . import precision as precision
 from . import random_weights as random_weights
+from . import replica as replica
 from . import rewinding as rewinding
 from . import running_mean as running_mean
 from . import sensitivity as sensitivity

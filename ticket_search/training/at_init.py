@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -16,6 +16,7 @@ from ..contract.errors import RAISED, RequestError, RunError
 from ..contract.flags import Config as SharedConfig
 from ..contract.flags import ShapedConfig, is_zero
 from ..contract.method import Stage, Traits
+from ..runs import ranks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -148,7 +149,8 @@ def prune_and_train(model: nn.Module, run: Run) -> Ticket:
         evidence: dict[str, Any] = {"rounds": config.rounds, "example_input": example_of(run.data)}
         if isinstance(config, DataConfig):
             objective = training.trial.find_objective(run.setup, config, model)
-            evidence["batches"] = score_batches(run.data, config, config.samples_per_class, objective)
+            batches = score_batches(run.data, config, config.samples_per_class, objective)
+            evidence["batches"] = shared(batches, config.score)
         return choose_masks(model, config, config.score, run, **evidence)
 
     masks = choose_once(run, "pruning", choose)
@@ -281,7 +283,8 @@ def evidence_of(model: nn.Module, config: Any, run: Run, start: Mapping[str, Ten
     evidence: dict[str, Any] = {"example_input": example_of(run.data), "start": start}
     if looks_at_data(config.score):
         objective = training.trial.find_objective(run.setup, config, model)
-        evidence["batches"] = score_batches(run.data, config, config.samples_per_class, objective)
+        batches = score_batches(run.data, config, config.samples_per_class, objective)
+        evidence["batches"] = shared(batches, config.score)
         evidence["loss"] = objective.loss
     return evidence
 
@@ -305,6 +308,17 @@ def score_batches(
     size = max(divisor for divisor in range(1, min(config.batch_size, count) + 1) if count % divisor == 0)
     form = objective or training.objective.CLASSIFICATION
     return (form.score_batch(x, y) for x, y in data.train_batches(order[:count], size))
+
+
+def shared(batches: Iterable[Any], score: str) -> Iterable[Any]:
+    """This rank's share of batches for a score, whose sums are added up over all ranks; all where they are too few.
+
+    A score of another package does not know of other ranks, and sees all batches on each.
+    """
+    group, found = ranks.now(), batches
+    if group.several and score in OWN_SCORES and len(found := list(batches)) >= group.world:
+        found = choosing.gradients.Shared(found[group.rank :: group.world], ranks.add)
+    return found
 
 
 def warn_of_collapse(model: nn.Module, masks: Masks, run: Run) -> None:

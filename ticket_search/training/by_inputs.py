@@ -15,7 +15,7 @@ from ..contract.errors import RequestError, RunError
 from ..contract.flags import Positive, ShapedConfig
 from ..contract.method import Stage, Traits
 from ..data.samples import whole_batches
-from .at_init import NO_RATE, fine_tuning, group_problems, score_batches, warn_of_collapse
+from .at_init import NO_RATE, fine_tuning, group_problems, score_batches, shared, warn_of_collapse
 
 if TYPE_CHECKING:
     from torch import nn
@@ -142,7 +142,7 @@ def _prune(model: nn.Module, config: Config, run: Run) -> Masks:
         RunError: a layer that no sample reaches, or inputs that are no numbers.
     """
     objective = training.trial.find_objective(run.setup, config, model)
-    batches = list(score_batches(run.data, config, config.samples_per_class, objective))
+    batches = shared(list(score_batches(run.data, config, config.samples_per_class, objective)), config.score)
     globs = {"include": config.include or None, "exclude": config.exclude or None}
     layers = len(supermask.find_targets(model, **globs))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 import supermask
 from supermask import Draw, Masks, Ticket
 from supermask.live.program import program_of
-from supermask.tickets.file import write_atomically
 from supermask.weights.fitting import state_of
 
 from ..contract.flags import Config, to_plain
@@ -19,6 +19,7 @@ from ..contract.method import Hook
 from ..contract.metric import complete_row, named_values
 from ..data.samples import Samples, whole_batches
 from ..data.trees import move, part
+from ..runs import ranks
 from ..runs.names import COMPACT
 from ..runs.run import Run
 from ..runs.tensorboard import densities
@@ -188,7 +189,9 @@ def make_ticket(
         **run.setup.sample,
         **meta,
     }
-    read_back = supermask.unpack(supermask.pack(Ticket(masks, states, described)))
+    packed = supermask.pack(Ticket(masks, states, described))
+    ranks.check_same("ticket", {"bytes": hashlib.sha256(packed).hexdigest() if ranks.now().several else ""})
+    read_back = supermask.unpack(packed)
     values = {state: measure(read_back, run, state) for state in states}
     if run.metric.is_accuracy:
         return Ticket(masks, states, {**described, "accuracy": values})
@@ -219,8 +222,7 @@ def save_compacted(run: Run, ticket: Ticket) -> dict[str, Any]:
         run.progress.say(f"there is no compacted network: {error}")
         return {"row": {"compact": {"reason": str(error)}}}
     packed = supermask.pack_compaction(found, run.setup.architecture)
-    with run.writing():
-        write_atomically(run.path / COMPACT, packed)
+    run.write(run.path / COMPACT, packed)
     small = found.model
     (parameters, macs), dense = (
         (sum(parameter.numel() for parameter in net.parameters()), flops_of(net, part(example, 0, 1)) // 2)

@@ -25,6 +25,7 @@ from ..data.sources import find_source, read_samples
 from ..data.tasks import through_task
 from ..data.trees import to_lists
 from ..models.names import OTHERS, model_names
+from ..runs import ranks
 from .measures import wide
 from .objective import CLASSIFICATION, Objective, make_objective
 from .precision import EXACT, Arithmetic
@@ -56,8 +57,11 @@ def evaluate(
 ) -> Evaluation:
     """Loss and metric of `model` on the validation or test split: of all samples, whatever the sizes of batches are.
 
-    The model is put into evaluation mode and back. `forward` is its pass where that is compiled.
+    The model is put into evaluation mode and back. `forward` is its pass where that is compiled. Several ranks, which
+    must all call this, take different batches.
     """
+    group = ranks.now()
+    data = data.with_share(group.rank, group.world) if group.several else data
     was_training = model.training
     model.eval()
     program = program_of(model)
@@ -97,7 +101,11 @@ def _measure(
         total += loss.reshape(()) * weight
         state = objective.measure.add(state, objective.batch(outputs, y, loss))
         count += weight
-    return Evaluation(total.item() / float(count), objective.measure.value(state))
+    parts = ranks.gather((total.item(), float(count), state.cpu()))
+    whole = parts[0][2]
+    for _, _, other in parts[1:]:
+        whole = objective.measure.merge(whole, other)
+    return Evaluation(sum(part[0] for part in parts) / sum(part[1] for part in parts), objective.measure.value(whole))
 
 
 def read_data_of(ticket: Ticket, data: str, data_dir: str | None = None) -> Samples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -24,11 +25,13 @@ from ..contract.flags import Config, steps_of
 from ..contract.method import Hook
 from ..data.samples import Samples, whole_batches
 from ..data.trees import chunks
+from ..runs import ranks
 from ..runs.run import Run
 from . import watch
 from .evaluation import Evaluation, evaluate
 from .optimization import learning_rate, load_optimizer, make_optimizer
 from .precision import compile_whole, make_arithmetic
+from .replica import Replica, share_buffers
 from .running_mean import Tally
 from .trial import find_objective
 
@@ -83,8 +86,9 @@ def train_network(
         Interrupted: a signal came; the state is saved.
     """
     config = config or run.config
-    # Dropout and whatever else the model draws; the data order and the augmentation have seeds of their own.
-    seed_generators(_derive(config, f"dropout/{order}"))
+    # Dropout and whatever else the model draws; the data order and the augmentation have seeds of their own. Ranks see
+    # other samples each, and drop other activations.
+    seed_generators(_derive(config, f"dropout/{order}{_mark_of_rank()}"))
     data = run.data.with_seed(_derive(config, f"augmentation/{order}"))
     loop = _Loop(model, data, config, run, hook or Hook(), start, order)
     if optimizer_state is not None:
@@ -107,6 +111,10 @@ def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
+def _mark_of_rank() -> str:
+    return "" if ranks.now().first else f"/rank-{ranks.now().rank}"
+
+
 def _derive(config: Config, name: str) -> int:
     return int(random_words(1, config.seeds["order"], name)[0] >> numpy.uint64(1))
 
@@ -127,9 +135,11 @@ class _Loop:
             model.to(memory_format=torch.channels_last)
         # A compiled pass of a GPU is a CUDA graph, and the next writes over what it has given: outputs, and gradients,
         # which of a batch in parts are still to be added to.
-        self.writes_over = config.compile and data.device.type == "cuda" and config.accumulate == 1
+        several = ranks.now().several
+        self.writes_over = config.compile and data.device.type == "cuda" and config.accumulate == 1 and not several
         self.forward = compile_whole(model, self.writes_over) if config.compile else partial(call, model)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.replica = Replica(model, self.forward, self.parameters) if several else None
         self.optimizer = make_optimizer(model, config, hook.groups(model))
         # `step` counts from the start of the schedule, so that a training which begins at a rewind point has its rate
         # and its batches; what is logged counts from `start`.
@@ -162,6 +172,7 @@ class _Loop:
             self.hook.on_step(self.step, self.model, self.optimizer)
             if self.run.rehearsal is not None:
                 self.run.rehearsal.tick()
+            self.run.agree()
             evaluates = self.step % self.evaluate_every == 0 or self.step == self.total
             ends_epoch, saves = self.step % self.per_epoch == 0, self.run.is_save_due
             if evaluates or ends_epoch or saves:
@@ -189,12 +200,14 @@ class _Loop:
         """Save the state, unless it has gone bad: the one from before would be lost."""
         self._check_losses()
         self._check_weights()
+        self._share()
         self.run.save_training(self.order, self.state_dict())
 
     def _watch(self) -> None:
         """Once an epoch, what no step has time to look at."""
         self._check_losses()
         self._check_weights()
+        self._share()
         watch.check_masks(self.model, self.step)
         if little := watch.describe_memory():
             self.run.progress.say(little)
@@ -236,7 +249,9 @@ class _Loop:
 
     def _batches_of(self, epoch: int, first: int) -> Iterator[tuple[Any, Any]]:
         order = permutation(self.data.train_size, self.config.seeds["order"], f"{self.order}/{epoch}")
-        return self.data.train_batches(order, self.config.batch_size, first, epoch)
+        group = ranks.now()
+        data = self.data.with_share(group.rank, group.world) if group.several else self.data
+        return data.train_batches(order, self.config.batch_size, first, epoch)
 
     def _train_on(self, x: Any, y: Any) -> None:
         """One step. Nothing here asks for a number: to read one would be to wait for the device."""
@@ -247,14 +262,10 @@ class _Loop:
         for parameter in self.parameters:
             parameter.grad = None
         self.hook.before_forward(self.step)
-        if self.config.accumulate == 1:
+        if self.config.accumulate == 1 and self.replica is None:
             self._differentiate(x, y, 1.0, penalized=True)
         else:
-            parts = zip(chunks(x, self.config.accumulate), chunks(y, self.config.accumulate), strict=True)
-            whole = self.objective.weight(y)
-            for number, (part_x, part_y) in enumerate(parts):
-                share = self.objective.weight(part_y) / (whole.clamp(min=1) if isinstance(whole, Tensor) else whole)
-                self._differentiate(part_x, part_y, share, penalized=number == 0)
+            self._differentiate_in_parts(x, y)
         if not self.hook.before_step(self.step, self.model, self.optimizer):
             return
         if self.config.clip is not None:
@@ -263,12 +274,33 @@ class _Loop:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()
 
+    def _differentiate_in_parts(self, x: Any, y: Any) -> None:
+        """Forward and backward of this rank's share of a batch, in as many parts as are configured."""
+        parts = list(zip(chunks(x, self.config.accumulate), chunks(y, self.config.accumulate), strict=True))
+        whole = self._weight_of_batch(y)
+        for number, (part_x, part_y) in enumerate(parts):
+            share = self.objective.weight(part_y) / (whole.clamp(min=1) if isinstance(whole, Tensor) else whole)
+            is_last = number == len(parts) - 1
+            with contextlib.nullcontext() if self.replica is None or is_last else self.replica.apart():
+                self._differentiate(part_x, part_y, share, penalized=number == 0)
+        if self.replica is not None:
+            self.replica.after_backward()
+
+    def _weight_of_batch(self, y: Any) -> Tensor | int:
+        """How many targets count in the whole batch, of which `y` may be one rank's share."""
+        own = self.objective.weight(y)
+        if self.replica is None:
+            return own
+        return ranks.add(own.clone()) if isinstance(own, Tensor) else self.batch_size
+
     def _differentiate(self, x: Any, y: Any, share: Tensor | float, penalized: bool) -> None:
         """Forward and backward of a batch or of its `share`; a penalty counts once for the batch."""
         with self.arithmetic.forward():
-            outputs = self.forward(self.objective.inputs(self.arithmetic.lay_out(x), y))
+            outputs = (self.replica or self.forward)(self.objective.inputs(self.arithmetic.lay_out(x), y))
         loss = self.objective.training_loss(outputs, y)
-        total = loss if not isinstance(share, Tensor) and share == 1 else loss * share
+        # Of several ranks the gradients are averaged, where those of shares are to be added up.
+        part = share if self.replica is None else share * ranks.now().world
+        total = loss if not isinstance(part, Tensor) and part == 1 else loss * part
         if penalized and (extra := self.hook.extra_loss()) is not None:
             total = total + extra
         total.backward()
@@ -279,6 +311,7 @@ class _Loop:
     def _evaluate(self) -> None:
         steps = self.step - self.logged_step
         self._check_losses()
+        self._share()
         loss, value = self.tally.read()
         loss /= steps
         validation = self._validate()
@@ -310,6 +343,14 @@ class _Loop:
         self.final = validation
         self.logged_step, self.logged_seconds = self.step, self.seconds
 
+    def _share(self) -> None:
+        """Have all ranks know what each has gathered by itself: statistics of norms, and images that are bad."""
+        share_buffers(self.model)
+        if (bad := self.run.setup.bad_images) and ranks.now().several:
+            for found in ranks.gather(bad.state_dict()):
+                for split, images in found.items():
+                    bad.add(split, list(images.items()))
+
     def _validate(self) -> Evaluation:
         # On a CPU to compile for another mode and size takes longer than many evaluations.
         compiled = self.forward if self.config.compile and self.data.device.type != "cpu" else None
@@ -331,6 +372,7 @@ class _Loop:
         return Moment(**values, value=accuracy if self.objective.metric.is_accuracy else accuracy / 100)
 
     def trained(self) -> Trained:
+        share_buffers(self.model)
         if self.final is None or self.logged_step != self.step:
             self.final = self._validate()
         return Trained(self.step - self.start, self.step, self.final, self.moments)
@@ -363,6 +405,9 @@ class _Loop:
         # A run of 0.1.0 that trained without a hook has None here.
         self.hook.load_state_dict(state["hook"] or {})
         self.told_dead = state.get("told_dead", False)
+        if not ranks.now().first:
+            seed_generators(_derive(self.config, f"dropout/{self.order}/{self.step}{_mark_of_rank()}"))
+            return
         torch.set_rng_state(state["random"])
         # Of a training that goes on elsewhere the numbers of the other device are of no use.
         if state["cuda_random"] is not None and self.data.device.type == "cuda":

@@ -52,6 +52,10 @@ class Measure(Protocol):
         """The state with a batch."""
         ...
 
+    def merge(self, state: Tensor, other: Tensor) -> Tensor:
+        """The state of two sets of batches, from the states of each."""
+        ...
+
     def value(self, state: Tensor) -> float:
         """The metric of all batches."""
         ...
@@ -83,6 +87,10 @@ class _Sums(ABC):
     @abstractmethod
     def sums(self, batch: Batch) -> tuple[Tensor, Tensor | int]:
         """The sum of a batch and its number of terms."""
+
+    def merge(self, state: Tensor, other: Tensor) -> Tensor:
+        """The sums of both."""
+        return state + other
 
     def value(self, state: Tensor) -> float:
         """The mean; NaN of nothing."""
@@ -164,11 +172,17 @@ class R2:
             tensor.to(state.dtype).reshape(len(tensor), -1) for tensor in (main_of(batch, self.metric), batch.targets)
         )
         here, mean = torch.full_like(targets[0], len(targets)), targets.mean(0)
-        before, mean_before, squares, errors = state
+        squares, errors = (targets - mean).square().sum(0), (outputs - targets).square().sum(0)
+        return self.merge(state, torch.stack([here, mean, squares, errors]))
+
+    def merge(self, state: Tensor, other: Tensor) -> Tensor:
+        """The state of two sets of samples."""
+        before, mean_before, squares_before, errors_before = state
+        here, mean, squares, errors = other
         whole, apart = before + here, mean - mean_before
-        squares = squares + (targets - mean).square().sum(0) + apart.square() * before * here / whole
-        mean = mean_before + apart * here / whole
-        return torch.stack([whole, mean, squares, errors + (outputs - targets).square().sum(0)])
+        squares = squares_before + squares + apart.square() * before * here / whole.clamp(min=1)
+        mean = mean_before + apart * here / whole.clamp(min=1)
+        return torch.stack([whole, mean, squares, errors_before + errors])
 
     def value(self, state: Tensor) -> float:
         """The mean over outputs. An output whose targets are all one number has 1 where it is met, else 0."""

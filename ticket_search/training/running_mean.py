@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data.trees import count, move
+from ..runs import ranks
 from .measures import Batch, cross_entropy
 from .objective import Objective
 
+# A number of batches that no training has.
+_NEVER = -(1 << 62)
 # A loss, the main output, the targets, the share of a batch that they are, and how many targets count.
 _Waiting = tuple[Tensor, Tensor | None, Any, Tensor | float, Tensor | int]
 
@@ -64,7 +68,17 @@ class Tally:
         self.waiting, self.numbers = [], 0
 
     def first_bad(self) -> int | None:
-        """How many batches, or shares of one, were added before the first whose loss is no number; None without one."""
+        """How many batches, or shares of one, were added before the first whose loss is no number; None without one.
+
+        Of several ranks, which all must ask, the first that any of them has met.
+        """
+        found = self._first_bad()
+        if ranks.now().several:
+            latest = -ranks.most([_NEVER if found is None else -found])[0]
+            found = None if latest == -_NEVER else latest
+        return found
+
+    def _first_bad(self) -> int | None:
         found = int(self.bad)
         if found < 0 and self.waiting:
             bad = ~torch.stack([loss.reshape(()) for loss, *_ in self.waiting]).isfinite()
@@ -72,21 +86,47 @@ class Tally:
         return None if found < 0 else found
 
     def read(self) -> tuple[float, float]:
-        """The sum of the losses and the value of the metric, which begin anew."""
+        """The sum of the losses and the value of the metric, of all ranks, which begin anew."""
         self._sum()
-        found = self.loss.item(), self.objective.measure.value(self.state)
+        loss, state = self._of_all()
+        found = loss.item(), self.objective.measure.value(state)
         self.summed = 0
         self.bad.fill_(-1)
         self.loss.zero_()
         self.state = self.objective.measure.start(self.device)
         return found
 
+    def _of_all(self) -> tuple[Tensor, Tensor]:
+        """The sums over all ranks."""
+        if not ranks.now().several:
+            return self.loss, self.state
+        (loss, state), *others = ranks.gather((self.loss.cpu(), self.state.cpu()))
+        for other_loss, other in others:
+            loss, state = loss + other_loss, self.objective.measure.merge(state, other)
+        return loss.to(self.device), state.to(self.device)
+
     def state_dict(self) -> dict[str, Any]:
-        """The sums and what waits to be added to them, apart: added now, they would be rounded otherwise."""
+        """The sums and what waits to be added to them, apart: added now, they would be rounded otherwise.
+
+        Of several ranks the sums of all, to be gone on with by any number of them.
+        """
+        if ranks.now().several:
+            # Of a copy: whether a state was saved must not show in what is logged.
+            whole = copy.copy(self)
+            whole.loss, whole.bad = self.loss.clone(), self.bad.clone()
+            whole._sum()
+            loss, state = whole._of_all()
+            return {"loss": loss, "state": state, "waiting": [], "summed": whole.summed}
         return {"loss": self.loss, "state": self.state, "waiting": self.waiting, "summed": self.summed}
 
     def load_state_dict(self, state: dict[str, Any], samples: int = 0) -> None:
-        """The sums of a stopped training; one of version 0.1 has not counted its `samples`."""
+        """The sums of a stopped training; one of version 0.1 has not counted its `samples`.
+
+        Of several ranks the first goes on with them, and the others begin at nothing.
+        """
+        if not ranks.now().first:
+            self.summed = int(state["summed"]) + len(state["waiting"])
+            return
         self.loss.copy_(state["loss"])
         self.summed = int(state.get("summed", 0))
         self.waiting = [

@@ -17,7 +17,8 @@ from supermask.tickets.file import write_atomically
 
 from ..contract.metric import ACCURACY, Metric
 from ..runs.names import SENSITIVITY, SENSITIVITY_PICTURE
-from ..runs.run import Run, write_json
+from ..runs.records import write_json
+from ..runs.run import Run
 from .evaluation import evaluate
 from .precision import make_arithmetic
 from .trial import find_objective
