@@ -33,8 +33,8 @@ class Evidence:
     """What a score may look at beside the weights.
 
     seed: of scores that draw random numbers, and of dropout.
-    batches: any iterable (or `Shared`) of `(inputs, targets)`, `(input, input, ..., targets)`, `Batch`, or mappings of keyword
-        arguments.
+    batches: any iterable, or `Shared`, of `(inputs, targets)`, `(input, input, ..., targets)`, `Batch`, or mappings of
+        keyword arguments.
     loss: `loss(outputs, targets)`, a mean over the samples; cross-entropy if not given. For batches that are mappings
         it is called as `loss(outputs, batch)`, and if not given the outputs' own `loss` is taken.
     example_input: what the model takes, of any batch size: its shape is all that counts.

@@ -73,6 +73,18 @@ def can_be_typed(name: str) -> bool:
     )
 
 
+def goes_on_in_python(run: str | os.PathLike[str], values: Mapping[str, Any]) -> str:
+    """How a run of functions that are not known by name, or of arrays, goes on; nothing where a command will do.
+
+    Args:
+        run: its folder.
+        values: of its configuration, by flag.
+    """
+    if not str(values["data"]).startswith("arrays-") and all(map(can_be_typed, code_in(values).values())):
+        return ""
+    return f'the same call, or ticket_search.resume("{os.fspath(run)}", model=..., data=...), goes on'
+
+
 def refuse(origin: str, names: Mapping[str, str]) -> list[str]:
     """The sentences about code that nobody has given leave for: what it is, where it would come from, what to type.
 

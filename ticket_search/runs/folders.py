@@ -52,6 +52,16 @@ class FolderState:
     why: str = ""
     differs: tuple[str, ...] = ()
 
+    @property
+    def taken(self) -> str:
+        """Why no run may begin or go on there, where it was free a moment ago; nothing where it may."""
+        found = {
+            "finished": f"another process has finished {self.folder} meanwhile",
+            "another run": f"another process has begun another run in {self.folder}: {', '.join(self.differs)}",
+            "not a run": self.why,
+        }
+        return found.get(self.state, "")
+
 
 def inspect_folder(folder: Path, config: Config | None = None) -> FolderState:
     """What is in a folder, for a run of a configuration or, without one, for any run. Nothing is changed."""

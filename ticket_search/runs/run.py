@@ -21,7 +21,7 @@ from supermask.tickets.file import flush_folder, write_atomically
 
 from ..contract.errors import Interrupted, RequestError, RunError, command_line
 from ..contract.flags import Config, to_plain
-from ..contract.leave import can_be_typed, code_in
+from ..contract.leave import goes_on_in_python
 from ..contract.metric import ACCURACY, Metric, metric_of
 from ..contract.stops import STOPPED, stopping_on_signals
 from ..data.samples import Samples
@@ -288,14 +288,7 @@ class Run:
         """Raise Interrupted when a signal came."""
         if self.stop_status is not None:
             ranks.wait()  # until the first has saved: what starts the ranks ends them all when one of them ends
-            raise Interrupted(str(self.path), self.stop_status, self._goes_on())
-
-    def _goes_on(self) -> str:
-        """How a run of functions that are not known by name goes on, where it is one."""
-        named = code_in(vars(self.config))
-        if self.config.data.startswith("arrays-") or not all(map(can_be_typed, named.values())):
-            return f'the same call, or ticket_search.resume("{self.path}", model=..., data=...), goes on'
-        return ""
+            raise Interrupted(str(self.path), self.stop_status, goes_on_in_python(self.path, vars(self.config)))
 
     def warn(self, text: str) -> None:
         """Say what makes the run's result doubtful, and keep it: the summary has it under `warnings`."""
@@ -465,12 +458,8 @@ class Run:
 
     def _settle_folder(self) -> None:
         found = inspect_folder(self.path, self._config_of_folder())
-        if found.state == "finished":
-            raise RequestError(f"another process has finished {self.path} meanwhile")
-        if found.state == "another run":
-            raise RequestError(f"another process has begun another run in {self.path}: {', '.join(found.differs)}")
-        if found.state == "not a run":
-            raise RequestError(found.why)
+        if found.taken:
+            raise RequestError(found.taken)
         for leftover in find_leftovers(self.path):
             leftover.unlink()
         if found.state == "new":

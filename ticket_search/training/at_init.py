@@ -311,14 +311,17 @@ def score_batches(
 
 
 def shared(batches: Iterable[Any], score: str) -> Iterable[Any]:
-    """This rank's share of batches for a score, whose sums are added up over all ranks; all where they are too few.
+    """The share of this rank of batches for a score, whose sums are those of all ranks; all, where they are too few.
 
     A score of another package does not know of other ranks, and sees all batches on each.
     """
-    group, found = ranks.now(), batches
-    if group.several and score in OWN_SCORES and len(found := list(batches)) >= group.world:
-        found = choosing.gradients.Shared(found[group.rank :: group.world], ranks.add)
-    return found
+    group = ranks.now()
+    if not group.several or score not in OWN_SCORES:
+        return batches
+    found = list(batches)
+    if len(found) < group.world:
+        return found
+    return choosing.gradients.Shared(found[group.rank :: group.world], ranks.add)
 
 
 def warn_of_collapse(model: nn.Module, masks: Masks, run: Run) -> None:
