@@ -1,0 +1,322 @@
+"""One training on several ranks, beside the same search in one process."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import run_ranks
+from training_ranks import CASES, RANKS, free_port, refuse, search_all, search_case, stop_and_go_on, wait_until, work
+
+import supermask
+from supermask import fingerprint
+from supermask.choosing.gradients import Shared
+from ticket_search import RequestError, resume
+from ticket_search.contract.metric import METRICS
+from ticket_search.data.augmentation import Augmentation
+from ticket_search.data.dataset import from_arrays
+from ticket_search.methods import usable_methods
+from ticket_search.runs import ranks
+from ticket_search.training.measures import Batch, make_measure
+
+METHODS = [method.name for method in usable_methods()[0]]
+NAMES = [*METHODS, *CASES]
+# Norms take their statistics from the rows of each rank: no other number is that of one process.
+NORMED = ("early-bird",)
+CODE = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from training_ranks import search_case
+search_case("imp, rewound", sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, forkserver_with_torch) -> tuple[Path, list[dict[str, Any]]]:
+    """What two ranks have found, and in which folder."""
+    folder = tmp_path_factory.mktemp("ranks")
+    parts = [
+        ("searches", search_all, (str(folder / "runs"), NAMES)),
+        ("refused", refuse, (str(folder / "refused"),)),
+        ("stopped", stop_and_go_on, (str(folder / "stopped"),)),
+    ]
+    run_ranks(work, str(folder), free_port(), parts, ranks=RANKS)
+    return folder, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
+
+
+def losses(folder: Path) -> list[tuple[float, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["loss/train"], row["loss/validation"]) for row in rows if "loss/train" in row]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_find_what_one_process_finds(name, together, tmp_path):
+    _, found = together
+    first, second = (rank["searches"][name] for rank in found)
+    assert first["masks"], "a ticket was made"
+    assert first["masks"] == second["masks"], "every level's masks, as each rank has them"
+    assert first["summary"] == second["summary"]
+    if name in NORMED:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", "0")
+        alone = search_case(name, str(tmp_path))
+    pairs = list(zip(losses(Path(first["path"])), losses(alone.path), strict=True))
+    assert len(pairs) >= 50
+    for one, other in pairs:
+        assert one == pytest.approx(other, rel=1e-6, abs=1e-6)
+    ticket, expected = supermask.load(Path(first["path"], "ticket.safetensors")), alone.ticket
+    for part in ticket.tasks or [None]:
+        mine, theirs = (each if part is None else each.task(part) for each in (ticket, expected))
+        assert mine.masks == theirs.masks
+        for state in ("start", "final"):
+            torch.testing.assert_close(mine.state_dict(state), theirs.state_dict(state), rtol=1e-6, atol=1e-8)
+
+
+def test_only_the_first_rank_writes_and_the_folder_is_one_run(together):
+    folder, _ = together
+    run = folder / "runs" / "imp-rewound"
+    assert json.loads((run / "environment.json").read_text())["ranks"] == RANKS
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps), "the rows of one rank"
+    assert not list(run.glob("**/.tmp*"))
+    assert resume(run, progress=False).finished
+
+
+def test_what_ranks_cannot_do_together_is_told_on_each(together):
+    folder, found = together
+    for told in (rank["refused"] for rank in found):
+        assert told["few"] == (
+            "RequestError: 2 ranks and batches of 1 samples: expected at least one sample of a batch for each rank"
+        )
+        assert told["flags"] == "RequestError: the ranks do not have the same run: lr: rank 0 has 0.1, rank 1 has 0.2"
+        assert told["weights"].startswith("RequestError: the ranks do not have the same run: first weights: rank 0 has")
+        assert told["none"].startswith("RequestError: there is no run")
+    assert not (folder / "refused").exists()
+
+
+def test_a_signal_that_one_rank_hears_stops_both_after_one_step(together):
+    folder, (first, second) = together
+    one, other = first["stopped"], second["stopped"]
+    assert one == other
+    assert one["status"] == 75 and one["saved"] and 12 <= one["last"] < 49
+    undisturbed = supermask.load(folder / "runs" / "edge-popup" / "ticket.safetensors")
+    assert one["masks"] == fingerprint(undisturbed.masks)
+
+
+def start_rank(rank: int, port: int, runs: Path, said: Path) -> subprocess.Popen[bytes]:
+    names = {"RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": RANKS, "MASTER_PORT": port}
+    environment = {
+        **os.environ, **{name: str(value) for name, value in names.items()}, "MASTER_ADDR": "127.0.0.1",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }  # fmt: skip
+    with (said / f"{rank}.txt").open("wb") as file:
+        words = [sys.executable, "-c", CODE, str(runs), str(Path(__file__).parent)]
+        return subprocess.Popen(words, env=environment, stderr=file)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_ends_the_other_and_any_number_of_ranks_goes_on(killed, together, tmp_path):
+    whole, _ = together
+    port, runs = free_port(), tmp_path / "runs"
+    processes = [start_rank(rank, port, runs, tmp_path) for rank in range(RANKS)]
+    metrics = runs / "imp-rewound" / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 60)
+    processes[killed].kill()
+    began = time.monotonic()
+    assert processes[1 - killed].wait(timeout=30) == 1
+    assert time.monotonic() - began < 30
+    said = (tmp_path / f"{1 - killed}.txt").read_text()
+    assert "RunError: another of the 2 ranks has ended or cannot be reached" in said
+    assert "the same command goes on from there, with as many ranks or others" in said
+    if killed:
+        going_on = [start_rank(rank, port + 1, runs, tmp_path) for rank in range(RANKS)]
+        assert [process.wait(timeout=120) for process in going_on] == [0] * RANKS
+    else:
+        search_case("imp, rewound", str(runs))
+    after, undisturbed = (
+        supermask.load(each / "imp-rewound" / "ticket.safetensors") for each in (runs, whole / "runs")
+    )
+    assert after.masks == undisturbed.masks
+    torch.testing.assert_close(after.state_dict("final"), undisturbed.state_dict("final"), rtol=1e-6, atol=1e-8)
+    rows, expected = (torch.tensor(losses(each / "imp-rewound")) for each in (runs, whole / "runs"))
+    torch.testing.assert_close(rows, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_shares_make_up_the_batches_of_one_process():
+    x = torch.arange(50 * 3 * 8 * 8, dtype=torch.float32).reshape(50, 3, 8, 8)
+    data = from_arrays((x.numpy(), (torch.arange(50) % 10).numpy()), 0).with_seed(3)
+    data = type(data)(**{**vars(data), "augmentation": Augmentation(crop=2, flip=True)})
+    order = torch.randperm(data.train_size, generator=torch.Generator().manual_seed(0))
+    whole = list(data.train_batches(order, 7, first=1, epoch=2))
+    for world in (2, 3):
+        shares = [list(data.with_share(rank, world).train_batches(order, 7, first=1, epoch=2)) for rank in range(world)]
+        for number, (images, labels) in enumerate(whole):
+            for rank, share in enumerate(shares):
+                assert torch.equal(share[number][0], images[rank::world])
+                assert torch.equal(share[number][1], labels[rank::world])
+        held = list(data.batches("validation", 2))
+        parts = [list(data.with_share(rank, world).batches("validation", 2)) for rank in range(world)]
+        assert [len(part) for part in parts] == [len(held[rank::world]) for rank in range(world)]
+        for rank, part in enumerate(parts):
+            assert all(torch.equal(a[0], b[0]) for a, b in zip(part, held[rank::world], strict=True))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_the_states_of_parts_make_up_that_of_the_whole(name):
+    torch.manual_seed(0)
+    measure = make_measure(name)
+    floats = name in ("mse", "mae", "r2")
+    outputs = torch.randn(60, 4).double()
+    targets = torch.randn(60, 4).double() + 1e3 if floats else torch.randint(0, 4, (60,))
+
+    def state(rows: slice) -> torch.Tensor:
+        found = measure.start(torch.device("cpu"))
+        for part in filter(len, torch.arange(60)[rows].split(7)):
+            loss = outputs[part].square().mean()
+            found = measure.add(found, Batch(outputs[part], targets[part], loss, len(part)))
+        return found
+
+    nothing = measure.start(torch.device("cpu"))
+    for cut in (0, 1, 30, 60):
+        merged = measure.merge(state(slice(0, cut)), state(slice(cut, 60)))
+        for found in (merged, measure.merge(nothing, merged), measure.merge(merged, nothing)):
+            assert measure.value(found) == pytest.approx(measure.value(state(slice(None))), rel=1e-9)
+    assert measure.merge(nothing, nothing).isfinite().all()
+
+
+@pytest.mark.parametrize("score", ["snip", "grasp", "taylor", "movement", "wanda", "sparsegpt"])
+def test_scores_of_shared_batches_are_those_of_all(score):
+    """Two threads stand for two processes: each adds what the other has summed."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 20), torch.nn.Tanh(), torch.nn.Linear(20, 5)).double()
+    batches = [(torch.randn(n, 12).double(), torch.randint(0, 5, (n,))) for n in (4, 4, 9, 2)]
+    meeting, sums = threading.Barrier(2), [torch.empty(0), torch.empty(0)]
+
+    def prune(rank: int) -> supermask.Masks:
+        def add(tensor: torch.Tensor) -> None:
+            sums[rank] = tensor.clone()
+            meeting.wait(20)
+            other = sums[1 - rank].clone()
+            meeting.wait(20)
+            tensor.add_(other)
+
+        shared = Shared(batches[rank::2], add)
+        return supermask.prune(copy.deepcopy(model), 0.3, score, batches=shared)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(prune, range(2))
+    expected = supermask.prune(model, 0.3, score, batches=batches)
+    assert fingerprint(first) == fingerprint(second) == fingerprint(expected)
+    alone = supermask.prune(model, 0.3, score, batches=batches[::2])
+    assert fingerprint(alone) != fingerprint(expected), "a share alone gives something else"
+
+
+LAUNCHED = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    def launch(**other: str) -> None:
+        for name, value in {**LAUNCHED, **other}.items():
+            monkeypatch.setenv(name, value)
+
+    return launch
+
+
+@pytest.mark.parametrize("words", [["compare", "runs"], ["sweep", "some.toml"], ["doctor"], ["export", "x"]])
+def test_a_command_of_one_process_is_refused_on_several_ranks(words, launched, ticket):
+    launched()
+    answer = ticket(*words)
+    assert answer.code == 2
+    assert answer.err == (
+        f"rank 1: error: ticket {words[0]} is for one process: expected it without torchrun, which search, train and "
+        "resume are for\n"
+    )
+
+
+def test_several_seeds_are_several_runs(launched, ticket):
+    launched(RANK="0")
+    answer = ticket("search", "--method", "dense", "--seeds", "0-1")
+    assert answer.code == 2 and "error: --seeds are several runs: expected one --seed" in answer.err
+
+
+def test_the_ranks_of_an_environment(launched):
+    assert ranks.launched() == ranks.ALONE
+    launched()
+    assert ranks.launched() == ranks.Ranks(1, 2, 1, 2)
+    launched(WORLD_SIZE="two")
+    with pytest.raises(RequestError, match="WORLD_SIZE=two: expected whole numbers, as torchrun sets them"):
+        ranks.launched()
+    launched(RANK="2")
+    with pytest.raises(RequestError, match="RANK=2 and WORLD_SIZE=2: expected a rank below the size"):
+        ranks.launched()
+
+
+def test_a_gpu_for_each_process(launched, monkeypatch):
+    launched()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with (
+        pytest.raises(RequestError, match="2 processes on this machine, which has 1 GPUs that may be used"),
+        ranks.together("auto"),
+    ):
+        pass
+
+
+def test_alone_nothing_is_asked_of_anybody(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: pytest.fail("asked"))
+    with ranks.together() as group:
+        assert not group.several and group.first
+        assert ranks.tell(3) == 3 and ranks.gather(4) == [4] and ranks.most([5, 6]) == [5, 6]
+        assert ranks.first(lambda: 7) == 7
+        ranks.wait()
+        tensor = torch.ones(2)
+        assert ranks.add(tensor) is tensor and tensor.tolist() == [1, 1]
+
+
+@pytest.mark.slow
+def test_torchrun_on_the_command_line(tmp_path):
+    words = shlex.split(
+        "search --method imp --density 0.5 --fraction 0.5 --epochs 2 --train-size 300 --threads 1 --runs runs"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "ticket_search"]
+    found = subprocess.run([*torchrun, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert len(re.findall("test accuracy", found.stdout)) == len(re.findall("the ticket: ", found.stdout)) + 1 == 2
+    assert "Traceback" not in found.stderr and "Warning" not in found.stderr
+    wrong = subprocess.run(
+        [*torchrun, "search", "--method", "imp", "--densty", "0.5"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "error: unknown flag --densty; did you mean '--density'?" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_stops_and_goes_on(tmp_path):
+    words = shlex.split("search --method edge-popup --epochs 60 --batch-size 10 --threads 1 --runs runs --name x")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "ticket_search"]
+    process = subprocess.Popen(
+        [*torchrun, *words], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    metrics = tmp_path / "runs" / "x" / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert "stopped; continue with:\n  ticket resume runs/x" in said
+    assert (tmp_path / "runs" / "x" / "state.pt").exists()

@@ -1,0 +1,194 @@
+"""What the processes of test_ranks.py do: each is one of two ranks that search together."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from method_tests import FEW
+from torch import nn
+
+from supermask import fingerprint
+from ticket_search import RequestError, RunError, resume, search
+from ticket_search.methods import find_method
+from ticket_search.running.read_config import find_kind
+from ticket_search.training import conclude
+
+RANKS = 2
+# Five epochs of ten steps; numbers that do not depend on who adds up what first but in their last digits.
+FLAGS: dict[str, Any] = {
+    "train_size": 300, "batch_size": 30, "epochs": 5, "seed": 1, "threads": 1, "precision": "fp64", "evaluate_every": "1it",
+}  # fmt: skip
+DENSITY = 0.3
+# Of fewer samples.
+TOKENS = {"batch_size": 10, "epochs": 10}
+
+
+def own_flags(method: str) -> dict[str, Any]:
+    """What makes a search of any method short."""
+    fields = find_method(method).Config.model_fields
+    found = {name: value for name, value in FEW.items() if name in fields}
+    if not find_kind(method).traits.dense:
+        found["density"] = DENSITY
+    if method == "early-bird":
+        found |= {"model": "lenet-300-100-bn", "unit": "weight"} if "unit" in fields else {"model": "resnet20"}
+    return found
+
+
+class Tokens(nn.Module):
+    """A network of tokens, of which some are not to be predicted: shares of a batch do not weigh alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 16), nn.Linear(16, 7)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.embedding(tokens))).movedim(-1, 1)
+
+
+def tokens() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 7, (80, 6), generator=generator)
+    return x, x.roll(-1, 1).masked_fill(torch.rand(80, 6, generator=generator) < 0.4, -100)
+
+
+class Late(nn.Module):
+    """A network of which one layer is never used: it gets no gradient on any rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused, self.norm = nn.Linear(64, 10), nn.Linear(64, 10), nn.BatchNorm1d(64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(self.norm(x.flatten(1)))
+
+
+# What is searched beside every method with its defaults: by name, the method and its flags.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "edge-popup, global": ("edge-popup", {"allocation": "global", "density": DENSITY}),
+    "imp, rewound": ("imp", {"density": 0.4, "fraction": 0.4, "rewind": "4it", "rewind_optimizer": "restore"}),
+    "a last batch of 7": ("edge-popup", {"batch_size": 7, "train_size": 70, "density": DENSITY}),
+    "imp, batches of 7": ("imp", {"batch_size": 7, "train_size": 70, "density": 0.5, "fraction": 0.5}),
+    "in parts": ("snip", {"accumulate": 3, "density": DENSITY, "clip": 0.5}),
+    "in parts of 7": ("edge-popup", {"accumulate": 2, "batch_size": 7, "train_size": 70, "density": DENSITY}),
+    "tokens": ("imp", {"model": Tokens, "data": tokens, "density": 0.5, "fraction": 0.5, "train_size": None, "metric": "accuracy", **TOKENS}),
+    "tokens in parts": (
+        "edge-popup", {"model": Tokens, "data": tokens, "density": 0.5, "train_size": None, "accumulate": 2, "metric": "accuracy", **TOKENS},
+    ),
+    "penalized": ("bernoulli", {"density": DENSITY}),
+}  # fmt: skip
+
+
+def search_case(name: str, runs: str) -> Any:
+    """A search of CASES, or by a method of that name."""
+    method, flags = CASES.get(name) or (name, own_flags(name))
+    flags = {**FLAGS, **flags}
+    data = flags.pop("data", lambda: "digits")()
+    flags = {key: value for key, value in flags.items() if value is not None}
+    folder = name.replace(" ", "-").replace(",", "")
+    return search(method, data=data, runs=runs, name=folder, progress=False, **flags)
+
+
+@contextmanager
+def tickets_seen() -> Iterator[list[str]]:
+    """The fingerprints of the masks of all tickets that are made in this process."""
+    seen: list[str] = []
+    make = conclude.make_ticket
+
+    def watch(*arguments: Any, **more: Any) -> Any:
+        ticket = make(*arguments, **more)
+        seen.append(fingerprint(ticket.masks))
+        return ticket
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conclude, "make_ticket", watch)
+        yield seen
+
+
+def search_all(folder: str, names: list[str]) -> dict[str, Any]:
+    """Every search, and the masks that this rank has seen."""
+    found = {}
+    for name in names:
+        with tickets_seen() as seen:
+            run = search_case(name, folder)
+        found[name] = {"masks": seen, "path": str(run.path), "summary": dict(run.summary)}
+    return found
+
+
+def refuse(folder: str) -> dict[str, str]:
+    """What is said of requests that the ranks cannot carry out; nothing is written."""
+    rank, found = int(os.environ["RANK"]), {}
+
+    def told(name: str, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except (RequestError, RunError) as error:
+            found[name] = f"{type(error).__name__}: {error}"
+
+    few = {**FLAGS, "epochs": 1}
+    told("few", lambda: search("dense", runs=folder, progress=False, **{**few, "batch_size": 1}))
+    told("flags", lambda: search("dense", runs=folder, progress=False, **{**few, "lr": 0.1 + rank / 10}))
+    told("weights", lambda: search("dense", lambda: other_weights(rank), runs=folder, progress=False, **few))
+    told("none", lambda: resume(f"{folder}/none", progress=False))
+    return found
+
+
+def other_weights(rank: int) -> nn.Module:
+    torch.manual_seed(rank)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def stop_and_go_on(folder: str) -> dict[str, Any]:
+    """One rank alone hears a signal: both stop after the same step, and go on as one run."""
+    from ticket_search import Interrupted
+    from ticket_search.training import loop
+
+    rank, train_on, steps = int(os.environ["RANK"]), loop._Loop._train_on, list[int]()
+
+    def train(self: Any, x: Any, y: Any) -> None:
+        if self.step == 12 and rank == 1:
+            self.run.stop(75)
+        steps.append(self.step)
+        train_on(self, x, y)
+
+    status = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Loop, "_train_on", train)
+        try:
+            search_case("edge-popup", folder)
+        except Interrupted as error:
+            status = error.status
+    stopped = Path(folder, "edge-popup", "state.pt").exists()
+    run = resume(f"{folder}/edge-popup", progress=False)
+    return {"status": status, "last": steps[-1], "saved": stopped, "masks": fingerprint(run.ticket.masks)}
+
+
+def work(rank: int, folder: str, port: int, parts: list[tuple[str, Callable[..., Any], tuple[Any, ...]]]) -> None:
+    """What one rank does: each part is a function and its arguments."""
+    torch.set_num_threads(1)
+    names = {"RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": RANKS, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    torch.save({name: part(*arguments) for name, part, arguments in parts}, f"{folder}/{rank}.pt")
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """What the condition gives when it is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
