@@ -165,6 +165,11 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid", protected_namespac
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy loss")
     clip: Positive | None = Field(None, description="scale the gradient down where its norm is larger than this")
+    fsdp: bool = Field(
+        False,
+        description="on several ranks: share out gradients and moments over them (FSDP2), for networks whose training "
+        "does not fit on one device; with methods that hold masks",
+    )
     accumulate: int = Field(
         1, ge=1, description="split each batch into N parts and sum their gradients, to save memory"
     )
@@ -259,6 +264,8 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid", protected_namespac
             found.append("--evaluate-every 0: expected steps or epochs, like 100it or 1ep")
         names = (("--loss", self.loss, LOSSES), ("--metric", self.metric, tuple(METRICS)))
         found += [problem for key, name, own in names if name is not None and (problem := name_problem(key, name, own))]
+        if self.fsdp and self.compile:
+            found.append("--fsdp and --compile: what is shared out is not compiled, give one of them")
         if self.accumulate > self.batch_size:
             found.append(f"--accumulate {self.accumulate}: expected at most the {self.batch_size} samples of a batch")
         found += [f"--model-args {word}: expected NAME=VALUE" for word in self.model_args if "=" not in word]

@@ -35,6 +35,7 @@ class Traits:
         signs times a gain. Of all that are not trained the ticket's two states have the same weights.
     changes_masks: the masks change in the course of the training that gives the ticket its weights, so that no control
         can be trained as the ticket was.
+    looks_at_steps: a hook of the method looks at the network in the course of a training, or stops it.
     """
 
     exact_density: bool = True
@@ -42,6 +43,7 @@ class Traits:
     dense: bool = False
     weights: Literal["trained", "frozen", "redrawn", "computed"] = "trained"
     changes_masks: bool = False
+    looks_at_steps: bool = False
 
     @property
     def trains_weights(self) -> bool:
@@ -134,6 +136,13 @@ class Hook:
 
     def on_step(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
         """After the optimizer's step, or where it would have been; `step` counts the steps done, this one included."""
+
+    def sees(self, step: int) -> bool:
+        """Whether `on_step` looks at the network or the optimizer after so many steps.
+
+        Where it does not, a network that is shared out over ranks need not be gathered for it.
+        """
+        return type(self).on_step is not Hook.on_step
 
     def on_epoch(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
         """After an epoch's last step."""

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 WHEN = "When there is time for one training only, and whole channels should go early in it."
 
 # Of filters and hidden units the density is met to the unit; their weights are as many as they are.
-TRAITS = Traits(exact_density=False)
+TRAITS = Traits(exact_density=False, looks_at_steps=True)
 _OF_WEIGHTS = "--granularity weight, a variant that is not the paper's, ranks single weights and needs no norms"
 
 

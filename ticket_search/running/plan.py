@@ -32,6 +32,7 @@ from ..training.conclude import conclude, keep_all, summarize
 from ..training.evaluation import Evaluation, batch_of, evaluate
 from ..training.loop import Trained, train_network
 from ..training.precision import make_arithmetic
+from ..training.shards import sharding_problems
 from ..training.trial import check_model, find_objective
 from .duration import Costs
 
@@ -110,6 +111,8 @@ def plan_stages(config: Config, setup: Setup, targets: Targets) -> list[Stage]:
         raise RequestError(
             f"{world} ranks and batches of {batch} samples: expected at least one sample of a batch for each rank"
         )
+    if problems := sharding_problems(config, setup.method.traits):
+        raise RequestError(problems)
     return setup.method.plan(config, targets, per_epoch)
 
 

@@ -17,6 +17,7 @@ from . import replica as replica
 from . import rewinding as rewinding
 from . import running_mean as running_mean
 from . import sensitivity as sensitivity
+from . import shards as shards
 from . import tasks as tasks
 from . import trial as trial
 from . import units as units

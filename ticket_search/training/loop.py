@@ -31,8 +31,9 @@ from . import watch
 from .evaluation import Evaluation, evaluate
 from .optimization import learning_rate, load_optimizer, make_optimizer
 from .precision import compile_whole, make_arithmetic
-from .replica import Replica, share_buffers
+from .replica import Replica
 from .running_mean import Tally
+from .shards import Shards, WholeState
 from .trial import find_objective
 
 StateDict = dict[str, Any]
@@ -93,7 +94,7 @@ def train_network(
     loop = _Loop(model, data, config, run, hook or Hook(), start, order)
     if optimizer_state is not None:
         # A copy: PyTorch trains on in the very tensors that it is given, and the next level begins with them too.
-        load_optimizer(loop.optimizer, copy.deepcopy(dict(optimizer_state)))
+        loop.load_optimizer(copy.deepcopy(dict(optimizer_state)))
     saved = run.training_state(order)
     if saved is not None:
         loop.load_state_dict(saved)
@@ -138,9 +139,11 @@ class _Loop:
         several = ranks.now().several
         self.writes_over = config.compile and data.device.type == "cuda" and config.accumulate == 1 and not several
         self.forward = compile_whole(model, self.writes_over) if config.compile else partial(call, model)
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.replica = Replica(model, self.forward, self.parameters) if several else None
-        self.optimizer = make_optimizer(model, config, hook.groups(model))
+        self.shards = Shards(model) if several and config.fsdp else None
+        trained = model if self.shards is None else self.shards.trained
+        self.parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+        self.replica = self.shards or (Replica(model, self.forward, self.parameters) if several else None)
+        self.optimizer = make_optimizer(trained, config, hook.groups(model), fused=self.shards is None)
         # `step` counts from the start of the schedule, so that a training which begins at a rewind point has its rate
         # and its batches; what is logged counts from `start`.
         self.step = self.logged_step = self.start = start
@@ -169,7 +172,7 @@ class _Loop:
                 batches, begun = self._batches_of(epoch, position), True
             self._train_on(*next(batches))
             self.step += 1
-            self.hook.on_step(self.step, self.model, self.optimizer)
+            self._show_step()
             if self.run.rehearsal is not None:
                 self.run.rehearsal.tick()
             self.run.agree()
@@ -186,6 +189,13 @@ class _Loop:
                     self._save()
                 self._go_on()
             self.run.progress.advance_to(self.run.steps_done + self.step - self.start)
+
+    def _show_step(self) -> None:
+        optimizer: Any = self.optimizer
+        if self.shards is not None and self.hook.sees(self.step):
+            self.shards.settle()
+            optimizer = WholeState(self.shards, self.optimizer)
+        self.hook.on_step(self.step, self.model, optimizer)
 
     def _pause(self) -> None:
         """Stop the clock, once the device has done what it was given."""
@@ -270,7 +280,7 @@ class _Loop:
             return
         if self.config.clip is not None:
             # The norm that is clipped is that of the weights which are there.
-            mask_gradients(self.model)
+            mask_gradients(self.model if self.shards is None else self.shards.trained)
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()
 
@@ -344,8 +354,9 @@ class _Loop:
         self.logged_step, self.logged_seconds = self.step, self.seconds
 
     def _share(self) -> None:
-        """Have all ranks know what each has gathered by itself: statistics of norms, and images that are bad."""
-        share_buffers(self.model)
+        """Have all ranks know what each has by itself: statistics of norms, shards, and images that are bad."""
+        if self.replica is not None:
+            self.replica.settle()
         if (bad := self.run.setup.bad_images) and ranks.now().several:
             for found in ranks.gather(bad.state_dict()):
                 for split, images in found.items():
@@ -372,10 +383,13 @@ class _Loop:
         return Moment(**values, value=accuracy if self.objective.metric.is_accuracy else accuracy / 100)
 
     def trained(self) -> Trained:
-        share_buffers(self.model)
+        self._share()
         if self.final is None or self.logged_step != self.step:
             self.final = self._validate()
         return Trained(self.step - self.start, self.step, self.final, self.moments)
+
+    def load_optimizer(self, state: StateDict) -> None:
+        load_optimizer(self.optimizer, self.shards.share_state(self.optimizer, state) if self.shards else state)
 
     def state_dict(self) -> StateDict:
         return {
@@ -387,7 +401,7 @@ class _Loop:
             "final": tuple(self.final) if self.final else None,
             "moments": {name: vars(moment) for name, moment in self.moments.items()},
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.shards.optimizer_state(self.optimizer) if self.shards else self.optimizer.state_dict(),
             "hook": self.hook.state_dict(),
             "told_dead": self.told_dead,
             "random": torch.get_rng_state(),
@@ -401,7 +415,9 @@ class _Loop:
         self.final = Evaluation(*state["final"]) if state["final"] else None
         self.moments = {name: self._load_moment(**values) for name, values in state["moments"].items()}
         self.model.load_state_dict(state["model"])
-        load_optimizer(self.optimizer, state["optimizer"])
+        if self.shards is not None:
+            self.shards.load()
+        self.load_optimizer(state["optimizer"])
         # A run of 0.1.0 that trained without a hook has None here.
         self.hook.load_state_dict(state["hook"] or {})
         self.told_dead = state.get("told_dead", False)

@@ -24,13 +24,16 @@ def learning_rate(config: Config, step: int, total: int, per_epoch: int) -> floa
     return config.lr * config.drop ** sum(step >= epoch * per_epoch for epoch in config.milestones)
 
 
-def make_optimizer(model: nn.Module, config: Config, groups: Sequence[Mapping[str, Any]] = ()) -> torch.optim.Optimizer:
-    """The configured optimizer over all trainable parameters, in one fused call per step.
+def make_optimizer(
+    model: nn.Module, config: Config, groups: Sequence[Mapping[str, Any]] = (), fused: bool = True
+) -> torch.optim.Optimizer:
+    """The configured optimizer over all trainable parameters, in one call per step.
 
     Args:
         model: whose parameters that require a gradient are trained.
         config: update rule, learning rate, momentum, weight decay.
         groups: parameters with values of their own (see `Hook.groups`).
+        fused: whether it is one kernel for all parameters, which those that are shared out over ranks do not have.
 
     Returns:
         The optimizer; `share` of each of its parameter groups is what the scheduled learning rate is multiplied by.
@@ -48,7 +51,7 @@ def make_optimizer(model: nn.Module, config: Config, groups: Sequence[Mapping[st
         [{"params": rest}, *own] if own and rest else own or rest,
         lr=config.lr,
         weight_decay=config.weight_decay,
-        fused=True,
+        fused=fused,
         **momentum,
     )
     for group in optimizer.param_groups:

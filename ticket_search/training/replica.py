@@ -42,7 +42,7 @@ class Replica:
     """
 
     def __init__(self, model: nn.Module, forward: Callable[[Any], Any], parameters: Sequence[nn.Parameter]) -> None:
-        self.model, self.plain, self.parameters = model, forward, parameters
+        self.trained, self.plain, self.parameters = model, forward, parameters
         self.wrapper: DistributedDataParallel | None = None
 
     def __call__(self, inputs: Any) -> Any:
@@ -65,11 +65,15 @@ class Replica:
                 parameter.grad = average(grad)
         options: dict[str, Any] = {_SENDS_BUFFERS: False}
         self.wrapper = DistributedDataParallel(
-            _Passing(self.model, self.plain),
+            _Passing(self.trained, self.plain),
             gradient_as_bucket_view=True,
             find_unused_parameters=any(number < ranks.now().world for number in anywhere),
             **options,
         )
+
+    def settle(self) -> None:
+        """Have all ranks know what only one of them does: the running statistics of norms are those of its rows."""
+        share_buffers(self.trained)
 
 
 def average(tensor: Tensor) -> Tensor:
@@ -78,7 +82,7 @@ def average(tensor: Tensor) -> Tensor:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every rank the buffers of the first: the running statistics of norms are those of its rows.
+    """Give every rank the buffers of the first.
 
     Masks are the same everywhere, which is checked where a ticket is made.
     """

@@ -38,9 +38,13 @@ class RewindPoint(Hook):
         self.tensors: dict[str, Tensor] = {}
         self.optimizer: dict[str, Any] = {}
 
+    def sees(self, step: int) -> bool:
+        """At the step to come back to only."""
+        return step == self.step
+
     def on_step(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
         """Copy everything at the step to come back to."""
-        if step == self.step:
+        if self.sees(step):
             self.tensors = state_of(model)
             self.optimizer = copy.deepcopy(optimizer.state_dict())
 

@@ -1,0 +1,152 @@
+"""A network whose parameters, gradients and moments are shared out over ranks in training (PyTorch's FSDP2).
+
+Each rank has the whole network beside its shard, to measure it and to prune it; what a training needs besides, the
+gradients and the optimizer's moments, is there once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from supermask.choosing.gradients import call
+from supermask.live.held import Hold
+from supermask.live.program import program_of
+
+from ..contract.errors import RequestError
+from ..contract.flags import Config
+from ..contract.method import Traits
+from ..runs import ranks
+from .replica import share_buffers
+
+
+def sharding_problems(config: Config, traits: Traits) -> list[str]:
+    """Why a method's trainings cannot be shared out, where `--fsdp` asks for it."""
+    if not config.fsdp:
+        return []
+    found = []
+    if not traits.trains_weights or traits.changes_masks or traits.looks_at_steps:
+        found.append(
+            f"--fsdp goes with methods whose masks are held while the weights train, as imp, one-shot and snip; the "
+            f"trainings of {config.method} change or look at more than that"
+        )
+    if config.device == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        found.append(f"--fsdp on the CPU needs PyTorch 2.7 or later, and this is {torch.__version__}")
+    return found
+
+
+class Shards:
+    """The training passes of a network that is shared out, block by block.
+
+    Args:
+        model: the same on every rank, with held masks or none. It stays as it is until `settle` is called.
+
+    Raises:
+        RequestError: its masks are learned.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        # Only where it is used: it takes as long to import as PyTorch.
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        if not isinstance(program_of(model), Hold | None):
+            raise RequestError("--fsdp holds masks, and those of this network are learned: expected no --fsdp")
+        self.whole, self.trained = model, copy.deepcopy(model)
+        kind = next(model.parameters()).device.type
+        mesh = init_device_mesh(kind, (ranks.now().world,))
+        for block in [*reversed(list(_blocks(self.trained))), self.trained]:
+            fully_shard(block, mesh=mesh)
+
+    def __call__(self, inputs: Any) -> Any:
+        """The outputs of the network."""
+        return call(self.trained, inputs)
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Within it gradients are added up on this rank only, as those of all parts of a batch but the last."""
+        sharded: Any = self.trained
+        sharded.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            sharded.set_requires_gradient_sync(True)
+
+    def after_backward(self) -> None:
+        """Nothing is left to do: gradients are averaged as they come."""
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Write what was trained into the whole network."""
+        share_buffers(self.trained)
+        whole = self.whole.state_dict()
+        for name, tensor in self.trained.state_dict().items():
+            if isinstance(tensor, Tensor):
+                whole[name].copy_(_join(tensor))
+
+    def load(self) -> None:
+        """Share out the whole network again, after it has been given other tensors."""
+        with torch.no_grad():
+            whole = self.whole.state_dict()
+            for name, tensor in self.trained.state_dict().items():
+                if isinstance(tensor, Tensor):
+                    tensor.copy_(_share_out(whole[name], tensor))
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """An optimizer's state with whole moments, as that of a network that is not shared out."""
+        return tree_map_only(Tensor, lambda tensor: _join(tensor).cpu(), optimizer.state_dict())  # type: ignore[no-any-return]
+
+    def share_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The other way round, for an optimizer over the parameters of `trained`."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        shared = {
+            index: {
+                key: _share_out(value, parameters[index])
+                if isinstance(value, Tensor) and value.shape == parameters[index].shape
+                else value
+                for key, value in entries.items()
+            }
+            for index, entries in state["state"].items()
+        }
+        return {**state, "state": shared}
+
+
+class WholeState:
+    """An optimizer as a hook may see it that only reads its state: that of the whole network."""
+
+    def __init__(self, shards: Shards, optimizer: torch.optim.Optimizer) -> None:
+        self.shards, self.optimizer = shards, optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole moments."""
+        return self.shards.optimizer_state(self.optimizer)
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The parts that are gathered one after another: those that lie in lists and sequences, as blocks do."""
+    for module in model.modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)):
+            yield from (
+                part for part in module if not isinstance(part, nn.ModuleList) and any(True for _ in part.parameters())
+            )
+
+
+def _join(tensor: Tensor) -> Tensor:
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
+
+
+def _share_out(whole: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor in the shards of another one."""
+    if not hasattr(like, "full_tensor"):
+        return whole.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded: Any = like
+    return distribute_tensor(whole.detach().to(like.device), sharded.device_mesh, sharded.placements)
