@@ -154,11 +154,30 @@ def flattened(rank: int) -> dict[str, str]:
     return found
 
 
+def learned_in_shards(rank: int) -> dict[str, str]:
+    """Masks learned before and after parameters are shared out, layer by layer or as one."""
+    found = {}
+    for rule, order, parts in SHARED if SHARDS else ():
+        model = small_perceptron()
+
+        def run(model=model, rule=rule, order=order, parts=parts):
+            if order == "before":
+                learn(model, rule)
+            shard(model, parts)
+            if order == "after":
+                learn(model, rule)
+            model(torch.randn(4, 8)).sum().backward()
+
+        found[rule, order, parts] = message_of(run)
+    return found
+
+
 def small_perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
 
 
 NETWORKS = {"perceptron": small_perceptron, "checkpointed": lambda: Net("several")}
+SHARED = [(rule, order, parts) for rule in RULES for order in ("before", "after") for parts in (True, False)]
 CASES = [("perceptron", rule) for rule in RULES] + [("checkpointed", rule) for rule in ("edge-popup", "bernoulli")]
 
 
@@ -205,7 +224,7 @@ def run(folder: Path, *parts: Callable[[int], Any]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory, forkserver_with_torch) -> list[dict[str, Any]]:
-    return run(tmp_path_factory.mktemp("ranks"), sharded, flattened, learned)
+    return run(tmp_path_factory.mktemp("ranks"), sharded, flattened, learned, learned_in_shards)
 
 
 @pytest.fixture
@@ -254,6 +273,17 @@ def test_flattened_parameters_are_refused(order, original, ranks):
     expected = "has a mask of shape" if order == "before" else "the masks do not fit the model"
     for rank in ranks:
         assert expected in rank["flattened"][f"{order}, use_orig_params={original}"]
+
+
+@pytest.mark.skipif(not SHARDS, reason="a PyTorch whose fully_shard does not work on a CPU")
+@pytest.mark.parametrize(("rule", "order", "parts"), SHARED)
+def test_masks_are_not_learned_in_shards(rule, order, parts, ranks):
+    for rank in ranks:
+        told = rank["learned_in_shards"][rule, order, parts]
+        if rule == "patterns" and order == "before":
+            assert told.startswith("fully_shard doesn't support scalar parameters")
+            continue
+        assert told.startswith("masks cannot be learned where parameters are shared out over processes (fully_shard)")
 
 
 @pytest.mark.parametrize(("network", "rule"), CASES)

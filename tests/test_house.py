@@ -111,6 +111,8 @@ LATE_IMPORTS = {
     "scipy": "takes a second to import, and only SVHN is stored in its format",
     "tensorboard": "loaded with the first event file",
     "torch": "the flags of methods are read by --help, which loads no PyTorch",
+    "torch.distributed.device_mesh": "takes seconds to import, and only --fsdp needs it",
+    "torch.distributed.fsdp": "takes seconds to import, and only --fsdp needs it",
     "torch.distributed.tensor": "takes seconds to import, and only sharded weights need it",
     "torch.utils.flop_counter": "takes a second to import, and only the count of operations needs it",
     "torchvision": "takes seconds to import, and only its own networks and data sets need it",

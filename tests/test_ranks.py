@@ -19,7 +19,21 @@ from typing import Any
 import pytest
 import torch
 from processes import run_ranks
-from training_ranks import CASES, RANKS, free_port, refuse, search_all, search_case, stop_and_go_on, wait_until, work
+from test_distributed_loops import SHARDS
+from training_ranks import (
+    CASES,
+    RANKS,
+    SHARED,
+    free_port,
+    refuse,
+    search_all,
+    search_case,
+    search_shared,
+    stop_and_go_on,
+    stop_shared,
+    wait_until,
+    work,
+)
 
 import supermask
 from supermask import fingerprint
@@ -52,6 +66,10 @@ def together(tmp_path_factory, forkserver_with_torch) -> tuple[Path, list[dict[s
         ("searches", search_all, (str(folder / "runs"), NAMES)),
         ("refused", refuse, (str(folder / "refused"),)),
         ("stopped", stop_and_go_on, (str(folder / "stopped"),)),
+        *(
+            [("shared", search_shared, (str(folder / "shared"),)), ("shared on", stop_shared, (str(folder / "on"),))]
+            * SHARDS
+        ),
     ]
     run_ranks(work, str(folder), free_port(), parts, ranks=RANKS)
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
@@ -115,6 +133,44 @@ def test_a_signal_that_one_rank_hears_stops_both_after_one_step(together):
     assert one["status"] == 75 and one["saved"] and 12 <= one["last"] < 49
     undisturbed = supermask.load(folder / "runs" / "edge-popup" / "ticket.safetensors")
     assert one["masks"] == fingerprint(undisturbed.masks)
+
+
+@pytest.fixture(scope="module")
+def unshared(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unshared")
+    search_shared(str(folder), fsdp=False)
+    return folder
+
+
+@pytest.mark.skipif(not SHARDS, reason="a PyTorch whose fully_shard does not work on a CPU")
+@pytest.mark.parametrize("name", SHARED)
+def test_a_training_that_is_shared_out_is_that_of_one_process(name, together, unshared):
+    folder, _ = together
+    one, other = (each / name.replace(" ", "-") for each in (folder / "shared", unshared))
+    torch.testing.assert_close(torch.tensor(losses(one)), torch.tensor(losses(other)), rtol=1e-6, atol=1e-6)
+    ticket, expected = (supermask.load(each / "ticket.safetensors") for each in (one, other))
+    assert fingerprint(ticket.masks) == fingerprint(expected.masks)
+    torch.testing.assert_close(ticket.state_dict("final"), expected.state_dict("final"), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.skipif(not SHARDS, reason="a PyTorch whose fully_shard does not work on a CPU")
+def test_a_training_that_is_shared_out_stops_and_goes_on(together):
+    folder, found = together
+    for rank in found:
+        assert rank["shared on"]["status"] == 75 and rank["shared on"]["saved"]
+        ticket = supermask.load(folder / "shared" / "imp" / "ticket.safetensors")
+        assert rank["shared on"]["masks"] == fingerprint(ticket.masks)
+
+
+@pytest.mark.skipif(not SHARDS, reason="a PyTorch whose fully_shard does not work on a CPU")
+def test_a_training_that_changes_masks_is_not_shared_out(together):
+    folder, found = together
+    for told in (rank["shared"] for rank in found):
+        assert set(told) == {"edge-popup", "rigl", "gradual", "gates", "early-bird"}
+        for method, text in told.items():
+            assert text.startswith("--fsdp goes with methods whose masks are held while the weights train")
+            assert text.endswith(f"the trainings of {method} change or look at more than that")
+    assert not (folder / "shared" / "none").exists()
 
 
 def start_rank(rank: int, port: int, runs: Path, said: Path) -> subprocess.Popen[bytes]:

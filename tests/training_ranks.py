@@ -122,6 +122,42 @@ def search_all(folder: str, names: list[str]) -> dict[str, Any]:
     return found
 
 
+# Of which the trainings may be shared out.
+SHARED: dict[str, tuple[str, dict[str, Any]]] = {
+    "dense": ("dense", {}),
+    "imp": ("imp", {"density": 0.4, "fraction": 0.4, "rewind": "4it", "rewind_optimizer": "restore"}),
+    "snip": ("snip", {"density": DENSITY, "accumulate": 3, "clip": 0.5}),
+    "wanda": ("wanda", {"density": DENSITY}),
+    "batches of 7": ("random", {"density": DENSITY, "batch_size": 7, "train_size": 70}),
+    "blocks": (
+        "one-shot",
+        {"density": DENSITY, "model": "conv2", "model_args": ["width=0.25"], "optimizer": "sgd", "lr": 0.05, "momentum": 0.9},
+    ),
+}  # fmt: skip
+
+
+def search_shared(folder: str, fsdp: bool = True) -> dict[str, str]:
+    """Searches whose trainings are shared out, and what is said of those that cannot be."""
+    found = {}
+    for name, (method, flags) in SHARED.items():
+        given = {**FLAGS, "epochs": 2, **flags, **({"fsdp": True} if fsdp else {})}
+        search(method, data="digits", runs=folder, name=name.replace(" ", "-"), progress=False, **given)
+    for method in ("edge-popup", "rigl", "gradual", "gates", "early-bird") if fsdp else ():
+        try:
+            search(method, data="digits", runs=f"{folder}/none", progress=False, fsdp=True, **FLAGS)
+        except RequestError as error:
+            found[method] = str(error)
+    return found
+
+
+def stop_shared(folder: str) -> dict[str, Any]:
+    """A search that is shared out is stopped in the middle of a training, and goes on."""
+    method, flags = SHARED["imp"]
+    return stop_and_go_on(folder, lambda: search(
+        method, data="digits", runs=folder, name="edge-popup", progress=False, fsdp=True, **{**FLAGS, "epochs": 2, **flags},
+    ))  # fmt: skip
+
+
 def refuse(folder: str) -> dict[str, str]:
     """What is said of requests that the ranks cannot carry out; nothing is written."""
     rank, found = int(os.environ["RANK"]), {}
@@ -145,7 +181,7 @@ def other_weights(rank: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
-def stop_and_go_on(folder: str) -> dict[str, Any]:
+def stop_and_go_on(folder: str, begin: Callable[[], Any] | None = None) -> dict[str, Any]:
     """One rank alone hears a signal: both stop after the same step, and go on as one run."""
     from ticket_search import Interrupted
     from ticket_search.training import loop
@@ -162,7 +198,7 @@ def stop_and_go_on(folder: str) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Loop, "_train_on", train)
         try:
-            search_case("edge-popup", folder)
+            begin() if begin else search_case("edge-popup", folder)
         except Interrupted as error:
             status = error.status
     stopped = Path(folder, "edge-popup", "state.pt").exists()

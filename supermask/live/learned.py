@@ -14,6 +14,7 @@ from ..choosing.gradients import tensors_in
 from ..masks.masks import Masks
 from ..masks.targets import Targets, forget_learned, mark_learned
 from ..weights.inits import Draw, fingerprint
+from ..weights.plain import is_shared_out
 from .layers import Layer, Layers
 from .program import Program
 from .recomputation import backward_number, is_filling_in, out_of_sight
@@ -66,6 +67,18 @@ class Learned(Program):
             # Partial, because PyTorch marks the hook by an attribute, which a method cannot have.
             self.handles.append(self.root.register_state_dict_post_hook(partial(self._save_step)))
             self.handles.append(self.root.register_load_state_dict_pre_hook(self._load_step))
+
+    def refuse_shards(self) -> None:
+        """Raise ValueError where parameters lie in parts on several processes: a mask is chosen by whole scores."""
+        shared = [
+            layer.name for layer in self.layers if any(map(is_shared_out, (layer.weight, *layer.learned.values())))
+        ]
+        # While its own hooks run, the parameters of a network that is shared out as one are whole.
+        if shared or any(kind.__name__ == "FSDPModule" for kind in type(self.root).__mro__):
+            raise ValueError(
+                "masks cannot be learned where parameters are shared out over processes (fully_shard): expected "
+                "DistributedDataParallel, which learns them, or masks that are held (supermask.hold)"
+            )
 
     def start(self, seed: int) -> None:
         """Let the rule begin, and keep its tensors in the modules that have the weights.
@@ -253,6 +266,8 @@ class Learned(Program):
         return values
 
     def _clamp(self) -> None:
+        if not torch.compiler.is_compiling():
+            self.refuse_shards()
         if self.clamps:
             with torch.no_grad(), self.layers.writing():
                 self.rule.clamp(self.layers)

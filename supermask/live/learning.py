@@ -99,7 +99,8 @@ def learn(
     Raises:
         ValueError: a density outside (0, 1], an unknown init, allocation or rule, a tensor that would keep no weight, a
             target without a fan-in, or a model that carries masks already; with N:M another density or allocation, or
-            inputs that are no multiple of M, all of it at once; a rule whose masks do not fit.
+            inputs that are no multiple of M, all of it at once; a rule whose masks do not fit; or parameters that are
+            shared out over processes (`fully_shard`), then or in a later pass.
 
     Source: Ramanujan et al., What's Hidden in a Randomly Weighted Neural Network?, 2020.
     """
@@ -121,6 +122,7 @@ def learn(
     if density is not None and rule.exact:
         _check_counts(density, layers)
     learned = Learned(model, targets, rule, layers)
+    learned.refuse_shards()
     learned.install()
     try:
         if weights != "keep":

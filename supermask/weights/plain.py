@@ -47,6 +47,11 @@ def why_not_masked(tensor: Tensor) -> str:
     return f"is of type {name}, which packs two numbers in a byte" if name == "float4_e2m1fn_x2" else ""
 
 
+def is_shared_out(tensor: Tensor) -> bool:
+    """Whether a tensor lies in parts on several processes (a DTensor)."""
+    return hasattr(tensor, "full_tensor")
+
+
 def why_not_plain(tensor: Tensor) -> str:
     """What a tensor is instead of plain numbers, and what makes it so; nothing where it is plain."""
     if is_lazy(tensor):
@@ -59,7 +64,7 @@ def why_not_plain(tensor: Tensor) -> str:
         return f"is quantized ({str(tensor.dtype).removeprefix('torch.')}): give tensor.dequantize()"
     if tensor.layout != torch.strided:
         return f"is sparse ({str(tensor.layout).removeprefix('torch.')}): give tensor.to_dense()"
-    if hasattr(tensor, "full_tensor"):
+    if is_shared_out(tensor):
         return "is shared out over processes (a DTensor): give tensor.full_tensor()"
     return ""
 

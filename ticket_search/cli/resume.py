@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import running
+from ..runs import ranks
 from ..runs.folders import find_run, is_finished
 from .search import print_summary
 from .terminal import output, print_json, stop_told
@@ -37,10 +38,12 @@ def resume(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Continue a stopped run; the result is that of a run that was never stopped."""
-    folder = find_run(run, runs)
-    done = is_finished(folder)
-    with stop_told(folder):
-        finished = running.search.resume(folder, model, data, loss=loss, metric=metric, device=device)
+    with ranks.together(device or "auto") as group:
+        folder, done = ranks.first(lambda: (found := find_run(run, runs), is_finished(found)))
+        with stop_told(folder):
+            finished = running.search.resume(folder, model, data, loss=loss, metric=metric, device=device)
+    if not group.first:
+        return
     if as_json:
         print_json(finished.summary)
         return

@@ -97,6 +97,8 @@ def carry_out(request: Request, place: str) -> None:
             if done is None:
                 with stop_told(folder):
                     run = _carry_out_announced(run)
+    if not group.first:
+        return
     if request.asks("--dry-run"):
         print_plan(plan, request.asks("--json"))
     elif request.asks("--json"):

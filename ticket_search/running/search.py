@@ -470,6 +470,8 @@ def carry_out(run: Run) -> Run:
         start = supermask.fingerprint(state_of(model))
         given = {**to_plain(config), "first weights": start, "samples": setup.data_hash}
         ranks.check_same("run", given, RequestError)
+        if config.fsdp and not ranks.now().several:
+            run.progress.say("--fsdp shares out a training over ranks, and there is one: the training is whole")
         run.progress.expect(sum(stage.steps for stage in plan_stages(config, setup, targets)))
         for sentence in setup.remarks(model, targets):
             run.progress.say(sentence)

@@ -143,7 +143,7 @@ class _Loop:
         trained = model if self.shards is None else self.shards.trained
         self.parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
         self.replica = self.shards or (Replica(model, self.forward, self.parameters) if several else None)
-        self.optimizer = make_optimizer(trained, config, hook.groups(model), fused=self.shards is None)
+        self.optimizer = make_optimizer(trained, config, hook.groups(model))
         # `step` counts from the start of the schedule, so that a training which begins at a rewind point has its rate
         # and its batches; what is logged counts from `start`.
         self.step = self.logged_step = self.start = start

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from supermask.weights.plain import is_shared_out
+
 from ..contract.flags import Config, steps_of
 
 
@@ -24,16 +26,13 @@ def learning_rate(config: Config, step: int, total: int, per_epoch: int) -> floa
     return config.lr * config.drop ** sum(step >= epoch * per_epoch for epoch in config.milestones)
 
 
-def make_optimizer(
-    model: nn.Module, config: Config, groups: Sequence[Mapping[str, Any]] = (), fused: bool = True
-) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: Config, groups: Sequence[Mapping[str, Any]] = ()) -> torch.optim.Optimizer:
     """The configured optimizer over all trainable parameters, in one call per step.
 
     Args:
         model: whose parameters that require a gradient are trained.
         config: update rule, learning rate, momentum, weight decay.
         groups: parameters with values of their own (see `Hook.groups`).
-        fused: whether it is one kernel for all parameters, which those that are shared out over ranks do not have.
 
     Returns:
         The optimizer; `share` of each of its parameter groups is what the scheduled learning rate is multiplied by.
@@ -51,7 +50,8 @@ def make_optimizer(
         [{"params": rest}, *own] if own and rest else own or rest,
         lr=config.lr,
         weight_decay=config.weight_decay,
-        fused=fused,
+        # For parameters that are shared out over ranks PyTorch has one kernel of Adam's, and none of SGD's.
+        fused=not any(map(is_shared_out, model.parameters())),
         **momentum,
     )
     for group in optimizer.param_groups:
