@@ -20,6 +20,7 @@ import pytest
 import torch
 from processes import run_ranks
 from test_distributed_loops import SHARDS
+from test_image_folder import write_images
 from training_ranks import (
     CASES,
     RANKS,
@@ -28,6 +29,7 @@ from training_ranks import (
     refuse,
     search_all,
     search_case,
+    search_images,
     search_shared,
     stop_and_go_on,
     stop_shared,
@@ -62,7 +64,12 @@ search_case("imp, rewound", sys.argv[1])
 def together(tmp_path_factory, forkserver_with_torch) -> tuple[Path, list[dict[str, Any]]]:
     """What two ranks have found, and in which folder."""
     folder = tmp_path_factory.mktemp("ranks")
+    for number, name in enumerate(("ant", "bee")):
+        write_images(folder / "images" / "train" / name, 16, number)
+        write_images(folder / "images" / "test" / name, 6, 10 + number)
+        next((folder / "images" / "train" / name).iterdir()).write_bytes(b"no image")
     parts = [
+        ("images", search_images, (str(folder / "images"), str(folder / "runs"))),
         ("searches", search_all, (str(folder / "runs"), NAMES)),
         ("refused", refuse, (str(folder / "refused"),)),
         ("stopped", stop_and_go_on, (str(folder / "stopped"),)),
@@ -102,6 +109,17 @@ def test_two_ranks_find_what_one_process_finds(name, together, tmp_path):
         assert mine.masks == theirs.masks
         for state in ("start", "final"):
             torch.testing.assert_close(mine.state_dict(state), theirs.state_dict(state), rtol=1e-6, atol=1e-8)
+
+
+def test_a_folder_of_images_is_read_by_shares(together, tmp_path):
+    folder, found = together
+    with pytest.warns(UserWarning, match="cannot be read"):
+        alone = search_images(str(folder / "images"), str(tmp_path))
+    for rank in found:
+        assert rank["images"]["bad"] == alone["bad"], "what any rank has met"
+        assert rank["images"]["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+    pairs = (losses(Path(each, "images")) for each in (folder / "runs", tmp_path))
+    torch.testing.assert_close(*map(torch.tensor, pairs), rtol=1e-3, atol=1e-3)
 
 
 def test_only_the_first_rank_writes_and_the_folder_is_one_run(together):

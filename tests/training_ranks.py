@@ -64,10 +64,10 @@ class Late(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.used, self.unused, self.norm = nn.Linear(64, 10), nn.Linear(64, 10), nn.BatchNorm1d(64)
+        self.used, self.unused = nn.Linear(64, 10), nn.Linear(64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.used(self.norm(x.flatten(1)))
+        return self.used(x.flatten(1))
 
 
 # What is searched beside every method with its defaults: by name, the method and its flags.
@@ -82,6 +82,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "tokens in parts": (
         "edge-popup", {"model": Tokens, "data": tokens, "density": 0.5, "train_size": None, "accumulate": 2, "metric": "accuracy", **TOKENS},
     ),
+    "a layer that is not used": ("one-shot", {"model": Late, "density": DENSITY}),
     "penalized": ("bernoulli", {"density": DENSITY}),
 }  # fmt: skip
 
@@ -156,6 +157,18 @@ def stop_shared(folder: str) -> dict[str, Any]:
     return stop_and_go_on(folder, lambda: search(
         method, data="digits", runs=folder, name="edge-popup", progress=False, fsdp=True, **{**FLAGS, "epochs": 2, **flags},
     ))  # fmt: skip
+
+
+FOLDER: dict[str, Any] = {
+    "model": "conv2", "image_size": 8, "workers": 0, "batch_size": 6, "epochs": 3, "threads": 1, "density": 0.5,
+    "evaluate_every": "1it", "max_bad_images": 3,
+}  # fmt: skip
+
+
+def search_images(images: str, folder: str) -> dict[str, Any]:
+    """A search on a folder of images, of which two cannot be read: each rank meets its own."""
+    run = search("random", data="imagefolder", data_dir=images, runs=folder, name="images", progress=False, **FOLDER)
+    return {"bad": run.summary["bad_images"], "loss": run.summary["val_loss"]}
 
 
 def refuse(folder: str) -> dict[str, str]:
