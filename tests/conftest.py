@@ -91,7 +91,7 @@ def _blank_pictures() -> Iterator[None]:
     from pictures import leave_blank
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ticket_search.runs.tensorboard.draw", leave_blank)
+        patch.setattr("ticket_search.runs.loggers.tensorboard.draw", leave_blank)
         yield
 
 

@@ -40,6 +40,7 @@ from ..data.trees import to_lists
 from ..models.checkpoints import load_tensors
 from ..models.names import is_factory
 from .earlier_run import EarlierRun, read_weights
+from .loggers.logger import check_installed
 
 
 @dataclass
@@ -235,6 +236,7 @@ def resolve(config: Config) -> Config:
     Raises:
         RequestError: a device or a compiler that this machine does not have.
     """
+    check_installed(config.log)
     available = devices()
     device = config.device
     if device == "auto":

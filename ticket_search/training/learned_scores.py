@@ -17,8 +17,8 @@ from supermask.weights.fitting import state_of
 
 from ..contract.flags import Config
 from ..contract.method import Hook
+from ..runs.loggers.tensorboard import densities
 from ..runs.run import Run
-from ..runs.tensorboard import densities
 from .conclude import conclude
 from .loop import train_network
 
