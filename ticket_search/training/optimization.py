@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from supermask.live.rounding import RoundedOptimizer
+
 from ..contract.flags import Config, steps_of
 
 
@@ -26,6 +28,8 @@ def learning_rate(config: Config, step: int, total: int, per_epoch: int) -> floa
 
 def make_optimizer(model: nn.Module, config: Config, groups: Sequence[Mapping[str, Any]] = ()) -> torch.optim.Optimizer:
     """The configured optimizer over all trainable parameters, in one fused call per step.
+
+    Where some of them are bf16, one that rounds at random, tensor by tensor (see `live.rounding`).
 
     Args:
         model: whose parameters that require a gradient are trained.
@@ -43,13 +47,15 @@ def make_optimizer(model: nn.Module, config: Config, groups: Sequence[Mapping[st
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     momentum = {"momentum": config.momentum, "nesterov": config.nesterov} if config.optimizer == "sgd" else {}
-    kind = _uncompiled(kinds[config.optimizer])
-    optimizer: torch.optim.Optimizer = kind(
+    kind: Any = kinds[config.optimizer]
+    other: dict[str, Any] = {"fused": True, **momentum}
+    if any(parameter.dtype == torch.bfloat16 for parameter in model.parameters() if parameter.requires_grad):
+        kind, other = RoundedOptimizer, {"kind": config.optimizer, "seed": config.seeds["mask"], **momentum}
+    optimizer: torch.optim.Optimizer = _uncompiled(kind)(
         [{"params": rest}, *own] if own and rest else own or rest,
         lr=config.lr,
         weight_decay=config.weight_decay,
-        fused=True,
-        **momentum,
+        **other,
     )
     for group in optimizer.param_groups:
         group["share"] = group["lr"] / config.lr
