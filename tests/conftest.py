@@ -148,6 +148,24 @@ def announced(monkeypatch: pytest.MonkeyPatch, _unannounced: dict[str, Any]) -> 
         monkeypatch.setattr(name, function)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _unmeasured() -> Iterator[Any]:
+    """A dry run tells of some memory; with `measured` it is that of the search, whose small batches take seconds."""
+    from ticket_search.running import memory
+
+    parts = {"parameters": 4_000_000, "gradients": 4_000_000, "data": 1_000_000, "a batch": 2_000_000}
+    plan_memory, some = memory.plan_memory, memory.Memory(9_000_000, parts, 1_000_000, 128, 16, 5_000_000, 5_100_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "plan_memory", lambda *_: some)
+        yield plan_memory
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, _unmeasured: Any) -> None:
+    """A dry run measures small batches."""
+    monkeypatch.setattr("ticket_search.running.memory.plan_memory", _unmeasured)
+
+
 @pytest.fixture(scope="session")
 def forkserver_with_torch() -> None:
     """Processes that are started by `forkserver` are forked from one that has imported what forked.py says."""

@@ -24,11 +24,12 @@ class Rehearsed(Exception):  # noqa: N818 - it ends a search that has gone well
 class Rehearsal:
     """What the training loop tells of its first steps; with the last of them the search ends.
 
-    `preparation` is the seconds before the first step, `step` those of one step.
+    `preparation` is the seconds before the first step, `step` those of one step. `steps` is after how many of them to
+    end at the latest.
     """
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, device: str, steps: int = _STEPS) -> None:
+        self.device, self.steps = device, steps
         self.began = time.perf_counter()
         self.ends: list[float] = []
 
@@ -58,5 +59,5 @@ class Rehearsal:
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
         number, passed = len(self.ends), self.ends[-1] - self.ends[0]
-        if number >= _STEPS or (number > _WARM and passed >= _TOO_LONG):
+        if number >= self.steps or (number > _WARM and passed >= _TOO_LONG):
             raise Rehearsed
