@@ -91,7 +91,7 @@ def _blank_pictures() -> Iterator[None]:
     from pictures import leave_blank
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ticket_search.runs.tensorboard.draw", leave_blank)
+        patch.setattr("ticket_search.runs.loggers.tensorboard.draw", leave_blank)
         yield
 
 
@@ -146,6 +146,24 @@ def announced(monkeypatch: pytest.MonkeyPatch, _unannounced: dict[str, Any]) -> 
     """Searches and controls of the shell say how long they take."""
     for name, function in _unannounced.items():
         monkeypatch.setattr(name, function)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _unmeasured() -> Iterator[Any]:
+    """A dry run tells of some memory; with `measured` it is that of the search, whose small batches take seconds."""
+    from ticket_search.running import memory
+
+    parts = {"parameters": 4_000_000, "gradients": 4_000_000, "data": 1_000_000, "a batch": 2_000_000}
+    plan_memory, some = memory.plan_memory, memory.Memory(9_000_000, parts, 1_000_000, 128, 16, 5_000_000, 5_100_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "plan_memory", lambda *_: some)
+        yield plan_memory
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, _unmeasured: Any) -> None:
+    """A dry run measures small batches."""
+    monkeypatch.setattr("ticket_search.running.memory.plan_memory", _unmeasured)
 
 
 @pytest.fixture(scope="session")

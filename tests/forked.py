@@ -9,7 +9,7 @@ from supermask.live import learning
 from ticket_search.data import digits
 from ticket_search.methods import edge_popup, imp
 from ticket_search.models import lenet
-from ticket_search.runs import tensorboard
+from ticket_search.runs.loggers import tensorboard
 from ticket_search.sweeps import local_engine
 from ticket_search.training import at_init, conclude, learned_scores, loop, random_weights
 

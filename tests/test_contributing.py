@@ -62,7 +62,7 @@ def carry_out(house: Path, folder: Path, *commands: str) -> list[str]:
     script = """
 import contextlib, io, json, sys
 from pictures import leave_blank
-from ticket_search.runs import tensorboard
+from ticket_search.runs.loggers import tensorboard
 tensorboard.draw = leave_blank
 from ticket_search.cli import main, search
 search._carry_out_announced = lambda run: search.running.search.carry_out(run)

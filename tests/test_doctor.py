@@ -54,7 +54,9 @@ def test_what_is_missing_has_the_line_that_gets_it(monkeypatch):
     assert any("no C++ compiler" in what and mend.startswith("apt-get install g++") for what, mend in missing.items())
     assert any("--compile is refused" in what for what in missing)
     extras = {mend for what, mend in missing.items() if "is not installed, for" in what}
-    assert extras == {f'pip install "supermask[{extra}]"' for extra in ("mnist1d", "onnx", "hub", "pandas")}
+    assert extras == {
+        f'pip install "supermask[{extra}]"' for extra in ("mnist1d", "onnx", "hub", "pandas", "mlflow", "wandb")
+    }
 
 
 def test_a_gpu_is_told_with_the_kernels_that_work_on_it(monkeypatch):

@@ -23,7 +23,7 @@ import supermask
 from ticket_search import Interrupted, RequestError, resume, search
 from ticket_search.methods.imp import Config, level_counts
 from ticket_search.runs.folders import find_run
-from ticket_search.runs.tensorboard import METRICS, TAGS
+from ticket_search.runs.loggers.tensorboard import METRICS, TAGS
 
 
 def test_the_folder_of_a_finished_run(quick):

@@ -32,11 +32,11 @@ from supermask.live.held import program_of
 from ticket_search import Interrupted, controls, search
 from ticket_search.contract.flags import make_config
 from ticket_search.methods.imp import Config
-from ticket_search.runs import tensorboard
 from ticket_search.runs.first_layer import draw, kept_per_pixel, mask_grid, picture_first_layer
+from ticket_search.runs.loggers import tensorboard
+from ticket_search.runs.loggers.tensorboard import BUCKETS, HPARAMS, TAGS, EventFile, level_curve
 from ticket_search.runs.progress import Progress
 from ticket_search.runs.run import Run
-from ticket_search.runs.tensorboard import BUCKETS, HPARAMS, TAGS, EventFile, level_curve
 
 IMP = {"density": 0.6, "epochs": 2, "threads": 1, "evaluate_every": "10it", "progress": False}
 EDGE_POPUP = {"density": 0.5, "epochs": 3, "threads": 1, "progress": False}

@@ -14,6 +14,7 @@ from . import noise as noise
 from . import program as program
 from . import recomputation as recomputation
 from . import regrowth as regrowth
+from . import rounding as rounding
 from . import rule as rule
 from . import signed as signed
 from . import tasks as tasks

@@ -28,6 +28,7 @@ class EdgePopup(LearnedMask):
     Where a subclass lets the weights train, the gradient of those that are kept is dL/dW_effective.
     """
 
+    compares_only = True
     scores: str = "random"
 
     def __init__(self, scores: Literal["random", "magnitude"] = "random") -> None:

@@ -29,6 +29,8 @@ class IteRand(LearnedMask):
     It does not draw weights anew by itself: `redraw` does, between two steps.
     """
 
+    compares_only = True
+
     def start(self, layers: Layers, seed: int) -> list[dict[str, Tensor]]:
         """Kaiming uniform scores with the gain of a ReLU; ranked together, of one bound for all layers."""
         return [{"scores": scores * math.sqrt(6.0)} for scores in draw_scores(layers, seed)]

@@ -123,6 +123,8 @@ class Layers(list[Layer]):
         self, targets: Targets, density: float | None, allocation: str, groups: NM | None, seed: int, counted: bool
     ) -> None:
         self.allocation, self.pattern, self._targets = allocation, groups, targets
+        # Of learned tensors in a weight's shape, where it is not that of the weight.
+        self.score_dtype: torch.dtype | None = None
         super().__init__(Layer(target, None, make_key(seed, f"noise/{name}"), self) for name, target in targets.items())
         self._chooser: Chooser | GroupChooser | None = None if groups is None else GroupChooser(groups, targets)
         self.ask(density)

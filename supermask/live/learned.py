@@ -92,7 +92,7 @@ class Learned(Program):
             raise ValueError(f"{name}.start begins {len(started)} layers, expected {len(self.layers)}")
         for layer, tensors in zip(self.layers, started, strict=True):
             for key, tensor in tensors.items():
-                _register(layer, key, tensor)
+                _register(layer, key, tensor, self.layers.score_dtype)
         if problems := self._problems():
             raise ValueError(f"the learned mask {name} does not fit its layers: " + "; ".join(problems))
 
@@ -357,14 +357,17 @@ class Learned(Program):
         return {**self.__dict__, "again": None, "kept": None}
 
 
-def _register(layer: Layer, key: str, tensor: Tensor) -> None:
-    """Keep a learned tensor in the module that has the weight; what has the weight's shape also has its layout."""
+def _register(layer: Layer, key: str, tensor: Tensor, dtype: torch.dtype | None) -> None:
+    """Keep a learned tensor in the module that has the weight; what has the weight's shape also has its layout.
+
+    `dtype` is the type of what has the weight's shape, if not the weight's own.
+    """
     module, attribute = layer.owners[0]
     weight, place = layer.weight.detach(), _free_name(module, f"{attribute}_{key}")
     if not tensor.is_floating_point():
         module.register_buffer(place, tensor.to(weight.device, copy=True))
     elif tensor.shape == weight.shape:
-        module.register_parameter(place, nn.Parameter(torch.empty_like(weight).copy_(tensor)))
+        module.register_parameter(place, nn.Parameter(torch.empty_like(weight, dtype=dtype).copy_(tensor)))
     else:
         module.register_parameter(place, nn.Parameter(tensor.detach().to(weight.device, weight.dtype, copy=True)))
     layer.places[key] = place

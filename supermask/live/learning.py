@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ..choosing.granularity import NM, Weight, find_granularity
@@ -56,6 +57,7 @@ def learn(
     score_seed: int | None = None,
     train_norms: bool = False,
     gain: str | float | None = None,
+    score_dtype: torch.dtype | None = None,
 ) -> Targets:
     """Turn a model, in place, into one whose masks are learned: weights frozen, scores trainable.
 
@@ -92,15 +94,20 @@ def learn(
         score_seed: of what is learned and of its noise; the same as `seed` where not given.
         train_norms: leave the scale and shift of norms trainable.
         gain: of the init, in place of its own: that of an activation by its name, or a number (see `initialize`).
+        score_dtype: type of the scores, and so of their gradients and moments; `torch.bfloat16` halves their memory and
+            needs an optimizer that rounds at random (see `live.rounding.RoundedOptimizer`): the updates of any other
+            are lost. Masks stay exact; of scores that are equal, which are more of them, the first are kept. If not
+            given, the type of the weights. For rules that rank scores, as edge-popup.
 
     Returns:
         The targets, with what is left out and why.
 
     Raises:
         ValueError: a density outside (0, 1], an unknown init, allocation or rule, a tensor that would keep no weight, a
-            target without a fan-in, or a model that carries masks already; with N:M another density or allocation, or
-            inputs that are no multiple of M, all of it at once; a rule whose masks do not fit; or parameters that are
-            shared out over processes (`fully_shard`), then or in a later pass.
+            target without a fan-in, a model that carries masks already, a score_dtype that is neither float32 nor
+            bfloat16, or of a rule that computes with its scores; with N:M another density or allocation, or inputs that
+            are no multiple of M, all of it at once; a rule whose masks do not fit; or parameters that are shared out
+            over processes (`fully_shard`), then or in a later pass.
 
     Source: Ramanujan et al., What's Hidden in a Randomly Weighted Neural Network?, 2020.
     """
@@ -121,6 +128,7 @@ def learn(
     layers = Layers(targets, density, allocation, groups, mask_seed, rule.counts_steps)
     if density is not None and rule.exact:
         _check_counts(density, layers)
+    layers.score_dtype = _check_dtype(score_dtype, rule)
     learned = Learned(model, targets, rule, layers)
     learned.refuse_shards()
     learned.install()
@@ -149,6 +157,15 @@ def _find_rule(program: LearnedMask | str | None) -> LearnedMask:
     if isinstance(program, type) and issubclass(program, LearnedMask):
         raise ValueError(f"a learned mask is an object: expected program={program.__name__}(), got the class")
     raise ValueError(f"expected a supermask.LearnedMask or the name of one, got a {type(program).__name__}")
+
+
+def _check_dtype(dtype: torch.dtype | None, rule: LearnedMask) -> torch.dtype | None:
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        raise ValueError(f"expected score_dtype torch.float32 or torch.bfloat16, got {dtype}")
+    if dtype is not None and not rule.compares_only:
+        name = type(rule).__name__
+        raise ValueError(f"score_dtype goes with rules that only compare scores, as edge-popup; {name} does more")
+    return dtype
 
 
 def _freeze(model: nn.Module, train_norms: bool) -> None:

@@ -42,7 +42,7 @@ class LearnedMask(ABC):
     evaluation mode, where each layer's `training` is False: what `effective` gives there is what `bake` writes, and it
     is 0 where `choose` drops. A soft mask of training has its hard one there.
 
-    Three class attributes say what a rule promises and needs:
+    Four class attributes say what a rule promises and needs:
 
     - `exact`: it keeps exactly as many weights as the density asks, which `supermask.check` then verifies; a density
       must be given.
@@ -52,6 +52,8 @@ class LearnedMask(ABC):
     - `counts_steps`: it draws noise or asks for the step. Training passes are then counted, and the count is saved and
       loaded with the model's `state_dict`. A rule draws from `Layer.uniform` and `Layer.normal`, never from a global
       random stream.
+    - `compares_only`: of its learned tensors in a weight's shape only the order and the signs count, so that they may
+      be bf16 (`score_dtype` of `supermask.learn`).
 
     Raises:
         TypeError: a rule without `choose`.
@@ -60,6 +62,7 @@ class LearnedMask(ABC):
     exact: bool = True
     frozen: bool = True
     counts_steps: bool = False
+    compares_only: bool = False
 
     def start(self, layers: Layers, seed: int) -> Sequence[Mapping[str, Tensor]]:
         """What each layer begins with: `{name: tensor}`, of any shapes, in the layers' order.

@@ -33,6 +33,8 @@ class Signed(LearnedMask):
         ValueError: a threshold below 0.
     """
 
+    compares_only = True
+
     def __init__(self, threshold: float | None = None, gain: float = 1.0) -> None:
         if threshold is not None and not 0 <= threshold < math.inf:
             raise ValueError(f"expected a threshold of at least 0, or None to meet a density, got {threshold}")

@@ -17,7 +17,7 @@ from .rule import LearnedMask
 class Threshold(LearnedMask):
     """Each layer's `scores`, in the weight's shape: those of at least 0 are kept, about half in the beginning."""
 
-    exact = False
+    exact, compares_only = False, True
 
     def choose(self, layers: Layers) -> list[Tensor]:
         """The masks of the scores of at least 0."""

@@ -25,7 +25,7 @@ from .commands import PLACE
 
 # Two runs are the same experiment where they are equal in all flags but seeds, paths and those of the machine.
 _SEEDS = ("seed", "init_seed", "order_seed", "mask_seed")
-NOT_COMPARED = frozenset({*_SEEDS, "data_dir", "threads", "workers", "ticket", "whole", "device"})
+NOT_COMPARED = frozenset({*_SEEDS, "data_dir", "threads", "workers", "log", "ticket", "whole", "device"})
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
+    from ..running.memory import Memory
     from ..running.plan import Plan
     from ..runs.run import Run
 
@@ -69,6 +70,8 @@ def search(context: typer.Context) -> None:
         jobs = int(request.launch.get("--jobs", "1"))
         carry_out_sweep(sweep_of_seeds(request), place, jobs, request.asks("--dry-run"), request.asks("--json"))
         return
+    if request.asks("--dry-run") and launched().several:
+        raise RequestError("--dry-run plans for one process: expected it without torchrun")
     carry_out(request, place)
 
 
@@ -83,6 +86,9 @@ def carry_out(request: Request, place: str) -> None:
     with runs.ranks.together(request.config.device) as group, Progress(group.first) as progress:
         progress.label("loading PyTorch, the data and the network")
         config, setup = running.search.prepare(request)
+        if request.asks("--dry-run"):
+            progress.label("measuring the memory of small batches")
+            memory = running.memory.plan_memory(config, setup)
         progress.label("timing the first steps")
         if request.asks("--dry-run"):
             plan = running.plan.make_plan(config, setup)
@@ -100,7 +106,7 @@ def carry_out(request: Request, place: str) -> None:
     if not group.first:
         return
     if request.asks("--dry-run"):
-        print_plan(plan, request.asks("--json"))
+        print_plan(plan, memory, request.asks("--json"))
     elif request.asks("--json"):
         print_json(run.summary)
     else:
@@ -195,8 +201,8 @@ def _default(value: Any) -> str:
     return f"default {text}"
 
 
-def print_plan(plan: Plan, as_json: bool) -> None:
-    """Print what a search would do."""
+def print_plan(plan: Plan, memory: Memory, as_json: bool) -> None:
+    """Print what a search would do, and what memory it takes."""
     targets = plan.targets
     if as_json:
         print_json(
@@ -209,6 +215,17 @@ def print_plan(plan: Plan, as_json: bool) -> None:
                 "stages": [vars(stage) for stage in plan.stages],
                 "steps": sum(stage.steps for stage in plan.stages),
                 "seconds": plan.seconds,
+                "memory": {
+                    "peak": memory.peak,
+                    "parts": memory.parts,
+                    "bytes_per_weight": memory.per_weight,
+                    "batch": memory.batch,
+                    "small_run": {
+                        "batch": memory.small_batch,
+                        "planned": memory.planned,
+                        "measured": memory.measured,
+                    },
+                },
             }
         )
         return
@@ -228,6 +245,7 @@ def print_plan(plan: Plan, as_json: bool) -> None:
             for stage in plan.stages
         ],
     )
+    _print_memory(memory, plan.config.device)
     steps, threads = sum(stage.steps for stage in plan.stages), counted(plan.config.threads or 1, "thread")
     output().print(
         f"{plan.config.method} on {plan.config.model} and {plan.config.data}: {counted(steps, 'step')}, about "
@@ -235,6 +253,32 @@ def print_plan(plan: Plan, as_json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _print_memory(memory: Memory, device: str) -> None:
+    """Print what memory a search takes, part by part, and how far a small run bears it out."""
+    each = memory.per_weight
+    print_table(
+        ("memory, not all at one time", "MB", "bytes per weight"),
+        [
+            (name, f"{size / 1e6:,.1f}", f"{each[name]:.1f}" if name in each else None)
+            for name, size in memory.parts.items()
+            if size
+        ],
+    )
+    output().print(
+        f"memory: about {memory.peak / 1e6:,.0f} MB of tensors on {device} at the most, in batches of "
+        f"{memory.batch:,}; a small run, of batches of {memory.small_batch:,}, took {memory.measured / 1e6:,.1f} MB "
+        f"beside its network and data, and {memory.planned / 1e6:,.1f} MB were planned ({memory.error:+.0%})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not memory.is_right:
+        print_sentence(
+            "the small run is more than 20 % from what was planned of its steps, as where a method does more before "
+            "the first one: the most is at least what it took, and may be more",
+            "yellow",
+        )
 
 
 def _print_left_out(left_out: Iterable[tuple[str, tuple[int, int]]]) -> None:

@@ -59,6 +59,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Gain = Annotated[Activation | Positive, WrapValidator(_check_gain)]
 Words = Annotated[tuple[str, ...], BeforeValidator(split_words)]
+Loggers = Annotated[tuple[Literal["mlflow", "wandb"], ...], BeforeValidator(split_words)]
 Epochs = Annotated[tuple[pydantic.PositiveInt, ...], BeforeValidator(split_words)]
 Means = Annotated[tuple[Finite, ...], BeforeValidator(split_words), AfterValidator(_check_colours)]
 Deviations = Annotated[tuple[Positive, ...], BeforeValidator(split_words), AfterValidator(_check_colours)]
@@ -207,6 +208,11 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid", protected_namespac
     )
     threads: int | None = Field(
         None, ge=1, description="number of CPU threads; tickets are equal bit for bit only for the same number"
+    )
+    log: Loggers = Field(
+        (),
+        description="where the numbers of the run go beside TensorBoard: mlflow, wandb, or both as mlflow,wandb; their "
+        "own environment variables say to which server and project",
     )
     dtype: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="number format in which a ticket stores the kept weights that no seed draws"
@@ -448,10 +454,11 @@ def _is_default(config: Config, name: str) -> bool:
 def differs_from(record: Mapping[str, Any], config: Config) -> list[str]:
     """What a recorded configuration has otherwise: `--lr 0.1 there, 0.2 here` for each flag that differs.
 
-    A flag that either of them does not name has its default there.
+    A flag that either of them does not name has its default there. Where a run is logged to makes no other run of it.
     """
     defaults = type(config).model_construct().model_dump(mode="json", exclude_none=True)
-    return differences({**defaults, **record}, {**defaults, **to_plain(config)})
+    both = {**defaults, **record}, {**defaults, **to_plain(config)}
+    return differences(*both, names=sorted({*both[0], *both[1]} - {"log"}))
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str] = ()) -> list[str]:

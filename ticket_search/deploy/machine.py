@@ -38,6 +38,8 @@ _EXTRAS = {
     "onnx": ("onnx", "`ticket export --format onnx`, and onnxruntime in `ticket bench`"),
     "hub": ("huggingface_hub", "`ticket push`, and tickets at hf://"),
     "pandas": ("pandas", "`Comparison.frame()`"),
+    "mlflow": ("mlflow-skinny", "`--log mlflow`"),
+    "wandb": ("wandb", "`--log wandb`"),
 }
 
 

@@ -18,7 +18,7 @@ from ..contract.errors import RequestError
 from ..contract.flags import Duration, Init, ShapedConfig, flag, steps_of
 from ..contract.method import Hook, Stage, Traits
 from ..data.samples import whole_batches
-from ..training.random_weights import plan_scores
+from ..training.random_weights import ScoreDtype, plan_scores
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +53,7 @@ class Config(ShapedConfig):
         description="what the scores begin as: seeded noise, or the magnitudes of the weights, as of trained ones that "
         "--init keep leaves",
     )
+    score_dtype: ScoreDtype = "fp32"
     train_norms: bool = Field(False, description="train the scale and shift of normalization layers too")
     fall: Literal["none", "cubic", "linear"] = Field(
         "none",

@@ -143,7 +143,7 @@ class Pruner(Hook):
         self.masks = choose_masks(model, now, "magnitude", self.run, previous=before, example_input=self.example)
         _replace_masks(model, self.masks)
         changed = {} if before is None else {"mask/changed": self.masks.changed(before)}
-        self.run.log(step, {**changed, **runs.tensorboard.densities(self.masks)})
+        self.run.log(step, {**changed, **runs.loggers.tensorboard.densities(self.masks)})
         if step == self.steps[-1]:
             self.optimizer = copy.deepcopy(optimizer.state_dict())
 

@@ -394,7 +394,7 @@ def _train_dense(
         states = {"start": supermask.make_state(initial, masks, run.setup.draws)}
         states["final"] = supermask.make_state(hook.tensors, masks)
         run.save_rewind_point(supermask.Ticket(masks, states, {"step": rewind}))
-    scalars = {"mask/changed": 0.0, **runs.tensorboard.densities(masks)}
+    scalars = {"mask/changed": 0.0, **runs.loggers.tensorboard.densities(masks)}
     result = training.conclude.conclude(
         run, model, masks, initial, trained, level=0, scalars=scalars, exact=bool(levels)
     )
@@ -429,7 +429,7 @@ def _train_level(
             model, run, start=first["rewound_to"], order=_order(config, number), optimizer_state=moments
         )
     supermask.check(model)
-    scalars = {"mask/changed": masks.changed(before.masks), **runs.tensorboard.densities(masks)}
+    scalars = {"mask/changed": masks.changed(before.masks), **runs.loggers.tensorboard.densities(masks)}
     rewound = {"rewound_to": first["rewound_to"]} if first["rewound_to"] and config.then != "fine-tune" else {}
     result = training.conclude.conclude(
         run, model, masks, start, trained, level=number, scalars=scalars, exact=exact, **rewound

@@ -1,6 +1,7 @@
 from . import beginning as beginning
 from . import controls as controls
 from . import duration as duration
+from . import memory as memory
 from . import plan as plan
 from . import read_config as read_config
 from . import request as request

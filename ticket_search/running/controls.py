@@ -27,6 +27,7 @@ from ..contract.metric import named_values
 from ..data.tasks import through_task
 from ..runs.experiment import Setup, exact_arithmetic, load_data
 from ..runs.folders import choose_folder, find_run, is_finished
+from ..runs.loggers.recipients import Recipients
 from ..runs.names import (
     CONTROL_RUNS,
     CONTROLS,
@@ -44,7 +45,6 @@ from ..runs.progress import Progress, in_words
 from ..runs.records import read_record, write_record
 from ..runs.run import Run
 from ..runs.summary import ControlRow
-from ..runs.tensorboard import EventFile
 from ..training.evaluation import evaluate, mean_of_tasks
 from ..training.trial import find_objective
 from .plan import make_plan, time_untrained
@@ -358,7 +358,7 @@ def _prepare(run: Run, kind: str, level: int | None, given: Given, head: str) ->
         "order_seed": config.seeds["order"],
         "control": "none" if kind in ("ticket", "dense") else kind,
     }
-    flags |= {key: getattr(config, key) for key in ("data_dir", "compile", "loss", "metric", "dtype", "workers")}
+    flags |= {key: getattr(config, key) for key in ("data_dir", "compile", "loss", "metric", "dtype", "workers", "log")}
     if kind in ("reinit", *SIGNS):
         flags["init_seed"] = config.seeds["init"] + OTHER_SEED
     elif kind not in ("ticket", "dense"):
@@ -409,10 +409,12 @@ def _evaluate(run: Run, kind: str, made: Setup) -> dict[str, Any]:
     ticket = run.ticket
     tickets = [ticket.task(name) for name in ticket.tasks] or [ticket]
     row = mean_of_tasks([_evaluate_one(each, run.config, kind, made) for each in tickets])
-    events = EventFile(run.path / CONTROL_RUNS / kind, run.metric)
+    events = Recipients(run.path / CONTROL_RUNS / kind, run.warn, run.metric)
     events.cut_back({})
+    events.begin(run.config)
     events.write_end(run.summary["cost"]["steps"], row)
     events.close()
+    events.end()
     return row
 
 

@@ -158,7 +158,7 @@ def time_ending(config: Config, setup: Setup, step: float) -> Costs:
     supermask.hold(model, masks)
     built = time.perf_counter() - began
     # What a ticket says of its samples is found once for a setup: by the whole data.
-    few, _ = _Few(setup.data), setup.sample
+    few, _ = FewHeldOut(setup.data), setup.sample
     with tempfile.TemporaryDirectory() as folder, setup.using(few):
         run = Run(Path(folder, "ending"), config, setup)
         run.rehearsal = Rehearsal(config.device)
@@ -203,13 +203,13 @@ def _time_steps(model: nn.Module, run: Run) -> float:
 def time_untrained(config: Config, setup: Setup) -> float:
     """The seconds of a control that is evaluated and not trained: a network built, and measured on both splits."""
     with exact_arithmetic(config), own_random_numbers():
-        began, few = time.perf_counter(), _Few(setup.data)
+        began, few = time.perf_counter(), FewHeldOut(setup.data)
         model = setup.make_model(config)
         built = time.perf_counter() - began
         return built + sum(_time_pass(model, config, setup, few, split)[0] for split in few.splits)
 
 
-def _time_pass(model: nn.Module, config: Config, setup: Setup, few: _Few, split: HeldOut) -> tuple[float, float]:
+def _time_pass(model: nn.Module, config: Config, setup: Setup, few: FewHeldOut, split: HeldOut) -> tuple[float, float]:
     """The seconds of an evaluation on a whole split, and on the part of it that was timed."""
     objective, arithmetic = find_objective(setup, config, model), make_arithmetic(config)
     began = time.perf_counter()
@@ -218,7 +218,7 @@ def _time_pass(model: nn.Module, config: Config, setup: Setup, few: _Few, split:
     return part * max(1.0, few.batches_of(split) / _BATCHES), part
 
 
-class _Few:
+class FewHeldOut:
     """Samples of whose held-out splits only the first batches are there; all else is as it is."""
 
     splits: tuple[HeldOut, HeldOut] = ("validation", "test")
@@ -229,9 +229,9 @@ class _Few:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._samples, name)
 
-    def with_share(self, rank: int, world: int) -> _Few:
+    def with_share(self, rank: int, world: int) -> FewHeldOut:
         """The same, of whose batches a share is given out."""
-        return _Few(self._samples.with_share(rank, world))
+        return FewHeldOut(self._samples.with_share(rank, world))
 
     def batches(self, split: HeldOut, batch_size: int) -> Iterator[tuple[Any, Any]]:
         """The first batches of a split."""

@@ -30,8 +30,8 @@ from .train import REPEATED
 _HALVINGS = 30
 # What a training of the small network shares with that of the run, beside its recipe.
 ALSO = (
-    "init", "init_gain", "data_dir", "compile", "loss", "metric", "dtype", "workers", "device", "threads", "seed",
-    "init_seed", "order_seed",
+    "init", "init_gain", "data_dir", "compile", "loss", "metric", "dtype", "workers", "log", "device", "threads",
+    "seed", "init_seed", "order_seed",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from . import folders as folders
 from . import forms as forms
 from . import inputs as inputs
 from . import locks as locks
+from . import loggers as loggers
 from . import names as names
 from . import outputs as outputs
 from . import progress as progress
@@ -16,5 +17,4 @@ from . import rehearsal as rehearsal
 from . import run as run
 from . import states as states
 from . import summary as summary
-from . import tensorboard as tensorboard
 from . import versions as versions

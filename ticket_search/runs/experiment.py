@@ -42,6 +42,7 @@ from ..models.checkpoints import load_tensors
 from ..models.names import is_factory
 from . import ranks
 from .earlier_run import EarlierRun, read_weights
+from .loggers.logger import check_installed
 
 
 @dataclass
@@ -237,6 +238,7 @@ def resolve(config: Config) -> Config:
     Raises:
         RequestError: a device or a compiler that this machine does not have.
     """
+    check_installed(config.log)
     available = devices()
     device = config.device
     if device == "auto":

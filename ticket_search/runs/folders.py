@@ -22,6 +22,7 @@ from .names import (
     EARLIER_STATE,
     FAILURE,
     METRICS,
+    SENT_TO,
     STATE,
     SUMMARY,
     TICKET,
@@ -171,7 +172,7 @@ def check_no_links(folder: Path) -> None:
     """
     for path in folder.rglob("*"):
         # Any other file is written beside its place, and then takes it.
-        in_place = path.name == METRICS or path.name.endswith(".lock") or ".tfevents." in path.name
+        in_place = path.name in (METRICS, *SENT_TO.values()) or path.name.endswith(".lock") or ".tfevents." in path.name
         if path.is_symlink() and (in_place or path.is_dir()):
             raise RequestError(f"{path} is a link to {os.readlink(path)}: a run that goes on writes to its folder only")
 

@@ -30,6 +30,8 @@ METRICS = "metrics.jsonl"
 # How much worse the network is with each layer pruned alone.
 SENSITIVITY = "sensitivity.json"
 SENSITIVITY_PICTURE = "sensitivity.png"
+# What a logger has been sent of the run.
+SENT_TO = {"mlflow": "mlflow.jsonl", "wandb": "wandb.jsonl"}
 CHECKSUMS = "checksums.json"
 FAILURE = "failure.txt"
 # What keeps two processes off one run, and who it is that works on it.

@@ -26,11 +26,12 @@ class Rehearsed(Exception):  # noqa: N818 - it ends a search that has gone well
 class Rehearsal:
     """What the training loop tells of its first steps; with the last of them the search ends.
 
-    `preparation` is the seconds before the first step, `step` those of one step.
+    `preparation` is the seconds before the first step, `step` those of one step. `steps` is after how many of them to
+    end at the latest.
     """
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, device: str, steps: int = _STEPS) -> None:
+        self.device, self.steps = device, steps
         self.began = time.perf_counter()
         self.ends: list[float] = []
 
@@ -61,6 +62,6 @@ class Rehearsal:
         self.ends.append(time.perf_counter())
         number, passed = len(self.ends), self.ends[-1] - self.ends[0]
         # All ranks end with the same step, and go by the same times.
-        if ranks.tell(number >= _STEPS or (number > _WARM and passed >= _TOO_LONG)):
+        if ranks.tell(number >= self.steps or (number > _WARM and passed >= _TOO_LONG)):
             self.ends = ranks.tell(self.ends)
             raise Rehearsed

@@ -33,20 +33,13 @@ from .first_layer import picture_first_layer
 from .folders import check_no_links, drop_states, find_leftovers, inspect_folder
 from .inputs import Inputs, read_inputs, write_inputs
 from .locks import working_on
-from .names import ENVIRONMENT, METRICS, REWIND_POINT, SUMMARY, TICKET
+from .loggers.recipients import Recipients
+from .loggers.tensorboard import surviving_weights
+from .names import CONFIG, ENVIRONMENT, METRICS, REWIND_POINT, SUMMARY, TICKET
 from .progress import Progress
-from .records import (
-    add_checksum,
-    digest_of_start,
-    read_record,
-    read_rows,
-    write_config,
-    write_json,
-    write_record,
-)
+from .records import add_checksum, digest_of_start, read_record, read_rows, write_config, write_json, write_record
 from .rehearsal import Rehearsal
 from .summary import LevelRow, Summary
-from .tensorboard import EventFile, surviving_weights
 
 # A state is written after a step of training: not twice within the first number of seconds, and so seldom that it takes
 # this share of the time, but for the last number of seconds. So much is what a kill can cost.
@@ -89,7 +82,7 @@ class Run:
         self._opened = time.monotonic()
         self._saved = time.monotonic()
         self._saving = 0.0
-        self._events = EventFile(path)
+        self._events = Recipients(path, self.warn)
         self._rows: Any = None
 
     def __fspath__(self) -> str:
@@ -315,7 +308,7 @@ class Run:
             ) from error
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a row of scalars at a step of the current stage to `metrics.jsonl` and TensorBoard."""
+        """Add a row of scalars at a step of the current stage to `metrics.jsonl`, TensorBoard and the loggers."""
         if not self.leads:
             return
         # Only where the loss is: of two rows of one step the second would be a point twice.
@@ -436,6 +429,8 @@ class Run:
         if rows.exists():
             with rows.open("r+b") as file:
                 file.truncate(state["metrics_bytes"])
+        if self.rehearsal is None:
+            self._events.begin(self.config, read_rows(rows) if rows.exists() and self.config.log else ())
         return state
 
     @contextmanager
@@ -449,6 +444,8 @@ class Run:
                 with contextlib.suppress(OSError):
                     log.close()
             raise
+        finally:
+            self._events.end()
         with self.writing():
             self._rows.close()
             self._events.close()
@@ -462,10 +459,12 @@ class Run:
             raise RequestError(found.taken)
         for leftover in find_leftovers(self.path):
             leftover.unlink()
-        if found.state == "new":
-            if self.rehearsal is None:
-                self._mark()
-            write_config(self.path, to_plain(self.config))
+        if found.state == "new" and self.rehearsal is None:
+            self._mark()
+        config = self._config_of_folder()
+        # What is asked for beside the run itself may be something else when it goes on.
+        if found.state == "new" or read_record(self.path, CONFIG).get("log", []) != [*config.log]:
+            write_config(self.path, to_plain(config))
         if not (self.path / ENVIRONMENT).exists():
             write_json(self.path / ENVIRONMENT, describe_environment(self.config))
 

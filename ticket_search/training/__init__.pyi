@@ -1,3 +1,4 @@
+from . import allocated as allocated
 from . import at_init as at_init
 from . import by_inputs as by_inputs
 from . import conclude as conclude

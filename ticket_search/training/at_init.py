@@ -164,7 +164,7 @@ def choose_once(run: Run, stage: str, choose: Callable[[], Masks]) -> Masks:
 
     def work() -> dict[str, Any]:
         masks = choose()
-        run.log(0, runs.tensorboard.densities(masks))
+        run.log(0, runs.loggers.tensorboard.densities(masks))
         return {"masks": dict(masks), "uncounted": sorted(masks.uncounted)}
 
     chosen = run.stage(stage, work)

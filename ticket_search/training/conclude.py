@@ -20,9 +20,9 @@ from ..contract.metric import complete_row, named_values
 from ..data.samples import Samples, whole_batches
 from ..data.trees import move, part
 from ..runs import ranks
+from ..runs.loggers.tensorboard import densities
 from ..runs.names import COMPACT
 from ..runs.run import Run
-from ..runs.tensorboard import densities
 from . import watch
 from .evaluation import evaluate
 from .flops import PASSES_PER_STEP, flops_of, forward_flops
@@ -172,7 +172,7 @@ def make_ticket(
         for state, tensors in (("start", start), ("final", final))
     }
     recorded = to_plain(config)
-    for place in ("data_dir", "weights", "ticket", "whole", "workers"):
+    for place in ("data_dir", "weights", "ticket", "whole", "workers", "log"):
         recorded.pop(place, None)
     described: dict[str, Any] = {
         "method": config.method,

@@ -17,8 +17,8 @@ from supermask.weights.fitting import state_of
 
 from ..contract.flags import Config
 from ..contract.method import Hook
+from ..runs.loggers.tensorboard import densities
 from ..runs.run import Run
-from ..runs.tensorboard import densities
 from .conclude import conclude
 from .loop import train_network
 
@@ -101,6 +101,7 @@ def learn_scores(
         "scaled": False,
         "allocation": "layerwise",
         "train_norms": False,
+        "score_dtype": "fp32",
     }
     flags |= config.model_dump()
     supermask.learn(
@@ -117,6 +118,7 @@ def learn_scores(
         score_seed=config.seeds["mask"] if score_seed is None else score_seed,
         train_norms=flags["train_norms"],
         gain=config.init_gain,
+        score_dtype={"fp32": None, "bf16": torch.bfloat16}[flags["score_dtype"]],
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from supermask.live.rounding import RoundedOptimizer
 from supermask.weights.plain import is_shared_out
 
 from ..contract.flags import Config, steps_of
@@ -29,6 +30,8 @@ def learning_rate(config: Config, step: int, total: int, per_epoch: int) -> floa
 def make_optimizer(model: nn.Module, config: Config, groups: Sequence[Mapping[str, Any]] = ()) -> torch.optim.Optimizer:
     """The configured optimizer over all trainable parameters, in one call per step.
 
+    Where some of them are bf16, one that rounds at random, tensor by tensor (see `live.rounding`).
+
     Args:
         model: whose parameters that require a gradient are trained.
         config: update rule, learning rate, momentum, weight decay.
@@ -45,14 +48,16 @@ def make_optimizer(model: nn.Module, config: Config, groups: Sequence[Mapping[st
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     momentum = {"momentum": config.momentum, "nesterov": config.nesterov} if config.optimizer == "sgd" else {}
-    kind = _uncompiled(kinds[config.optimizer])
-    optimizer: torch.optim.Optimizer = kind(
+    kind: Any = kinds[config.optimizer]
+    # For parameters that are shared out over ranks PyTorch has one kernel of Adam's, and none of SGD's.
+    other: dict[str, Any] = {"fused": not any(map(is_shared_out, model.parameters())), **momentum}
+    if any(parameter.dtype == torch.bfloat16 for parameter in model.parameters() if parameter.requires_grad):
+        kind, other = RoundedOptimizer, {"kind": config.optimizer, "seed": config.seeds["mask"], **momentum}
+    optimizer: torch.optim.Optimizer = _uncompiled(kind)(
         [{"params": rest}, *own] if own and rest else own or rest,
         lr=config.lr,
         weight_decay=config.weight_decay,
-        # For parameters that are shared out over ranks PyTorch has one kernel of Adam's, and none of SGD's.
-        fused=not any(map(is_shared_out, model.parameters())),
-        **momentum,
+        **other,
     )
     for group in optimizer.param_groups:
         group["share"] = group["lr"] / config.lr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,15 @@ from .at_init import density_problems, group_problems
 
 if TYPE_CHECKING:
     from supermask import Targets
+
+
+ScoreDtype = Annotated[
+    Literal["fp32", "bf16"],
+    Field(
+        description="number format of the scores, their gradients and their optimizer's moments; bf16 halves their "
+        "memory: each step is computed in fp32 and rounded at random, so that its mean is exact"
+    ),
+]
 
 
 class RandomWeightsConfig(SharedConfig):
@@ -41,6 +50,7 @@ class ScoresConfig(RandomWeightsConfig, ShapedConfig):
     allocation: Literal["layerwise", "global"] = Field(
         "layerwise", description="rank the scores of each layer by themselves, or those of all layers together"
     )
+    score_dtype: ScoreDtype = "fp32"
 
     def problems(self, given: Set[str] = frozenset()) -> list[str]:
         """Scores choose single weights or N of every M; weights that are kept as they came are not scaled."""

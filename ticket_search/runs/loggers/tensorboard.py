@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy
 
-from ..contract.metric import ACCURACY, Metric, known_value
-from .first_layer import Picture, draw
-from .names import CONFIG, CONNECT_RUNS, CONTROL_RUNS
+from ...contract.metric import ACCURACY, Metric, known_value
+from ..first_layer import Picture, draw
+from ..names import CONFIG, CONNECT_RUNS, CONTROL_RUNS
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from supermask import Masks
 
-    from ..contract.flags import Config
+    from ...contract.flags import Config
 
 # TensorBoard shows the meanings beside the tags. `{}` stands for the name of each masked tensor.
 TAGS = {
@@ -69,6 +69,8 @@ METRICS = {
     "kept": "density/kept",
 }
 BUCKETS = 30
+# Minimum, maximum, number, sum and sum of squares of the values, the buckets' upper ends, and how many lie in each.
+Histogram = dict[str, Any]
 # What is shown of a control's training, in the entry of the run that it belongs to.
 _OF_CONTROLS = ("loss/train", "loss/validation", "accuracy/train", "accuracy/validation")
 
@@ -144,27 +146,40 @@ class EventFile:
         self.flushed = 0.0
         self.described: set[str] = set()
 
+    def shown(self, values: Mapping[str, float]) -> Mapping[str, float]:
+        """What is shown of scalars, by the tags that are shown; of a control the losses and the metric."""
+        if not self.control:
+            return values
+        shown = {tag_of(tag, self.metric) for tag in _OF_CONTROLS}
+        return {self._tag_of_control(tag): value for tag, value in values.items() if tag in shown}
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add scalars at a step, by tag; of a control those of losses and of the metric."""
-        if self.control:
-            shown = {tag_of(tag, self.metric) for tag in _OF_CONTROLS}
-            values = {self._tag_of_control(tag): value for tag, value in values.items() if tag in shown}
-        self._add("scalars", step, {tag: {"simple_value": value} for tag, value in values.items()})
+        self._add_scalars(step, self.shown(values))
 
-    def write_histograms(self, step: int, values: Mapping[str, Tensor]) -> None:
-        """Add histograms at a step, by tag, each of all finite values of a tensor in 30 buckets of equal width."""
-        if not (self.control or self.hidden):
-            self._add("histograms", step, {tag: {"histo": found} for tag, found in _count_all(values).items()})
+    def write_histograms(self, step: int, values: Mapping[str, Tensor]) -> dict[str, Histogram]:
+        """Add histograms at a step, by tag, each of all finite values of a tensor in 30 buckets of equal width.
 
-    def write_pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
-        """Add pictures at a step, by tag, drawn."""
-        if self.control or self.hidden:
-            return
-        images = {}
-        for tag, picture in pictures.items():
+        Returns:
+            What was added.
+        """
+        counted = {} if self.control or self.hidden else _count_all(values)
+        self._add("histograms", step, {tag: {"histo": found} for tag, found in counted.items()})
+        return counted
+
+    def write_pictures(self, step: int, pictures: Mapping[str, Picture]) -> dict[str, bytes]:
+        """Add pictures at a step, by tag, drawn.
+
+        Returns:
+            What was added, as PNG files.
+        """
+        pngs, images = {}, {}
+        for tag, picture in ({} if self.control or self.hidden else pictures).items():
             png, width, height = draw(picture)
+            pngs[tag] = png
             images[tag] = {"image": {"encoded_image_string": png, "width": width, "height": height, "colorspace": 4}}
         self._add("images", step, images)
+        return pngs
 
     def write_start(self, config: Config) -> None:
         """Add what the HPARAMS tab shows of the run in its columns, and which columns and metrics there are."""
@@ -181,20 +196,26 @@ class EventFile:
         self._add_session("session_start_info", start)
 
     def write_end(self, step: int, summary: Mapping[str, Any]) -> None:
-        """Add the numbers of a finished run: the metrics of the HPARAMS tab, and the curve of its levels.
+        """Add the numbers of a finished run, and that it is finished."""
+        for at, values in self.ends(step, summary):
+            self._add_scalars(at, values)
+        if not self.control:
+            self._add_session("session_end_info", {"status": "STATUS_SUCCESS", "end_time_secs": time.time()})
+
+    def ends(self, step: int, summary: Mapping[str, Any]) -> list[tuple[int, Mapping[str, float]]]:
+        """The numbers of a finished run at their steps: the metrics of the HPARAMS tab, and the curve of its levels.
 
         Of a control this is its value on the test split; any row of numbers will do.
         """
         if self.control:
-            tag = self._tag_of_control(tag_of("accuracy/test", self.metric))
-            for end in (0, step):
-                self._add("scalars", end, {tag: {"simple_value": known_value(summary, "test")}})
-            return
-        for kept, values in level_curve(summary.get("levels", []), self.metric):
-            self.write(kept, values)
-        for end in (0, step):  # a line: charts leave out a single point that lies above those of other runs
-            self.write(end, {tag: summary[name] for name, tag in metrics_of(self.metric).items()})
-        self._add_session("session_end_info", {"status": "STATUS_SUCCESS", "end_time_secs": time.time()})
+            last = {self._tag_of_control(tag_of("accuracy/test", self.metric)): known_value(summary, "test")}
+            return [(0, last), (step, last)]
+        last = {tag: summary[name] for name, tag in metrics_of(self.metric).items()}
+        # A line: charts leave out a single point that lies above those of other runs.
+        return [*level_curve(summary.get("levels", []), self.metric), (0, last), (step, last)]
+
+    def _add_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._add("scalars", step, {tag: {"simple_value": value} for tag, value in values.items()})
 
     def _tag_of_control(self, tag: str) -> str:
         return f"controls/{self.control}/{tag.replace('/', '-')}"
@@ -280,7 +301,7 @@ class EventFile:
             writer.close()
 
 
-def _count_all(values: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+def _count_all(values: Mapping[str, Tensor]) -> dict[str, Histogram]:
     """The histogram of each tensor, by tag: of those on a device counted there, and read together."""
     found = {tag: _count(value) for tag, value in values.items() if value.is_cpu or value.numel() == 0}
     there = {tag: _count_there(value) for tag, value in values.items() if tag not in found}
