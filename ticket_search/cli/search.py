@@ -26,7 +26,7 @@ from ..runs.folders import choose_folder, find_finished
 from ..runs.names import TICKET
 from ..runs.progress import Progress
 from ..sweeps.file import sweep_of_seeds
-from .sweep import carry_out_sweep
+from .sweep import Launch, carry_out_sweep
 from .terminal import (
     counted,
     duration,
@@ -64,7 +64,7 @@ def search(context: typer.Context) -> None:
     _print_start(request)
     if "--seeds" in request.launch:
         jobs = int(request.launch.get("--jobs", "1"))
-        carry_out_sweep(sweep_of_seeds(request), place, jobs, request.asks("--dry-run"), request.asks("--json"))
+        carry_out_sweep(sweep_of_seeds(request), Launch(place, jobs), request.asks("--dry-run"), request.asks("--json"))
         return
     carry_out(request, place)
 

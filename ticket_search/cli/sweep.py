@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -18,9 +18,10 @@ from ..contract.stops import STOPPED
 from ..runs.names import SUMMARY
 from ..runs.progress import Progress
 from ..runs.records import read_record
+from ..sweeps.engines.names import check_engine
 from ..sweeps.file import Sweep, read_sweep
 from .terminal import counted, duration, errors, output, print_json, print_table, say_stopped
-from .tickets import MaxMinutes, OwnData, OwnLoss, OwnMetric, OwnModel
+from .tickets import Address, Engine, Jobs, MaxMinutes, OwnData, OwnLoss, OwnMetric, OwnModel
 
 if TYPE_CHECKING:
     from ..running.duration import Costs
@@ -36,7 +37,9 @@ def add_to(app: typer.Typer) -> None:
 
 def sweep(
     file: Annotated[str, typer.Argument(help="A .toml file with [base], [grid], [[runs]], seeds, controls.")],
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="The number of runs at a time.")] = 1,
+    jobs: Jobs = None,
+    engine: Engine = "local",
+    address: Address = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     max_minutes: MaxMinutes = None,
     threads: Annotated[
@@ -61,13 +64,29 @@ def sweep(
     the controls, and controls_on = "DATA" for another data set to train the controls on as well. Functions of one's own
     that the file names are imported where --model, --data, --loss or --metric says so, with commas between several.
     """
+    launch = Launch(runs, jobs, engine, address)
     asked = read_sweep(file, threads, {"model": model, "data": data, "loss": loss, "metric": metric})
-    carry_out_sweep(asked, runs, jobs, dry_run, as_json)
+    carry_out_sweep(asked, launch, dry_run, as_json)
 
 
-def carry_out_sweep(
-    asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: bool, answers: bool = True
-) -> list[Path]:
+@dataclass(frozen=True)
+class Launch:
+    """How a command carries out the runs of a sweep: into which folder, how many at a time, and with what.
+
+    Raises:
+        RequestError: there is no such engine, or what it needs is not installed.
+    """
+
+    runs: str
+    jobs: int | None = None
+    engine: str = "local"
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        check_engine(self.engine, self.address)
+
+
+def carry_out_sweep(asked: Sweep, launch: Launch, dry_run: bool, as_json: bool, answers: bool = True) -> list[Path]:
     """Plan a sweep, carry it out, and print how it ended. Exits with 1 if a run failed, and with 130 if it was stopped.
 
     With `answers` it says what came of its predictions; those of a sweep that a study joins may be about other sweeps.
@@ -75,6 +94,7 @@ def carry_out_sweep(
     Returns:
         The folders of the finished runs; none for a dry run.
     """
+    runs, jobs, engine, address = launch.runs, launch.jobs, launch.engine, launch.address
     choices: list[Chosen] = []
     timed: dict[str, Costs] = {}
     try:
@@ -85,22 +105,23 @@ def carry_out_sweep(
         with Progress() as progress:
             progress.label("counting the steps of each run and timing some")
             starting = _load()
-            plan = sweeps.sweep.plan_sweep(asked, runs, jobs, timed, starting)
+            plan = sweeps.sweep.plan_sweep(asked, runs, jobs, timed, starting, engine)
             if plan.warning:
                 errors().print(plan.warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
             trials = sweeps.trials.trials_of(asked)
-            first = None if trials is None else sweeps.sweep.plan_sweep(trials, runs, jobs, timed, starting)
+            first = None if trials is None else sweeps.sweep.plan_sweep(trials, runs, jobs, timed, starting, engine)
         if dry_run or not as_json:
             print_plan(plan, dry_run, as_json, first)
         if dry_run:
             return []
         if first is not None:
-            _stop_if_interrupted(first, sweeps.sweep.run_plan(first))
+            _stop_if_interrupted(first, sweeps.sweep.run_plan(first, address=address))
             choices = sweeps.trials.read_trials(asked, runs)
             if not as_json:
                 print_choices(choices)
-            plan = sweeps.sweep.plan_sweep(sweeps.trials.settle(asked, choices, runs), runs, jobs, timed, starting)
-        result = sweeps.sweep.run_plan(plan)
+            settled = sweeps.trials.settle(asked, choices, runs)
+            plan = sweeps.sweep.plan_sweep(settled, runs, jobs, timed, starting, engine)
+        result = sweeps.sweep.run_plan(plan, address=address)
     except KeyboardInterrupt as stop:
         _say_stopped(getattr(stop, "status", STOPPED))
     _stop_if_interrupted(plan, result)
@@ -182,7 +203,7 @@ def _describe_left(plan: SweepPlan, first: SweepPlan | None) -> str:
     parts += [f"and the controls {', '.join(controls)} after {which}"] if controls else []
     # The best of the trials are runs of the sweep, which are not carried out again.
     whole = plan.hours if first is None else first.hours + plan.hours * (1 - plan.settled)
-    at_once = f" with {plan.jobs} jobs" if plan.jobs > 1 else ""
+    at_once = " one after another" if plan.jobs is None else f" with {plan.jobs} jobs" if plan.jobs > 1 else ""
     return f"{', '.join(parts)}. In all about {duration(3600 * whole)}{at_once}, from now to the end."
 
 

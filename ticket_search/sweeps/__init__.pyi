@@ -1,7 +1,8 @@
 from . import asked as asked
 from . import choice as choice
+from . import counting as counting
+from . import engines as engines
 from . import file as file
-from . import local_engine as local_engine
 from . import predictions as predictions
 from . import progress as progress
 from . import study as study

@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,6 +29,7 @@ from ..running.request import (
 from ..runs.names import default_name
 from .asked import check_runs, join, repeated_flags, tell_wrong, text_of
 from .choice import Choice, read_choice
+from .engines.options import EngineOptions, fields_at
 from .predictions import Prediction, Told, fits, prediction_problems, tell, why_none
 
 # The flags that the default name of a run tells already.
@@ -49,6 +50,7 @@ class _File(pydantic.BaseModel, extra="forbid"):
     grid: dict[str, Any] | list[dict[str, Any]] = {}
     runs: list[dict[str, Any]] = []
     choose: dict[str, Any] = {}
+    engine: EngineOptions = EngineOptions()
 
     @property
     def grids(self) -> list[dict[str, Any]]:
@@ -104,6 +106,7 @@ class Sweep:
     controls_for: flags of the runs that are controlled, as {method = "imp", density = 0.1}; all runs if there are none.
     about: what the sweep is for.
     predictions: what was expected of it.
+    engine: what each run asks of the engine that carries it out.
     """
 
     name: str
@@ -114,6 +117,7 @@ class Sweep:
     controls_for: tuple[Mapping[str, Any], ...] = ()
     about: str = ""
     predictions: tuple[Prediction, ...] = ()
+    engine: EngineOptions = field(default_factory=EngineOptions)
 
     def controls_of(self, config: Config) -> tuple[str, ...]:
         """The kinds of controls that are made after a run."""
@@ -215,7 +219,7 @@ def make_sweep(
     problems.add(*_idle_tables(file, [run.method for run in asked]))
     sweep = Sweep(
         folder, tuple(runs), file.controls, file.control_levels, file.controls_on, file.controls_for, file.about,
-        file.predictions,
+        file.predictions, file.engine,
     )  # fmt: skip
     there = tell_runs(sweep) + tell_wrong(whole, configs)
     problems.add(*_wrong_controls(sweep, there))
@@ -352,6 +356,9 @@ def _read_file(table: dict[str, Any], problems: Problems) -> _File:
                 problems.add(f"grid {table['grid']!r}: expected a table of lists, [grid], or several of them, [[grid]]")
             elif item["type"] != "extra_forbidden":
                 problems.add(f"{place} {item['input']!r}: {describe_expected(item)}")
+            elif item["loc"][0] == "engine":
+                *where, key = item["loc"]
+                problems.add(f"[{'.'.join(map(str, where))}]: {unknown('key', str(key), fields_at(where))}")
             elif _is_flag(place):
                 problems.add(f"{place} is a flag of the runs: it belongs in [base]")
             else:
