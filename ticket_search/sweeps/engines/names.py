@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from ...contract.errors import RequestError, unknown
-from .engine import Engine
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 
 @dataclass(frozen=True)
@@ -46,4 +48,4 @@ def find_engine(name: str) -> Engine:
         RequestError: there is none, or what it needs is not installed.
     """
     check_engine(name)
-    return cast(Engine, importlib.import_module(f"{__package__}.{name}"))
+    return cast("Engine", importlib.import_module(f"{__package__}.{name}"))
