@@ -110,7 +110,9 @@ def watch(crew: _Crew) -> Iterator[tuple[Job, Outcome]]:
         if board.stopping and not told:
             told = True
             if crew.leaves_queued:
-                crew.order.shows.say(f"{len(crew.sent)} runs stay with Slurm; the same command watches them again")
+                crew.order.shows.say(
+                    f"jobs that stay with Slurm: {len(crew.sent)}; the same command watches them again"
+                )
                 return
             crew.order.shows.say(_STOPPING)
             crew.stop()
@@ -183,7 +185,7 @@ class _Crew:
             self.sent.append(_Sent(job, handle, self.folder / entry["box"]))
             found.append(entry["id"])
         if found:
-            self.order.shows.say(f"{len(found)} runs are queued already and are watched: {some_of(found)}")
+            self.order.shows.say(f"queued already, and watched from here: the jobs {some_of(found)}")
 
     def fill(self) -> None:
         """Hand over as many of the waiting runs as may go on at the same time here."""
