@@ -6,12 +6,15 @@ Workers see the folder of all runs, or have a folder of their own, whose files a
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import math
 import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -26,7 +29,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import GetTimeoutError, LocalRayletDiedError, RayError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import supermask
@@ -85,7 +88,7 @@ def watch(crew: _Crew) -> Iterator[tuple[Job, Outcome]]:
             crew.order.shows.say(_STOPPING)
             crew.stop()
         crew.fill()
-        done, _ = ray.wait(list(crew.running), num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)
+        done = crew.wait()
         crew.show()
         for task in done:
             job, outcome = crew.end(task)
@@ -134,6 +137,17 @@ class _Crew:
         while self.waiting and len(self.running) < most and not self.order.board.stopping:
             self._give(self.waiting.pop(0))
 
+    def wait(self) -> list[Any]:
+        """The tasks that have ended since the last look.
+
+        Raises:
+            RunError: the cluster is gone.
+        """
+        try:
+            return ray.wait(list(self.running), num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)[0]
+        except RayError as error:
+            raise self._gone(error) from None
+
     def show(self) -> None:
         """Put on the board how far the runs are, and keep what workers have sent of them.
 
@@ -164,6 +178,8 @@ class _Crew:
             return job, {"state": "interrupted", "text": "", "status": self.order.board.stop_status or STOPPED}
         except RayTaskError as error:
             return job, fail(job, str(error.cause or error).strip().splitlines()[-1], str(error))
+        except LocalRayletDiedError as error:
+            raise self._gone(error) from None
         except RayError as error:
             return job, self._try_again(job, error)
         return job, outcome
@@ -218,7 +234,8 @@ class _Crew:
                 self._held[job.place] = ExitStack()
                 self._held[job.place].enter_context(working_on(folder))
             sent = parcels.pack(folder)
-            own = os.path.join(options.folder, f"ticket-{uuid.uuid4().hex}", folder.name)
+            run = hashlib.sha256(f"{socket.gethostname()}:{os.path.abspath(folder)}".encode()).hexdigest()[:16]
+            own = os.path.join(options.folder, f"ticket-{run}", uuid.uuid4().hex, folder.name)
         self.order.board.enter(job.place, WAITING)
         asked = _asked_of_ray(options, job)
         share = _FOR_TENSORS * options.gpus if 0 < options.gpus < 1 else None
@@ -237,6 +254,7 @@ class _Crew:
         self.order.shows.say(
             f"{job.folder}: its worker was lost ({type(error).__name__}: {why}); it goes on in another one"
         )
+        self._desk.forget.remote(job.place)
         self._give(job)
         return None
 
@@ -255,6 +273,10 @@ class _Desk:
         if parcel is not None:
             self._sent[place] = parcel
         return self._status
+
+    def forget(self, place: int) -> None:
+        """Forget what a run has told whose worker is lost."""
+        self._values.pop(place, None)
 
     def stop(self, status: int) -> None:
         """Have all runs end with a status."""
@@ -325,6 +347,7 @@ def _carry_out(
 ) -> Outcome:
     """A task: carry out a run where the sweep was started, or in a folder of the worker's own."""
     if own is not None:
+        _clear(Path(own).parents[1])
         Path(own).mkdir(parents=True)
         parcels.unpack(sent or b"", Path(own))
         job = replace(job, folder=own)
@@ -342,6 +365,13 @@ def _carry_out(
     return outcome
 
 
+def _clear(folder: Path) -> None:
+    """Remove what lost workers have left of a run, which goes on from what was sent back."""
+    for left in folder.glob("*/*"):
+        with contextlib.suppress(RequestError), working_on(left):  # a worker that is only thought lost is at work there
+            shutil.rmtree(left.parent, ignore_errors=True)
+
+
 def _asked_of_ray(options: RayOptions, job: Job) -> dict[str, Any]:
     memory = {} if options.memory_gb is None else {"memory": int(options.memory_gb * 2**30)}
     return {"num_cpus": options.cpus or job.config.threads or 1, "num_gpus": options.gpus, **memory}
@@ -354,11 +384,8 @@ def _connect(order: Order) -> None:
         RequestError: nothing answers there.
     """
     address = order.address
-    if address not in (None, "auto", "local") and not _is_reachable(str(address).removeprefix("ray://")):
-        raise RequestError(
-            f"--address {address}: no Ray cluster answers there, expected HOST:PORT as `ray start --head` tells; "
-            "without --address one is started on this machine"
-        )
+    if address not in (None, "auto", "local"):
+        _check_answers(str(address))
     most = max(order.options.ray.cpus or job.config.threads or 1 for job in order.jobs)
     started = {"num_cpus": max(os.cpu_count() or 1, math.ceil(most)), "include_dashboard": False}
     before = signal.getsignal(signal.SIGTERM)
@@ -371,6 +398,31 @@ def _connect(order: Order) -> None:
         raise RequestError(f"--address {address}: {str(error).strip().splitlines()[0]}") from None
     finally:
         signal.signal(signal.SIGTERM, before)  # Ray has taken it
+
+
+def _check_answers(address: str) -> None:
+    """Check that a cluster answers at an address. To connect where none does, Ray tries for minutes.
+
+    Raises:
+        RequestError: none does.
+    """
+    if not _is_reachable(address):
+        raise RequestError(
+            f"--address {address}: no Ray cluster answers there, expected HOST:PORT as `ray start --head` tells; "
+            "without --address one is started on this machine"
+        )
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        answer = subprocess.run(command, capture_output=True, timeout=_SECONDS_TO_CONNECT, check=False)
+    except subprocess.TimeoutExpired:
+        answer = None
+    if answer is None or answer.returncode != 0:
+        unset = "RAY_AUTH_MODE" not in os.environ
+        token = "; a cluster that asks for a token takes RAY_AUTH_MODE=token in this shell too" if unset else ""
+        raise RequestError(
+            f"--address {address}: what answers there is no Ray cluster of version {ray.__version__}, or does not let "
+            f"this command in{token}"
+        )
 
 
 def _is_reachable(address: str) -> bool:
