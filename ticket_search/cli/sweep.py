@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..sweeps.sweep import SweepPlan, SweepResult
     from ..sweeps.table import Judgement
     from ..sweeps.trials import Chosen
+    from ..sweeps.tuning import Tuned
 
 
 def add_to(app: typer.Typer) -> None:
@@ -66,6 +67,9 @@ def sweep(
     """
     launch = Launch(runs, jobs, engine, address)
     asked = read_sweep(file, threads, {"model": model, "data": data, "loss": loss, "metric": metric})
+    if asked.search is not None:
+        carry_out_search(asked, launch, dry_run, as_json)
+        return
     carry_out_sweep(asked, launch, dry_run, as_json)
 
 
@@ -139,6 +143,57 @@ def carry_out_sweep(asked: Sweep, launch: Launch, dry_run: bool, as_json: bool, 
         _say_failures(plan, result)
         raise typer.Exit(1)
     return result.finished
+
+
+def carry_out_search(asked: Sweep, launch: Launch, dry_run: bool, as_json: bool) -> None:
+    """Carry out a sweep whose runs are proposed, and print its trials. Exits as `carry_out_sweep` does."""
+    search = asked.search
+    assert search is not None, "a sweep with [search]"
+    seeds = len(search.seeds) or 1
+    told = f"{counted(search.trials, 'trial')} of {counted(seeds, 'run')} each, of {asked.name}"
+    errors().print(told, markup=False, highlight=False)
+    sweeps.tuning.check_optuna()
+
+    def show(plan: SweepPlan, done: int) -> None:
+        if not as_json and plan.left:
+            output().print(f"trials from {done + 1} on", markup=False, highlight=False)
+            print_plan(plan, dry_run, as_json)
+
+    try:
+        if dry_run:
+            plan = sweeps.tuning.plan_search(asked, launch.runs, launch.jobs, launch.engine)
+            if not as_json:
+                output().print(f"the first of {counted(search.trials, 'trial')}", markup=False, highlight=False)
+            print_plan(plan, dry_run, as_json)
+            return
+        where = (launch.runs, launch.jobs, True, launch.engine, launch.address)
+        found = sweeps.tuning.run_search(asked, *where, show=show)
+    except KeyboardInterrupt as stop:
+        _say_stopped(getattr(stop, "status", STOPPED))
+    place = Path(launch.runs) / asked.name
+    if found.interrupted:
+        _say_failed(found.failures, place)
+        _say_stopped(found.stop_status)
+    print_trials(found, as_json)
+    if found.failures:
+        _say_failed(found.failures, place)
+        raise typer.Exit(1)
+
+
+def print_trials(found: Tuned, as_json: bool) -> None:
+    """Print what was tried, what validation says of it, and which is the best; what test says stands beside it."""
+    if as_json:
+        told = [asdict(trial) | {"folders": list(map(str, trial.folders))} for trial in found.trials]
+        print_json({"trials": told, "best": found.best, "failures": found.failures})
+        return
+    rows = []
+    for place, trial in enumerate(found.trials):
+        proposed = ", ".join(f"{key} {value}" for key, value in trial.values.items())
+        validation, test = "failed", ""
+        if found.metric is not None and trial.validation is not None and trial.test is not None:
+            validation, test = found.metric.with_unit(trial.validation), found.metric.with_unit(trial.test)
+        rows.append((str(place + 1), proposed, validation, test, "best" if place == found.best else ""))
+    print_table(("trial", "proposed", "validation", "test", ""), rows)
 
 
 def _load() -> float:
@@ -261,9 +316,13 @@ def _stop_if_interrupted(plan: SweepPlan, result: SweepResult) -> None:
 
 
 def _say_failures(plan: SweepPlan, result: SweepResult) -> None:
-    folders = {run.folder.name: run.folder for run in plan.runs}
-    for name, message in result.failures.items():
-        line = f"failed: {name}: {message} (the whole message is in {folders[name] / 'failure.txt'})"
+    folders = [run.folder for run in plan.runs]
+    _say_failed(result.failures, folders[0].parent if folders else Path())
+
+
+def _say_failed(failures: Mapping[str, str], place: Path) -> None:
+    for name, message in failures.items():
+        line = f"failed: {name}: {message} (the whole message is in {place / name / 'failure.txt'})"
         errors().print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
 

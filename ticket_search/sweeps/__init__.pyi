@@ -4,8 +4,10 @@ from . import counting as counting
 from . import file as file
 from . import predictions as predictions
 from . import progress as progress
+from . import ranges as ranges
 from . import study as study
 from . import sweep as sweep
 from . import table as table
 from . import table_page as table_page
 from . import trials as trials
+from . import tuning as tuning

@@ -163,6 +163,10 @@ def run_sweep(
         RunError: the processes cannot start, the cluster is gone, or every candidate of a choice has failed.
     """
     check_engine(engine, address)
+    if sweep.search is not None:
+        raise RequestError(
+            f"the sweep {sweep.name} has [search]: ticket_search.sweeps.tuning.run_search carries it out"
+        )
     timed: dict[str, Costs] = {}
     plan = plan_sweep(sweep, runs, jobs, timed, engine=engine)
     if (trials := trials_of(sweep)) is not None:

@@ -144,7 +144,7 @@ class _Crew:
             RunError: the cluster is gone.
         """
         try:
-            return ray.wait(list(self.running), num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)[0]
+            return list(ray.wait(list(self.running), num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)[0])
         except RayError as error:
             raise self._gone(error) from None
 
