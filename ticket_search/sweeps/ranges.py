@@ -8,7 +8,7 @@ from typing import Any
 
 from ..contract.errors import Problems, unknown
 
-SAMPLERS = ("tpe", "random", "qmc")
+SAMPLERS = ("tpe", "random")
 _OWN = ("trials", "batch", "sampler", "seed")
 _KEYS = ("low", "high", "log")
 

@@ -198,7 +198,6 @@ class _Study:
         samplers = {
             "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
             "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-            "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False),
         }
         sampler = samplers[self._search.sampler](self._search.seed)
         # Of two merits the higher is the better, whatever the metric.

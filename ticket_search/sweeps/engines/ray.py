@@ -120,6 +120,7 @@ class _Crew:
         self._task: Any = ray.remote(_carry_out)
         self._address = ray.get_runtime_context().gcs_address
         self._answered = time.monotonic()
+        self._asked: Any = None
 
     def __enter__(self) -> _Crew:
         return self
@@ -154,10 +155,15 @@ class _Crew:
         Raises:
             RunError: the cluster is gone.
         """
+        # On a machine with much to do the desk may take its time, to begin with too: nobody waits for its answer.
+        self._asked = self._desk.read.remote() if self._asked is None else self._asked
         try:
-            values, sent = ray.get(self._desk.read.remote(), timeout=_SECONDS_TO_CONNECT)
-        except (RayError, GetTimeoutError) as error:
+            if not ray.wait([self._asked], timeout=0)[0]:
+                return
+            values, sent = ray.get(self._asked)
+        except RayError as error:
             raise self._gone(error) from None
+        self._asked = None
         there = {job.place: job for job in self.running.values()}
         board = self.order.board
         for place, (phase, step, value) in values.items():
@@ -199,7 +205,7 @@ class _Crew:
     def stop(self) -> None:
         """Ask all runs to save their states. Those that have not begun are taken back."""
         board = self.order.board
-        ray.get(self._desk.stop.remote(board.stop_status), timeout=_SECONDS_TO_CONNECT)
+        self._desk.stop.remote(board.stop_status)
         for task, job in self.running.items():
             if board.read(job.place)[0] == WAITING:
                 ray.cancel(task)
