@@ -273,12 +273,12 @@ def test_a_cluster_without_room_is_told_before_anything_is_written(tmp_path, clu
 
 
 def test_a_cluster_that_does_not_answer():
-    from ticket_search.sweeps.engines import ray as engine
+    from ticket_search.sweeps.engines import ray_cluster
 
     with pytest.raises(RequestError, match="--address 127.0.0.1:1: no Ray cluster answers there, expected HOST:PORT"):
-        engine._check_answers("127.0.0.1:1")
+        ray_cluster.check_answers("127.0.0.1:1")
     with pytest.raises(RequestError, match="--address nowhere: no Ray cluster answers there"):
-        engine._check_answers("nowhere")
+        ray_cluster.check_answers("nowhere")
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def pack(folder: Path) -> bytes:
     names = [str(path.relative_to(folder)) for path in folder.rglob("*") if _belongs(path)]
     names.sort(key=lambda name: (name not in _LAST, name))
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as parcel:
+    with tarfile.TarFile(fileobj=buffer, mode="w") as parcel:
         for name in names:
             try:
                 content = (folder / name).read_bytes()
