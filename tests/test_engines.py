@@ -423,3 +423,36 @@ def test_a_slurm_of_this_machine(tmp_path, monkeypatch):
 def test_the_options_are_empty_unless_given():
     assert EngineOptions() == EngineOptions.model_validate({"slurm": {}, "ray": {}})
     assert (EngineOptions().gpus("local"), EngineOptions().gpus("ray")) == (0.0, 0.0)
+
+
+def test_while_slurm_is_silent_nothing_is_queued_twice(tmp_path, monkeypatch):
+    """A run that was queued before may be there still: without an answer it is not queued again."""
+    from ticket_search.sweeps.engines import slurm
+    from ticket_search.sweeps.engines.engine import Order
+    from ticket_search.sweeps.engines.jobs import Job
+    from ticket_search.sweeps.progress import Board, SweepProgress
+
+    monkeypatch.setenv("TICKET_STATE", str(tmp_path / "state"))
+    (run,) = make_sweep({"base": {"method": "random"}}, "mine").runs
+    job = Job(0, str(tmp_path / "runs/mine/one"), run.config)
+    shows = SweepProgress(["one"], [1], Board(1), shown=False)
+    crew = slurm._Crew(Order([job], None, Board(1), shows, tmp_path / "runs/mine"))
+    crew._write({job.folder: {"id": "5_0", "box": "x", "digest": slurm._digest(job)}})
+    answers = iter(
+        [subprocess.CalledProcessError(1, "squeue", "", "slurm_load_jobs error: Unable to contact slurm controller")]
+    )
+
+    def answer(command, **options):
+        failure = next(answers, None)
+        if failure is not None:
+            raise failure
+        return subprocess.CompletedProcess(command, 0, "5_0|PENDING|QOSMaxCpuPerUserLimit\n", "")
+
+    monkeypatch.setattr(slurm.subprocess, "run", answer)
+    with pytest.raises(
+        RequestError, match="Slurm does not answer: .*Unable to contact slurm controller; .* none is queued twice"
+    ):
+        crew.attach()
+    crew._queue._asked = float("-inf")
+    crew.attach()
+    assert [sent.handle.job_id for sent in crew.sent] == ["5_0"] and crew.waiting == []

@@ -38,7 +38,7 @@ os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"
 import submitit
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-_SECONDS_BETWEEN_QUEUES = 10.0
+_SECONDS_BETWEEN_QUEUES, _SECONDS_WHILE_STOPPING = 10.0, 2.0
 # How long a file system may take to show the result of a job that has left the queue, and how long Slurm may be silent.
 _SECONDS_FOR_A_RESULT = 15.0
 _PATIENCE = 600.0
@@ -170,6 +170,8 @@ class _Crew:
             RequestError: one of them is queued with another configuration.
         """
         known, found = self._read(), []
+        if any(job.folder in known for job in self.waiting):
+            self._queue.expect_answer()  # what is not known to be over may be queued
         for job in list(self.waiting):
             entry = known.get(job.folder)
             if entry is None:
@@ -278,7 +280,8 @@ class _Crew:
             return False
         now = time.monotonic()
         sent.lost = now if sent.lost is None else sent.lost
-        return now - sent.lost >= (_SECONDS_FOR_A_RESULT if self.options.cluster == "slurm" else 1.0)
+        patience = _SECONDS_FOR_A_RESULT if self.options.cluster == "slurm" else 1.0
+        return self.order.board.stopping or now - sent.lost >= patience
 
     def _executor(self, job: Job) -> Any:
         options, threads = self.options, job.config.threads or 1
@@ -340,6 +343,7 @@ class _Queue:
         self._states: dict[str, str] = {}
         self._asked = float("-inf")
         self._heard = time.monotonic()
+        self._silence = ""
         self._told: set[str] = set()
 
     def add(self, names: Iterable[str]) -> None:
@@ -359,6 +363,17 @@ class _Queue:
         self._ask()
         return name in self._states
 
+    def expect_answer(self) -> None:
+        """Ask Slurm which jobs there are.
+
+        Raises:
+            RequestError: it does not say.
+        """
+        if self._cluster == "slurm":
+            self._ask()
+            if self._silence:
+                raise RequestError(f"{self._silence}; runs may be queued there already, and none is queued twice")
+
     def waits(self, name: str) -> bool:
         """Whether a job waits in the queue, as far as is known."""
         return self._states.get(name) == "PENDING" and self._cluster == "slurm"
@@ -369,7 +384,7 @@ class _Queue:
 
     def _ask(self) -> None:
         now = time.monotonic()
-        if now - self._asked < _SECONDS_BETWEEN_QUEUES:
+        if now - self._asked < (_SECONDS_WHILE_STOPPING if self._order.board.stopping else _SECONDS_BETWEEN_QUEUES):
             return
         self._asked = now
         command = ["squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r"]
@@ -377,12 +392,12 @@ class _Queue:
             answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
         except (OSError, subprocess.SubprocessError) as error:
             why = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1:]
-            told = f"Slurm does not answer: {''.join(why)}"
+            told = self._silence = f"Slurm does not answer: {''.join(why)}"
             if time.monotonic() - self._heard >= _PATIENCE:
                 raise RunError(f"{told}; runs that have begun go on, and the same command watches them again") from None
             self._say(told + "; the runs that have begun go on, and it is asked again")
             return
-        self._heard = time.monotonic()
+        self._heard, self._silence = time.monotonic(), ""
         lines = [line.split("|", 2) for line in answer.stdout.splitlines() if line.count("|") >= 2]
         self._states = {name: state for name, state, _ in lines}
         for name, state, reason in lines:
