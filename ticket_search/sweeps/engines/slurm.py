@@ -191,7 +191,9 @@ class _Crew:
 
     def fill(self) -> None:
         """Hand over as many of the waiting runs as may go on at the same time here."""
-        room = (self.order.at_once or 1) - len(self.sent)
+        # This process itself has one after another, so that it hears in between that the sweep is stopped.
+        most = 1 if self.options.cluster == "debug" else self.order.at_once or 1
+        room = most - len(self.sent)
         if self.waiting and room > 0 and not self.order.board.stopping:
             now, self.waiting = self.waiting[:room], self.waiting[room:]
             with self.locked():
