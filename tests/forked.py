@@ -10,11 +10,11 @@ from ticket_search.data import digits
 from ticket_search.methods import edge_popup, imp
 from ticket_search.models import lenet
 from ticket_search.runs.loggers import tensorboard
-from ticket_search.sweeps import local_engine
+from ticket_search.sweeps.engines import local
 from ticket_search.training import at_init, conclude, learned_scores, loop, random_weights
 
 IMPORTED = (
     at_init, conclude, digits, edge_popup, event_file_writer, flop_counter, imp, learned_scores, learning, lenet,
-    local_engine, loop, random_weights, remarks,
+    local, loop, random_weights, remarks,
 )  # fmt: skip
 tensorboard.draw = leave_blank

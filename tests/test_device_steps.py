@@ -36,7 +36,7 @@ from ticket_search.running import search as searching
 from ticket_search.runs import experiment, tensorboard
 from ticket_search.runs.environment import describe_environment
 from ticket_search.runs.records import write_record
-from ticket_search.sweeps import local_engine
+from ticket_search.sweeps.engines import local
 from ticket_search.training import evaluation, loop
 from ticket_search.training.precision import compile_whole
 
@@ -309,17 +309,17 @@ def test_processes_of_a_sweep_take_gpus_in_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert local_engine.find_gpus() == ["0", "1", "2"]
+    assert local.find_gpus() == ["0", "1", "2"]
     taken = []
     for number in range(5):
-        share = local_engine.take_gpu(number, ["0", "1", "2"], 5)
+        share = local.take_gpu(number, ["0", "1", "2"], 5)
         taken.append((os.environ["CUDA_VISIBLE_DEVICES"], share))
     assert taken == [(gpu, 0.45) for gpu in "01201"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,GPU-a,8,9")
-    assert local_engine.find_gpus() == ["7", "GPU-a", "8"]
-    assert local_engine.take_gpu(1, ["7", "GPU-a"], 2) == 0.9 and os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+    assert local.find_gpus() == ["7", "GPU-a", "8"]
+    assert local.take_gpu(1, ["7", "GPU-a"], 2) == 0.9 and os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert local_engine.find_gpus() == []
+    assert local.find_gpus() == []
 
 
 def test_a_gpu_repeats_itself_and_its_versions_are_recorded(monkeypatch):

@@ -154,7 +154,7 @@ def planned(monkeypatch, tmp_path):
     """The plan of a sweep whose runs are not timed."""
 
     def plan(jobs: int = 1, starting: float = 0.0, stretch: float = 1.0, **table):
-        monkeypatch.setattr("ticket_search.sweeps.sweep._time_run", lambda *_: COSTS)
+        monkeypatch.setattr("ticket_search.sweeps.sweep.time_run", lambda *_: COSTS)
         monkeypatch.setattr("ticket_search.sweeps.sweep.measure_sharing", lambda one, several: stretch)
         return plan_sweep(make_sweep({**SWEEP, **table}, "mine"), tmp_path, jobs, {}, starting)
 
@@ -181,7 +181,7 @@ def test_controls_that_a_finished_run_lacks_count(planned, monkeypatch):
     assert imp.seconds == 0 and imp.control_seconds == pytest.approx(2 * COSTS.control(PER_EPOCH, 100))
     imp.folder.mkdir(parents=True)
     monkeypatch.setattr(
-        "ticket_search.sweeps.local_engine.read_record", lambda *_: {"levels": [{"level": 0}, {"level": 1}]}
+        "ticket_search.sweeps.engines.jobs.read_record", lambda *_: {"levels": [{"level": 0}, {"level": 1}]}
     )
     measured = {"density": 0.5, "kept": 1, "test_accuracy": 90.0, "val_accuracy": 90.0}
     shared = {**measured, "trained": True, "data": imp.config.data, "level": 1}

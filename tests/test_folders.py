@@ -260,9 +260,9 @@ def test_every_temporary_file_of_a_run_would_be_known_again(tmp_path, monkeypatc
     run = search("imp", density=0.5, rewind="5it", **flags)
     controls(run.path, kinds=["reinit"], progress=False)
     search("filters", density=0.5, retrain_epochs=1, **flags)
-    from ticket_search.sweeps.local_engine import Job, _fail
+    from ticket_search.sweeps.engines.jobs import Job, fail
 
-    _fail(Job(0, str(run.path), run.config), "no more")
+    fail(Job(0, str(run.path), run.config), "no more")
     names = {path.name.rpartition(".")[0] for path in written}
     assert {
         ".config.toml",

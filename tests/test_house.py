@@ -108,6 +108,7 @@ LATE_IMPORTS = {
     "mlflow": "an extra that may not be installed",
     "matplotlib": "takes a second to import, and most runs draw nothing",
     "mnist1d": "an extra that may not be installed",
+    "optuna": "an extra that may not be installed",
     "pandas": "an extra that may not be installed",
     "onnxruntime": "an extra that may not be installed",
     "scipy": "takes a second to import, and only SVHN is stored in its format",

@@ -206,6 +206,20 @@ def test_a_loss_with_another_setting_is_refused(samples, tmp_path, monkeypatch):
         shutil.rmtree("runs")
 
 
+def test_packages_of_an_environment_below_this_one_are_none_of_the_users(tmp_path, monkeypatch):
+    from ticket_search.runs import inputs
+    from ticket_search.trust import mark
+
+    below, own = tmp_path / "base/lib/python3/site-packages", tmp_path / "mine"
+    monkeypatch.setattr("sys.path", [str(own), str(below)])
+    inputs._installed.cache_clear()
+    try:
+        assert str(below.resolve()) in inputs._installed() and str(below.resolve()) in mark._installed()
+        assert str(own.resolve()) not in inputs._installed() and str(own.resolve()) not in mark._installed()
+    finally:
+        inputs._installed.cache_clear()
+
+
 def test_code_that_is_installed_or_ours_is_none_of_the_users():
     assert digest_of_code([nn.Linear, torch.relu, search, np.mean, functools.reduce]) == ""
 

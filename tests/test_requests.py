@@ -241,6 +241,7 @@ def test_a_fault_of_our_own_is_not_taken_for_a_wrong_request(monkeypatch, tmp_pa
     """Of the places that collect problems, none swallows another error."""
     from ticket_search.running import request
     from ticket_search.running import search as searching
+    from ticket_search.sweeps import counting
     from ticket_search.sweeps import sweep as sweeping
 
     class FaultError(RuntimeError):
@@ -258,7 +259,7 @@ def test_a_fault_of_our_own_is_not_taken_for_a_wrong_request(monkeypatch, tmp_pa
         (request, "make_config", lambda: make_sweep(table, "many")),
         (request, "find_recipe", lambda: read_request(["--config", "lenet-imp-2018"])),
         (searching, "load_data", lambda: prepare(asked)),
-        (sweeping, "load_data", lambda: run_sweep(made, tmp_path)),
+        (counting, "load_data", lambda: run_sweep(made, tmp_path)),
         (sweeping, "inspect_folder", lambda: run_sweep(made, tmp_path)),
     ):
         with monkeypatch.context() as patch, pytest.raises(FaultError):

@@ -21,7 +21,9 @@ from rich.console import Console
 from ticket_search import RequestError, RunError, search
 from ticket_search.running.controls import controls
 from ticket_search.running.request import parse_seeds, read_request
-from ticket_search.sweeps.local_engine import Job, run_jobs
+from ticket_search.sweeps.engines import local
+from ticket_search.sweeps.engines.engine import Order, run_jobs
+from ticket_search.sweeps.engines.jobs import Job
 from ticket_search.sweeps.progress import CONTROLS, RUNNING, STARTING, Board, BoardProgress, SweepProgress
 from ticket_search.sweeps.sweep import plan_sweep, read_sweep, run_sweep
 from ticket_search.sweeps.trials import read_trials, trials_of
@@ -676,7 +678,7 @@ def test_processes_that_start_are_ended_at_once(sweep_file, forked):
     others = children_of(os.getpid())
     thread = threading.Thread(target=stop)
     thread.start()
-    assert run_jobs(jobs, 2, board, shows) == {}
+    assert run_jobs(local, Order(jobs, 2, board, shows)) == {}
     assert time.monotonic() - stopped[0] < 4
     thread.join()
     assert (

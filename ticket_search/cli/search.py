@@ -27,7 +27,7 @@ from ..runs.names import TICKET
 from ..runs.progress import Progress
 from ..runs.ranks import launched
 from ..sweeps.file import sweep_of_seeds
-from .sweep import carry_out_sweep
+from .sweep import Launch, carry_out_sweep
 from .terminal import (
     counted,
     duration,
@@ -68,7 +68,7 @@ def search(context: typer.Context) -> None:
         if launched().several:
             raise RequestError("--seeds are several runs: expected one --seed for all ranks of one run, or no torchrun")
         jobs = int(request.launch.get("--jobs", "1"))
-        carry_out_sweep(sweep_of_seeds(request), place, jobs, request.asks("--dry-run"), request.asks("--json"))
+        carry_out_sweep(sweep_of_seeds(request), Launch(place, jobs), request.asks("--dry-run"), request.asks("--json"))
         return
     if request.asks("--dry-run") and launched().several:
         raise RequestError("--dry-run plans for one process: expected it without torchrun")

@@ -11,9 +11,9 @@ from .. import sweeps
 from ..contract.errors import RequestError, unknown
 from ..contract.recipes import find_study
 from ..sweeps.study import Study, page_files, part_file, read_study, write_study
-from .sweep import carry_out_sweep
+from .sweep import Launch, carry_out_sweep
 from .terminal import errors, output
-from .tickets import MaxMinutes, OwnData, OwnLoss, OwnMetric, OwnModel
+from .tickets import Address, Engine, Jobs, MaxMinutes, OwnData, OwnLoss, OwnMetric, OwnModel
 
 
 def add_to(app: typer.Typer) -> None:
@@ -23,7 +23,9 @@ def add_to(app: typer.Typer) -> None:
 
 def study(
     file: Annotated[str, typer.Argument(help="The name of a study of this package, or a .toml file.")],
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="The number of runs at a time.")] = 1,
+    jobs: Jobs = None,
+    engine: Engine = "local",
+    address: Address = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     max_minutes: MaxMinutes = None,
     results: Annotated[str, typer.Option("--results", help="The folder to write the page to.")] = "results",
@@ -43,6 +45,7 @@ def study(
     A study that joins several sweeps writes the measurements of each as CSV and its page from them: a sweep whose CSV
     is there is not carried out again, unless --sweep names it.
     """
+    launch = Launch(runs, jobs, engine, address)
     asked = read_study(find_study(file), {"model": model, "data": data, "loss": loss, "metric": metric})
     todo = _unmeasured(asked, part, results)
     files = page_files(asked, results) + [part_file(asked, name, results) for name in todo]
@@ -52,10 +55,10 @@ def study(
     output().print(f"{asked.title}\n{asked.question}\n(budget {asked.hours:g} h on two cores)", highlight=False)
     written: list[Path] = []
     if asked.sweep is not None:
-        folders = carry_out_sweep(asked.sweep, runs, jobs, dry_run, as_json=False)
+        folders = carry_out_sweep(asked.sweep, launch, dry_run, as_json=False)
         written = [] if dry_run else write_study(asked, folders, results)
     for name in todo:
-        folders = carry_out_sweep(asked.parts[name], runs, jobs, dry_run, as_json=False, answers=False)
+        folders = carry_out_sweep(asked.parts[name], launch, dry_run, as_json=False, answers=False)
         if not dry_run:
             written.append(sweeps.table_page.write_part(asked, name, folders, Path(runs), results))
     if asked.parts and not dry_run:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -18,15 +18,17 @@ from ..contract.stops import STOPPED
 from ..runs.names import SUMMARY
 from ..runs.progress import Progress
 from ..runs.records import read_record
+from ..sweeps.engines.names import check_engine
 from ..sweeps.file import Sweep, read_sweep
 from .terminal import counted, duration, errors, output, print_json, print_table, say_stopped
-from .tickets import MaxMinutes, OwnData, OwnLoss, OwnMetric, OwnModel
+from .tickets import Address, Engine, Jobs, MaxMinutes, OwnData, OwnLoss, OwnMetric, OwnModel
 
 if TYPE_CHECKING:
     from ..running.duration import Costs
     from ..sweeps.sweep import SweepPlan, SweepResult
     from ..sweeps.table import Judgement
     from ..sweeps.trials import Chosen
+    from ..sweeps.tuning import Tuned
 
 
 def add_to(app: typer.Typer) -> None:
@@ -36,7 +38,9 @@ def add_to(app: typer.Typer) -> None:
 
 def sweep(
     file: Annotated[str, typer.Argument(help="A .toml file with [base], [grid], [[runs]], seeds, controls.")],
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="The number of runs at a time.")] = 1,
+    jobs: Jobs = None,
+    engine: Engine = "local",
+    address: Address = None,
     runs: Annotated[str, typer.Option("--runs", help="The folder of all runs.")] = "runs",
     max_minutes: MaxMinutes = None,
     threads: Annotated[
@@ -61,13 +65,32 @@ def sweep(
     the controls, and controls_on = "DATA" for another data set to train the controls on as well. Functions of one's own
     that the file names are imported where --model, --data, --loss or --metric says so, with commas between several.
     """
+    launch = Launch(runs, jobs, engine, address)
     asked = read_sweep(file, threads, {"model": model, "data": data, "loss": loss, "metric": metric})
-    carry_out_sweep(asked, runs, jobs, dry_run, as_json)
+    if asked.search is not None:
+        carry_out_search(asked, launch, dry_run, as_json)
+        return
+    carry_out_sweep(asked, launch, dry_run, as_json)
 
 
-def carry_out_sweep(
-    asked: Sweep, runs: str, jobs: int, dry_run: bool, as_json: bool, answers: bool = True
-) -> list[Path]:
+@dataclass(frozen=True)
+class Launch:
+    """How a command carries out the runs of a sweep: into which folder, how many at a time, and with what.
+
+    Raises:
+        RequestError: there is no such engine, or what it needs is not installed.
+    """
+
+    runs: str
+    jobs: int | None = None
+    engine: str = "local"
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        check_engine(self.engine, self.address)
+
+
+def carry_out_sweep(asked: Sweep, launch: Launch, dry_run: bool, as_json: bool, answers: bool = True) -> list[Path]:
     """Plan a sweep, carry it out, and print how it ended. Exits with 1 if a run failed, and with 130 if it was stopped.
 
     With `answers` it says what came of its predictions; those of a sweep that a study joins may be about other sweeps.
@@ -75,6 +98,7 @@ def carry_out_sweep(
     Returns:
         The folders of the finished runs; none for a dry run.
     """
+    runs, jobs, engine, address = launch.runs, launch.jobs, launch.engine, launch.address
     choices: list[Chosen] = []
     timed: dict[str, Costs] = {}
     try:
@@ -85,22 +109,23 @@ def carry_out_sweep(
         with Progress() as progress:
             progress.label("counting the steps of each run and timing some")
             starting = _load()
-            plan = sweeps.sweep.plan_sweep(asked, runs, jobs, timed, starting)
+            plan = sweeps.sweep.plan_sweep(asked, runs, jobs, timed, starting, engine)
             if plan.warning:
                 errors().print(plan.warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
             trials = sweeps.trials.trials_of(asked)
-            first = None if trials is None else sweeps.sweep.plan_sweep(trials, runs, jobs, timed, starting)
+            first = None if trials is None else sweeps.sweep.plan_sweep(trials, runs, jobs, timed, starting, engine)
         if dry_run or not as_json:
             print_plan(plan, dry_run, as_json, first)
         if dry_run:
             return []
         if first is not None:
-            _stop_if_interrupted(first, sweeps.sweep.run_plan(first))
+            _stop_if_interrupted(first, sweeps.sweep.run_plan(first, address=address))
             choices = sweeps.trials.read_trials(asked, runs)
             if not as_json:
                 print_choices(choices)
-            plan = sweeps.sweep.plan_sweep(sweeps.trials.settle(asked, choices, runs), runs, jobs, timed, starting)
-        result = sweeps.sweep.run_plan(plan)
+            settled = sweeps.trials.settle(asked, choices, runs)
+            plan = sweeps.sweep.plan_sweep(settled, runs, jobs, timed, starting, engine)
+        result = sweeps.sweep.run_plan(plan, address=address)
     except KeyboardInterrupt as stop:
         _say_stopped(getattr(stop, "status", STOPPED))
     _stop_if_interrupted(plan, result)
@@ -118,6 +143,57 @@ def carry_out_sweep(
         _say_failures(plan, result)
         raise typer.Exit(1)
     return result.finished
+
+
+def carry_out_search(asked: Sweep, launch: Launch, dry_run: bool, as_json: bool) -> None:
+    """Carry out a sweep whose runs are proposed, and print its trials. Exits as `carry_out_sweep` does."""
+    search = asked.search
+    assert search is not None, "a sweep with [search]"
+    seeds = len(search.seeds) or 1
+    told = f"{counted(search.trials, 'trial')} of {counted(seeds, 'run')} each, of {asked.name}"
+    errors().print(told, markup=False, highlight=False)
+    sweeps.tuning.check_optuna()
+
+    def show(plan: SweepPlan, done: int) -> None:
+        if not as_json and plan.left:
+            output().print(f"trials from {done + 1} on", markup=False, highlight=False)
+            print_plan(plan, dry_run, as_json)
+
+    try:
+        if dry_run:
+            plan = sweeps.tuning.plan_search(asked, launch.runs, launch.jobs, launch.engine)
+            if not as_json:
+                output().print(f"the first of {counted(search.trials, 'trial')}", markup=False, highlight=False)
+            print_plan(plan, dry_run, as_json)
+            return
+        where = (launch.runs, launch.jobs, True, launch.engine, launch.address)
+        found = sweeps.tuning.run_search(asked, *where, show=show)
+    except KeyboardInterrupt as stop:
+        _say_stopped(getattr(stop, "status", STOPPED))
+    place = Path(launch.runs) / asked.name
+    if found.interrupted:
+        _say_failed(found.failures, place)
+        _say_stopped(found.stop_status)
+    print_trials(found, as_json)
+    if found.failures:
+        _say_failed(found.failures, place)
+        raise typer.Exit(1)
+
+
+def print_trials(found: Tuned, as_json: bool) -> None:
+    """Print what was tried, what validation says of it, and which is the best; what test says stands beside it."""
+    if as_json:
+        told = [asdict(trial) | {"folders": list(map(str, trial.folders))} for trial in found.trials]
+        print_json({"trials": told, "best": found.best, "failures": found.failures})
+        return
+    rows = []
+    for place, trial in enumerate(found.trials):
+        proposed = ", ".join(f"{key} {value}" for key, value in trial.values.items())
+        validation, test = "failed", ""
+        if found.metric is not None and trial.validation is not None and trial.test is not None:
+            validation, test = found.metric.with_unit(trial.validation), found.metric.with_unit(trial.test)
+        rows.append((str(place + 1), proposed, validation, test, "best" if place == found.best else ""))
+    print_table(("trial", "proposed", "validation", "test", ""), rows)
 
 
 def _load() -> float:
@@ -182,7 +258,7 @@ def _describe_left(plan: SweepPlan, first: SweepPlan | None) -> str:
     parts += [f"and the controls {', '.join(controls)} after {which}"] if controls else []
     # The best of the trials are runs of the sweep, which are not carried out again.
     whole = plan.hours if first is None else first.hours + plan.hours * (1 - plan.settled)
-    at_once = f" with {plan.jobs} jobs" if plan.jobs > 1 else ""
+    at_once = " one after another" if plan.jobs is None else f" with {plan.jobs} jobs" if plan.jobs > 1 else ""
     return f"{', '.join(parts)}. In all about {duration(3600 * whole)}{at_once}, from now to the end."
 
 
@@ -240,9 +316,13 @@ def _stop_if_interrupted(plan: SweepPlan, result: SweepResult) -> None:
 
 
 def _say_failures(plan: SweepPlan, result: SweepResult) -> None:
-    folders = {run.folder.name: run.folder for run in plan.runs}
-    for name, message in result.failures.items():
-        line = f"failed: {name}: {message} (the whole message is in {folders[name] / 'failure.txt'})"
+    folders = [run.folder for run in plan.runs]
+    _say_failed(result.failures, folders[0].parent if folders else Path())
+
+
+def _say_failed(failures: Mapping[str, str], place: Path) -> None:
+    for name, message in failures.items():
+        line = f"failed: {name}: {message} (the whole message is in {place / name / 'failure.txt'})"
         errors().print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -72,6 +72,27 @@ MaxMinutes = Annotated[
         help="Save and stop after this many minutes, with exit status 75; the same command goes on.",
     ),
 ]
+# How the runs of a sweep are carried out.
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs", min=1, help="The number of runs at a time: if not given 1, on a cluster as many as there is room for."
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="What carries out the runs: local (processes of this machine), slurm or ray. The file says under "
+        "[engine.slurm] and [engine.ray] what each run asks of it, as partition, minutes and gpus.",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="HOST:PORT of a Ray cluster, or auto for the one here; if not given, one is started here."
+    ),
+]
 InputShape = Annotated[
     str, typer.Option("--input-shape", help="Shape of one sample, as 3,32,32, in place of that of the data.")
 ]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from supermask.weights.plain import to_bytes
 
+from ..trust.mark import site_folders
 from .names import INPUTS
 from .records import has_record, read_record, write_record
 
@@ -312,4 +313,5 @@ def _is_of_own_module(name: Any) -> bool:
 @functools.cache
 def _installed() -> tuple[str, ...]:
     keys = ("stdlib", "platstdlib", "purelib", "platlib")
-    return tuple(dict.fromkeys(os.path.realpath(sysconfig.get_path(key)) for key in keys))
+    own = dict.fromkeys(os.path.realpath(sysconfig.get_path(key)) for key in keys)
+    return tuple(own | dict.fromkeys(sorted(site_folders())))

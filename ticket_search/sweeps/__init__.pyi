@@ -1,11 +1,13 @@
 from . import asked as asked
 from . import choice as choice
+from . import counting as counting
 from . import file as file
-from . import local_engine as local_engine
 from . import predictions as predictions
 from . import progress as progress
+from . import ranges as ranges
 from . import study as study
 from . import sweep as sweep
 from . import table as table
 from . import table_page as table_page
 from . import trials as trials
+from . import tuning as tuning

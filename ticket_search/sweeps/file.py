@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,7 +29,9 @@ from ..running.request import (
 from ..runs.names import default_name
 from .asked import check_runs, join, repeated_flags, tell_wrong, text_of
 from .choice import Choice, read_choice
+from .engines.options import EngineOptions, fields_at
 from .predictions import Prediction, Told, fits, prediction_problems, tell, why_none
+from .ranges import Search, read_search, stands_alone
 
 # The flags that the default name of a run tells already.
 _NAMED = ("method", "model", "data", "density", "seed")
@@ -49,6 +51,8 @@ class _File(pydantic.BaseModel, extra="forbid"):
     grid: dict[str, Any] | list[dict[str, Any]] = {}
     runs: list[dict[str, Any]] = []
     choose: dict[str, Any] = {}
+    engine: EngineOptions = EngineOptions()
+    search: dict[str, Any] = {}
 
     @property
     def grids(self) -> list[dict[str, Any]]:
@@ -104,6 +108,8 @@ class Sweep:
     controls_for: flags of the runs that are controlled, as {method = "imp", density = 0.1}; all runs if there are none.
     about: what the sweep is for.
     predictions: what was expected of it.
+    engine: what each run asks of the engine that carries it out.
+    search: from what runs are proposed; there are no others then. `leaves` is what they may import.
     """
 
     name: str
@@ -114,6 +120,9 @@ class Sweep:
     controls_for: tuple[Mapping[str, Any], ...] = ()
     about: str = ""
     predictions: tuple[Prediction, ...] = ()
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    search: Search | None = None
+    leaves: Leaves = field(default_factory=dict)
 
     def controls_of(self, config: Config) -> tuple[str, ...]:
         """The kinds of controls that are made after a run."""
@@ -196,7 +205,10 @@ def make_sweep(
     problems.add(*_table_problems(file))
     words = {key: text.split(",") for key, text in (code or {}).items() if text}
     problems.add(*(unknown("flag", key, FLAGS) for key in words if key not in FLAGS))
-    own = _expand(file)
+    search = read_search(file.search, problems)
+    if file.search:
+        problems.add(*stands_alone(table, list(search.ranges) if search else []))
+    own = search.corners() if search else _expand(file)
     choice = read_choice(file.choose, problems)
     said = [file.base, *own, *(table for table in file.base.values() if isinstance(table, dict))]
     file.base |= {key: given[0] for key, given in words.items() if not any(key in flags for flags in said)}
@@ -209,13 +221,15 @@ def make_sweep(
     leaves = leave_here(*(word for given in words.values() for word in given))
     problems.add(*_refused_code([config for config in configs if config], file.controls_on, path, leaves))
     allowed = [config and config.allowing(leaves) for config in configs]
-    runs = _make_runs(own, spread, allowed, seeds, choice, problems)
+    runs = [] if file.search else _make_runs(own, spread, allowed, seeds, choice, problems)
     problems.add(*_repeated(runs), *repeated_flags(whole, each, configs))
+    if search:
+        search = replace(search, base=file.base, threads=threads, seeds=seeds)
     folder = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
     problems.add(*_idle_tables(file, [run.method for run in asked]))
     sweep = Sweep(
         folder, tuple(runs), file.controls, file.control_levels, file.controls_on, file.controls_for, file.about,
-        file.predictions,
+        file.predictions, file.engine, search, leaves,
     )  # fmt: skip
     there = tell_runs(sweep) + tell_wrong(whole, configs)
     problems.add(*_wrong_controls(sweep, there))
@@ -352,6 +366,9 @@ def _read_file(table: dict[str, Any], problems: Problems) -> _File:
                 problems.add(f"grid {table['grid']!r}: expected a table of lists, [grid], or several of them, [[grid]]")
             elif item["type"] != "extra_forbidden":
                 problems.add(f"{place} {item['input']!r}: {describe_expected(item)}")
+            elif item["loc"][0] == "engine":
+                *where, key = item["loc"]
+                problems.add(f"[{'.'.join(map(str, where))}]: {unknown('key', str(key), fields_at(where))}")
             elif _is_flag(place):
                 problems.add(f"{place} is a flag of the runs: it belongs in [base]")
             else:
@@ -432,13 +449,13 @@ def _suffixes(own: Sequence[Mapping[str, Any]]) -> list[str]:
     """`-KEY-VALUE` for each flag that differs between the runs and is not told by their default names."""
     keys = dict.fromkeys(key for flags in own for key in flags if key not in _NAMED)
     varied = [key for key in keys if len({repr(flags.get(key)) for flags in own}) > 1]
-    return [
-        re.sub(
-            r"[^A-Za-z0-9._-]+", "-",
-            "".join(f"-{key.replace('_', '-')}-{text_of(flags[key])}" for key in varied if key in flags),
-        )
-        for flags in own
-    ]  # fmt: skip
+    return [name_of({key: flags[key] for key in varied if key in flags}) for flags in own]
+
+
+def name_of(flags: Mapping[str, Any]) -> str:
+    """`-KEY-VALUE` for each of the flags that default names do not tell."""
+    told = "".join(f"-{key.replace('_', '-')}-{text_of(flags[key])}" for key in flags if key not in _NAMED)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", told)
 
 
 def _repeated(runs: Sequence[SweepRun]) -> list[str]:

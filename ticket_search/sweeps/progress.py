@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Group
 from rich.live import Live
@@ -65,13 +65,34 @@ class Board:
         return int(phase), int(step), value
 
 
+class Told(Protocol):
+    """Where a run says how far it is, and hears that it is to stop, as a `Board`."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the sweep was asked to stop."""
+
+    @property
+    def stop_status(self) -> int:
+        """What the sweep exits with when it was asked to stop."""
+
+    def enter(self, run: int, phase: int) -> None:
+        """Say which phase a run is in."""
+
+    def move(self, run: int, step: int) -> None:
+        """Say which step a run has reached."""
+
+    def measure(self, run: int, value: float) -> None:
+        """Say what a run's metric is on the validation split."""
+
+
 class BoardProgress(Progress):
     """The progress of a run, which is written on the board and not on a terminal."""
 
     # The first process prints what the summary says.
     is_told_elsewhere = True
 
-    def __init__(self, board: Board, run: int) -> None:
+    def __init__(self, board: Told, run: int) -> None:
         super().__init__(shown=False)
         self._board, self._run = board, run
 

@@ -129,11 +129,15 @@ def read_study(path: str | os.PathLike[str], code: Mapping[str, str | None] | No
         if isinstance(runs, dict)
         else None
     )
+    if sweep is not None and sweep.search is not None:
+        problems.add("[sweep.search]: a study compares runs that are known before; `ticket sweep` carries out a search")
     if file is not None and (file.sweep is None) == (not file.sweeps):
         problems.add("expected either [sweep], or sweeps = [...] with the files of several")
     for name in (*file.sweeps, *file.beside) if file is not None else ():
         place = Path(path).parent / name
         part = problems.attempt(partial(_read_part, place, code))
+        if part is not None and part.search is not None:
+            problems.add(f"{place}: it has [search], and a study compares runs that are known before")
         parts |= {} if part is None else {place.stem: replace(part, name=f"{Path(path).stem}-{place.stem}")}
     beside = tuple(Path(name).stem for name in file.beside) if file is not None else ()
     if not problems.found:

@@ -3,56 +3,33 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ..contract.errors import Problems, RequestError, RunError, command_line
-from ..contract.flags import Config, steps_of, to_plain
-from ..contract.method import Stage
+from ..contract.errors import Problems, RequestError, command_line
+from ..contract.flags import Config, to_plain
 from ..contract.stops import STOPPED
-from ..data.samples import Samples, whole_batches
-from ..data.trees import to_lists
 from ..deploy.machine_load import measure_sharing
 from ..methods import find_method
 from ..running.duration import Costs, makespan
-from ..running.plan import make_plan, plan_stages
 from ..running.request import find_weights
-from ..running.search import check_code, digest_code
-from ..runs.experiment import Setup, exact_arithmetic, find_model, load_data, make_setup, own_random_numbers, resolve
+from ..runs.experiment import resolve
 from ..runs.folders import State, inspect_folder, is_finished
-from ..runs.inputs import Inputs, read_inputs
 from ..runs.names import ELSEWHERE, EVALUATED
-from ..training.objective import make_objective
-from ..training.trial import check_model
+from .counting import Counted, Loaded, check_given, count_steps, resolve_for_gpus, time_run
+from .engines.engine import Order, run_jobs
+from .engines.jobs import Job, has_controls
+from .engines.names import check_engine, find_engine
 from .file import Sweep as Sweep
 from .file import SweepRun
 from .file import read_sweep as read_sweep
-from .local_engine import Job, has_controls, run_jobs
 from .progress import Board, SweepProgress, Work
 from .trials import read_trials, settle, settle_known, trials_of
 
 Value = TypeVar("Value")
-
-# The flags that the time of a training step does not depend on.
-_UNTIMED = (
-    "seed", "init_seed", "order_seed", "mask_seed", "split_seed", "density", "epochs", "lr", "momentum", "nesterov",
-    "weight_decay", "schedule", "milestones", "drop", "warmup", "label_smoothing", "init", "init_gain", "dtype",
-)  # fmt: skip
-# The flags that the ending of a training depends on, and a step with masks that are held.
-_OF_ENDING = (
-    "model", "model_args", "activation", "data", "data_dir", "train_size", "batch_size", "precision", "channels_last",
-    "compile", "threads", "device", "image_size", "image_mean", "image_std", "workers", "crop", "flip", "optimizer",
-    "accumulate", "loss", "metric",
-)  # fmt: skip
-# The flags that the data in memory depend on.
-_OF_DATA = (
-    "data", "data_dir", "train_size", "split_seed", "crop", "flip", "image_size", "image_mean", "image_std",
-    "max_bad_images", "workers", "device",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,15 +66,16 @@ class SweepPlan:
     """What a sweep would do. `seconds` is how long its runs take one after another, `hours` with `jobs` at once.
 
     `starting` is the seconds until a process of it begins its first run, and `stretch` says by how much runs slow each
-    other down.
+    other down. Where `jobs` is None, an engine of a cluster carries out as many at once as there is room for.
     """
 
     sweep: Sweep
     runs: tuple[PlannedRun, ...]
     rows: tuple[PlanRow, ...]
-    jobs: int
+    jobs: int | None
     starting: float = 0.0
     stretch: float = 1.0
+    engine: str = "local"
 
     @property
     def done(self) -> int:
@@ -124,7 +102,7 @@ class SweepPlan:
     def hours(self) -> float:
         """The hours that the sweep takes: its processes start, and share the cores."""
         left = [seconds for run in self.runs if (seconds := run.seconds + run.control_seconds)]
-        return self.stretch * (self.starting + makespan(left, self.jobs)) / 3600 if left else 0.0
+        return self.stretch * (self.starting + makespan(left, self.jobs or 1)) / 3600 if left else 0.0
 
     @property
     def settled(self) -> float:
@@ -138,7 +116,7 @@ class SweepPlan:
     def warning(self) -> str:
         """What a person should know before the sweep starts, or an empty text."""
         cores, threads = os.cpu_count() or 1, max(run.config.threads or 1 for run in self.runs)
-        if self.jobs * threads <= cores:
+        if self.engine != "local" or (self.jobs or 1) * threads <= cores:
             return ""
         counts = ((threads, "thread"), (cores, "core"))
         both = " on ".join(f"{number} {noun}{'' if number == 1 else 's'}" for number, noun in counts)
@@ -155,7 +133,14 @@ class SweepResult:
     stop_status: int = STOPPED
 
 
-def run_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 1, progress: bool = True) -> SweepResult:
+def run_sweep(
+    sweep: Sweep,
+    runs: str | os.PathLike[str] = "runs",
+    jobs: int | None = None,
+    progress: bool = True,
+    engine: str = "local",
+    address: str | None = None,
+) -> SweepResult:
     """Carry out the runs of a sweep that are not finished yet, in `jobs` processes at the same time.
 
         if __name__ == "__main__":      # the processes import this file
@@ -168,29 +153,37 @@ def run_sweep(sweep: Sweep, runs: str | os.PathLike[str] = "runs", jobs: int = 1
     Args:
         sweep: what `read_sweep` has read.
         runs: the folder of all runs.
-        jobs: how many runs go on at the same time.
+        jobs: how many runs go on at the same time: if not given 1, and on a cluster as many as there is room for.
         progress: show a live table on stderr.
+        engine: `local`, `slurm` or `ray`; the file says under `[engine]` what each run asks of it.
+        address: of a Ray cluster; if not given, one is started on this machine.
 
     Raises:
         RequestError: every problem of every run at once; nothing is written.
-        RunError: the processes cannot start, or every candidate of a choice has failed.
+        RunError: the processes cannot start, the cluster is gone, or every candidate of a choice has failed.
     """
+    check_engine(engine, address)
+    if sweep.search is not None:
+        raise RequestError(
+            f"the sweep {sweep.name} has [search]: ticket_search.sweeps.tuning.run_search carries it out"
+        )
     timed: dict[str, Costs] = {}
-    plan = plan_sweep(sweep, runs, jobs, timed)
+    plan = plan_sweep(sweep, runs, jobs, timed, engine=engine)
     if (trials := trials_of(sweep)) is not None:
-        tried = run_plan(plan_sweep(trials, runs, jobs, timed), progress)
+        tried = run_plan(plan_sweep(trials, runs, jobs, timed, engine=engine), progress, address)
         if tried.interrupted:
             return SweepResult([], tried.failures, interrupted=True, stop_status=tried.stop_status)
-        plan = plan_sweep(settle(sweep, read_trials(sweep, runs), runs), runs, jobs, timed)
-    return run_plan(plan, progress)
+        plan = plan_sweep(settle(sweep, read_trials(sweep, runs), runs), runs, jobs, timed, engine=engine)
+    return run_plan(plan, progress, address)
 
 
 def plan_sweep(
     sweep: Sweep,
     runs: str | os.PathLike[str] = "runs",
-    jobs: int = 1,
+    jobs: int | None = None,
     timed: dict[str, Costs] | None = None,
     starting: float = 0.0,
+    engine: str = "local",
 ) -> SweepPlan:
     """What a sweep would do: the folder and the steps of each run, and the time, from what is timed of them.
 
@@ -202,12 +195,13 @@ def plan_sweep(
         jobs: how many runs go on at the same time.
         timed: what was timed before, which is not timed again; what is timed now is added.
         starting: the seconds in which a process starts and imports what it needs.
+        engine: what carries the runs out. GPUs that the file asks of a cluster need not be here.
 
     Raises:
         RequestError: every problem of every run at once, among them a folder that holds another run.
     """
     problems = Problems()
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         problems.add(f"--jobs {jobs}: expected a number of runs, 1 or more")
     place = Path(runs) / sweep.name
     for folder in (Path(runs), place):
@@ -218,7 +212,8 @@ def plan_sweep(
     groups: dict[str, list[PlannedRun]] = {}
     names: dict[str, str] = {}
     for run in sweep.runs:
-        found = problems.attempt(partial(_find_folder, run, place, runs, numbered=not sweep.name))
+        gpus = sweep.engine.gpus(engine) > 0
+        found = problems.attempt(partial(_find_folder, run, place, runs, numbered=not sweep.name, gpus=gpus))
         if found is None:
             continue
         key = repr({**to_plain(found.config), "seed": None})
@@ -226,12 +221,13 @@ def plan_sweep(
         names.setdefault(key, run.configuration)
     # The first run stands for those of all seeds. A group whose runs are all finished has nothing left to count.
     firsts = {key: group[0].config for key, group in groups.items() if any(_has_work(sweep, run) for run in group)}
-    loaded: dict[str, _Loaded] = {}
+    loaded: dict[str, Loaded] = {}
     timed = {} if timed is None else timed
     for group in groups.values():
-        problems.attempt(partial(_check_given, group, loaded))
-    counted = _try_all(firsts, lambda key: _count_steps(firsts[key], loaded, sweep.controls_on), problems)
-    costs = _try_all(counted, lambda key: _time_run(firsts[key], counted[key], names[key], timed), problems)
+        there = [run.folder for run in group if run.state != "new" and run.folder.exists()]
+        problems.attempt(partial(check_given, group[0].config, there, loaded))
+    counted = _try_all(firsts, lambda key: count_steps(firsts[key], loaded, sweep.controls_on), problems)
+    costs = _try_all(counted, lambda key: time_run(firsts[key], counted[key], names[key], timed), problems)
     rows: list[PlanRow] = []
     planned: list[PlannedRun] = []
     for key, group in groups.items():
@@ -242,12 +238,14 @@ def plan_sweep(
         rows.append(PlanRow(names[key], len(group), len(group) - left, left * steps, seconds))
         planned += each
     first = max((each.first for each in timed.values()), default=0.0)
-    at_once, threads = min(jobs, _count_left(planned)), max((run.config.threads or 1 for run in planned), default=1)
+    at_once = min(jobs or 1, _count_left(planned)) if engine == "local" else 1
+    threads = max((run.config.threads or 1 for run in planned), default=1)
     stretch = measure_sharing(threads, at_once * threads) if at_once > 1 else 1.0
-    return SweepPlan(sweep, tuple(planned), tuple(rows), jobs, starting + first, stretch)
+    at_most = jobs or 1 if engine == "local" else jobs
+    return SweepPlan(sweep, tuple(planned), tuple(rows), at_most, starting + first, stretch, engine)
 
 
-def _plan_group(sweep: Sweep, group: Sequence[PlannedRun], counted: _Counted, costs: Costs) -> list[PlannedRun]:
+def _plan_group(sweep: Sweep, group: Sequence[PlannedRun], counted: Counted, costs: Costs) -> list[PlannedRun]:
     """The runs of a group with their steps and with what they take."""
     seconds = costs.loading + costs.search(counted.stages, counted.evaluate_every)
     planned = []
@@ -268,8 +266,8 @@ def _job_of(sweep: Sweep, run: PlannedRun, place: int = 0) -> Job:
     return Job(place, str(run.folder), run.config, kinds, sweep.control_levels, sweep.controls_on)
 
 
-def _control_seconds(sweep: Sweep, config: Config, counted: _Counted, costs: Costs) -> float:
-    """What the controls after a run take (see `local_engine`)."""
+def _control_seconds(sweep: Sweep, config: Config, counted: Counted, costs: Costs) -> float:
+    """What the controls after a run take (see `engines.jobs`)."""
     kinds, traits = sweep.controls_of(config), find_method(config.method).traits
     if not kinds or traits.dense:
         return 0.0
@@ -297,15 +295,19 @@ def _count_left(runs: Iterable[PlannedRun]) -> int:
     return sum(run.state != "finished" for run in runs)
 
 
-def _find_folder(run: SweepRun, place: Path, runs: str | os.PathLike[str], numbered: bool) -> PlannedRun:
+def _find_folder(
+    run: SweepRun, place: Path, runs: str | os.PathLike[str], numbered: bool, gpus: bool = False
+) -> PlannedRun:
     """A run with its folder. If `numbered`, a folder that is taken is passed over for one with the next number.
+
+    It is `gpus` of a cluster that it runs on, or else what is here.
 
     Raises:
         RequestError: the folder is taken by another run, or by what is no run.
     """
     given = run.config.weights
     named = run.config if given is None else run.config.model_copy(update={"weights": find_weights(given, runs)})
-    config = resolve(named)
+    config = resolve_for_gpus(named) if gpus else resolve(named)
     if run.options:
         # What is chosen for it is not known yet, so that it cannot be told from what lies there.
         return PlannedRun(config, place / run.name, "new")
@@ -324,130 +326,9 @@ def _find_folder(run: SweepRun, place: Path, runs: str | os.PathLike[str], numbe
         number += 1
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """Data, and the seconds in which they were read."""
-
-    samples: Samples
-    seconds: float
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """What a run works on, and what it does."""
-
-    setup: Setup
-    stages: list[Stage]
-    evaluate_every: int
-    loading: float
-
-    @property
-    def steps(self) -> int:
-        """Its steps."""
-        return sum(stage.steps for stage in self.stages)
-
-
-def _set_up(config: Config, loaded: dict[str, _Loaded]) -> Setup:
-    """The network and the data of a run. Data that several runs have in common are read once.
-
-    Raises:
-        RequestError: every problem at once.
-    """
-    problems = Problems()
-    check_code(config, {})
-    key = repr([getattr(config, name) for name in _OF_DATA])
-
-    def load() -> None:
-        if key not in loaded:
-            began = time.perf_counter()
-            samples = load_data(config.data, config).to(config.device)
-            loaded[key] = _Loaded(samples, time.perf_counter() - began)
-
-    problems.attempt(load)
-    problems.attempt(lambda: find_model(config.model, config.leaves))
-    problems.attempt(lambda: make_objective(config))
-    problems.raise_if_any()
-    return make_setup(find_method(config.method), config.model, loaded[key].samples, config)
-
-
-def _count_steps(config: Config, loaded: dict[str, _Loaded], controls_on: str) -> _Counted:
-    """What a run works on, and the number of its steps.
-
-    Raises:
-        RequestError: every problem at once, among them data for its controls on which its masks do not fit.
-    """
-    setup = _set_up(config, loaded)
-    if controls_on:
-        # A mask of one network does not fit another, and data of another shape have another network.
-        other = _set_up(config.model_copy(update={"data": controls_on}), loaded).data
-        here, there = ((to_lists(data.input_shape), data.classes) for data in (setup.data, other))
-        if here != there:
-            raise RequestError(
-                f"controls_on {controls_on}: samples of shape {there[0]} in {there[1]} classes; the masks of "
-                f"{config.data} fit {here[0]} in {here[1]} classes"
-            )
-    with exact_arithmetic(config), own_random_numbers():
-        model = setup.make_model(config)
-        check_model(setup, config, model)
-        stages = plan_stages(config, setup, setup.targets(config, model))
-    every = steps_of(config.evaluate_every, whole_batches(setup.data.train_size, config.batch_size))
-    seconds = next(each.seconds for each in loaded.values() if each.samples is setup.data)
-    return _Counted(setup, stages, every, seconds)
-
-
-def _check_given(group: Sequence[PlannedRun], loaded: dict[str, _Loaded]) -> None:
-    """Check that runs which are finished, or stopped, were given the code that there is now.
-
-    Only those that have recorded code of the user's own are looked at: the others can have been given no other.
-
-    Raises:
-        RequestError: one was given other code, which the rest of the sweep would not be comparable with.
-    """
-    given = {run.folder: read_inputs(run.folder) for run in group if run.state != "new" and run.folder.exists()}
-    known = {folder: inputs for folder, inputs in given.items() if inputs is not None and inputs.code}
-    if not known:
-        return
-    config = group[0].config
-    setup = _set_up(config, loaded)
-    with own_random_numbers():
-        code = digest_code(setup, config, setup.make_model(config))
-    for folder, inputs in known.items():
-        if differs := Inputs(inputs.start, inputs.data, code).differences(inputs):
-            raise RequestError(
-                f"the run {folder} was given something else ({', '.join(differs)}): choose another --runs, or "
-                f"`{command_line('runs', 'rm', folder)}`"
-            )
-
-
-def _time_run(config: Config, counted: _Counted, name: str, timed: dict[str, Costs]) -> Costs:
-    """What the parts of a run take, measured once for all runs that take the same time.
-
-    What comes at the end of a training is measured once for all methods.
-
-    Raises:
-        RequestError: a step of training fails.
-    """
-    told = {name: value for name, value in to_plain(config).items() if name not in _UNTIMED}
-    key = repr(told)
-    of_ending = repr({name: value for name, value in told.items() if name in _OF_ENDING})
-    if key not in timed:
-        try:
-            plan = make_plan(config, counted.setup, timed.get(of_ending))
-        except RequestError:
-            raise
-        except RunError:
-            # A loss that is no number within the first steps: the run will say so, and the others go on.
-            return Costs()
-        except Exception as error:
-            raise RequestError(f"{name}: a step of training raises {type(error).__name__}: {error}") from error
-        timed[key] = replace(plan.costs, loading=counted.loading)
-        timed.setdefault(of_ending, timed[key])
-    return timed[key]
-
-
-def run_plan(plan: SweepPlan, progress: bool = True) -> SweepResult:
+def run_plan(plan: SweepPlan, progress: bool = True, address: str | None = None) -> SweepResult:
     """Carry out what was planned (see `run_sweep`)."""
-    asked = plan.sweep
+    asked, engine = plan.sweep, find_engine(plan.engine)
     todo = [run for run in plan.runs if _has_work(asked, run)]
     jobs = [_job_of(asked, run, place) for place, run in enumerate(todo)]
     board = Board(len(jobs))
@@ -457,7 +338,9 @@ def run_plan(plan: SweepPlan, progress: bool = True) -> SweepResult:
     shows = SweepProgress(
         [run.folder.name for run in todo], steps, board, progress, work if known else (), 3600 * plan.hours or None
     )
-    ended = run_jobs(jobs, min(plan.jobs, len(jobs)), board, shows) if jobs else {}
+    place = todo[0].folder.parent if todo else Path()
+    order = Order(jobs, plan.jobs, board, shows, place, asked.engine, address)
+    ended = run_jobs(engine, order) if jobs else {}
     failures = {todo[place].folder.name: end["text"] for place, end in ended.items() if end["state"] == "failed"}
     finished = [run.folder for run in plan.runs if is_finished(run.folder)]
     return SweepResult(finished, failures, len(ended) < len(jobs), board.stop_status or STOPPED)

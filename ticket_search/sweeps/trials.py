@@ -20,7 +20,7 @@ from .file import Sweep, SweepRun
 def trials_of(sweep: Sweep) -> Sweep | None:
     """The runs by which a sweep chooses: the deciding run of each group with each candidate. None without a choice."""
     found = tuple(option.run for run in sweep.runs if run.decides for option in run.options)
-    return Sweep(f"{sweep.name}-choice", found) if found else None
+    return Sweep(f"{sweep.name}-choice", found, engine=sweep.engine) if found else None
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,14 @@ class KeyUnusable(Exception):  # noqa: N818 - it is no failure of a run: that is
     """There is no key that can be used. The message says why."""
 
 
+def state_folder() -> Path:
+    """`$TICKET_STATE`, or the user's own folder for state (see platformdirs)."""
+    return Path(os.environ.get(VARIABLE) or platformdirs.user_state_dir("supermask"))
+
+
 def key_file() -> Path:
-    """Where the key is: in `$TICKET_STATE`, or in the user's own folder for state (see platformdirs)."""
-    return Path(os.environ.get(VARIABLE) or platformdirs.user_state_dir("supermask")) / "key"
+    """Where the key is: in the user's own folder for state."""
+    return state_folder() / "key"
 
 
 def read_key() -> bytes:

@@ -128,7 +128,13 @@ def leave_of(function: Any, name: str) -> dict[str, Leave]:
 
 
 def _installed() -> set[str]:
-    return {os.path.realpath(path) for path in sysconfig.get_paths().values()}
+    return {os.path.realpath(path) for path in sysconfig.get_paths().values()} | site_folders()
+
+
+def site_folders() -> set[str]:
+    """The folders of installed packages that are looked in, those of another environment below this one too."""
+    named = ("site-packages", "dist-packages")
+    return {os.path.realpath(path) for path in sys.path if os.path.basename(os.path.normpath(path)) in named}
 
 
 def digest_of(path: str | Path) -> str:
