@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -70,12 +71,13 @@ def read_mlflow(run: Run, folder: Path) -> SimpleNamespace:
     histories = {tag: client.get_metric_history(name, tag) for tag in found.data.metrics}
     points = {tag: [(metric.step, metric.value) for metric in history] for tag, history in histories.items()}
     images = [path.path for path in client.list_artifacts(name, "images") if path.path.endswith(".png")]
-    words = [Path(path).name.split("+")[:3] for path in images]
+    # Older versions have other signs between the words.
+    words = [re.split(r"[+%]", Path(path).name)[:3] for path in images]
     return SimpleNamespace(
         scalars={tag: values for tag, values in points.items() if not tag.startswith("summary/")},
         summary={tag: values[-1][1] for tag, values in points.items() if tag.startswith("summary/")},
         config=found.data.params,
-        pictures=sorted((tag.replace("~", "/"), int(step)) for tag, _, step in words),
+        pictures=sorted((re.sub("[~#]", "/", tag), int(step)) for tag, _, step in words),
         histograms={},
         done=found.info.status == "FINISHED",
         runs=len(same),
