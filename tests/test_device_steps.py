@@ -33,8 +33,9 @@ from ticket_search.data.dataset import from_arrays
 from ticket_search.data.sources import read_samples
 from ticket_search.methods import find_method, method_names
 from ticket_search.running import search as searching
-from ticket_search.runs import experiment, tensorboard
+from ticket_search.runs import experiment
 from ticket_search.runs.environment import describe_environment
+from ticket_search.runs.loggers import tensorboard
 from ticket_search.runs.records import write_record
 from ticket_search.sweeps.engines import local
 from ticket_search.training import evaluation, loop

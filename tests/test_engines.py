@@ -44,7 +44,9 @@ ALL = [
 def cluster():
     """A Ray cluster of this process: a sweep that finds one uses it, and leaves it."""
     os.environ.update(REPEATED)
+    before = signal.getsignal(signal.SIGTERM)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    signal.signal(signal.SIGTERM, before)  # Ray has taken it
     yield
     ray.shutdown()
 

@@ -167,6 +167,18 @@ print(after - before, plan(method, model, data, **more).peak)
 """
 
 
+def test_a_search_that_does_not_fit_is_not_timed(ticket, monkeypatch):
+    monkeypatch.setattr("ticket_search.training.watch.free_memory", lambda device: 8_000_000)
+    monkeypatch.setattr("ticket_search.running.plan.make_plan", lambda *_: pytest.fail("timed"))
+    answer = ticket("search", "--method", "dense", "--train-size", "320", "--dry-run")
+    assert answer.code == 2
+    assert "memory: about 9 MB of tensors on cpu at the most" in answer.out
+    assert answer.err.splitlines()[-1] == (
+        "error: the search takes 0.0 GB on cpu at most, and 0.0 GB are free there: a smaller --batch-size (now 60), or "
+        "--accumulate N, which passes a batch in N parts, takes less. Nothing was timed"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the memory of a process is told by Linux")
 @pytest.mark.parametrize(

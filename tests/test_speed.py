@@ -65,7 +65,8 @@ def test_no_step_asks_for_a_number(method, flags, quick, monkeypatch):
 def test_the_search_imports_no_compiler(tmp_path, forkserver_with_torch):
     """`torch._dynamo` takes as long to import as all of PyTorch, scikit-learn and pandas longer than to search."""
     code = (
-        "import sys; from ticket_search import search; from ticket_search.runs import first_layer, tensorboard\n"
+        "import sys; from ticket_search import search; from ticket_search.runs import first_layer\n"
+        "from ticket_search.runs.loggers import tensorboard\n"
         "for method, density in {'edge-popup': 0.5, 'filters': 0.5, 'imp': 0.9}.items():\n"
         f"    run = search(method, runs={str(tmp_path)!r}, density=density, epochs=1, train_size=128, threads=1, "
         "progress=False)\n"

@@ -12,7 +12,7 @@ import typer
 
 import supermask
 
-from .. import analysis, running, runs
+from .. import analysis, running, runs, training
 from ..contract import stops
 from ..contract.declared import ScoreName
 from ..contract.errors import RequestError, command_line
@@ -89,6 +89,7 @@ def carry_out(request: Request, place: str) -> None:
         if request.asks("--dry-run"):
             progress.label("measuring the memory of small batches")
             memory = running.memory.plan_memory(config, setup)
+            _check_memory(memory, config)
         progress.label("timing the first steps")
         if request.asks("--dry-run"):
             plan = running.plan.make_plan(config, setup)
@@ -113,6 +114,23 @@ def carry_out(request: Request, place: str) -> None:
         if done is not None:
             output().print(f"the run {done} is finished already; --again makes another", highlight=False)
         print_summary(run)
+
+
+def _check_memory(memory: Memory, config: Config) -> None:
+    """Check that a search has the memory that it takes, before its steps are timed with whole batches.
+
+    Raises:
+        RequestError: it has not, after the plan was printed.
+    """
+    free = training.watch.free_memory(config.device)
+    if free is None or memory.peak <= free:
+        return
+    _print_memory(memory, config.device)
+    raise RequestError(
+        f"the search takes {memory.peak / 1e9:,.1f} GB on {config.device} at most, and {free / 1e9:,.1f} GB are free "
+        f"there: a smaller --batch-size (now {config.batch_size}), or --accumulate N, which passes a batch in N parts, "
+        "takes less. Nothing was timed"
+    )
 
 
 def _print_start(request: Request) -> None:

@@ -1,6 +1,7 @@
 from . import asked as asked
 from . import choice as choice
 from . import counting as counting
+from . import engines as engines
 from . import file as file
 from . import predictions as predictions
 from . import progress as progress

@@ -117,7 +117,7 @@ def check_masks(model: nn.Module, step: int) -> None:
 
 def describe_memory() -> str:
     """What to say where memory is near its end; nothing where there is enough, or where that is not known."""
-    known = [both for both in (_of_the_machine(), _of_the_group()) if both is not None]
+    known = _known()
     if not known:
         return ""
     free, whole = min(known)
@@ -127,6 +127,18 @@ def describe_memory() -> str:
         f"memory is near its end: {free / 1e6:,.0f} of {whole / 1e6:,.0f} MB are free, and a process that needs more "
         "is killed; fewer --jobs or a smaller --batch-size need less, and `ticket resume` goes on with a killed run"
     )
+
+
+def free_memory(device: str) -> int | None:
+    """The bytes that are free on a device, None where that is not known."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    known = _known() if device == "cpu" else []
+    return min(known)[0] if known else None
+
+
+def _known() -> list[tuple[int, int]]:
+    return [both for both in (_of_the_machine(), _of_the_group()) if both is not None]
 
 
 def _of_the_machine() -> tuple[int, int] | None:
