@@ -26,12 +26,16 @@ from training_ranks import (
     RANKS,
     SHARED,
     free_port,
+    leave_alone,
+    lose_numbers,
+    raise_on_the_first,
     refuse,
     search_all,
     search_case,
     search_images,
     search_shared,
     stop_and_go_on,
+    stop_rehearsal,
     stop_shared,
     wait_until,
     work,
@@ -46,12 +50,14 @@ from ticket_search.data.augmentation import Augmentation
 from ticket_search.data.dataset import from_arrays
 from ticket_search.methods import usable_methods
 from ticket_search.runs import ranks
+from ticket_search.training import shards
 from ticket_search.training.measures import Batch, make_measure
 
 METHODS = [method.name for method in usable_methods()[0]]
 NAMES = [*METHODS, *CASES]
-# Norms take their statistics from the rows of each rank: no other number is that of one process.
-NORMED = ("early-bird",)
+# Norms take their statistics from the rows of each rank, and ranks drop other activations: no number is that of one
+# process.
+OWN_WAY = ("early-bird", "norms, rewound", "dropout")
 CODE = """
 import sys
 sys.path.insert(0, sys.argv[2])
@@ -67,16 +73,24 @@ def together(tmp_path_factory, forkserver_with_torch) -> tuple[Path, list[dict[s
     for number, name in enumerate(("ant", "bee")):
         write_images(folder / "images" / "train" / name, 16, number)
         write_images(folder / "images" / "test" / name, 6, 10 + number)
-        next((folder / "images" / "train" / name).iterdir()).write_bytes(b"no image")
+        for part, count in (("train", 1), ("test", 2)):
+            for path in sorted((folder / "images" / part / name).iterdir())[:count]:
+                path.write_bytes(b"no image")
     parts = [
         ("images", search_images, (str(folder / "images"), str(folder / "runs"))),
         ("searches", search_all, (str(folder / "runs"), NAMES)),
         ("refused", refuse, (str(folder / "refused"),)),
         ("stopped", stop_and_go_on, (str(folder / "stopped"),)),
+        ("dropped", stop_and_go_on, (str(folder / "dropped"), None, "dropout", "dropout")),
+        ("numbers", lose_numbers, (str(folder / "numbers"),)),
+        ("rehearsal", stop_rehearsal, ()),
+        ("raised", raise_on_the_first, ()),
         *(
             [("shared", search_shared, (str(folder / "shared"),)), ("shared on", stop_shared, (str(folder / "on"),))]
             * SHARDS
         ),
+        # The last: after it the two are no group any more.
+        ("alone", leave_alone, (str(folder / "alone"),)),
     ]
     run_ranks(work, str(folder), free_port(), parts, ranks=RANKS)
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
@@ -94,7 +108,7 @@ def test_two_ranks_find_what_one_process_finds(name, together, tmp_path):
     assert first["masks"], "a ticket was made"
     assert first["masks"] == second["masks"], "every level's masks, as each rank has them"
     assert first["summary"] == second["summary"]
-    if name in NORMED:
+    if name in OWN_WAY:
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANK", "0")
@@ -189,6 +203,74 @@ def test_a_training_that_changes_masks_is_not_shared_out(together):
             assert text.startswith("--fsdp goes with methods whose masks are held while the weights train")
             assert text.endswith(f"the trainings of {method} change or look at more than that")
     assert not (folder / "shared" / "none").exists()
+
+
+def test_a_stopped_run_with_dropout_is_the_one_that_was_never_stopped(together):
+    folder, found = together
+    for rank in found:
+        assert rank["dropped"]["status"] == 75 and 12 <= rank["dropped"]["last"] < 49
+    stopped, whole = (losses(folder / each / "dropout") for each in ("dropped", "runs"))
+    assert stopped == whole
+
+
+def test_weights_that_are_no_numbers_are_not_saved(together):
+    folder, found = together
+    kinds = ["whole", *["shared"] * SHARDS]
+    for told in (rank["numbers"] for rank in found):
+        assert [*told] == kinds
+        for text in told.values():
+            assert "NaN or infinite" in text and "what was saved before is kept" in text
+    for kind in kinds:
+        assert not (folder / "numbers" / kind / "state.pt").exists(), "the first state would have been that one"
+
+
+def test_a_signal_to_one_rank_ends_the_timing_of_steps(together):
+    assert [rank["rehearsal"] for rank in together[1]] == ["130", "130"]
+
+
+def test_what_fails_on_the_first_rank_is_told_on_all(together):
+    first, second = (rank["raised"] for rank in together[1])
+    assert first == ["TwoError: this and that", "RequestError: ['one', 'two']", "RunError: failed"]
+    assert second == ["RunError: TwoError: this and that", *first[1:]]
+
+
+def test_a_rank_that_fails_alone_leaves_no_half_group(together):
+    first, second = (rank["alone"] for rank in together[1])
+    assert "another of the 2 ranks has ended or cannot be reached" in first[0]
+    assert second == [
+        "of this rank alone",
+        "this process has left the other ranks in the middle of a search, by an error that they did not have: start all "
+        "of them anew",
+    ]
+    assert "done" not in first
+
+
+def test_parameters_that_change_are_told_of():
+    error = RuntimeError("Expected to have finished reduction in the prior iteration before starting a new one. This")
+    assert ranks.is_lost(error)
+    assert ranks.describe_lost(error).startswith("some parameters of the network get gradients in one step and none in")
+    assert not ranks.is_lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not ranks.is_lost(ValueError("the process group of workers"))
+
+
+class Tied(torch.nn.Module):
+    """Blocks of all kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        own, twice, tied = (torch.nn.Linear(4, 4) for _ in range(3))
+        self.head = torch.nn.Linear(4, 4)
+        self.head.weight = tied.weight
+        self.blocks = torch.nn.ModuleList(
+            [own, tied, torch.nn.ModuleDict({"inner": torch.nn.Linear(4, 4)}), torch.nn.ReLU()]
+        )
+        self.again = torch.nn.Sequential(twice, twice)
+        self.expected = [own, twice]
+
+
+def test_the_parts_of_a_network_that_are_gathered_by_themselves():
+    model = Tied()
+    assert shards._blocks(model) == model.expected
 
 
 def start_rank(rank: int, port: int, runs: Path, said: Path) -> subprocess.Popen[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +20,13 @@ from supermask import fingerprint
 from ticket_search import RequestError, RunError, resume, search
 from ticket_search.methods import find_method
 from ticket_search.running.read_config import find_kind
+from ticket_search.runs import ranks
+from ticket_search.runs.run import Run
 from ticket_search.training import conclude
 
 RANKS = 2
+# PyTorch 2.6 shares out nothing on a CPU.
+SHARDS = hasattr(torch.cpu.Stream, "record_event")
 # Five epochs of ten steps; numbers that do not depend on who adds up what first but in their last digits.
 FLAGS: dict[str, Any] = {
     "train_size": 300, "batch_size": 30, "epochs": 5, "seed": 1, "threads": 1, "precision": "fp64", "evaluate_every": "1it",
@@ -70,6 +75,17 @@ class Late(nn.Module):
         return self.used(x.flatten(1))
 
 
+class Dropping(nn.Module):
+    """A network that draws random numbers in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 30), nn.Linear(30, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(nn.functional.dropout(torch.relu(self.first(x.flatten(1))), 0.3, self.training))
+
+
 # What is searched beside every method with its defaults: by name, the method and its flags.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "edge-popup, global": ("edge-popup", {"allocation": "global", "density": DENSITY}),
@@ -83,6 +99,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "edge-popup", {"model": Tokens, "data": tokens, "density": 0.5, "train_size": None, "accumulate": 2, "metric": "accuracy", **TOKENS},
     ),
     "a layer that is not used": ("one-shot", {"model": Late, "density": DENSITY}),
+    "norms, rewound": ("one-shot", {"model": "lenet-300-100-bn", "density": DENSITY, "rewind": "4it"}),
+    "dropout": ("random", {"model": Dropping, "density": DENSITY}),
     "penalized": ("bernoulli", {"density": DENSITY}),
 }  # fmt: skip
 
@@ -115,11 +133,18 @@ def tickets_seen() -> Iterator[list[str]]:
 
 def search_all(folder: str, names: list[str]) -> dict[str, Any]:
     """Every search, and the masks that this rank has seen."""
-    found = {}
+    found, summaries = {}, list[dict[str, Any]]()
+    finish = Run.finish
+
+    def watch(self: Run, summary: Any) -> None:
+        summaries.append({key: value for key, value in summary.items() if key not in ("seconds", "cost")})
+        finish(self, summary)
+
+    Run.finish = watch  # type: ignore[method-assign]
     for name in names:
         with tickets_seen() as seen:
             run = search_case(name, folder)
-        found[name] = {"masks": seen, "path": str(run.path), "summary": dict(run.summary)}
+        found[name] = {"masks": seen, "path": str(run.path), "summary": dict(summaries[-1])}
     return found
 
 
@@ -130,6 +155,7 @@ SHARED: dict[str, tuple[str, dict[str, Any]]] = {
     "snip": ("snip", {"density": DENSITY, "accumulate": 3, "clip": 0.5}),
     "wanda": ("wanda", {"density": DENSITY}),
     "batches of 7": ("random", {"density": DENSITY, "batch_size": 7, "train_size": 70}),
+    "unlike parts": ("random", {"density": DENSITY, "batch_size": 7, "train_size": 70, "accumulate": 3}),
     "blocks": (
         "one-shot",
         {"density": DENSITY, "model": "conv2", "model_args": ["width=0.25"], "optimizer": "sgd", "lr": 0.05, "momentum": 0.9},
@@ -161,7 +187,7 @@ def stop_shared(folder: str) -> dict[str, Any]:
 
 FOLDER: dict[str, Any] = {
     "model": "conv2", "image_size": 8, "workers": 0, "batch_size": 6, "epochs": 3, "threads": 1, "density": 0.5,
-    "evaluate_every": "1it", "max_bad_images": 3,
+    "evaluate_every": "1it", "max_bad_images": 5,
 }  # fmt: skip
 
 
@@ -194,7 +220,99 @@ def other_weights(rank: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
-def stop_and_go_on(folder: str, begin: Callable[[], Any] | None = None) -> dict[str, Any]:
+def lose_numbers(folder: str) -> dict[str, str]:
+    """A weight becomes infinite in the middle of a training: no state is saved over the good one."""
+    from ticket_search.training import loop
+
+    train_on, found = loop._Loop._train_on, {}
+
+    def train(self: Any, x: Any, y: Any) -> None:
+        train_on(self, x, y)
+        if self.step == 15:
+            with torch.no_grad():
+                for parameter in self.parameters:
+                    parameter.mul_(torch.inf)
+            self.run.stop(75)
+
+    for name, more in {"whole": {}, **({"shared": {"fsdp": True}} if SHARDS else {})}.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop._Loop, "_train_on", train)
+            try:
+                flags = {**FLAGS, "evaluate_every": "5ep", **more}
+                search("dense", data="digits", runs=folder, name=name, progress=False, **flags)
+            except (RunError, KeyboardInterrupt) as error:
+                found[name] = str(error)
+    return found
+
+
+def stop_rehearsal() -> str:
+    """A signal comes to one rank while steps are timed."""
+    from ticket_search.contract.stops import Stopped
+    from ticket_search.running.plan import make_plan
+    from ticket_search.running.request import check_request
+    from ticket_search.running.search import prepare
+    from ticket_search.runs.rehearsal import Rehearsal
+
+    tick = Rehearsal.tick
+
+    def signal_at_the_sixth(self: Any) -> None:
+        if len(self.ends) == 5 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGINT)
+        tick(self)
+
+    with pytest.MonkeyPatch.context() as patch, ranks.together("cpu"):
+        patch.setattr(Rehearsal, "tick", signal_at_the_sixth)
+        try:
+            make_plan(*prepare(check_request("dense", "lenet-300-100", "digits", dict(FLAGS))))
+        except Stopped as error:
+            return str(error.status)
+    return "planned"
+
+
+class TwoError(Exception):
+    """One that does not come out of another process."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+def raise_on_the_first() -> list[str]:
+    """What each rank is told of what fails on the first one."""
+    told = []
+    with ranks.together("cpu"):
+        for error in (TwoError("this", "that"), RequestError(["one", "two"]), RunError("failed")):
+            try:
+                ranks.first(lambda error=error: (_ for _ in ()).throw(error))
+            except (RequestError, RunError, TwoError) as caught:
+                told.append(f"{type(caught).__name__}: {getattr(caught, 'problems', caught)}")
+    return told
+
+
+def leave_alone(folder: str) -> list[str]:
+    """One rank fails by itself: the other learns of it, and neither goes on with the group as if nothing had been."""
+    from ticket_search.training import loop
+
+    rank, train_on, told = int(os.environ["RANK"]), loop._Loop._train_on, []
+
+    def train(self: Any, x: Any, y: Any) -> None:
+        if self.step == 12 and rank == 1:
+            raise RunError("of this rank alone")
+        train_on(self, x, y)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Loop, "_train_on", train)
+        for _ in range(2):
+            try:
+                search_case("edge-popup", folder)
+                told.append("done")
+            except RunError as error:
+                told.append(str(error))
+    return told
+
+
+def stop_and_go_on(
+    folder: str, begin: Callable[[], Any] | None = None, case: str = "edge-popup", name: str = "edge-popup"
+) -> dict[str, Any]:
     """One rank alone hears a signal: both stop after the same step, and go on as one run."""
     from ticket_search import Interrupted
     from ticket_search.training import loop
@@ -211,11 +329,11 @@ def stop_and_go_on(folder: str, begin: Callable[[], Any] | None = None) -> dict[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Loop, "_train_on", train)
         try:
-            begin() if begin else search_case("edge-popup", folder)
+            begin() if begin else search_case(case, folder)
         except Interrupted as error:
             status = error.status
-    stopped = Path(folder, "edge-popup", "state.pt").exists()
-    run = resume(f"{folder}/edge-popup", progress=False)
+    stopped = Path(folder, name, "state.pt").exists()
+    run = resume(f"{folder}/{name}", Dropping if case == "dropout" else None, progress=False)
     return {"status": status, "last": steps[-1], "saved": stopped, "masks": fingerprint(run.ticket.masks)}
 
 

@@ -18,7 +18,7 @@ from supermask.plugins.entry_points import DeclarationError
 from ..contract.errors import RequestError, RunError, unknown
 from ..contract.stops import STOPPED
 from ..runs.progress import warn_in_a_line
-from ..runs.ranks import launched
+from ..runs.ranks import TOLD, launched
 from . import (
     bench,
     card,
@@ -139,7 +139,7 @@ def main() -> None:
             warn_in_a_line()
             _command()()
     except RequestError as error:
-        for problem in error.problems:
+        for problem in [] if _is_told(error) else error.problems:
             complain(problem)
         sys.exit(2)
     except RunError as error:
@@ -163,5 +163,11 @@ def _describe(error: OSError) -> str:
 
 
 def _complain(error: Exception | str, code: int) -> None:
-    complain(error)
+    if isinstance(error, str) or not _is_told(error):
+        complain(error)
     sys.exit(code)
+
+
+def _is_told(error: Exception) -> bool:
+    """Whether the first of several ranks tells of the same error."""
+    return TOLD in getattr(error, "__notes__", ())

@@ -138,11 +138,11 @@ class Hook:
         """After the optimizer's step, or where it would have been; `step` counts the steps done, this one included."""
 
     def sees(self, step: int) -> bool:
-        """Whether `on_step` looks at the network or the optimizer after so many steps.
+        """Whether `on_step` keeps the network or the optimizer as they are after so many steps.
 
-        Where it does not, a network that is shared out over ranks need not be gathered for it.
+        On several ranks they are then brought up to date: running statistics, and what is shared out (`--fsdp`).
         """
-        return type(self).on_step is not Hook.on_step
+        return False
 
     def on_epoch(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
         """After an epoch's last step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,13 @@ def chunks(tree: Any, number: int) -> list[Any]:
         return list(tree.chunk(number))
     size = -(-count(tree) // number)
     return [part(tree, start, start + size) for start in range(0, count(tree), size)]
+
+
+def split_evenly(tree: Any, number: int) -> list[Any]:
+    """The samples in exactly so many parts, of sizes that differ by one at most."""
+    size = count(tree)
+    ends = [size * place // number for place in range(number + 1)]
+    return [part(tree, start, end) for start, end in itertools.pairwise(ends)]
 
 
 def move(tree: Any, device: torch.device | str) -> Any:

@@ -140,6 +140,7 @@ def _begin(config: Config, setup: Setup, batch: int, work: Callable[[Run], Any])
             pass
         except Interrupted as stop:
             raise Stopped(status=stop.status) from None
+        run.agree(at_once=True)
         if run.stop_status is not None:
             raise Stopped(status=run.stop_status)
 

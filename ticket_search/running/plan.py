@@ -135,6 +135,7 @@ def rehearse(model: nn.Module, config: Config, setup: Setup) -> Rehearsal:
 
 def _stop_if_asked(run: Run) -> None:
     """End what called for the timing, where a signal has come that no step of training has looked at."""
+    run.agree(at_once=True)
     if run.stop_status is not None:
         raise Stopped(status=run.stop_status)
 

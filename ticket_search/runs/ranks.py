@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import datetime
 import os
 import time
 import warnings
@@ -25,6 +26,8 @@ Value = TypeVar("Value")
 
 # What PyTorch and its backends say where a process of the group is no more, or cannot be reached.
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "socket", "process group")
+# How long a rank that has failed waits for the others to fail too.
+_SECONDS_TO_LEAVE = 5.0
 # How long ranks go on without asking each other, and for how many steps at most.
 _SECONDS_BETWEEN, _MOST_STEPS = 0.5, 64
 # What says that parameters get gradients in one step and not in another.
@@ -52,7 +55,12 @@ class Ranks:
 
 
 ALONE = Ranks()
+# What is noted on an error that the first rank has met too, which tells of it.
+TOLD = "the first rank tells of it"
 _active: list[Ranks] = []
+# How often this process has worked with others; and whether it has left them in the middle.
+_meetings: list[Ranks] = []
+_broken: list[bool] = []
 
 
 def launched() -> Ranks:
@@ -91,7 +99,7 @@ def together(device: str = "auto") -> Iterator[Ranks]:
 
     Raises:
         RequestError: fewer GPUs than processes.
-        RunError: the others cannot be reached.
+        RunError: the others cannot be reached, or were left before.
     """
     ranks = launched()
     if not ranks.several or _active:
@@ -99,23 +107,53 @@ def together(device: str = "auto") -> Iterator[Ranks]:
         return
     _join(ranks, device)
     _active.append(ranks)
+    _meetings.append(ranks)
     try:
         with warnings.catch_warnings():
             if not ranks.first:
                 warnings.simplefilter("ignore", UserWarning)
             yield ranks
-    except RuntimeError as error:
-        if isinstance(error, RunError) or not is_lost(error):
-            raise
-        raise RunError(describe_lost(error)) from error
+        _tell_end(ranks, None)
+    except BaseException as error:
+        _tell_end(ranks, error)
+        if isinstance(error, RuntimeError) and not isinstance(error, RunError) and is_lost(error):
+            raise RunError(describe_lost(error)) from error
+        raise
     finally:
         _active.pop()
+
+
+def _tell_end(ranks: Ranks, error: BaseException | None) -> None:
+    """Tell the others how this rank has left, and look whether all have.
+
+    A rank that leaves by an error of its own while the others go on takes the group with it: they would wait for it, or
+    take what it says next for an answer to something else.
+    """
+    from torch.distributed import distributed_c10d
+
+    keys = [f"supermask/{len(_meetings)}/{rank}" for rank in range(ranks.world)]
+    try:
+        store = distributed_c10d._get_default_store()
+        store.set(keys[ranks.rank], "" if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            store.wait(keys, datetime.timedelta(seconds=_SECONDS_TO_LEAVE))
+            if not ranks.first and store.get(keys[0]).decode() == f"{type(error).__name__}: {error}":
+                error.add_note(TOLD)
+    except (RuntimeError, ValueError):  # they go on, or are gone
+        if error is not None:
+            _broken.append(True)
+            _leave()
 
 
 def _join(ranks: Ranks, device: str) -> None:
     import torch
     from torch import distributed
 
+    if _broken:
+        raise RunError(
+            "this process has left the other ranks in the middle of a search, by an error that they did not have: "
+            "start all of them anew"
+        )
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") and torch.cuda.is_available() else 0
     if gpus:
         if ranks.local_rank >= gpus:
@@ -155,7 +193,7 @@ def is_lost(error: BaseException) -> bool:
     if isinstance(error, distributed.DistError):
         return True
     told = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in told for word in _LOST)
+    return isinstance(error, RuntimeError) and any(word in told for word in (*_LOST, _CHANGING))
 
 
 def describe_lost(error: BaseException) -> str:
@@ -204,7 +242,8 @@ def first(work: Callable[[], Value]) -> Value:
     """What `work()` returns on the first rank, on all of them. The others do not call it.
 
     Raises:
-        Exception: what it raises there, on all ranks.
+        RequestError: as it does there, on all ranks.
+        RunError: on the others where it raises anything else.
     """
     if not now().several:
         return work()
@@ -215,10 +254,20 @@ def first(work: Callable[[], Value]) -> Value:
             found = work()
         except Exception as error:
             raised = error
-    found, raised = tell((found, raised))
+    # Of any exception its text: not every one comes out of another process as it went in.
+    problems = raised.problems if isinstance(raised, RequestError) else None
+    found, problems, told = tell((found, problems, None if raised is None else _in_words(raised)))
     if raised is not None:
         raise raised
+    if problems is not None:
+        raise RequestError(problems)
+    if told is not None:
+        raise RunError(told)
     return found  # type: ignore[no-any-return]
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
 
 
 def wait() -> None:

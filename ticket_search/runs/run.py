@@ -241,8 +241,11 @@ class Run:
 
     def save_training(self, name: str, state: dict[str, Any]) -> None:
         """Save the state of a training in progress."""
-        self._training = {**state, "name": f"{self.training_stage}/{name}"}
-        self.save_state()
+        if self.leads:
+            self._training = {**state, "name": f"{self.training_stage}/{name}"}
+            self.save_state()
+            # What is saved need not be kept: the training has its own.
+            self._training = None
 
     def save_state(self) -> None:
         """Write `state.pt`: stage results, training in progress, and where the logs end.

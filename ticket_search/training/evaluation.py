@@ -17,7 +17,7 @@ from supermask.choosing.gradients import call
 from supermask.live.learned import Learned
 from supermask.live.program import program_of
 
-from ..contract.errors import RequestError, unknown
+from ..contract.errors import RequestError, RunError, unknown
 from ..contract.flags import Config, make_config
 from ..contract.metric import LOSSES, METRICS, named_values
 from ..data.samples import HeldOut, Samples
@@ -101,11 +101,28 @@ def _measure(
         total += loss.reshape(()) * weight
         state = objective.measure.add(state, objective.batch(outputs, y, loss))
         count += weight
+    share_bad_images(data)
     parts = ranks.gather((total.item(), float(count), state.cpu()))
+    if not any(part[1] for part in parts):
+        raise RunError(f"no sample of {split} can be read")
     whole = parts[0][2]
     for _, _, other in parts[1:]:
         whole = objective.measure.merge(whole, other)
     return Evaluation(sum(part[0] for part in parts) / sum(part[1] for part in parts), objective.measure.value(whole))
+
+
+def share_bad_images(data: Samples) -> None:
+    """Have all ranks know of the images that any of them could not read.
+
+    Raises:
+        RunError: they are more than may be.
+    """
+    bad = getattr(data, "bad", None)
+    if bad is None or not ranks.now().several:
+        return
+    for found in ranks.gather(bad.state_dict()):
+        for split, images in found.items():
+            bad.add(split, list(images.items()))
 
 
 def read_data_of(ticket: Ticket, data: str, data_dir: str | None = None) -> Samples:

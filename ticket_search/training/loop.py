@@ -24,11 +24,11 @@ from ..contract.errors import RunError, command_line, some_of
 from ..contract.flags import Config, steps_of
 from ..contract.method import Hook
 from ..data.samples import Samples, whole_batches
-from ..data.trees import chunks
+from ..data.trees import chunks, split_evenly
 from ..runs import ranks
 from ..runs.run import Run
 from . import watch
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation, evaluate, share_bad_images
 from .optimization import learning_rate, load_optimizer, make_optimizer
 from .precision import compile_whole, make_arithmetic
 from .replica import Replica
@@ -112,6 +112,10 @@ def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
+def _copied_to(tensor: Tensor, device: str) -> Tensor:
+    return tensor.detach().to(device, copy=True)
+
+
 def _mark_of_rank() -> str:
     return "" if ranks.now().first else f"/rank-{ranks.now().rank}"
 
@@ -192,9 +196,9 @@ class _Loop:
 
     def _show_step(self) -> None:
         optimizer: Any = self.optimizer
-        if self.shards is not None and self.hook.sees(self.step):
-            self.shards.settle()
-            optimizer = WholeState(self.shards, self.optimizer)
+        if self.replica is not None and self.hook.sees(self.step):
+            self.replica.settle()
+            optimizer = optimizer if self.shards is None else WholeState(self.shards, optimizer)
         self.hook.on_step(self.step, self.model, optimizer)
 
     def _pause(self) -> None:
@@ -209,15 +213,15 @@ class _Loop:
     def _save(self) -> None:
         """Save the state, unless it has gone bad: the one from before would be lost."""
         self._check_losses()
-        self._check_weights()
         self._share()
+        self._check_weights()
         self.run.save_training(self.order, self.state_dict())
 
     def _watch(self) -> None:
         """Once an epoch, what no step has time to look at."""
         self._check_losses()
-        self._check_weights()
         self._share()
+        self._check_weights()
         watch.check_masks(self.model, self.step)
         if little := watch.describe_memory():
             self.run.progress.say(little)
@@ -286,7 +290,7 @@ class _Loop:
 
     def _differentiate_in_parts(self, x: Any, y: Any) -> None:
         """Forward and backward of this rank's share of a batch, in as many parts as are configured."""
-        parts = list(zip(chunks(x, self.config.accumulate), chunks(y, self.config.accumulate), strict=True))
+        parts = list(zip(*(self._cut(tree) for tree in (x, y)), strict=True))
         whole = self._weight_of_batch(y)
         for number, (part_x, part_y) in enumerate(parts):
             share = self.objective.weight(part_y) / (whole.clamp(min=1) if isinstance(whole, Tensor) else whole)
@@ -295,6 +299,12 @@ class _Loop:
                 self._differentiate(part_x, part_y, share, penalized=number == 0)
         if self.replica is not None:
             self.replica.after_backward()
+
+    def _cut(self, tree: Any) -> list[Any]:
+        """The parts of a batch, or of a share of one; of shares that are not of one size all ranks have as many."""
+        if self.replica is None:
+            return chunks(tree, self.config.accumulate)
+        return split_evenly(tree, min(self.config.accumulate, self.batch_size // ranks.now().world))
 
     def _weight_of_batch(self, y: Any) -> Tensor | int:
         """How many targets count in the whole batch, of which `y` may be one rank's share."""
@@ -357,10 +367,7 @@ class _Loop:
         """Have all ranks know what each has by itself: statistics of norms, shards, and images that are bad."""
         if self.replica is not None:
             self.replica.settle()
-        if (bad := self.run.setup.bad_images) and ranks.now().several:
-            for found in ranks.gather(bad.state_dict()):
-                for split, images in found.items():
-                    bad.add(split, list(images.items()))
+        share_bad_images(self.data)
 
     def _validate(self) -> Evaluation:
         # On a CPU to compile for another mode and size takes longer than many evaluations.
@@ -373,7 +380,9 @@ class _Loop:
             value = -best.loss if name == "min_validation_loss" else self.objective.metric.merit(best.value)
             if merit <= value:
                 return
-        tensors = {key: tensor.detach().clone() for key, tensor in self.model.state_dict().items()}
+        # A network that is shared out is large: what is kept of it is kept off its device.
+        keep = _copied if self.shards is None else partial(_copied_to, device="cpu")
+        tensors = {key: keep(tensor) for key, tensor in self.model.state_dict().items()}
         self.moments[name] = Moment(self.step, validation.loss, validation.value, tensors)
 
     def _load_moment(self, accuracy: float | None = None, **values: Any) -> Moment:
@@ -406,7 +415,11 @@ class _Loop:
             "told_dead": self.told_dead,
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state() if self.data.device.type == "cuda" else None,
+            **({"random_of_ranks": ranks.gather(self._random_numbers())} if ranks.now().several else {}),
         }
+
+    def _random_numbers(self) -> tuple[Tensor, Tensor | None]:
+        return torch.get_rng_state(), torch.cuda.get_rng_state() if self.data.device.type == "cuda" else None
 
     def load_state_dict(self, state: StateDict) -> None:
         self.step, self.logged_step = state["step"], state["logged_step"]
@@ -421,10 +434,18 @@ class _Loop:
         # A run of 0.1.0 that trained without a hook has None here.
         self.hook.load_state_dict(state["hook"] or {})
         self.told_dead = state.get("told_dead", False)
-        if not ranks.now().first:
+        self._load_random_numbers(state)
+
+    def _load_random_numbers(self, state: StateDict) -> None:
+        group, every = ranks.now(), state.get("random_of_ranks", ())
+        own = (state["random"], state["cuda_random"])
+        if len(every) == group.world:
+            own = every[group.rank]
+        elif not group.first:
+            # With another number of ranks there is nothing to go on with.
             seed_generators(_derive(self.config, f"dropout/{self.order}/{self.step}{_mark_of_rank()}"))
             return
-        torch.set_rng_state(state["random"])
+        torch.set_rng_state(own[0])
         # Of a training that goes on elsewhere the numbers of the other device are of no use.
-        if state["cuda_random"] is not None and self.data.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_random"])
+        if own[1] is not None and self.data.device.type == "cuda":
+            torch.cuda.set_rng_state(own[1])

@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_map_only
 from supermask.choosing.gradients import call
 from supermask.live.held import Hold
 from supermask.live.program import program_of
+from supermask.plugins.entry_points import one_line
 
-from ..contract.errors import RequestError
+from ..contract.errors import RAISED, RequestError
 from ..contract.flags import Config
 from ..contract.method import Traits
 from ..runs import ranks
@@ -61,8 +62,11 @@ class Shards:
         self.whole, self.trained = model, copy.deepcopy(model)
         kind = next(model.parameters()).device.type
         mesh = init_device_mesh(kind, (ranks.now().world,))
-        for block in [*reversed(list(_blocks(self.trained))), self.trained]:
-            fully_shard(block, mesh=mesh)
+        try:
+            for block in [*reversed(_blocks(self.trained)), self.trained]:
+                fully_shard(block, mesh=mesh)
+        except RAISED as error:
+            raise RequestError(f"--fsdp cannot share out this network: {one_line(error)}; expected no --fsdp") from None
 
     def __call__(self, inputs: Any) -> Any:
         """The outputs of the network."""
@@ -98,9 +102,19 @@ class Shards:
                 if isinstance(tensor, Tensor):
                     tensor.copy_(_share_out(whole[name], tensor))
 
-    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """An optimizer's state with whole moments, as that of a network that is not shared out."""
-        return tree_map_only(Tensor, lambda tensor: _join(tensor).cpu(), optimizer.state_dict())  # type: ignore[no-any-return]
+    def optimizer_state(self, optimizer: torch.optim.Optimizer, everywhere: bool = False) -> dict[str, Any]:
+        """An optimizer's state with whole moments, as that of a network that is not shared out.
+
+        Args:
+            optimizer: over the parameters of `trained`.
+            everywhere: on all ranks. If not, only the first keeps the whole, which all have to ask for.
+        """
+
+        def join(tensor: Tensor) -> Tensor:
+            whole = _join(tensor)
+            return whole.cpu() if everywhere or ranks.now().first else whole.new_empty(0)
+
+        return tree_map_only(Tensor, join, optimizer.state_dict())  # type: ignore[no-any-return]
 
     def share_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
         """The other way round, for an optimizer over the parameters of `trained`."""
@@ -125,16 +139,32 @@ class WholeState:
 
     def state_dict(self) -> dict[str, Any]:
         """The whole moments."""
-        return self.shards.optimizer_state(self.optimizer)
+        return self.shards.optimizer_state(self.optimizer, everywhere=True)
 
 
-def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The parts that are gathered one after another: those that lie in lists and sequences, as blocks do."""
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """The parts that are gathered one after another: those that lie in lists and sequences, as blocks do.
+
+    Each of them has parameters that no other part of the network has: what is tied is gathered with the whole.
+    """
+    users: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            users.setdefault(id(parameter), []).append(module)
+    found = []
+    for block in dict.fromkeys(_candidates(model)):
+        inside = set(block.modules())
+        own = [users[id(parameter)] for parameter in block.parameters()]
+        if own and all(module in inside for modules in own for module in modules):
+            found.append(block)
+    return found
+
+
+def _candidates(model: nn.Module) -> Iterator[nn.Module]:
+    """What lies in lists and sequences and is called by itself."""
     for module in model.modules():
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
-            yield from (
-                part for part in module if not isinstance(part, nn.ModuleList) and any(True for _ in part.parameters())
-            )
+            yield from (part for part in module if type(part).forward is not nn.Module.forward)
 
 
 def _join(tensor: Tensor) -> Tensor:
