@@ -129,11 +129,11 @@ def _tell_end(ranks: Ranks, error: BaseException | None) -> None:
     A rank that leaves by an error of its own while the others go on takes the group with it: they would wait for it, or
     take what it says next for an answer to something else.
     """
-    from torch.distributed import distributed_c10d
+    from torch import distributed
 
     keys = [f"supermask/{len(_meetings)}/{rank}" for rank in range(ranks.world)]
     try:
-        store = distributed_c10d._get_default_store()
+        store = distributed.distributed_c10d._get_default_store()
         store.set(keys[ranks.rank], "" if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             store.wait(keys, datetime.timedelta(seconds=_SECONDS_TO_LEAVE))

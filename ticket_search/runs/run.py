@@ -244,8 +244,7 @@ class Run:
         if self.leads:
             self._training = {**state, "name": f"{self.training_stage}/{name}"}
             self.save_state()
-            # What is saved need not be kept: the training has its own.
-            self._training = None
+            self._training = None  # the training has its own
 
     def save_state(self) -> None:
         """Write `state.pt`: stage results, training in progress, and where the logs end.
