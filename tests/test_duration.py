@@ -124,7 +124,7 @@ def test_sharing_is_how_much_less_each_thread_does(cores, stretch, monkeypatch):
 
 
 def test_threads_work_at_the_same_time(monkeypatch):
-    monkeypatch.setattr(machine_load, "_SECONDS", 0.02)
+    monkeypatch.setattr(machine_load, "_SECONDS", 0.1)
     who: list[int] = []
     hashed = machine_load.hashlib.sha256
     monkeypatch.setattr(

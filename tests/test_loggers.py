@@ -104,6 +104,8 @@ def records_so_far(path: Path) -> Iterator[Any]:
             place += 32768 - place % 32768
             continue
         _, size, kind = struct.unpack_from("<IHB", data, place)
+        if place + 7 + size > len(data):
+            return  # its writer is in the middle of it
         whole += data[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):  # whole, or the last part
