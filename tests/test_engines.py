@@ -186,8 +186,10 @@ def first_step(events: Path) -> int:
 )
 def test_a_stopped_sweep_goes_on(engine, options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_sweep(make_sweep(LONG, "mine"), "whole", jobs=2, progress=False)
-    table = with_options(LONG, engine, options, tmp_path)
+    # Workers of a cluster begin one after another: the first run must last until the second has saved a state.
+    long = {**LONG, "base": {**LONG["base"], "epochs": 500}}
+    run_sweep(make_sweep(long, "mine"), "whole", jobs=2, progress=False)
+    table = with_options(long, engine, options, tmp_path)
     process = start(tmp_path, table, engine, "--jobs", "2")
     try:
         states = tmp_path / "runs/mine"
