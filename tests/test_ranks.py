@@ -37,6 +37,7 @@ from training_ranks import (
     stop_and_go_on,
     stop_rehearsal,
     stop_shared,
+    tell_of_norms,
     wait_until,
     work,
 )
@@ -85,6 +86,7 @@ def together(tmp_path_factory, forkserver_with_torch) -> tuple[Path, list[dict[s
         ("numbers", lose_numbers, (str(folder / "numbers"),)),
         ("rehearsal", stop_rehearsal, ()),
         ("raised", raise_on_the_first, ()),
+        ("norms", tell_of_norms, ()),
         *(
             [("shared", search_shared, (str(folder / "shared"),)), ("shared on", stop_shared, (str(folder / "on"),))]
             * SHARDS
@@ -226,6 +228,14 @@ def test_weights_that_are_no_numbers_are_not_saved(together):
 
 def test_a_signal_to_one_rank_ends_the_timing_of_steps(together):
     assert [rank["rehearsal"] for rank in together[1]] == ["130", "130"]
+
+
+def test_statistics_of_each_rank_are_told_of(together):
+    for with_norms, without in (rank["norms"] for rank in together[1]):
+        assert [text for text in with_norms if text not in without] == [
+            "batch norm takes its statistics from the rows that each of the 2 ranks has of a batch, and those that are kept "
+            "are the first rank's"
+        ]
 
 
 def test_what_fails_on_the_first_rank_is_told_on_all(together):

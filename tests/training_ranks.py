@@ -269,6 +269,20 @@ def stop_rehearsal() -> str:
     return "planned"
 
 
+def tell_of_norms() -> list[list[str]]:
+    """What is said before a training, of a network with batch norm and of one without."""
+    from ticket_search.running.request import check_request
+    from ticket_search.running.search import prepare
+
+    found = []
+    with ranks.together("cpu"):
+        for model in ("lenet-300-100-bn", "lenet-300-100"):
+            config, setup = prepare(check_request("dense", model, "digits", dict(FLAGS)))
+            network = setup.make_model(config)
+            found.append(setup.remarks(network, setup.targets(config, network)))
+    return found
+
+
 class TwoError(Exception):
     """One that does not come out of another process."""
 

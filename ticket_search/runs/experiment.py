@@ -143,7 +143,18 @@ class Setup:
         """What to know of the network's tensors before work begins: left out, shared, frozen, never read, zero."""
         example, _ = next(self.data.batches("validation", 2))
         found = choosing.remarks.sentences(supermask.remarks(model, targets, example))
-        return found + (self.earlier.remarks() if self.earlier else [])
+        return found + (self.earlier.remarks() if self.earlier else []) + _remarks_on_norms(model)
+
+
+def _remarks_on_norms(model: nn.Module) -> list[str]:
+    """What to know of batch norms where several ranks train."""
+    group = ranks.now()
+    if not group.several or not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return []
+    return [
+        f"batch norm takes its statistics from the rows that each of the {group.world} ranks has of a batch, and those "
+        "that are kept are the first rank's"
+    ]
 
 
 @contextlib.contextmanager
