@@ -18,9 +18,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import supermask
+from ticket_search.training.shards import WORKS_ON_A_CPU as SHARDS
 
-# That of PyTorch 2.6 asks its streams for what only those of an accelerator have.
-SHARDS = hasattr(torch.cpu.Stream, "record_event")
 RANKS = 2
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import torch
 from processes import run_ranks
-from test_distributed_loops import SHARDS
 from test_image_folder import write_images
 from training_ranks import (
     CASES,
@@ -53,6 +52,7 @@ from ticket_search.methods import usable_methods
 from ticket_search.runs import ranks
 from ticket_search.training import shards
 from ticket_search.training.measures import Batch, make_measure
+from ticket_search.training.shards import WORKS_ON_A_CPU as SHARDS
 
 METHODS = [method.name for method in usable_methods()[0]]
 NAMES = [*METHODS, *CASES]
@@ -287,7 +287,7 @@ def start_rank(rank: int, port: int, runs: Path, said: Path) -> subprocess.Popen
     names = {"RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": RANKS, "MASTER_PORT": port}
     environment = {
         **os.environ, **{name: str(value) for name, value in names.items()}, "MASTER_ADDR": "127.0.0.1",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONFAULTHANDLER": "1",
     }  # fmt: skip
     with (said / f"{rank}.txt").open("wb") as file:
         words = [sys.executable, "-c", CODE, str(runs), str(Path(__file__).parent)]
@@ -310,7 +310,8 @@ def test_a_killed_rank_ends_the_other_and_any_number_of_ranks_goes_on(killed, to
     assert "the same command goes on from there, with as many ranks or others" in said
     if killed:
         going_on = [start_rank(rank, port + 1, runs, tmp_path) for rank in range(RANKS)]
-        assert [process.wait(timeout=120) for process in going_on] == [0] * RANKS
+        codes = [process.wait(timeout=120) for process in going_on]
+        assert codes == [0] * RANKS, [(tmp_path / f"{rank}.txt").read_text() for rank in range(RANKS)]
     else:
         search_case("imp, rewound", str(runs))
     after, undisturbed = (

@@ -89,7 +89,7 @@ def carry_out(request: Request, place: str) -> None:
         if request.asks("--dry-run"):
             progress.label("measuring the memory of small batches")
             memory = running.memory.plan_memory(config, setup)
-            _check_memory(memory, config)
+            _check_memory(memory, config, request.asks("--json"))
         progress.label("timing the first steps")
         if request.asks("--dry-run"):
             plan = running.plan.make_plan(config, setup)
@@ -116,7 +116,7 @@ def carry_out(request: Request, place: str) -> None:
         print_summary(run)
 
 
-def _check_memory(memory: Memory, config: Config) -> None:
+def _check_memory(memory: Memory, config: Config, as_json: bool) -> None:
     """Check that a search has the memory that it takes, before its steps are timed with whole batches.
 
     Raises:
@@ -125,9 +125,10 @@ def _check_memory(memory: Memory, config: Config) -> None:
     free = training.watch.free_memory(config.device)
     if free is None or memory.peak <= free:
         return
-    _print_memory(memory, config.device)
+    if not as_json:
+        _print_memory(memory, config.device)
     raise RequestError(
-        f"the search takes {memory.peak / 1e9:,.1f} GB on {config.device} at most, and {free / 1e9:,.1f} GB are free "
+        f"the search takes {memory.peak / 1e6:,.0f} MB on {config.device} at most, and {free / 1e6:,.0f} MB are free "
         f"there: a smaller --batch-size (now {config.batch_size}), or --accumulate N, which passes a batch in N parts, "
         "takes less. Nothing was timed"
     )
@@ -179,6 +180,9 @@ def print_help(name: str | None) -> None:
     print_definitions(
         "flags that are not part of the configuration",
         [(f"{key} {placeholder or ''}".strip(), text) for key, (placeholder, text) in LAUNCH_FLAGS.items()],
+    )
+    print_sentence(
+        "One training on several GPUs: torchrun --nproc-per-node N -m ticket_search search, and the same flags."
     )
     console.print(f"recipes for --config: {', '.join(recipes()) or 'none'}", highlight=False, soft_wrap=True)
 

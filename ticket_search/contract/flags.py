@@ -168,8 +168,8 @@ class Config(pydantic.BaseModel, frozen=True, extra="forbid", protected_namespac
     clip: Positive | None = Field(None, description="scale the gradient down where its norm is larger than this")
     fsdp: bool = Field(
         False,
-        description="on several ranks: share out gradients and moments over them (FSDP2), for networks whose training "
-        "does not fit on one device; with methods that hold masks",
+        description="on several GPUs (torchrun): share out weights, gradients and moments over them (FSDP2), for "
+        "networks whose training does not fit on one; with methods that hold masks",
     )
     accumulate: int = Field(
         1, ge=1, description="split each batch into N parts and sum their gradients, to save memory"

@@ -86,7 +86,8 @@ class Memory:
 def plan_memory(config: Config, setup: Setup) -> Memory:
     """The memory that a search takes on its device.
 
-    What the network's libraries take for themselves within an operation, and Python and PyTorch as such, are not in it.
+    What the network's libraries take for themselves within an operation, and Python and PyTorch as such, are not in it,
+    nor what the system's allocator keeps after it was freed: on a CPU a process may grow by a third more.
 
     Args:
         config: of the search.

@@ -26,6 +26,9 @@ from ..contract.method import Traits
 from ..runs import ranks
 from .replica import share_buffers
 
+# The streams of the CPU have what FSDP2 asks of them since PyTorch 2.7.
+WORKS_ON_A_CPU = hasattr(torch.cpu.Stream, "record_event")
+
 
 def sharding_problems(config: Config, traits: Traits) -> list[str]:
     """Why a method's trainings cannot be shared out, where `--fsdp` asks for it."""
@@ -37,7 +40,7 @@ def sharding_problems(config: Config, traits: Traits) -> list[str]:
             f"--fsdp goes with methods whose masks are held while the weights train, as imp, one-shot and snip; the "
             f"trainings of {config.method} change or look at more than that"
         )
-    if config.device == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+    if config.device == "cpu" and not WORKS_ON_A_CPU:
         found.append(f"--fsdp on the CPU needs PyTorch 2.7 or later, and this is {torch.__version__}")
     return found
 
