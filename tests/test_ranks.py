@@ -26,6 +26,7 @@ from training_ranks import (
     SHARED,
     free_port,
     leave_alone,
+    leave_in_turn,
     lose_numbers,
     raise_on_the_first,
     refuse,
@@ -87,6 +88,7 @@ def together(tmp_path_factory, forkserver_with_torch) -> tuple[Path, list[dict[s
         ("rehearsal", stop_rehearsal, ()),
         ("raised", raise_on_the_first, ()),
         ("norms", tell_of_norms, ()),
+        ("left", leave_in_turn, ()),
         *(
             [("shared", search_shared, (str(folder / "shared"),)), ("shared on", stop_shared, (str(folder / "on"),))]
             * SHARDS
@@ -253,6 +255,11 @@ def test_a_rank_that_fails_alone_leaves_no_half_group(together):
         "of them anew",
     ]
     assert "done" not in first
+
+
+def test_the_first_rank_leaves_last(together):
+    first, second = (rank["left"] for rank in together[1])
+    assert first > second
 
 
 def test_parameters_that_change_are_told_of():

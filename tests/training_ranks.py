@@ -301,6 +301,16 @@ def raise_on_the_first() -> list[str]:
     return told
 
 
+def leave_in_turn() -> float:
+    """When this rank takes leave of the group at the end of a process. The second is late."""
+    rank, times = int(os.environ["RANK"]), list[float]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "destroy_process_group", lambda: times.append(time.monotonic()))
+        time.sleep(0.5 * rank)
+        ranks._leave_in_turn()
+    return times[0]
+
+
 def leave_alone(folder: str) -> list[str]:
     """One rank fails by itself: the other learns of it, and neither goes on with the group as if nothing had been."""
     from ticket_search.training import loop

@@ -26,7 +26,7 @@ Value = TypeVar("Value")
 
 # What PyTorch and its backends say where a process of the group is no more, or cannot be reached.
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "socket", "process group")
-# How long a rank that has failed waits for the others to fail too.
+# How long a rank that has failed waits for the others to fail too, and one that leaves for those that leave before it.
 _SECONDS_TO_LEAVE = 5.0
 # How long ranks go on without asking each other, and for how many steps at most.
 _SECONDS_BETWEEN, _MOST_STEPS = 0.5, 64
@@ -175,7 +175,26 @@ def _join(ranks: Ranks, device: str) -> None:
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
         raise RunError(f"the other ranks cannot be reached by {place}: {_line_of(error)}") from error
-    atexit.register(_leave)
+    atexit.register(_leave_in_turn)
+
+
+def _leave_in_turn() -> None:
+    """Leave the group when the ranks above this one have left it, the first one last: by its store they meet.
+
+    A connection that the other side closes while this side closes it too may end the process (SIGABRT).
+    """
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        return
+    ranks, store = launched(), distributed.distributed_c10d._get_default_store()
+    keys = [f"supermask/left/{rank}" for rank in range(ranks.world)]
+    # Of those that are gone without a word nothing is heard.
+    with contextlib.suppress(RuntimeError):
+        store.wait(keys[ranks.rank + 1 :], datetime.timedelta(seconds=_SECONDS_TO_LEAVE))
+    _leave()
+    with contextlib.suppress(RuntimeError):
+        store.set(keys[ranks.rank], "")
 
 
 def _leave() -> None:
