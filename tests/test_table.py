@@ -154,7 +154,18 @@ def test_the_dense_network_stands_beside_any_density(lines):
 
 def test_what_was_tried_is_told(lines):
     row = choices_as_text(lines).splitlines()[-1]
-    assert row == "| snip | 0.1 | 0.01: 81.50, 1: 9.00 | 0.01 |"
+    assert row == "| lenet-300-100 | snip | 3 | 0.1 | 0.01: 81.50, 1: 9.00 | 0.01 |"
+
+
+def test_what_was_tried_is_told_of_each_network_by_itself(lines):
+    tried = [line for line in lines if line.role == "trial"]
+    others = [replace(line, model="resnet", lr=2 * line.lr, validation=None) for line in tried[:1]]
+    longer = [replace(line, epochs=20, validation=0.0) for line in tried[:1]]
+    assert choices_as_text([*tried, *others, *longer]).splitlines()[2:] == [
+        "| lenet-300-100 | snip | 3 | 0.1 | 0.01: 81.50, 1: 9.00 | 0.01 |",
+        "| lenet-300-100 | snip | 20 | 0.1 | 1: 0.00 | 1 |",
+        "| resnet | snip | 3 | 0.1 | 2: - | 2 |",
+    ]
 
 
 BASE = "[base]\nepochs = 1\nmodel_args = 'width=0.1'\noptimizer = 'sgd'\n"

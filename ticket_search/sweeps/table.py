@@ -438,13 +438,20 @@ def predictions_as_text(judged: Sequence[Judgement]) -> str:
 
 def choices_as_text(lines: Sequence[Line]) -> str:
     """What was tried to choose a learning rate, and what validation said, as Markdown."""
-    groups: dict[tuple[str, str, float, int], list[Line]] = {}
+    groups: dict[tuple[str, str, str, int, float, int], list[Line]] = {}
     for line in lines:
         if line.role == "trial":
-            groups.setdefault((line.sweep, line.label, line.asked, line.seed), []).append(line)
-    rows = ["| method | tried at density | validation % at each learning rate | chosen |", "|:---|---:|:---|---:|"]
-    for (_, label, asked, _), tried in sorted(groups.items()):
-        best = max(tried, key=lambda line: line.validation or -math.inf)
-        told = ", ".join(f"{line.lr:g}: {line.validation:.2f}" for line in sorted(tried, key=lambda line: line.lr))
-        rows.append(f"| {escape(label, None)} | {asked:g} | {told} | {best.lr:g} |")
+            key = (line.sweep, line.model, line.label, line.epochs, line.asked, line.seed)
+            groups.setdefault(key, []).append(line)
+    rows = [
+        "| network | method | epochs | tried at density | validation % at each learning rate | chosen |",
+        "|:---|:---|---:|---:|:---|---:|",
+    ]
+    for (_, model, label, epochs, asked, _), tried in sorted(groups.items()):
+        best = max(tried, key=lambda line: -math.inf if line.validation is None else line.validation)
+        told = ", ".join(
+            f"{line.lr:g}: {'-' if line.validation is None else format(line.validation, '.2f')}"
+            for line in sorted(tried, key=lambda line: line.lr)
+        )
+        rows.append(f"| {escape(model, None)} | {escape(label, None)} | {epochs} | {asked:g} | {told} | {best.lr:g} |")
     return "\n".join(rows)
