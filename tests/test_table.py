@@ -13,7 +13,7 @@ from scipy import stats
 from ticket_search import RequestError
 from ticket_search.contract.recipes import find_study
 from ticket_search.sweeps.file import Prediction, make_sweep
-from ticket_search.sweeps.study import read_study
+from ticket_search.sweeps.study import Study, read_study
 from ticket_search.sweeps.table import (
     Line,
     choices_as_text,
@@ -26,6 +26,7 @@ from ticket_search.sweeps.table import (
     write_csv,
 )
 from ticket_search.sweeps.table import lines_of as lines_of_sweep
+from ticket_search.sweeps.table_page import write_table
 
 ONE = Line(
     sweep="a", role="run", model="lenet-300-100", epochs=3, label="snip", method="snip", control="", asked=0.1, seed=0, kept=100, weights=1000,
@@ -237,6 +238,30 @@ def test_sweeps_are_joined_from_their_measurements(ticket, tmp_path, monkeypatch
     assert "not run" not in page
     assert {(line.asked, line.trainings) for line in read_csv(Path("results/mine-two.csv"))} == {(0.6, 2.0), (0.3, 3.0)}
     assert Path("results/mine.png").stat().st_size > 2000
+
+
+def test_a_sweep_beside_the_others_has_tables_where_its_runs_end(tmp_path):
+    parts = {name: make_sweep({"seeds": [0], "runs": [{"method": "imp"}]}, name) for name in ("one", "two")}
+    parts["two"] = replace(parts["two"], about="Longer trainings")
+    study = Study(
+        name="mine", title="A", paper="B", question="C?", hours=1.0, delta=None, differs=(), statements=(), published=(),
+        claims={}, densities=(0.1,), parts=parts, beside=("two",),
+    )  # fmt: skip
+    long = {"sweep": "two", "label": "imp", "method": "imp", "flags": json.dumps({"density": 0.1})}
+    passed = [line for asked in (0.5, 0.25, 0.1) for line in lines_of([60 + asked, 62 + asked], asked=asked, **long)]
+    half = lines_of([50.0], **{**long, "model": "conv4", "asked": 0.5, "flags": "{}"})
+    write = {"one": lines_of([70.0, 71.0]), "two": [*passed, *half]}
+    for name, lines in write.items():
+        (tmp_path / f"mine-{name}.csv").write_text(write_csv(lines))
+    write_table(study, tmp_path)
+    page = (tmp_path / "mine.md").read_text()
+    own = page[page.index("## Longer trainings") : page.index("## How the")]
+    assert [line for line in own.splitlines() if "density" in line and not line.startswith("|")] == [
+        "conv4, density 0.5:", "lenet-300-100, density 0.1:",
+    ]  # fmt: skip
+    assert "\n\nimp, on the way: 61.50 % at 0.5, 61.25 % at 0.25.\n\n" in own
+    assert own.count("| imp | 3 |") == 2
+    assert "imp" not in page[: page.index("## Longer trainings")]
 
 
 def test_a_network_that_masks_are_put_on_is_named_as_in_the_sweep_whatever_the_machine(quick, tmp_path):

@@ -84,11 +84,23 @@ def _table_page(study: Study, measured: Sequence[table.Line], missing: Sequence[
 
 
 def _own_tables(study: Study, part: str, measured: Sequence[table.Line]) -> str:
-    """The tables of a sweep beside the others: of each of its networks, at each of its densities."""
+    """The tables of a sweep beside the others: of each of its networks, at each density at which its runs end.
+
+    The densities that iterative methods pass on their way there are a line of text.
+    """
     own = [line for line in measured if line.sweep == part and line.role != "trial"]
     parts = [f"## {_text(study.parts[part].about)}"]
     for model in dict.fromkeys(line.model for line in own):
         lines = [line for line in own if line.model == model]
-        for density in sorted({line.asked for line in lines}, reverse=True):
+        ends: dict[tuple[str, str], float] = {}
+        for line in lines:
+            ends[line.label, line.flags] = min(line.asked, ends.get((line.label, line.flags), line.asked))
+        for density in sorted(set(ends.values()), reverse=True):
             parts.append(f"{_text(model)}, density {density:g}:\n\n{table.table_at(lines, density, {})}")
+        way = [line for line in lines if not line.control and line.asked not in ends.values()]
+        for label in dict.fromkeys(line.label for line in way):
+            passed = [line for line in way if line.label == label]
+            densities = sorted({line.asked for line in passed}, reverse=True)
+            told = ", ".join(f"{table.entries_at(passed, asked)[0].mean:.2f} % at {asked:.3g}" for asked in densities)
+            parts.append(f"{_text(label)}, on the way: {told}.")
     return "\n\n".join(parts)
