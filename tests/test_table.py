@@ -259,7 +259,7 @@ def test_a_sweep_beside_the_others_has_tables_where_its_runs_end(tmp_path):
     assert [line for line in own.splitlines() if "density" in line and not line.startswith("|")] == [
         "conv4, density 0.5:", "lenet-300-100, density 0.1:",
     ]  # fmt: skip
-    assert "\n\nimp, on the way: 61.50 % at 0.5, 61.25 % at 0.25.\n\n" in own
+    assert "\n\nimp, test accuracy at the densities before the last: 61.50 % at 0.5, 61.25 % at 0.25.\n\n" in own
     assert own.count("| imp | 3 |") == 2
     assert "imp" not in page[: page.index("## Longer trainings")]
 

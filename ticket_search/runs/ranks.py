@@ -179,22 +179,22 @@ def _join(ranks: Ranks, device: str) -> None:
 
 
 def _leave_in_turn() -> None:
-    """Leave the group when the ranks above this one have left it, the first one last: by its store they meet.
+    """Leave the group when the ranks above this one have left it, the first one last.
 
-    A connection that the other side closes while this side closes it too may end the process (SIGABRT).
+    So no connection is closed from both sides at the same time, and the first one's store is there for all who use it.
     """
     from torch import distributed
 
     if not distributed.is_initialized():
         return
-    ranks, store = launched(), distributed.distributed_c10d._get_default_store()
-    keys = [f"supermask/left/{rank}" for rank in range(ranks.world)]
+    rank, store = distributed.get_rank(), distributed.distributed_c10d._get_default_store()
+    keys = [f"supermask/left/{each}" for each in range(distributed.get_world_size())]
     # Of those that are gone without a word nothing is heard.
     with contextlib.suppress(RuntimeError):
-        store.wait(keys[ranks.rank + 1 :], datetime.timedelta(seconds=_SECONDS_TO_LEAVE))
+        store.wait(keys[rank + 1 :], datetime.timedelta(seconds=_SECONDS_TO_LEAVE))
     _leave()
     with contextlib.suppress(RuntimeError):
-        store.set(keys[ranks.rank], "")
+        store.set(keys[rank], "")
 
 
 def _leave() -> None:

@@ -102,5 +102,5 @@ def _own_tables(study: Study, part: str, measured: Sequence[table.Line]) -> str:
             passed = [line for line in way if line.label == label]
             densities = sorted({line.asked for line in passed}, reverse=True)
             told = ", ".join(f"{table.entries_at(passed, asked)[0].mean:.2f} % at {asked:.3g}" for asked in densities)
-            parts.append(f"{_text(label)}, on the way: {told}.")
+            parts.append(f"{_text(label)}, test accuracy at the densities before the last: {told}.")
     return "\n\n".join(parts)
